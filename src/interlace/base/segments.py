@@ -1,0 +1,95 @@
+"""Where each sequence starts on the flat axis of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from interlace.base.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The lengths of N sequences that lie end to end on one flat axis of tokens.
+
+    Nothing is padded, so nothing can leak: operators restart their state at every border.
+    The description lives on the CPU; kernels on a device copy what they need.
+
+    Attributes:
+        offsets: int32 [N + 1], rising from 0 to `total` (what others call `cu_seqlens`).
+        time: the common length where all segments are equally long and it is known, else None. A fast path only.
+    """
+
+    offsets: Tensor
+    time: int | None = field(default=None, compare=False)
+
+    @staticmethod
+    def from_lengths(lengths: Sequence[int]) -> Segments:
+        """Segments of the given lengths, each at least 1.
+
+        Raises:
+            ShapeError: no lengths, or one below 1.
+        """
+        lengths = [int(n) for n in lengths]
+        if not lengths or min(lengths) < 1:
+            raise ShapeError(f"segments: every length must be at least 1, got {lengths[:8]}; drop empty sequences")
+        offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+        offsets[1:] = torch.tensor(lengths, dtype=torch.int64).cumsum(0).to(torch.int32)
+        return Segments(offsets, lengths[0] if len(set(lengths)) == 1 else None)
+
+    @staticmethod
+    def from_offsets(offsets: Tensor) -> Segments:
+        """Segments from cumulative offsets [N + 1], as `cu_seqlens` has them.
+
+        Raises:
+            ShapeError: offsets are not one-dimensional, do not start at 0, or do not rise.
+        """
+        values = offsets.tolist() if offsets.ndim == 1 else []
+        if len(values) < 2 or values[0] != 0 or any(b <= a for a, b in pairwise(values)):
+            raise ShapeError(f"segments: offsets must be one-dimensional and rise from 0, got {values[:8]}")
+        return Segments.from_lengths([b - a for a, b in pairwise(values)])
+
+    @staticmethod
+    def equal(count: int, time: int) -> Segments:
+        """`count` segments of `time` tokens each; traceable by torch.compile."""
+        return Segments(torch.arange(0, count * time + 1, time, dtype=torch.int32), time)
+
+    @property
+    def count(self) -> int:
+        """N, the number of segments."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def total(self) -> int:
+        """The number of tokens in all segments together."""
+        return self.count * self.time if self.time is not None else int(self.offsets[-1])
+
+    @property
+    def lengths(self) -> list[int]:
+        """The N lengths."""
+        if self.time is not None:
+            return [self.time] * self.count
+        return [b - a for a, b in pairwise(self.offsets.tolist())]
+
+    def spans(self) -> list[tuple[int, int]]:
+        """The N pairs (first token, one past the last) on the flat axis."""
+        return list(pairwise(self.offsets.tolist()))
+
+    def last(self) -> Tensor:
+        """int64 [N]: where each segment's last token lies on the flat axis."""
+        return self.offsets[1:].long() - 1
+
+    def positions(self, starts: Tensor | None = None) -> Tensor:
+        """int64 [total]: each token's place in its own sequence, counted from `starts` [N] (0 if None)."""
+        if self.time is not None:
+            places = torch.arange(self.time).expand(self.count, self.time)
+            if starts is not None:
+                places = places + starts.cpu()[:, None]
+            return places.reshape(-1)
+        lengths = torch.diff(self.offsets).long()
+        first = self.offsets[:-1].long() - (starts.cpu().long() if starts is not None else 0)
+        return torch.arange(self.total) - torch.repeat_interleave(first, lengths, output_size=self.total)

@@ -1,0 +1,140 @@
+"""The public operator `attention`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interlace.base.errors import ShapeError
+from interlace.base.segments import Segments
+from interlace.ops.attention import ragged
+from interlace.ops.attention.recurrent import recurrent
+from interlace.ops.attention.state import AttentionState
+from interlace.ops.backends import Backend, choose
+
+
+@torch.library.custom_op("interlace::ragged_attention", mutates_args=())
+def _ragged(
+    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale: float, window: int | None
+) -> Tensor:
+    return ragged.fresh(query, key, value, offsets, 0, scale, window).contiguous()
+
+
+@_ragged.register_fake
+def _ragged_fake(query, key, value, offsets, scale, window):  # type: ignore[no-untyped-def]
+    return value.new_empty(*query.shape[:2], value.shape[2])
+
+
+@torch.library.custom_op("interlace::ragged_attention_backward", mutates_args=())
+def _ragged_backward(
+    d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale: float, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in (query, key, value)]
+        out = ragged.fresh(*inputs, offsets, 0, scale, window)
+    dq, dk, dv = (x.contiguous() for x in torch.autograd.grad(out, inputs, d_out))
+    return dq, dk, dv
+
+
+@_ragged_backward.register_fake
+def _ragged_backward_fake(d_out, query, key, value, offsets, scale, window):  # type: ignore[no-untyped-def]
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.scale, ctx.window = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    return *_ragged_backward(d_out, *ctx.saved_tensors, ctx.scale, ctx.window), None, None, None
+
+
+_ragged.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def _run_fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    state: AttentionState | None,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, AttentionState]:
+    if state is not None:
+        return ragged.cached(query, key, value, segments, state, scale)
+    if torch.compiler.is_compiling() and segments.time is None:  # the borders are data, so the loop over them is opaque
+        out = _ragged(query, key, value, segments.offsets, scale, window)
+    else:
+        out = ragged.fresh(query, key, value, segments.offsets, segments.time or 0, scale, window)
+    return out, AttentionState.of_tokens(key, value, segments, window)
+
+
+def _run_recurrent(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    state: AttentionState | None,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, AttentionState]:
+    out = recurrent(query, key, value, segments, state, scale, window)
+    if state is None:
+        return out, AttentionState.of_tokens(key, value, segments, window)
+    return out, state.append(key, value, segments)
+
+
+BACKENDS = (Backend("chunked", _run_fused), Backend("recurrent", _run_recurrent))
+
+
+def attention(
+    query: Float[Tensor, "total H K"],
+    key: Float[Tensor, "total J K"],
+    value: Float[Tensor, "total J V"],
+    *,
+    segments: Segments | None = None,
+    state: AttentionState | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    backend: str = "auto",
+) -> tuple[Float[Tensor, "total H V"], AttentionState]:
+    """Causal softmax attention of each token over its own sequence.
+
+    Args:
+        query: [total, H, K].
+        key, value: [total, J, K] and [total, J, V]; H a multiple of J, query head h reads head h // (H / J).
+        segments: where sequences start; None means one sequence.
+        state: what the sequences saw before; it is used up by the call.
+        scale: multiplies the logits; K ** -0.5 if None.
+        window: how many tokens a query sees, itself included; None for all. Must equal the state's.
+        backend: "auto", "chunked" (torch's fused kernel) or "recurrent".
+
+    Returns:
+        out [total, H, V] and the state after these tokens.
+
+    Raises:
+        ShapeError: arguments disagree; the message names the argument.
+    """
+    segments = segments or Segments.from_lengths([query.shape[0]])
+    if query.ndim != 3 or query.shape[0] != segments.total:
+        raise ShapeError(f"attention: query has shape {list(query.shape)}, but must be [{segments.total}, H, K]")
+    total, H, K = query.shape
+    if key.ndim != 3 or (key.shape[0], key.shape[2]) != (total, K) or H % key.shape[1]:
+        raise ShapeError(
+            f"attention: key has shape {list(key.shape)}, but must be [{total}, J, {K}] with H = {H} a multiple of J"
+        )
+    if value.ndim != 3 or value.shape[:2] != key.shape[:2]:
+        raise ShapeError(f"attention: value has shape {list(value.shape)}, but must be {list(key.shape[:2])} + [V]")
+    if window is not None and window < 1:
+        raise ShapeError(f"attention: window must be at least 1, got {window}")
+    if state is not None and state.window != window:
+        raise ShapeError(f"attention: window is {window}, but state was made with window {state.window}")
+    if state is not None and len(state.positions) != segments.count:
+        raise ShapeError(f"attention: state holds {len(state.positions)} sequences, but segments has {segments.count}")
+    run = choose("attention", BACKENDS, backend, query)
+    return run(query, key, value, segments, state, float(K**-0.5 if scale is None else scale), window)

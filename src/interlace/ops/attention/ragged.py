@@ -1,0 +1,80 @@
+"""Attention by torch's fused kernel, one call for equal sequences and one per sequence otherwise; nothing is padded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from interlace.base.segments import Segments
+from interlace.ops.attention.state import AttentionState
+
+BLOCK = 1024  # queries that share one mask, where a mask is needed
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) -> Tensor:
+    """Queries [B, H, T, K] are the last T of S keys [B, J, S, K]; returns [B, H, T, V].
+
+    A mask is built only for a window, or for queries that come after a past, and then for a block of queries
+    and the keys that block can see.
+    """
+    T, S = q.shape[2], k.shape[2]
+    gqa = q.shape[1] != k.shape[1]
+    if S == T and (window is None or T <= window):
+        return scaled_dot_product_attention(q, k, v, is_causal=T > 1, scale=scale, enable_gqa=gqa)
+    if T == 1:
+        k, v = (k, v) if window is None else (k[:, :, -window:], v[:, :, -window:])
+        grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # a group's queries see the same keys
+        return scaled_dot_product_attention(grouped, k, v, scale=scale).reshape(*q.shape[:2], 1, -1)
+    outputs = []
+    size = min(BLOCK, window or BLOCK)
+    for start in range(0, T, size):
+        stop = min(start + size, T)
+        first, last = (0 if window is None else max(0, start + S - T - window + 1)), stop + S - T
+        places = torch.arange(start, stop, device=q.device)[:, None] + (S - T)
+        keys = torch.arange(first, last, device=q.device)
+        mask = keys <= places if window is None else (keys <= places) & (keys > places - window)
+        part = (q[:, :, start:stop], k[:, :, first:last], v[:, :, first:last])
+        outputs.append(scaled_dot_product_attention(*part, attn_mask=mask, scale=scale, enable_gqa=gqa))
+    return torch.cat(outputs, dim=2)
+
+
+def heads_first(x: Tensor, rows: int) -> Tensor:
+    """[rows x T, heads, dim] to [rows, heads, T, dim]."""
+    return x.unflatten(0, (rows, -1)).transpose(1, 2)
+
+
+def fresh(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, time: int, scale: float, window: int | None
+) -> Tensor:
+    """Sequences without a past: [total, H, K] to [total, H, V]."""
+    if time:
+        out = causal(*(heads_first(x, q.shape[0] // time) for x in (q, k, v)), scale, window)
+        return out.transpose(1, 2).flatten(0, 1)
+    bounds = offsets.tolist()
+    spans = zip(bounds[:-1], bounds[1:], strict=True)
+    parts = [causal(*(heads_first(x[a:b], 1) for x in (q, k, v)), scale, window) for a, b in spans]
+    return torch.cat([p.squeeze(0).transpose(0, 1) for p in parts])
+
+
+def cached(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, state: AttentionState, scale: float
+) -> tuple[Tensor, AttentionState]:
+    """Sequences that go on from `state`, which is used up.  [total, H, K] to ([total, H, V], the state after)."""
+    spans, window = segments.spans(), state.window
+    joined = {}
+    for row, (a, b) in enumerate(spans):
+        if window is not None and b - a > 1:  # the ring will overwrite what these queries still see
+            joined[row] = [torch.cat((past, x[a:b])) for past, x in zip(state.past(row), (k, v), strict=True)]
+    state = state.append(k, v, segments)
+    if segments.time == 1 and len(set(state.positions)) == 1:
+        keys, values = (x[:, : state.held(0)].transpose(1, 2) for x in (state.keys, state.values))
+        return causal(heads_first(q, len(spans)), keys, values, scale, None).squeeze(2), state
+    outputs = []
+    for row, (a, b) in enumerate(spans):
+        held = slice(0, state.held(row))  # a ring needs no order here: a single query sees all that it holds
+        keys, values = joined.get(row) or (state.keys[row, held], state.values[row, held])
+        seen = (heads_first(x, 1) for x in (keys, values))
+        out = causal(heads_first(q[a:b], 1), *seen, scale, window if row in joined else None)
+        outputs.append(out.squeeze(0).transpose(0, 1))
+    return torch.cat(outputs), state

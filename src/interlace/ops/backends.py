@@ -1,0 +1,67 @@
+"""How an operator picks one of its implementations."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from interlace.base.errors import BackendUnavailable, ConfigError, nearest
+
+log = logging.getLogger("interlace")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an operator.
+
+    Attributes:
+        name: what the `backend` argument says.
+        run: the implementation; None where this build has none.
+        refuses: given the call's tensors, the reason why it cannot serve them, or None if it can.
+        automatic: whether `backend="auto"` may pick it.
+    """
+
+    name: str
+    run: Callable[..., Any] | None
+    refuses: Callable[..., str | None] = lambda *_: None
+    automatic: bool = True
+
+
+@functools.cache
+def announce(message: str) -> None:
+    """Say once per process why a slower backend serves a call."""
+    log.warning(message)
+
+
+def choose(operator: str, backends: Sequence[Backend], backend: str, *tensors: Any) -> Callable[..., Any]:
+    """The implementation that `backend` names, or for "auto" the first in order that can serve these tensors.
+
+    Raises:
+        ConfigError: no backend has this name.
+        BackendUnavailable: the named backend cannot serve the call.
+    """
+    if backend == "auto":
+        for candidate in backends:
+            if candidate.run is None or not candidate.automatic:
+                continue
+            reason = candidate.refuses(*tensors)
+            if reason is None:
+                return candidate.run
+            announce(f"{operator}: backend '{candidate.name}' cannot serve this call ({reason}); taking the next one")
+        raise BackendUnavailable(f"{operator}: no backend can serve this call")
+    named = {b.name: b for b in backends}
+    if backend not in named:
+        raise ConfigError(f"{operator}: backend '{backend}' is unknown; {nearest(backend, ['auto', *named])}")
+    run = named[backend].run
+    reason = "this build does not contain it" if run is None else named[backend].refuses(*tensors)
+    if run is None or reason is not None:
+        raise BackendUnavailable(f"{operator}: backend '{backend}' cannot serve this call: {reason}; use 'auto'")
+    return run
+
+
+def available(backends: Sequence[Backend]) -> list[str]:
+    """Names of the backends that this build contains."""
+    return [b.name for b in backends if b.run is not None]

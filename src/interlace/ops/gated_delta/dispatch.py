@@ -1,0 +1,191 @@
+"""The public operator `gated_delta`: checks its arguments, picks a backend, and is one node for torch.compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interlace.base.errors import ShapeError
+from interlace.base.segments import Segments
+from interlace.ops.backends import Backend, choose
+from interlace.ops.gated_delta import chunked
+from interlace.ops.gated_delta.recurrent import recurrent
+from interlace.ops.gated_delta.step import step
+
+
+@torch.library.custom_op("interlace::gated_delta", mutates_args=())
+def _chunked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    offsets: Tensor,
+    state: Tensor | None,
+    scale: float,
+    time: int,
+) -> tuple[Tensor, Tensor]:
+    return chunked.forward(query, key, value, log_decay, beta, offsets, state, scale, time)
+
+
+@_chunked.register_fake
+def _chunked_fake(query, key, value, log_decay, beta, offsets, state, scale, time):  # type: ignore[no-untyped-def]
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    final = value.new_empty(offsets.shape[0] - 1, value.shape[1], key.shape[2], value.shape[2], dtype=dtype)
+    return torch.empty_like(value, memory_format=torch.contiguous_format), final
+
+
+@torch.library.custom_op("interlace::gated_delta_backward", mutates_args=())
+def _backward(
+    d_out: Tensor,
+    d_final: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    offsets: Tensor,
+    state: Tensor | None,
+    scale: float,
+    time: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = (query, key, value, log_decay, beta)
+    return chunked.backward(d_out, d_final, *inputs, offsets, state, scale, time)  # type: ignore[return-value]
+
+
+@_backward.register_fake
+def _backward_fake(d_out, d_final, query, key, value, log_decay, beta, offsets, state, scale, time):  # type: ignore[no-untyped-def]
+    like = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value, log_decay, beta)]
+    return *like, query.new_empty(0) if state is None else torch.empty_like(state)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.scale, ctx.time = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, d_out: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, offsets, state = ctx.saved_tensors
+    d_out = torch.zeros_like(inputs[2]) if d_out is None else d_out
+    *grads, d_state = _backward(d_out.contiguous(), d_final, *inputs, offsets, state, ctx.scale, ctx.time)
+    return *grads, None, None if state is None else d_state, None, None
+
+
+_chunked.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def _run_chunked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    segments: Segments,
+    state: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    if segments.time == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return step(query, key, value, log_decay, beta, state, scale)
+    return _chunked(query, key, value, log_decay, beta, segments.offsets, state, scale, segments.time or 0)
+
+
+BACKENDS = (
+    Backend("native", None),
+    Backend("triton", None),
+    Backend("fla", None),
+    Backend("chunked", _run_chunked),
+    Backend("recurrent", recurrent),
+)
+
+
+def gated_delta(
+    query: Float[Tensor, "total H K"],
+    key: Float[Tensor, "total H K"],
+    value: Float[Tensor, "total G V"],
+    log_decay: Float[Tensor, "total G"],
+    beta: Float[Tensor, "total G"],
+    *,
+    segments: Segments | None = None,
+    state: Float[Tensor, "N G K V"] | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> tuple[Float[Tensor, "total G V"], Float[Tensor, "N G K V"]]:
+    """S <- exp(log_decay) S;  S <- S + beta k (v - S^T k)^T;  out = scale S^T q, restarted at every segment.
+
+    Args:
+        query, key: [total, H, K], L2-normalised by the caller for a stable recurrence.
+        value: [total, G, V], G a multiple of H; value head g reads key head g // (G / H).
+        log_decay: [total, G], at most 0.
+        beta: [total, G], the write strength, in [0, 1], or [0, 2] with negative eigenvalues.
+        segments: where sequences start; None means one sequence.
+        state: [N, G, K, V], what each sequence starts from; None means zeros.
+        scale: multiplies the output; K ** -0.5 if None.
+        backend: "auto", "chunked" or "recurrent"; "native", "triton" and "fla" are not in this build.
+
+    Returns:
+        out [total, G, V] in value's dtype, and the final states [N, G, K, V] in float32 (float64 for float64 inputs).
+
+    Raises:
+        ShapeError: arguments disagree or log_decay is above 0; the message names the argument.
+        BackendUnavailable: the named backend cannot serve this call.
+
+    Source: arXiv 2412.06464, equation 10; README.md beside this file derives the chunked form.
+    """
+    segments = segments or Segments.from_lengths([query.shape[0]])
+    _check(query, key, value, log_decay, beta, segments, state)
+    return gated_delta_unchecked(query, key, value, log_decay, beta, segments, state, scale, backend)
+
+
+def gated_delta_unchecked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    segments: Segments,
+    state: Tensor | None,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`gated_delta` for callers that built their arguments themselves, as the layer does."""
+    scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
+    run = choose("gated_delta", BACKENDS, backend, query, key, value)
+    return run(query, key, value, log_decay, beta, segments, state, scale)
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    segments: Segments,
+    state: Tensor | None,
+) -> None:
+    def fail(name: str, tensor: Tensor, rule: str) -> None:
+        raise ShapeError(f"gated_delta: {name} has shape {list(tensor.shape)}, but {rule}")
+
+    if query.ndim != 3:
+        fail("query", query, "it must be [total, H, K]")
+    total, H, K = query.shape
+    if key.shape != query.shape:
+        fail("key", key, f"it must equal query's {list(query.shape)}")
+    if value.ndim != 3 or value.shape[0] != total or value.shape[1] % H:
+        fail("value", value, f"it must be [{total}, G, V] with G a multiple of H = {H}")
+    G, V = value.shape[1:]
+    for name, gate in (("log_decay", log_decay), ("beta", beta)):
+        if gate.shape != (total, G):
+            fail(name, gate, f"it must be [total, G] = [{total}, {G}]")
+    if segments.total != total:
+        raise ShapeError(f"gated_delta: segments cover {segments.total} tokens, but query has {total}")
+    if state is not None and state.shape != (segments.count, G, K, V):
+        fail("state", state, f"it must be [N, G, K, V] = [{segments.count}, {G}, {K}, {V}]")
+    if not torch.compiler.is_compiling() and bool((log_decay > 0).any()):
+        raise ShapeError(
+            f"gated_delta: log_decay must be at most 0 (the state would grow), got {float(log_decay.max()):.4g}; "
+            "pass the logarithm of the decay"
+        )

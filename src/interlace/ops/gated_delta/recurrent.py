@@ -1,0 +1,43 @@
+"""The truth: the gated delta rule one token at a time, as the paper writes it.
+
+Source: Yang, Kautz, Hatamizadeh, "Gated Delta Networks", arXiv 2412.06464, equation 10, in the transposed
+layout S [K, V]; with negative eigenvalues (beta up to 2) as in Grazzi et al., arXiv 2411.12537.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interlace.base.segments import Segments
+
+
+def recurrent(
+    query: Float[Tensor, "total H K"],
+    key: Float[Tensor, "total H K"],
+    value: Float[Tensor, "total G V"],
+    log_decay: Float[Tensor, "total G"],
+    beta: Float[Tensor, "total G"],
+    segments: Segments,
+    state: Float[Tensor, "N G K V"] | None,
+    scale: float,
+) -> tuple[Float[Tensor, "total G V"], Float[Tensor, "N G K V"]]:
+    """S <- exp(log_decay) S;  S <- S + beta k (v - S^T k)^T;  o = scale S^T q, for each token in turn.
+
+    Runs in the inputs' dtype, float32 at least; differentiable by plain autograd.
+    """
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    group = value.shape[1] // key.shape[1]
+    q, k = (x.to(dtype).repeat_interleave(group, dim=1) for x in (query, key))
+    v, beta, decay = value.to(dtype), beta.to(dtype), log_decay.to(dtype).exp()
+    outputs, states = [], []
+    for row, (first, end) in enumerate(segments.spans()):
+        S = v.new_zeros(v.shape[1], k.shape[2], v.shape[2]) if state is None else state[row].to(dtype)
+        for t in range(first, end):
+            S = decay[t, :, None, None] * S
+            error = v[t] - torch.einsum("gkv,gk->gv", S, k[t])
+            S = S + torch.einsum("g,gk,gv->gkv", beta[t], k[t], error)
+            outputs.append(scale * torch.einsum("gkv,gk->gv", S, q[t]))
+        states.append(S)
+    return torch.stack(outputs).to(value.dtype), torch.stack(states)

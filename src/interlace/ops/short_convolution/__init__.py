@@ -1,0 +1,1 @@
+"""The causal depthwise convolution over a few tokens that comes before a recurrent mixer."""

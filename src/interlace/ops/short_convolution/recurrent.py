@@ -1,0 +1,31 @@
+"""The truth: each output is a weighted sum of the last W inputs of its own sequence."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interlace.base.segments import Segments
+
+
+def recurrent(
+    x: Float[Tensor, "total D"],
+    weight: Float[Tensor, "D W"],
+    segments: Segments,
+    state: Float[Tensor, "N W-1 D"] | None,
+    activation: str | None,
+) -> tuple[Float[Tensor, "total D"], Float[Tensor, "N W-1 D"]]:
+    """window <- (window, x_t)[1:];  y = sum_j weight_j window_j;  out = SiLU(y), for each token in turn."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    history = weight.shape[1] - 1
+    outputs, states = [], []
+    for row, (first, end) in enumerate(segments.spans()):
+        past = x.new_zeros(history, x.shape[1]) if state is None else state[row]
+        for t in range(first, end):
+            window = torch.cat((past, x[t : t + 1]))
+            y = (window.to(dtype) * weight.to(dtype).T).sum(0)
+            outputs.append(torch.nn.functional.silu(y) if activation == "silu" else y)
+            past = window[1:]
+        states.append(past)
+    return torch.stack(outputs).to(x.dtype), torch.stack(states)
