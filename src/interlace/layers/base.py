@@ -1,0 +1,94 @@
+"""What a kind of layer is: a config that knows its sizes, a module, and the state the module carries."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from interlace.base.segments import Segments
+from interlace.layers.rope import RopeConfig, rotary
+
+
+class Closed(BaseModel):
+    """A frozen config with no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class LayerState(Protocol):
+    """What every mixer's state answers, so that batching and prefix reuse know nothing of the architecture."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+
+    def select(self, rows: Sequence[int]) -> Any:
+        """A copy of these sequences' states, in this order."""
+
+    @staticmethod
+    def concat(states: Sequence[Any]) -> Any:
+        """The sequences of several states, in order."""
+
+
+@dataclass
+class Stream:
+    """What all layers of one forward pass share.
+
+    Attributes:
+        segments: where sequences start on the flat axis.
+        positions: int64 [total], each token's place in its own sequence.
+    """
+
+    segments: Segments
+    positions: Tensor
+    _rotary: dict[tuple[RopeConfig, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def rotary(self, rope: RopeConfig, dim: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [total, dim], computed once for all layers that share this rope."""
+        if (rope, dim) not in self._rotary:
+            self._rotary[rope, dim] = rotary(self.positions, rope, dim)
+        return self._rotary[rope, dim]
+
+
+class MixerConfig(Closed):
+    """One kind of layer as a recipe's table describes it.
+
+    Attributes:
+        norm: "input" normalises what the mixer and its MLP read; "output" what they add (Olmo 2's reordered norm).
+        mlp: whether the layer has an MLP after its mixer.
+    """
+
+    norm: Literal["input", "output"] = "input"
+    mlp: bool = True
+
+    @abstractmethod
+    def build(self, width: int, eps: float) -> Any:
+        """The mixer module: forward(x [total, D], stream, state) -> (y [total, D], state)."""
+
+    @abstractmethod
+    def check(self, width: int) -> None:
+        """Raise ValueError, naming the field, if the numbers do not fit together at this width."""
+
+    @abstractmethod
+    def parameters(self, width: int) -> int:
+        """The mixer's parameters."""
+
+    @abstractmethod
+    def flops_per_token(self, width: int, context: float) -> float:
+        """Forward FLOPs per token (a multiply-add counts 2) with `context` tokens visible on average."""
+
+    @abstractmethod
+    def state_bytes(self, context: int, element_bytes: int) -> int:
+        """Bytes of recurrent state per sequence; they do not grow with context."""
+
+    @abstractmethod
+    def cache_bytes(self, context: int, element_bytes: int) -> int:
+        """Bytes of keys and values per sequence after `context` tokens."""
+
+
+C = TypeVar("C", bound=MixerConfig)

@@ -1,0 +1,192 @@
+"""Gated DeltaNet as Olmo Hybrid has it: separate projections, short convolution, gated norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from interlace.layers.base import MixerConfig, Stream
+from interlace.layers.norm import GatedRMSNorm
+from interlace.ops.gated_delta.dispatch import gated_delta_unchecked
+from interlace.ops.gated_delta.flops import flops_per_token_and_head
+from interlace.ops.short_convolution.dispatch import short_convolution
+
+NORM_EPS = 1e-5  # the released weights' gated norm, whatever the model's own eps is
+L2_EPS = 1e-6
+
+
+@dataclass
+class GatedDeltaState:
+    """What one layer carries for N sequences.
+
+    Attributes:
+        window: [N, W - 1, channels], the convolution's last inputs, in the activations' dtype.
+        memory: float32 [N, G, K, V], the recurrent state.
+    """
+
+    window: Tensor
+    memory: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self.window.nbytes + self.memory.nbytes
+
+    def select(self, rows: Sequence[int]) -> GatedDeltaState:
+        """A copy that holds these sequences, in this order."""
+        index = torch.as_tensor(list(rows), device=self.memory.device)
+        return GatedDeltaState(self.window[index], self.memory[index])
+
+    @staticmethod
+    def concat(states: Sequence[GatedDeltaState]) -> GatedDeltaState:
+        """The sequences of several states, in order."""
+        return GatedDeltaState(torch.cat([s.window for s in states]), torch.cat([s.memory for s in states]))
+
+
+class GatedDeltaConfig(MixerConfig):
+    """Gated DeltaNet.
+
+    Attributes:
+        heads: query and key heads (H).
+        value_heads: value heads (G), a multiple of heads; None for as many.
+        key_dim: size of a key head (K).
+        value_dim: size of a value head (V).
+        convolution: taps of the short convolution (W).
+        negative_eigenvalues: doubles beta, so that a token may reflect the state and not only erase from it.
+        decay_range, step_range, step_floor: the initial decay rate A and step dt are drawn from these.
+    """
+
+    heads: int = Field(gt=0)
+    value_heads: int | None = Field(default=None, gt=0)
+    key_dim: int = Field(gt=0)
+    value_dim: int = Field(gt=0)
+    convolution: int = Field(default=4, ge=2)
+    negative_eigenvalues: bool = True
+    decay_range: tuple[float, float] = Field(default=(0.0, 16.0), strict=False)
+    step_range: tuple[float, float] = Field(default=(1e-3, 1e-1), strict=False)
+    step_floor: float = 1e-4
+
+    @property
+    def groups(self) -> int:
+        """Value heads."""
+        return self.value_heads or self.heads
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Sizes of the query, key and value projections."""
+        return self.heads * self.key_dim, self.heads * self.key_dim, self.groups * self.value_dim
+
+    def check(self, width: int) -> None:
+        """Heads must divide."""
+        if self.groups % self.heads:
+            raise ValueError(f"value_heads: {self.groups} is not a multiple of heads = {self.heads}")
+
+    def build(self, width: int, eps: float) -> GatedDelta:
+        """The module."""
+        return GatedDelta(width, self)
+
+    def parameters(self, width: int) -> int:
+        """Projections, convolution, gates and norm."""
+        _, key, value = self.channels
+        projections = width * (2 * key + 2 * value + 2 * self.groups) + value * width
+        return projections + self.convolution * (2 * key + value) + 2 * self.groups + self.value_dim
+
+    def flops_per_token(self, width: int, context: float) -> float:
+        """Projections, convolution and the chunked rule; the same at any context."""
+        _, key, value = self.channels
+        products = 2.0 * width * (2 * key + 3 * value + 2 * self.groups)
+        rule = self.groups * flops_per_token_and_head(self.key_dim, self.value_dim, self.groups // self.heads)
+        return products + 2.0 * self.convolution * (2 * key + value) + rule
+
+    def state_bytes(self, context: int, element_bytes: int) -> int:
+        """The float32 memory, and the convolution's window in the activations' dtype."""
+        window = (self.convolution - 1) * sum(self.channels) * element_bytes
+        return 4 * self.groups * self.key_dim * self.value_dim + window
+
+    def cache_bytes(self, context: int, element_bytes: int) -> int:
+        """No keys and values are kept."""
+        return 0
+
+
+class GatedDelta(nn.Module):
+    """Source: arXiv 2412.06464; the details are those of Olmo Hybrid, arXiv 2604.03444 section 2.1."""
+
+    FLOAT32 = ("A_log", "dt_bias")
+
+    def __init__(self, width: int, config: GatedDeltaConfig):
+        """width: the model's."""
+        super().__init__()
+        self.config = config
+        G, (key, _, value) = config.groups, config.channels
+        self.query = nn.Linear(width, key, bias=False)
+        self.key = nn.Linear(width, key, bias=False)
+        self.value = nn.Linear(width, value, bias=False)
+        self.gate = nn.Linear(width, value, bias=False)
+        self.decay = nn.Linear(width, G, bias=False)
+        self.beta = nn.Linear(width, G, bias=False)
+        self.output = nn.Linear(value, width, bias=False)
+        self.convolution = nn.Parameter(torch.empty(2 * key + value, config.convolution))
+        self.A_log = nn.Parameter(torch.empty(G, dtype=torch.float32))
+        self.dt_bias = nn.Parameter(torch.empty(G, dtype=torch.float32))
+        self.norm = GatedRMSNorm(config.value_dim, NORM_EPS)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """A uniform, dt log-uniform and stored through the inverse of softplus; taps as nn.Conv1d draws them."""
+        config = self.config
+        low, high = (math.log(x) for x in config.step_range)
+        dt = torch.rand(self.dt_bias.shape, device=self.dt_bias.device) * (high - low) + low
+        dt = dt.exp().clamp(min=config.step_floor)
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        self.A_log.uniform_(*config.decay_range).clamp_(min=1e-6).log_()
+        self.convolution.uniform_(-1, 1).mul_(config.convolution**-0.5)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Casts leave A_log and dt_bias in float32, bit for bit; moves take them along."""
+        kept = {name: self._parameters[name] for name in self.FLOAT32}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            after = self._parameters[name]
+            assert before is not None and after is not None
+            if after.dtype.itemsize < 4:
+                self._parameters[name] = nn.Parameter(before.detach().to(after.device), before.requires_grad)
+        return self
+
+    def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> GatedDeltaState:
+        """The state of `rows` sequences that have seen nothing."""
+        c = self.config
+        memory = like.new_zeros(rows, c.groups, c.key_dim, c.value_dim, dtype=torch.promote_types(like.dtype, torch.float32))
+        return GatedDeltaState(like.new_zeros(rows, c.convolution - 1, sum(c.channels)), memory)
+
+    def forward(self, x: Tensor, stream: Stream, state: GatedDeltaState | None) -> tuple[Tensor, GatedDeltaState]:
+        """x [total, D] to ([total, D], the state after these tokens)."""
+        c = self.config
+        mixed = torch.cat((self.query(x), self.key(x), self.value(x)), dim=-1)
+        taps = self.convolution.to(mixed.dtype)
+        mixed, window = short_convolution(mixed, taps, segments=stream.segments, state=state and state.window)
+        query, key, value = mixed.split(c.channels, dim=-1)
+        query, key = (normalise(y.unflatten(-1, (-1, c.key_dim))) for y in (query, key))
+        value = value.unflatten(-1, (-1, c.value_dim))
+        beta = self.beta(x).sigmoid()
+        beta = 2 * beta if c.negative_eigenvalues else beta
+        step = softplus(self.decay(x).to(self.dt_bias.dtype) + self.dt_bias)
+        log_decay = -self.A_log.exp() * step
+        out, memory = gated_delta_unchecked(
+            query, key, value, log_decay, beta, stream.segments, state and state.memory
+        )
+        gate = self.gate(x).unflatten(-1, (-1, c.value_dim))
+        return self.output(self.norm(out.to(gate.dtype), gate).flatten(1)), GatedDeltaState(window, memory)
+
+
+def normalise(x: Tensor) -> Tensor:
+    """x / sqrt(sum(x^2) + eps) over the last axis, in float32 at least: the operator wants unit keys and queries."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)

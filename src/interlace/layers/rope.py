@@ -1,0 +1,75 @@
+"""Rotary positions, with the length extensions that published checkpoints use."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+
+class RopeConfig(BaseModel):
+    """Frequencies theta^(-2i/dim), as they are or stretched.
+
+    Attributes:
+        theta: the base.
+        scaling: "none", "linear" (positions divided by factor) or "yarn" (arXiv 2309.00071).
+        factor: by how much the context is stretched.
+        original_context: tokens the model was first trained on (yarn).
+        beta_fast, beta_slow: rotations over the original context between which yarn blends.
+        attention_factor: multiplies cos and sin; None for yarn's 0.1 ln(factor) + 1.
+        truncate: whether yarn's blend borders are rounded to whole dimensions.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    theta: float = 500_000.0
+    scaling: Literal["none", "linear", "yarn"] = "none"
+    factor: float = 1.0
+    original_context: int | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+
+def frequencies(rope: RopeConfig, dim: int, device: torch.device | None = None) -> tuple[Tensor, float]:
+    """Inverse frequencies float32 [dim / 2], and the factor on cos and sin."""
+    exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+    plain = 1.0 / rope.theta**exponent
+    if rope.scaling == "none":
+        return plain, 1.0
+    if rope.scaling == "linear":
+        return plain / rope.factor, 1.0
+    assert rope.original_context is not None
+
+    def dimension(rotations: float) -> float:  # where a frequency turns `rotations` times over the original context
+        ratio = rope.original_context / (rotations * 2 * math.pi)  # type: ignore[operator]
+        return dim * math.log(ratio) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    ramp = (torch.arange(dim // 2, dtype=torch.float32, device=device) - low) / max(high - low, 0.001)
+    stretched = ramp.clamp(0, 1)
+    blended = plain / rope.factor * stretched + plain * (1 - stretched)
+    by_length = 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+    return blended, by_length if rope.attention_factor is None else rope.attention_factor
+
+
+def rotary(positions: Tensor, rope: RopeConfig, dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32 [total, dim], each half of the last axis holding the same angles."""
+    inverse, factor = frequencies(rope, dim, positions.device)
+    angles = positions[:, None].float() * inverse
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x [total, heads, dim] by the angles of its token; float32 arithmetic at least, x's dtype out."""
+    low, high = x.chunk(2, dim=-1)
+    turned = torch.cat((-high, low), dim=-1)
+    return (x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)).to(x.dtype)

@@ -1,0 +1,1 @@
+"""The one model definition: what trains is what evaluates, generates and serves."""

@@ -1,0 +1,176 @@
+"""A hybrid model as data: a table of named layer kinds, and the pattern in which they repeat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from interlace.base.errors import ConfigError, nearest
+from interlace.layers.base import Closed, MixerConfig
+from interlace.layers.mlp import MLPConfig
+from interlace.layers.registry import KINDS
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(schema: type[M], data: Mapping[str, Any], where: str) -> M:
+    """Build a config from plain data.
+
+    Raises:
+        ConfigError: one line that names the field, the rule, the value and the remedy.
+    """
+    try:
+        return schema.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise ConfigError(_sentence(schema, error, where)) from None
+    except TypeError as error:  # a value that TOML knows and JSON does not, such as a date
+        raise ConfigError(f"{where}: {error}; use text, numbers, booleans, lists and tables") from None
+
+
+def _sentence(schema: type[BaseModel], error: ValidationError, where: str) -> str:
+    first = error.errors(include_url=False)[0]
+    path = [str(p) for p in first["loc"]]
+    place = ".".join([where, *path]) if where else ".".join(path)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{place}: unknown key; {nearest(path[-1], _fields(schema, path[:-1]))}{more}"
+    if first["type"] == "missing":
+        return f"{place}: required, and not given{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{place}: {message}{more}" if place else f"{message}{more}"
+    return f"{place}: {message[0].lower()}{message[1:]}, got {first['input']!r}{more}"
+
+
+def _fields(schema: type[BaseModel], path: list[str]) -> list[str]:
+    """Names of the fields that the table at `path` may hold."""
+    for step in path:
+        inner = schema.model_fields[step].annotation if step in schema.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        schema = inner
+    return list(schema.model_fields)
+
+
+class SpecialTokens(Closed):
+    """Ids with a meaning, or None.
+
+    Attributes:
+        bos: begins a text.
+        eos: each of these ends a text.
+        pad: fills rows in tools that pad; interlace never does.
+    """
+
+    bos: int | None = None
+    eos: tuple[int, ...] = Field(default=(), strict=False)
+    pad: int | None = None
+
+
+class ModelConfig(Closed):
+    """A hybrid language model.
+
+    A table named like a kind of the registry describes that kind; a table of another name says its kind by
+    `type`, so that one model may hold two sorts of attention:
+
+        [model.sliding]
+        type = "attention"
+        window = 4096
+
+    Attributes:
+        width: size of the residual stream (D).
+        depth: number of layers.
+        vocabulary: number of token ids.
+        pattern: names of layer tables, repeated over the depth.
+        layers: the tables by name; None values are filled in, so configs that mean the same are equal.
+        mlp: the feed-forward layer that follows each mixer.
+        norm_eps: of every RMSNorm but the recurrent mixers' own.
+        tied_embeddings: whether the output head is the embedding.
+        max_positions: the longest context the model is meant for; None for no limit.
+        init_std: deviation of the normal distribution that matrices are drawn from.
+        tokens: ids with a meaning.
+    """
+
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    vocabulary: int = Field(gt=0)
+    pattern: tuple[str, ...] = Field(min_length=1, strict=False)
+    layers: dict[str, Any]
+    mlp: MLPConfig
+    norm_eps: float = Field(default=1e-6, gt=0)
+    tied_embeddings: bool = False
+    max_positions: int | None = Field(default=None, gt=0)
+    init_std: float = Field(default=0.02, gt=0)
+    tokens: SpecialTokens = SpecialTokens()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect_layers(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "layers" in data:
+            return data
+        rest = {k: v for k, v in data.items() if k in cls.model_fields}
+        tables = {k: v for k, v in data.items() if k not in rest}
+        for name, table in tables.items():
+            if not isinstance(table, Mapping):
+                raise ValueError(f"{name}: unknown key; {nearest(name, [*cls.model_fields, *KINDS])}")
+        return {**rest, "layers": tables}
+
+    @model_validator(mode="after")
+    def _build_layers(self) -> ModelConfig:
+        for name in self.pattern:
+            if name not in self.layers:
+                known = f"; {nearest(name, KINDS)}" if name not in KINDS else f"; add a table [model.{name}]"
+                raise ValueError(f"pattern: no layer kind is called '{name}'{known}")
+        for name, table in self.layers.items():
+            if isinstance(table, MixerConfig):
+                continue
+            self.layers[name] = self._layer(name, dict(table))
+        return self
+
+    def _layer(self, name: str, table: dict[str, Any]) -> MixerConfig:
+        kind = table.pop("type", name)
+        if kind not in KINDS:
+            raise ValueError(f"{name}: no layer kind is called '{kind}'; {nearest(kind, KINDS)}")
+        try:
+            layer = KINDS[kind].model_validate_json(json.dumps(table))
+        except ValidationError as error:
+            raise ValueError(_sentence(KINDS[kind], error, name)) from None
+        try:
+            layer.check(self.width)
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from None
+        full = {"kv_heads": "heads", "value_heads": "heads"}
+        filled = {k: getattr(layer, v) for k, v in full.items() if getattr(layer, k, 0) is None}
+        if getattr(layer, "head_dim", 0) is None:
+            filled["head_dim"] = layer.dim(self.width)  # type: ignore[attr-defined]
+        return layer.model_copy(update=filled)
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any], where: str = "model") -> ModelConfig:
+        """From plain data, such as a recipe's `[model]` table; raises ConfigError."""
+        return validate(ModelConfig, data, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` takes back; None and defaults left out, layer tables beside the fields."""
+        data = self.model_dump(mode="json", exclude={"layers"}, exclude_defaults=True)
+        names = {type_: name for name, type_ in KINDS.items()}
+        for name, layer in self.layers.items():
+            table = layer.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
+            kind = names[type(layer)]
+            data[name] = table if kind == name else {"type": kind, **table}
+        return data
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        """A copy with some fields changed, checked again."""
+        return self.from_dict({**self.to_dict(), **changes})
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The layer table of each of the `depth` layers."""
+        return tuple(self.pattern[i % len(self.pattern)] for i in range(self.depth))
+
+    def kind(self, index: int) -> MixerConfig:
+        """The config of layer `index`."""
+        return self.layers[self.kinds[index]]

@@ -1,0 +1,130 @@
+"""HybridLM: embedding, layers by pattern, head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interlace.base.errors import ConfigError, ShapeError
+from interlace.base.segments import Segments
+from interlace.layers.base import Stream
+from interlace.layers.block import Block
+from interlace.layers.norm import RMSNorm
+from interlace.model.config import ModelConfig
+from interlace.model.state import ModelState
+
+
+class HybridLM(nn.Module):
+    """A language model whose layers follow a pattern of recurrent and attention kinds.
+
+    Attributes:
+        config: what it was built from.
+        tokenizer: the tokenizer that came with it, or None.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype | None = None, device: Any = None):
+        """A model with fresh weights drawn from torch's global generator.
+
+        Matrices: normal with `init_std`; norms: ones; a mixer's own parameters as its file says.
+        """
+        super().__init__()
+        self.config = config
+        self.tokenizer: Any = None
+        with torch.device(device or "cpu"):
+            self.embedding = nn.Embedding(config.vocabulary, config.width)
+            self.blocks = nn.ModuleList(
+                Block(config.width, config.kind(i), config.mlp if config.kind(i).mlp else None, config.norm_eps)
+                for i in range(config.depth)
+            )
+            self.norm = RMSNorm(config.width, config.norm_eps)
+            self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        if config.tied_embeddings:
+            self.head.weight = self.embedding.weight
+        if self.embedding.weight.device.type != "meta":
+            self.initialise()
+        if dtype is not None:
+            self.to(dtype)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw every matrix anew."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.init_std)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights (A_log and dt_bias stay in float32 at least)."""
+        return self.embedding.weight.dtype
+
+    def empty_state(self, rows: int, reserve_tokens: int = 0) -> ModelState:
+        """The state of `rows` sequences that have seen nothing; caches will allocate `reserve_tokens` at once."""
+        like = self.embedding.weight
+        layers = [block.mixer.initial_state(rows, like, reserve_tokens) for block in self.blocks]
+        return ModelState(layers, torch.zeros(rows, dtype=torch.int64))
+
+    def forward(
+        self,
+        tokens: Tensor,
+        segments: Segments | None = None,
+        state: ModelState | None = None,
+        *,
+        last_only: bool = False,
+    ) -> tuple[Tensor, ModelState]:
+        """Logits of the next token after each token.
+
+        Args:
+            tokens: int64 [total] with `segments` (None: one sequence), or [batch, time].
+            segments: where sequences start on the flat axis.
+            state: what the sequences saw before; used up by the call.
+            last_only: logits only after the last token of each sequence, [N, vocabulary].
+
+        Returns:
+            logits [*tokens.shape, vocabulary] and the state after these tokens.
+
+        Raises:
+            ShapeError: tokens, segments and state disagree.
+        """
+        hidden, segments, state = self.hidden(tokens, segments, state)
+        if last_only:
+            return self.head(hidden[segments.last().to(hidden.device)]), state
+        return self.head(hidden).unflatten(0, tokens.shape), state
+
+    def hidden(
+        self, tokens: Tensor, segments: Segments | None = None, state: ModelState | None = None
+    ) -> tuple[Tensor, Segments, ModelState]:
+        """What the head reads, [total, D] after the last norm; the segments; the state after these tokens."""
+        if tokens.ndim == 2 and segments is None:
+            segments = Segments.equal(*tokens.shape)
+        elif tokens.ndim == 1:
+            segments = segments or Segments.from_lengths([tokens.shape[0]])
+        else:
+            raise ShapeError(f"tokens: must be [total] or [batch, time] without segments, got {list(tokens.shape)}")
+        if not torch.compiler.is_compiling() and segments.total != tokens.numel():
+            raise ShapeError(f"segments: cover {segments.total} tokens, but tokens has {tokens.numel()}")
+        if state is not None and state.count != segments.count:
+            raise ShapeError(f"state: holds {state.count} sequences, but segments has {segments.count}")
+        before = None if state is None else state.positions
+        stream = Stream(segments, segments.positions(before).to(tokens.device))
+        x = self.embedding(tokens.reshape(-1))
+        states = []
+        for index, block in enumerate(self.blocks):
+            x, after = block(x, stream, None if state is None else state.layers[index])
+            states.append(after)
+        lengths = torch.diff(segments.offsets).long()
+        return self.norm(x), segments, ModelState(states, lengths if before is None else before + lengths)
+
+    def check_length(self, tokens: int) -> None:
+        """Raise ConfigError if a context of this many tokens is past the model's limit."""
+        limit = self.config.max_positions
+        if limit is not None and tokens > limit:
+            raise ConfigError(f"context: {tokens} tokens, but the model's limit max_positions is {limit}")

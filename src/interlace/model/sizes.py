@@ -1,0 +1,103 @@
+"""Parameters, FLOPs and bytes of a model, computed from its config alone; a law holds them to the built model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from interlace.base.errors import ConfigError
+from interlace.layers.attention import AttentionConfig
+from interlace.model.config import ModelConfig
+
+CONTEXTS = (1024, 8192, 65_536, 262_144, 1_048_576)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model costs.
+
+    Attributes:
+        parameters: by part: "embedding", "head" (0 if tied), each layer kind's "mixers", "mlps", "norms".
+        total: all parameters.
+        non_embedding: all but embedding and head.
+        flops_per_token: forward FLOPs by context, half of it visible on average (a multiply-add counts 2).
+        training_flops_per_token: three times the forward at the same context.
+        state_bytes: recurrent state per sequence by context.
+        cache_bytes: keys and values per sequence by context.
+    """
+
+    parameters: dict[str, int]
+    total: int
+    non_embedding: int
+    flops_per_token: dict[int, float]
+    training_flops_per_token: dict[int, float]
+    state_bytes: dict[int, int]
+    cache_bytes: dict[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return asdict(self)
+
+
+def sizes(config: ModelConfig, contexts: tuple[int, ...] = CONTEXTS, element_bytes: int = 2) -> Sizes:
+    """The sizes of a model; `element_bytes` is the width of activations and of cached keys (2 for bf16)."""
+    width, layers = config.width, [config.kind(i) for i in range(config.depth)]
+    parts = {"embedding": config.vocabulary * width}
+    parts["head"] = 0 if config.tied_embeddings else config.vocabulary * width
+    for name, layer in zip(config.kinds, layers, strict=True):
+        parts[f"{name} mixers"] = parts.get(f"{name} mixers", 0) + layer.parameters(width)
+    with_mlp = sum(layer.mlp for layer in layers)
+    parts["mlps"] = with_mlp * config.mlp.parameters(width)
+    parts["norms"] = (len(layers) + with_mlp + 1) * width
+    total = sum(parts.values())
+    flops = {}
+    for context in contexts:
+        mixers = sum(layer.flops_per_token(width, (context + 1) / 2) for layer in layers)
+        flops[context] = mixers + with_mlp * config.mlp.flops_per_token(width) + 2.0 * config.vocabulary * width
+    return Sizes(
+        parameters=parts,
+        total=total,
+        non_embedding=total - parts["embedding"] - parts["head"],
+        flops_per_token=flops,
+        training_flops_per_token={c: 3 * f for c, f in flops.items()},
+        state_bytes={c: sum(layer.state_bytes(c, element_bytes) for layer in layers) for c in contexts},
+        cache_bytes={c: sum(layer.cache_bytes(c, element_bytes) for layer in layers) for c in contexts},
+    )
+
+
+def all_attention(config: ModelConfig) -> ModelConfig:
+    """The same model with every layer attention: its own attention kind without a window, or one of equal width."""
+    own = [layer for layer in config.layers.values() if isinstance(layer, AttentionConfig)]
+    if own:
+        layer = next((a for a in own if a.window is None), own[0]).model_copy(update={"window": None})
+    else:
+        heads = max(1, config.width // 64)
+        while config.width % heads or (config.width // heads) % 2:
+            heads -= 1
+        layer = AttentionConfig(heads=heads)
+    table = layer.model_dump(mode="json", exclude_none=True)
+    data = {k: v for k, v in config.to_dict().items() if k not in config.layers}
+    return ModelConfig.from_dict({**data, "pattern": ["attention"], "attention": table})
+
+
+def match_parameters(config: ModelConfig, non_embedding: int, tolerance: float = 0.01) -> ModelConfig:
+    """The config with its MLP width solved for, so that non-embedding parameters come within `tolerance`.
+
+    Raises:
+        ConfigError: no MLP width of at least 8 gets there; the message says how close it comes.
+    """
+    base = sizes(config.replace(mlp={"width": 8}), contexts=())
+    layers = sum(config.kind(i).mlp for i in range(config.depth))
+    per_unit = 3 * config.width * layers
+    wanted = 8 + round((non_embedding - base.non_embedding) / per_unit) if layers else 8
+    wanted = max(8, wanted)
+    tried = dict.fromkeys([max(8, 8 * round(wanted / 8)), wanted])  # a multiple of 8 where it is close enough
+    for width in tried:
+        solved = config.replace(mlp={"width": width})
+        error = sizes(solved, contexts=()).non_embedding / non_embedding - 1
+        if abs(error) <= tolerance:
+            return solved
+    raise ConfigError(
+        f"mlp.width: no width brings the model within {tolerance:.1%} of {non_embedding:,} non-embedding parameters "
+        f"({width} is off by {error:+.1%}); change the model's width or depth"
+    )
