@@ -1,0 +1,101 @@
+"""Writing that survives being killed: new files appear whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from interlace.base.errors import DataError, Failure
+
+PARTIAL = ".partial"
+
+
+def sync(path: Path) -> None:
+    """Ask the disk to keep what was written to this file or folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def disk_errors(what: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into a plain sentence."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+        reason = reasons.get(error.errno or 0, error.strerror or str(error))
+        raise Failure(f"{what}: cannot be written: {reason}; what was there before is untouched") from error
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step."""
+    raw = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(path.name + PARTIAL)
+    with disk_errors(path):
+        try:
+            with open(partial, "wb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            sync(path.parent)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that takes its name only when it is complete; files in it are replaced if it exists."""
+    partial = path.with_name(path.name + PARTIAL)
+    with disk_errors(path):
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            for file in sorted(partial.rglob("*")):
+                sync(file)
+            sync(partial)
+            if path.exists():
+                for file in sorted(partial.iterdir()):
+                    os.replace(file, path / file.name)
+                partial.rmdir()
+            else:
+                os.rename(partial, path)
+            sync(path.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def sha256(path: Path) -> str:
+    """The file's hash in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path, what: str) -> Any:
+    """The JSON value in a file; `what` names it in errors.
+
+    Raises:
+        DataError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: {what} is missing") from None
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: {what} cannot be read: {error}") from None

@@ -1,0 +1,91 @@
+"""A checkpoint folder as strangers hand it to us: what it holds, and what in it is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from interlace.base.errors import CheckpointError, DataError
+from interlace.base.files import read_json
+from interlace.checkpoint.tensors import Entry, read_header
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def resolve(source: str | Path) -> Path:
+    """The checkpoint folder that a path or hub id means: itself, or the newest checkpoint of a run folder.
+
+    Raises:
+        CheckpointError: there is nothing of the kind.
+    """
+    path = Path(source)
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return path
+        steps = [p for p in path.glob("checkpoints/step-*") if p.name.removeprefix("step-").isdigit()]
+        if steps:
+            return max(steps, key=lambda p: int(p.name.removeprefix("step-")))
+        raise CheckpointError(f"{path}: holds no config.json and no checkpoints/step-N; name a checkpoint or run folder")
+    if path.exists():
+        raise CheckpointError(f"{path}: is a file; name the folder that holds config.json")
+    if not HUB_ID.fullmatch(str(source)):
+        raise CheckpointError(f"{path}: no such folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{source}: no such folder, and the hub does not give it: {reason}") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json, refused if it asks for code to be run.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or names code.
+    """
+    try:
+        config = read_json(folder / "config.json", "the model's config")
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'}: must be a table, got {type(config).__name__}")
+    for key in ("auto_map", "trust_remote_code", "custom_pipelines"):
+        if config.get(key):
+            raise CheckpointError(f"{folder / 'config.json'}: '{key}' asks for code to be run; refused, nothing was run")
+    return config
+
+
+def read_entries(folder: Path) -> dict[str, Entry]:
+    """Every tensor of the folder by name, from one file or from the shards of an index.
+
+    Raises:
+        CheckpointError: no safetensors, a pickle instead, a missing shard, or a damaged header.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        try:
+            weight_map = read_json(index, "the shard index")["weight_map"]
+            shards = sorted(set(weight_map.values()))
+        except (DataError, KeyError, TypeError, AttributeError):
+            raise CheckpointError(f"{index}: is not a shard index; download it again") from None
+        if any(Path(s).name != s for s in shards):
+            raise CheckpointError(f"{index}: names a shard outside its own folder; refused")
+        entries = {}
+        for shard in shards:
+            entries |= read_header(folder / shard)
+        if missing := sorted(set(weight_map) - set(entries)):
+            raise CheckpointError(f"{index}: tensor '{missing[0]}' is in no shard ({len(missing)} such)")
+        return entries
+    if single.is_file():
+        return read_header(single)
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder / pickles[0]}: a pickle can run code when it is opened; refused, convert it to safetensors first"
+        )
+    raise CheckpointError(f"{folder}: holds no model.safetensors")

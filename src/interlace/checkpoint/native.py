@@ -1,0 +1,28 @@
+"""Our own format, for models that no published family can express: the model table of a recipe, and our names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from interlace.checkpoint.family import Family, Slot, need
+from interlace.model.config import ModelConfig
+from interlace.model.model import HybridLM
+
+
+def read_config(config: Mapping[str, Any]) -> ModelConfig:
+    """The `model` table."""
+    return ModelConfig.from_dict(need(config, "model"), where="config.json: model")
+
+
+def write_config(config: ModelConfig) -> dict[str, Any]:
+    """Any model can be said."""
+    return {"model": config.to_dict(), "vocab_size": config.vocabulary}
+
+
+def slots(config: ModelConfig) -> dict[str, Slot]:
+    """Every parameter under its own name."""
+    return {name: Slot(name) for name, _ in HybridLM(config, device="meta").named_parameters()}
+
+
+FAMILY = Family("interlace", None, read_config, write_config, slots)

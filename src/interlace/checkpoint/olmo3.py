@@ -1,0 +1,132 @@
+"""Olmo 3: attention with the norm on the output, QK-norm over the projection, three sliding layers to one full.
+
+Source: huggingface/transformers src/transformers/models/olmo3. Rope scaling, where there is any, stretches the full
+layers only. transformers 5.23 drops a top-level `rope_theta` for the sliding layers (they fall back to 500,000);
+here both kinds get it, and what is saved names the theta of each, so every reader agrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from interlace.checkpoint.family import (
+    Family,
+    Slot,
+    attention_slots,
+    mlp_slots,
+    need,
+    read_rope,
+    read_tokens,
+    refuse_unless,
+    tied_head,
+    trunk_slots,
+    write_rope,
+    write_tokens,
+)
+from interlace.layers.attention import AttentionConfig
+from interlace.model.config import ModelConfig
+
+KINDS = {"sliding_attention": "sliding", "full_attention": "attention"}
+THETA = 500_000.0
+
+
+def read_config(config: Mapping[str, Any]) -> ModelConfig:
+    """config.json to ours; raises CheckpointError or ConfigError."""
+    refuse_unless(config, "hidden_act", "silu")
+    depth, heads = need(config, "num_hidden_layers"), need(config, "num_attention_heads")
+    types = config.get("layer_types") or ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(depth)]
+    ropes = _ropes(config)
+    base = {
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "bias": config.get("attention_bias", False),
+        "norm": "output",
+    }
+    tables: dict[str, Any] = {}
+    if "full_attention" in types:
+        tables["attention"] = {**base, "rope": ropes["full_attention"]}
+    if "sliding_attention" in types:
+        window = need(config, "sliding_window")
+        tables["sliding"] = {"type": "attention", **base, "window": window, "rope": ropes["sliding_attention"]}
+    return ModelConfig.from_dict(
+        {
+            "width": need(config, "hidden_size"),
+            "depth": depth,
+            "vocabulary": need(config, "vocab_size"),
+            "pattern": [KINDS.get(t, t) for t in types],
+            **tables,
+            "mlp": {"width": need(config, "intermediate_size")},
+            "norm_eps": config.get("rms_norm_eps", 1e-5),
+            "tied_embeddings": config.get("tie_word_embeddings", False),
+            "max_positions": config.get("max_position_embeddings"),
+            "init_std": config.get("initializer_range", 0.02),
+            "tokens": read_tokens(config),
+        },
+        where="config.json",
+    )
+
+
+def _ropes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rope table of each kind, from one table per kind, one flat table, or the keys of transformers 4."""
+    given = config.get("rope_parameters") or {}
+    theta = given.get("rope_theta") or config.get("rope_theta") or THETA
+    scaling = config.get("rope_scaling") or (given if given.get("rope_type") else {})
+    tables = {}
+    for kind in KINDS:
+        flat = {**(scaling if kind == "full_attention" else {}), "rope_theta": theta}
+        own = given.get(kind)
+        tables[kind] = read_rope({"rope_theta": theta, **own} if own else flat)
+    return tables
+
+
+def write_config(config: ModelConfig) -> dict[str, Any] | None:
+    """Ours to config.json, or None where the family cannot say it."""
+    used = {config.layers[name] for name in config.kinds}
+    if not all(isinstance(x, AttentionConfig) for x in used) or len({x.window is None for x in used}) != len(used):
+        return None
+    one = next(iter(used))
+    if any(x.model_copy(update={"window": one.window, "rope": one.rope}) != one for x in used):
+        return None
+    fits = (
+        one.norm == "output"
+        and one.mlp
+        and one.qk_norm == "projection"
+        and one.position == "rope"
+        and one.head_dim == config.width // one.heads
+    )
+    if not fits:
+        return None
+    by_type = {"full_attention" if x.window is None else "sliding_attention": x for x in used}
+    types = ["full_attention" if config.kind(i).window is None else "sliding_attention" for i in range(config.depth)]  # type: ignore[attr-defined]
+    sliding = by_type.get("sliding_attention")
+    return {
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp.width,
+        "num_hidden_layers": config.depth,
+        "layer_types": types,
+        "vocab_size": config.vocabulary,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied_embeddings,
+        "initializer_range": config.init_std,
+        **({} if config.max_positions is None else {"max_position_embeddings": config.max_positions}),
+        "num_attention_heads": one.heads,
+        "num_key_value_heads": one.groups,
+        "attention_bias": one.bias,
+        "sliding_window": sliding.window if sliding else 4096,
+        "rope_parameters": {kind: write_rope(by_type.get(kind, one).rope) for kind in KINDS},
+        **write_tokens(config),
+    }
+
+
+def slots(config: ModelConfig) -> dict[str, Slot]:
+    """The released names."""
+    found = trunk_slots(config)
+    for i in range(config.depth):
+        layer, block = f"model.layers.{i}", f"blocks.{i}"
+        found |= mlp_slots(layer, block) | attention_slots(layer, block, config.kind(i))
+    return found
+
+
+FAMILY = Family("olmo3", "Olmo3ForCausalLM", read_config, write_config, slots, optional=tied_head)

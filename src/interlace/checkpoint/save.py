@@ -1,0 +1,88 @@
+"""Saving: the same model gives the same bytes, under the names of the first family that can express it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from interlace.base.files import new_folder
+from interlace.checkpoint.family import Family
+from interlace.checkpoint.load import published_shape
+from interlace.checkpoint.registry import FAMILIES
+from interlace.checkpoint.tensors import write
+from interlace.model.config import ModelConfig
+from interlace.model.model import HybridLM
+
+SHARD_BYTES = 5_000_000_000
+
+
+def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write config.json, safetensors (sharded past `shard_bytes`) and the tokenizer's files.
+
+    A model that Olmo Hybrid or Olmo 3 can express is saved in their released names, which `transformers` opens
+    without our code; any other in our own format.
+
+    Raises:
+        Failure: the disk refuses; an earlier checkpoint of that name is left as it was.
+    """
+    with new_folder(Path(folder)) as partial:
+        write_model(model, partial, shard_bytes)
+
+
+def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    """The files of a model, into a folder that exists."""
+    family, config = family_of(model.config)
+    head = {"architectures": [family.architecture]} if family.architecture else {}
+    dtype = str(model.dtype).removeprefix("torch.")
+    document = {**head, "model_type": family.model_type, "dtype": dtype, **config}
+    (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    shards = _shards(_tensors(model, family), shard_bytes)
+    if len(shards) == 1:
+        write(folder / "model.safetensors", shards[0])
+    else:
+        weight_map = {}
+        for index, shard in enumerate(shards, start=1):
+            name = f"model-{index:05}-of-{len(shards):05}.safetensors"
+            write(folder / name, shard)
+            weight_map |= {tensor: name for tensor, _, _ in shard}
+        total = sum(t.nbytes for shard in shards for _, _, t in shard)
+        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    if model.tokenizer is not None:
+        model.tokenizer.write(folder)
+
+
+def family_of(config: ModelConfig) -> tuple[Family, dict[str, object]]:
+    """The family that saves a config, and the config as that family writes it."""
+    for family in FAMILIES:
+        published = family.write_config(config)
+        if published is not None:
+            return family, published
+    raise AssertionError("our own format expresses every model")
+
+
+def _tensors(model: HybridLM, family: Family) -> list[tuple[str, tuple[int, ...], Tensor]]:
+    parameters = dict(model.named_parameters())
+    shapes = {n: tuple(p.shape) for n, p in parameters.items()}
+    found = []
+    for name, slot in family.slots(model.config).items():
+        tensor = parameters[slot.name]
+        rows = tensor if slot.rows is None else tensor[slice(*slot.rows)]
+        found.append((name, published_shape(slot, shapes), rows))
+    return found
+
+
+def _shards(
+    tensors: list[tuple[str, tuple[int, ...], Tensor]], limit: int
+) -> list[list[tuple[str, tuple[int, ...], Tensor]]]:
+    shards: list[list[tuple[str, tuple[int, ...], Tensor]]] = [[]]
+    size = 0
+    for item in tensors:
+        if shards[-1] and size + item[2].nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(item)
+        size += item[2].nbytes
+    return shards
