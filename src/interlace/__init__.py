@@ -31,7 +31,7 @@ _HOMES = {
     "save": "interlace.checkpoint.save",
     "sizes": "interlace.model.sizes",
 }
-_ROOMS = ("ops",)  # sub-packages that are reached as attributes
+_ROOMS = ("generate", "ops")  # reached as attributes; the room `generate` is also the function
 
 __all__ = ["HybridLM", "InterlaceError", "ModelConfig", "ModelState", "Segments", "generate", "load", "save", "sizes"]
 

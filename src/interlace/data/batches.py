@@ -1,0 +1,107 @@
+"""Batches as a pure function of (seed, step): resuming needs a number, and worker counts cannot matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interlace.base.errors import DataError
+from interlace.base.segments import Segments
+from interlace.data.tokens import TokenSplit
+
+IGNORE = -100  # target of a token that has no next token in its document
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens to read and to predict.
+
+    Attributes:
+        tokens: int64 [total].
+        targets: int64 [total], the next token of the same document, or IGNORE.
+        segments: one per piece of a document.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    segments: Segments
+
+
+class Batches:
+    """Rows of `length` tokens from documents in shuffled order; each epoch is shuffled anew.
+
+    The documents of an epoch lie end to end; rows are cut from that axis and drawn in shuffled order. A segment
+    ends where its document or its row ends, so nothing is padded and no document sees another.
+    """
+
+    def __init__(self, split: TokenSplit, rows: int, length: int, seed: int):
+        """rows x length tokens per batch.
+
+        Raises:
+            DataError: the split has fewer tokens than one batch.
+        """
+        self.split, self.rows, self.length, self.seed = split, rows, length, seed
+        self.rows_per_epoch = (split.count - 1) // length
+        if self.rows_per_epoch < rows:
+            raise DataError(
+                f"data: a batch of {rows} rows of {length} tokens needs {rows * length + 1:,} tokens, but the split "
+                f"has {split.count:,}; give more text, or lower data.rows or data.length"
+            )
+        self._epoch = -1
+        self._row_order = self._starts = self._ends = np.zeros(0, dtype=np.int64)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per batch."""
+        return self.rows * self.length
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in one pass over the data."""
+        return self.rows_per_epoch // self.rows
+
+    def batch(self, step: int) -> Batch:
+        """The batch of this step, counted from 0."""
+        epoch, index = divmod(step, self.per_epoch)
+        self._shuffle(epoch)
+        tokens, targets, lengths = [], [], []
+        for row in self._row_order[index * self.rows : (index + 1) * self.rows]:
+            for piece, goal in self._row(int(row)):
+                tokens.append(piece)
+                targets.append(goal)
+                lengths.append(len(piece))
+        return Batch(
+            torch.from_numpy(np.concatenate(tokens)),
+            torch.from_numpy(np.concatenate(targets)),
+            Segments.from_lengths(lengths),
+        )
+
+    def _shuffle(self, epoch: int) -> None:
+        if epoch == self._epoch:
+            return
+        draw = np.random.default_rng([self.seed, epoch])
+        order = draw.permutation(len(self.split.borders) - 1)
+        self._starts = self.split.borders[order]
+        self._ends = np.cumsum(np.diff(self.split.borders)[order])
+        self._row_order = draw.permutation(self.rows_per_epoch)
+        self._epoch = epoch
+
+    def _row(self, row: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(tokens, targets) of each piece of a document in this row."""
+        pieces = []
+        place, stop = row * self.length, (row + 1) * self.length
+        while place < stop:
+            document = int(np.searchsorted(self._ends, place, side="right"))
+            end = int(self._ends[document])
+            begin = int(self._ends[document - 1]) if document else 0
+            first = int(self._starts[document]) + place - begin
+            size = min(end, stop) - place
+            more = place + size < end  # the document goes on in another row: its next token is known
+            read = self.split.read(first, first + size + more)
+            goal = read[1:] if more else np.append(read[1:], IGNORE)
+            pieces.append((read[:size], goal))
+            place += size
+        return pieces

@@ -1,0 +1,52 @@
+"""Bits per byte: comparable across tokenizers, since it counts what the text weighs and not how it was cut."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from interlace.data.batches import IGNORE, Batches
+from interlace.data.tokens import Corpus
+from interlace.model.model import HybridLM
+
+BLOCK = 1024  # tokens whose logits exist at a time
+
+
+class HeldOut:
+    """A fixed part of a corpus' held-out split: the same rows for every model and every call."""
+
+    def __init__(self, corpus: Corpus, length: int, tokens: int, rows: int = 8):
+        """At most `tokens` tokens, in rows of `length` as in training."""
+        split = corpus.splits["held_out"]
+        length = min(length, split.count - 1)
+        rows = max(1, min(rows, (split.count - 1) // length, tokens // length))
+        batches = Batches(split, rows, length, seed=0)
+        self.batches = [batches.batch(i) for i in range(max(1, min(batches.per_epoch, tokens // batches.tokens)))]
+        self.byte_lengths = corpus.tokenizer.byte_lengths()
+
+    @torch.no_grad()
+    def score(self, model: HybridLM) -> dict[str, float]:
+        """{"held_out_bits_per_byte", "held_out_loss" in nats per token}, over tokens that stand for text.
+
+        The first token of a row's piece of a document has no context in its row and is not scored.
+        """
+        training = model.training
+        model.eval()
+        nats, size_bytes, count = 0.0, 0, 0
+        for batch in self.batches:
+            hidden, _, _ = model.hidden(batch.tokens.to(model.device), batch.segments)
+            lengths = self.byte_lengths[batch.targets.clamp(min=0)]
+            scored = (batch.targets != IGNORE) & (lengths > 0)
+            for rows in torch.arange(hidden.shape[0]).split(BLOCK):
+                rows = rows[scored[rows]]
+                log_p = torch.log_softmax(model.head(hidden[rows.to(hidden.device)]).float(), dim=-1)
+                picked = log_p.gather(1, batch.targets[rows].to(log_p.device)[:, None])
+                nats -= float(picked.double().sum())
+            size_bytes += int(lengths[scored].sum())
+            count += int(scored.sum())
+        model.train(training)
+        return {
+            "held_out_bits_per_byte": nats / math.log(2) / max(1, size_bytes),
+            "held_out_loss": nats / max(1, count),
+        }

@@ -1,0 +1,203 @@
+"""Nasty inputs for every operator, and how far each backend may be from the float64 recurrence on them.
+
+The laws and `interlace doctor` both run this, so what is tested on our machines is what is checked on yours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from interlace.base.segments import Segments
+from interlace.ops.attention import dispatch as attention_dispatch
+from interlace.ops.backends import available
+from interlace.ops.gated_delta import dispatch as gated_delta_dispatch
+from interlace.ops.short_convolution import dispatch as short_convolution_dispatch
+
+# Relative error of values and gradients against float64. float32: the recurrence is a product of up to a few hundred
+# factors of norm 1, each rounded at 6e-8, and nearly parallel keys amplify what is lost by up to 1e2. bfloat16: inputs
+# and outputs are rounded at 4e-3, the arithmetic is float32.
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-5, torch.bfloat16: 2e-2}
+
+LENGTHS = {
+    "one token": [1],
+    "many single tokens": [1] * 9,
+    "a chunk exactly": [64],
+    "not a multiple of a chunk": [137],
+    "equal": [70, 70, 70],
+    "ragged": [3, 1, 64, 100, 7, 1, 90],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator on one set of inputs.
+
+    Attributes:
+        operator: its name.
+        label: what is nasty here.
+        tensors: float64 inputs by argument name, the state's included; all take part in the gradient check.
+        call: (backend, tensors) to the list of outputs that are compared.
+    """
+
+    operator: str
+    label: str
+    tensors: dict[str, Tensor]
+    call: Callable[[str, dict[str, Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The error of one backend: of values, and of gradients (None where it has none), worst over its cases."""
+
+    operator: str
+    backend: str
+    dtype: str
+    values: float
+    gradients: float | None
+    tolerance: float
+
+    @property
+    def good(self) -> bool:
+        """Whether both errors are within the tolerance (NaN is not)."""
+        return self.values <= self.tolerance and (self.gradients is None or self.gradients <= self.tolerance)
+
+
+def gated_delta_case(lengths: list[int], label: str, with_state: bool, seed: int = 0) -> Case:
+    """H != G, K != V; keys nearly parallel; beta at 0, 1, 2 and between; log_decay at 0, -30 and between."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    def pick(values: list[float], *shape: int) -> Tensor:
+        index = torch.randint(len(values) + 1, shape, generator=draw)
+        between = torch.rand(*shape, generator=draw, dtype=torch.float64) * (values[-1] - values[0]) + values[0]
+        return torch.cat((torch.tensor(values, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)))[index].where(
+            index < len(values), between
+        )
+
+    T, H, G, K, V = sum(lengths), 2, 4, 12, 20
+    parallel = normalize(normal(1, H, K), dim=-1)
+    key = normalize(parallel + 0.1 * normal(T, H, K), dim=-1)
+    weak = torch.randint(2, (T, G), generator=draw).double()  # half the tokens hardly decay
+    tensors = {
+        "query": normalize(normal(T, H, K), dim=-1),
+        "key": key.where(torch.randint(2, (T, 1, 1), generator=draw) > 0, normalize(normal(T, H, K), dim=-1)),
+        "value": normal(T, G, V),
+        "log_decay": pick([-30.0, 0.0], T, G) * (1 - weak) - 0.05 * weak * normal(T, G).abs(),
+        "beta": pick([0.0, 1.0, 2.0], T, G),
+    }
+    if with_state:
+        tensors["state"] = normal(len(lengths), G, K, V)
+    segments = Segments.from_lengths(lengths)
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        return list(gated_delta_dispatch.gated_delta(**x, segments=segments, backend=backend))  # type: ignore[arg-type]
+
+    return Case("gated_delta", label, tensors, call)
+
+
+def short_convolution_case(lengths: list[int], label: str, with_state: bool, seed: int = 0) -> Case:
+    """An odd number of channels, four taps, segments shorter than the window."""
+    draw = torch.Generator().manual_seed(seed)
+    T, D, W = sum(lengths), 13, 4
+    tensors = {
+        "x": torch.randn(T, D, generator=draw, dtype=torch.float64),
+        "weight": torch.randn(D, W, generator=draw, dtype=torch.float64),
+    }
+    if with_state:
+        tensors["state"] = torch.randn(len(lengths), W - 1, D, generator=draw, dtype=torch.float64)
+    segments = Segments.from_lengths(lengths)
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        operator = short_convolution_dispatch.short_convolution
+        return list(operator(**x, segments=segments, backend=backend))  # type: ignore[arg-type]
+
+    return Case("short_convolution", label, tensors, call)
+
+
+def attention_case(lengths: list[int], label: str, window: int | None, seed: int = 0) -> Case:
+    """Grouped heads, K != V, with and without a window."""
+    draw = torch.Generator().manual_seed(seed)
+    T, H, J, K, V = sum(lengths), 4, 2, 12, 20
+    shapes = {"query": (T, H, K), "key": (T, J, K), "value": (T, J, V)}
+    tensors = {n: torch.randn(*s, generator=draw, dtype=torch.float64) for n, s in shapes.items()}
+    segments = Segments.from_lengths(lengths)
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        return [attention_dispatch.attention(**x, segments=segments, window=window, backend=backend)[0]]  # type: ignore[arg-type]
+
+    return Case("attention", label, tensors, call)
+
+
+CASES: dict[str, Callable[[list[int], str, bool], Case]] = {
+    "gated_delta": gated_delta_case,
+    "short_convolution": short_convolution_case,
+    "attention": lambda lengths, label, windowed: attention_case(lengths, label, 5 if windowed else None),
+}
+BACKENDS: dict[str, list[str]] = {
+    "gated_delta": available(gated_delta_dispatch.BACKENDS),
+    "short_convolution": available(short_convolution_dispatch.BACKENDS),
+    "attention": available(attention_dispatch.BACKENDS),
+}
+
+
+def cases(operator: str) -> list[Case]:
+    """Every length pattern, with and without a state (for attention: a window)."""
+    build = CASES[operator]
+    return [build(n, f"{label}{', state' * on}", on) for label, n in LENGTHS.items() for on in (False, True)]
+
+
+def relative(value: Tensor, truth: Tensor) -> float:
+    """||value - truth|| / ||truth||; NaN stays NaN."""
+    difference = (value.double().cpu() - truth.cpu()).norm()
+    return float(difference / truth.norm().cpu().clamp(min=1e-30))
+
+
+def outputs_and_gradients(case: Case, backend: str, dtype: torch.dtype, device: str) -> tuple[list[Tensor], list[Tensor]]:
+    """What a backend gives for a case in a dtype, and the gradients of a fixed random sum of it."""
+    state_dtype = torch.promote_types(dtype, torch.float32)
+    wide = {"state", "log_decay"} if case.operator == "gated_delta" else set()
+    inputs: dict[str, Any] = {
+        n: x.to(device, state_dtype if n in wide else dtype).requires_grad_() for n, x in case.tensors.items()
+    }
+    outputs = case.call(backend, inputs)
+    draw = torch.Generator().manual_seed(1)
+    weights = [torch.randn(y.shape, generator=draw, dtype=torch.float64) for y in outputs]
+    total = sum(((y.double().cpu() * w).sum() for y, w in zip(outputs, weights, strict=True)), torch.zeros(()).double())
+    gradients = torch.autograd.grad(total, list(inputs.values()))
+    return [y.detach() for y in outputs], list(gradients)
+
+
+def errors(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") -> tuple[float, float]:
+    """The worst relative error of a backend's values, and of its gradients, on one case."""
+    rounded = Case(case.operator, case.label, {n: x.to(dtype).double() for n, x in case.tensors.items()}, case.call)
+    if case.operator == "gated_delta":  # these two are float32 at least, whatever the rest is
+        rounded.tensors.update({n: x for n, x in case.tensors.items() if n in ("state", "log_decay")})
+        rounded.tensors.update(
+            {n: rounded.tensors[n].to(torch.promote_types(dtype, torch.float32)).double() for n in ("log_decay",)}
+        )
+    truth = outputs_and_gradients(rounded, "recurrent", torch.float64, "cpu")
+    found = outputs_and_gradients(rounded, backend, dtype, device)
+    worst = [max((relative(a, b) for a, b in zip(x, y, strict=True)), default=0.0) for x, y in zip(found, truth, strict=True)]
+    return worst[0], worst[1]
+
+
+def check(device: str = "cpu", report: Callable[[str], None] = lambda _: None) -> list[Finding]:
+    """Run every backend of every operator against the float64 recurrence on this machine."""
+    found = []
+    for operator, backends in BACKENDS.items():
+        for backend in backends:
+            for dtype in (torch.float64, torch.float32, torch.bfloat16):
+                name = str(dtype).removeprefix("torch.")
+                report(f"{operator} {backend} {name}")
+                both = [errors(case, backend, dtype, device) for case in cases(operator)]
+                values, gradients = (max(x, key=lambda e: (e != e, e)) for x in zip(*both, strict=True))
+                found.append(Finding(operator, backend, name, values, gradients, TOLERANCE[dtype]))
+    return found

@@ -1,0 +1,116 @@
+"""A whole run as a TOML file: the model, the data, the training."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from interlace.base.errors import ConfigError
+from interlace.layers.base import Closed
+from interlace.model.config import ModelConfig, validate
+
+
+class DataSettings(Closed):
+    """Where the tokens come from and how they are cut.
+
+    Attributes:
+        source: text files and folders, or one folder that `interlace data prepare` wrote.
+        field: the key that holds the text in JSONL.
+        tokenizer: a tokenizer.json, or "train:N"; not used for a prepared folder, which has its own.
+        held_out: share of documents never trained on.
+        length: tokens per row.
+        rows: rows per batch.
+    """
+
+    source: tuple[str, ...] = Field(strict=False, min_length=1)
+    field: str = "text"
+    tokenizer: str = "train:4096"
+    held_out: float = Field(default=0.05, gt=0, lt=1)
+    length: int = Field(default=512, gt=1)
+    rows: int = Field(default=8, gt=0)
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class TrainSettings(Closed):
+    """How the model is trained.
+
+    Attributes:
+        tokens: to train on, rounded up to whole batches.
+        learning_rate: the plateau's.
+        warmup, decay: shares of the steps in which the rate rises from 0, and falls to 0 at the end.
+        weight_decay: on matrices other than the embedding.
+        betas, clip: of AdamW, and the largest gradient norm.
+        seed: of the weights and of the data order.
+        precision: "float32", "bfloat16" (float32 master weights), or "auto": bfloat16 where it is faster here.
+        evaluations: how often the held-out text is scored, the end included.
+        evaluation_tokens: how much of it.
+        checkpoints: how many are written over the run, the end included; the last two are kept.
+    """
+
+    tokens: int = Field(gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    decay: float = Field(default=0.2, ge=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0)
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
+    clip: float = Field(default=1.0, gt=0)
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    evaluations: int = Field(default=10, gt=0)
+    evaluation_tokens: int = Field(default=65_536, gt=0)
+    checkpoints: int = Field(default=10, gt=0)
+
+
+class Recipe(Closed):
+    """A training run."""
+
+    model: ModelConfig
+    data: DataSettings
+    train: TrainSettings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that builds the same recipe."""
+        rest = self.model_dump(mode="json", exclude={"model"}, exclude_none=True)
+        return {"model": self.model.to_dict(), **rest}
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe file with dotted overrides such as "train.learning_rate=1e-3" laid over it.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or a key or value breaks a rule.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such recipe") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+    for override in overrides:
+        apply_override(data, override)
+    return validate(Recipe, data, where="")
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set one dotted key; the value is TOML, or a plain word."""
+    key, equals, raw = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override: '{override}' must be dotted.key=value, such as train.learning_rate=1e-3")
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    *tables, last = key.split(".")
+    for name in tables:
+        data = data.setdefault(name, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"override: '{key}' goes through '{name}', which is not a table")
+    data[last] = value
