@@ -19,13 +19,14 @@ def recurrent(
     """window <- (window, x_t)[1:];  y = sum_j weight_j window_j;  out = SiLU(y), for each token in turn."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     history = weight.shape[1] - 1
+    inputs, taps = x.to(dtype), weight.to(dtype).T
     outputs, states = [], []
     for row, (first, end) in enumerate(segments.spans()):
-        past = x.new_zeros(history, x.shape[1]) if state is None else state[row]
+        past = inputs.new_zeros(history, x.shape[1]) if state is None else state[row].to(dtype)
         for t in range(first, end):
-            window = torch.cat((past, x[t : t + 1]))
-            y = (window.to(dtype) * weight.to(dtype).T).sum(0)
+            window = torch.cat((past, inputs[t : t + 1]))
+            y = (window * taps).sum(0)
             outputs.append(torch.nn.functional.silu(y) if activation == "silu" else y)
             past = window[1:]
         states.append(past)
-    return torch.stack(outputs).to(x.dtype), torch.stack(states)
+    return torch.stack(outputs).to(x.dtype), torch.stack(states).to(x.dtype)

@@ -1,0 +1,116 @@
+"""`interlace doctor`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from interlace.cli.output import Meter, count, out, print_json, print_table
+
+
+def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")] = False) -> int:
+    """Versions, processor, threads, and every operator's backends run against the float64 recurrence here.
+
+    Exit code 1 if one is wrong on this machine.
+
+    Example:
+
+        interlace doctor
+
+    Parameters
+    ----------
+    device: str
+        "cpu", or "cuda".
+    json: bool
+        Print one JSON document.
+    """
+    from dataclasses import asdict
+
+    from interlace.ops.selftest import check
+
+    machine = describe_machine(device)
+    done = 0
+    with Meter() as meter:
+
+        def report(label: str) -> None:
+            nonlocal done
+            done += 1
+            meter.update("checking operators", done, 0, label)
+
+        findings = check(device, report)
+    wrong = [f for f in findings if not f.good]
+    if json:
+        print_json({"machine": machine, "findings": [{**asdict(f), "good": f.good} for f in findings], "good": not wrong})
+        return int(bool(wrong))
+    print_table("machine", ["", ""], [[k, str(v)] for k, v in machine.items()])
+    rows = [
+        [
+            f"{f.operator} {f.backend}",
+            f.dtype,
+            f"{f.values:.1e}",
+            "-" if f.gradients is None else f"{f.gradients:.1e}",
+            f"{f.tolerance:.0e}",
+            "good" if f.good else "WRONG",
+        ]
+        for f in findings
+    ]
+    print_table(
+        "relative error against the float64 recurrence, worst case",
+        ["operator and backend", "dtype", "values", "gradients", "allowed", ""],
+        rows,
+    )
+    if wrong:
+        names = ", ".join(f"{f.operator} {f.backend} in {f.dtype}" for f in wrong)
+        out.print(f"Do not trust this machine's results: {names} disagrees with the recurrence.", style="bold red")
+        return 1
+    out.print(f"All {len(findings)} checks agree with the recurrence. Not in this build: native, triton, fla backends.")
+    return 0
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """What the numbers depend on."""
+    import os
+    import platform
+
+    import torch
+
+    from interlace.train.precision import choose_precision, matmul_flops_per_second
+    from interlace.train.run import versions
+
+    facts: dict[str, Any] = {**versions(), "system": platform.platform(terse=True), "processor": processor()}
+    facts["instructions"] = torch.backends.cpu.get_cpu_capability()
+    facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
+    facts["memory"] = memory()
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    for name in ("float32", "bfloat16"):
+        rate = matmul_flops_per_second(getattr(torch, name), device, 512)
+        facts[f"matrix products, {name}"] = f"{count(rate)}FLOP/s"
+    facts["training precision"] = choose_precision("auto", torch.device(device))
+    return facts
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    import platform
+    from pathlib import Path
+
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory() -> str:
+    """Memory of the machine, where the system tells it."""
+    import os
+
+    from interlace.cli.output import size
+
+    try:
+        return size(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):
+        return "unknown"

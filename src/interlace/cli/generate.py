@@ -1,0 +1,98 @@
+"""`interlace generate`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from interlace.cli.output import count, err, print_json
+
+
+def generate(
+    checkpoint: str,
+    prompt: str,
+    *,
+    max_tokens: int = 256,
+    temperature: float = 0.8,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    min_p: float = 0.0,
+    seed: int | None = None,
+    stop: list[str] | None = None,
+    dtype: str = "auto",
+    device: str = "cpu",
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Go on from a prompt; text appears as it is made.
+
+    Examples:
+
+        interlace generate runs/quickstart/hybrid "def parse(" --max-tokens 100
+
+        interlace generate runs/mine "Once upon" --temperature 0.7 --min-p 0.05 --seed 1 --stop "."
+
+    Parameters
+    ----------
+    checkpoint: str
+        A checkpoint folder, a run folder (its newest checkpoint), or a hub id.
+    prompt: str
+        Text to go on from.
+    max_tokens: int
+        The most tokens to make.
+    temperature: float
+        0 for the likeliest token each time.
+    top_p: float
+        Draw only from the likeliest tokens that together reach this probability.
+    top_k: int
+        Draw only from this many of the likeliest tokens.
+    min_p: float
+        Draw only from tokens at least this likely relative to the likeliest.
+    seed: int
+        Makes the draws repeatable.
+    stop: list[str]
+        Text that ends the output; may be given several times.
+    dtype: str
+        "auto" (bfloat16 weights are widened where this machine is slow in bfloat16), "float32" or "bfloat16".
+    device: str
+        "cpu", or "cuda".
+    json: bool
+        Print one JSON document at the end instead of streaming.
+    """
+    import torch
+
+    import interlace
+    from interlace.base.errors import ConfigError
+    from interlace.train.precision import choose_precision
+
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ConfigError(f"dtype: must be auto, float32 or bfloat16, got {dtype!r}")
+    model = interlace.load(checkpoint, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device)
+    if dtype == "auto" and model.dtype == torch.bfloat16 and choose_precision("auto", model.device) == "float32":
+        model = model.float()
+    pieces = interlace.generate(
+        model,
+        prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        stop=stop or [],
+    )
+    start, made = time.perf_counter(), []
+    for piece in pieces:
+        made.append(piece)
+        if not json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    seconds = time.perf_counter() - start
+    tokens = len(model.tokenizer.encode("".join(made)))
+    if json:
+        print_json({"prompt": prompt, "text": "".join(made), "tokens": tokens, "seconds": seconds})
+        return
+    sys.stdout.write("\n")
+    err.print(f"{tokens} tokens, {count(tokens / max(seconds, 1e-9))} tokens/s", style="dim")

@@ -1,0 +1,109 @@
+"""`interlace train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from interlace.cli.output import Meter, count, duration, err, print_json, print_table, size
+
+
+def train(
+    recipe: Path,
+    *overrides: str,
+    out: Path | None = None,
+    device: str = "cpu",
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Train one model on your own text, or on a folder that `interlace data prepare` wrote.
+
+    Killed at any moment and started again, the same command goes on, and ends with the same weights.
+
+    Examples:
+
+        interlace train recipes/hybrid-small.toml --dry-run
+
+        interlace train recipes/hybrid-small.toml data.source=texts/ train.learning_rate=1e-3 --out runs/mine
+
+    Parameters
+    ----------
+    recipe: Path
+        A TOML file with tables `[model]`, `[data]` and `[train]`.
+    overrides: str
+        Values laid over the recipe, as dotted.key=value.
+    out: Path
+        The run folder; runs/RECIPE if not given.
+    device: str
+        "cpu", or "cuda".
+    dry_run: bool
+        Print parameters, FLOPs, memory and estimated time, and run nothing.
+    json: bool
+        Print one JSON document instead of tables.
+    """
+    from interlace.evaluate.bits_per_byte import HeldOut
+    from interlace.train.estimate import estimate
+    from interlace.train.loop import Hooks
+    from interlace.train.loop import train as run_training
+    from interlace.train.recipe import read_recipe
+
+    plan = read_recipe(recipe, overrides)
+    if dry_run:
+        _print_estimate(estimate(plan, device).to_dict(), json)
+        return
+    out = out or Path("runs") / recipe.stem
+    meter = Meter()
+    state: dict[str, Any] = {"total": 0, "last": {}}
+
+    def on_start(done: int, steps: int, batch_tokens: int) -> None:
+        state["total"] = steps
+        if done:
+            err.print(f"going on from step {done} of {steps}")
+
+    def on_step(row: dict[str, Any]) -> None:
+        state["last"] |= row
+        score = state["last"].get("held_out_bits_per_byte")
+        note = f"loss {row['loss']:.3f}  {count(row['tokens_per_second'])} tokens/s"
+        note += f"  held out {score:.3f} bits/byte" if score else ""
+        left = (state["total"] - row["step"]) * row["tokens"] / row["step"] / row["tokens_per_second"]
+        meter.update("training", row["step"], state["total"], f"{note}  {duration(left)} left")
+
+    hooks = Hooks(
+        evaluate=lambda corpus: HeldOut(corpus, plan.data.length, plan.train.evaluation_tokens).score,
+        on_start=on_start,
+        on_step=on_step,
+        on_data=meter.update,
+    )
+    with meter:
+        run = run_training(plan, out, hooks, device)
+    from interlace.train.report import write_report
+
+    write_report(run)
+    last = next(m for m in reversed(list(run.metrics())) if "held_out_bits_per_byte" in m)
+    document = {"run": str(out), "checkpoint": str(run.checkpoints()[-1]), **last}
+    if json:
+        print_json(document)
+        return
+    rows = [[k, f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v] for k, v in document.items()]
+    print_table("trained", ["", ""], rows)
+
+
+def _print_estimate(document: dict[str, Any], json: bool) -> None:
+    if json:
+        print_json(document)
+        return
+    rows = [
+        ["parameters", f"{document['parameters']:,}"],
+        ["without embeddings", f"{document['non_embedding_parameters']:,}"],
+        ["steps", f"{document['steps']:,}"],
+        ["tokens", f"{document['tokens']:,}"],
+        ["training FLOPs per token", count(document["training_flops_per_token"])],
+        ["training FLOPs in all", count(document["training_flops"])],
+        ["memory: weights, gradients, AdamW", size(document["weight_bytes"])],
+        ["memory: activations of one batch", size(document["activation_bytes"])],
+        ["matrix products here", f"{count(document['matmul_flops_per_second'])}FLOP/s in {document['precision']}"],
+        ["estimated time", duration(document["seconds"]) + f" (at {document['utilisation']:.0%} of that rate)"],
+    ]
+    print_table("dry run: nothing was started", ["", ""], rows)

@@ -1,0 +1,1 @@
+"""Studies: comparisons that can be repeated and believed."""

@@ -1,0 +1,97 @@
+"""What a reader of the comparison sees: the same rows in the terminal and on the page."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+from interlace.base.files import write_file
+from interlace.study.quickstart.contest import NAMES
+from interlace.train.report import loss_plot, page, picture, smooth, table
+from interlace.train.run import RunFolder
+
+
+def kibibytes(value: float) -> str:
+    """Bytes as KiB or MiB."""
+    return f"{value / 1024:,.0f} KiB" if value < 1 << 20 else f"{value / (1 << 20):,.1f} MiB"
+
+
+def comparison(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the table: one column per model."""
+    models = [results["models"][name] for name in NAMES]
+
+    def row(label: str, *cells: str) -> list[str]:
+        return [label, *cells]
+
+    rows = [
+        row("parameters", *(f"{m['parameters']:,}" for m in models)),
+        row("  without embeddings", *(f"{m['non_embedding_parameters']:,}" for m in models)),
+        row("learning rate, best of three", *(f"{m['learning_rate']:g}" for m in models)),
+        row("tokens trained on", *(f"{m['tokens']:,}" for m in models)),
+        row("held-out bits per byte", *(f"{m['held_out_bits_per_byte']:.3f}" for m in models)),
+        row("training tokens/s", *(f"{m['tokens_per_second']:,.0f}" for m in models)),
+    ]
+    for context in models[0]["state_and_cache_bytes"]:
+        cells = (kibibytes(m["state_and_cache_bytes"][context]) for m in models)
+        rows.append(row(f"state and cache at {int(context) // 1024}k tokens", *cells))
+    return ["", *NAMES], rows
+
+
+def sentence(results: dict[str, Any]) -> str:
+    """Who won, and by how many tokens."""
+    winner, loser, models = results["winner"], results["loser"], results["models"]
+    scores = [models[n]["held_out_bits_per_byte"] for n in (winner, loser)]
+    first = f"The {winner} won: {scores[0]:.3f} against {scores[1]:.3f} held-out bits per byte after the same tokens."
+    if results["token_ratio"] is None:
+        return first
+    return (
+        f"{first} It reached the {loser}'s final score with {results['tokens_needed']:,.0f} tokens instead of "
+        f"{results['tokens_of_loser']:,}: {results['token_ratio']:.2f} times fewer, one seed."
+    )
+
+
+def next_commands(out: Path, results: dict[str, Any]) -> list[str]:
+    """Three commands to type next."""
+    winner = out / results["winner"]
+    return [
+        f'interlace generate {winner} "def parse(" --max-tokens 100',
+        f"interlace inspect {out / 'hybrid'}",
+        f"interlace train recipes/hybrid-small.toml data.source={out / 'data'} model.vocabulary=4096 --dry-run",
+    ]
+
+
+def write_report(out: Path, results: dict[str, Any], runs: dict[str, RunFolder]) -> None:
+    """loss.png and report.html."""
+    training, held = {}, {}
+    for name in NAMES:
+        rows = list(runs[name].metrics())
+        scored = [m for m in rows if "held_out_curve" in m]
+        training[name] = ([m["tokens"] for m in rows], smooth([m["loss"] for m in rows]))
+        held[name] = ([m["tokens"] for m in scored], [m["held_out_curve"] for m in scored])
+    mark = None
+    if results["token_ratio"] is not None:
+        level = held[results["loser"]][1][-1]
+        mark = (results["tokens_needed"], level, f"{results['token_ratio']:.2f}x fewer tokens")
+    png = loss_plot(training, held, mark)
+    write_file(out / "loss.png", png)
+    text = results["text"]
+    about = (
+        f"Text: {text['train']['documents']:,} documents ({text['train']['tokens']:,} tokens) to train on, "
+        f"{text['held_out']['documents']:,} whole documents held out. Both models saw the same batches in the same "
+        f"order; each had the same three learning rates tried on a prefix "
+        f"({results['sweep_tokens_per_model']:,} tokens per model), and kept its better one. Scores on the curve are "
+        "of a part of the held-out text, those in the table of more of it."
+    )
+    samples = "".join(
+        f"<h3>{name}</h3><pre>{html.escape(results['models'][name]['sample'])}</pre>" for name in NAMES
+    )
+    commands = html.escape("\n".join(next_commands(out, results)))
+    sections = [
+        f'<p class="lead">{html.escape(sentence(results))}</p>',
+        table(*comparison(results)),
+        picture(png, "training loss and held-out bits per byte of both models against tokens"),
+        f"<p>{html.escape(about)}</p>",
+        f"<h2>Samples</h2>{samples}<h2>Next</h2><pre>{commands}</pre>",
+    ]
+    write_file(out / "report.html", page("A hybrid and a transformer, side by side", sections))

@@ -1,0 +1,113 @@
+"""Text, tokenizer, plan, sweep, race, verdict: each stage leaves a file, so a second start goes on where the first ended."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import interlace
+from interlace.base.errors import ConfigError, RunError
+from interlace.base.files import write_file
+from interlace.data.prepare import MANIFEST, prepare
+from interlace.data.tokens import Corpus
+from interlace.generate.engine import generate
+from interlace.model.sizes import sizes
+from interlace.study.quickstart.contest import NAMES, RATES, Contest, Plan, Watcher, tokens_to_reach
+from interlace.study.quickstart.report import write_report
+from interlace.study.quickstart.text import sources
+from interlace.train.run import RunFolder
+
+VOCABULARY = 4096
+CONTEXTS = (1024, 8192, 65_536)
+PROMPT = "def "
+
+
+def quickstart(minutes: float, out: Path, data: Path | None, watcher: Watcher) -> dict[str, Any]:
+    """Run or go on with the whole comparison in `out`; returns what results.json holds.
+
+    Raises:
+        ConfigError: fewer minutes than a comparison needs.
+        RunError: `out` belongs to another comparison.
+        DataError: the text cannot be used.
+    """
+    if not 0.5 <= minutes <= 10_000:
+        raise ConfigError(f"minutes: must lie between 0.5 and 10000, got {minutes:g}")
+    start = time.perf_counter()
+    settings = {"quickstart": {"minutes": minutes, "data": "standard library" if data is None else str(data.resolve())}}
+    file = out / "run.toml"
+    if out.is_dir() and any(out.iterdir()) and not file.is_file():
+        raise RunError(f"{out}: exists and is not a quickstart; name another --out")
+    text = sources(data)
+    if not file.is_file() and data is not None:
+        next(iter(text))  # refuse unusable text before anything is written
+    RunFolder.open(out, settings)
+    if not (out / "data" / MANIFEST).is_file():
+        spec = f"train:{VOCABULARY}"
+        prepare(text, spec, out / "data", report=lambda what, done, total: watcher.stage(f"text: {what}", done, total))
+    corpus = Corpus.open(out / "data")
+    contest = Contest(out, corpus, 60 * minutes - (time.perf_counter() - start), watcher)
+    plan = contest.plan()
+    sweep = contest.sweep(plan)
+    rates = {name: best_rate(sweep, name) for name in NAMES}
+    contest.race(plan, rates)
+    watcher.stage("samples and report", 0, 0)
+    results = verdict(contest, plan, sweep, rates)
+    results["seconds"] = time.perf_counter() - start
+    write_file(out / "results.json", json.dumps(results, indent=2) + "\n")
+    write_report(out, results, contest.runs)
+    return results
+
+
+def best_rate(sweep: list[dict[str, Any]], name: str) -> float:
+    """The learning rate with the lowest held-out score for this model."""
+    return min((d for d in sweep if d["model"] == name), key=lambda d: d["held_out_bits_per_byte"])["learning_rate"]
+
+
+def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: dict[str, float]) -> dict[str, Any]:
+    """Everything the table, the report and scripts need."""
+    models = {}
+    curves = {}
+    for name in NAMES:
+        rows = list(contest.runs[name].metrics())
+        curves[name] = [(m["tokens"], m["held_out_curve"]) for m in rows if "held_out_curve" in m]
+        size = sizes(contest.configs[name], CONTEXTS, element_bytes=4)
+        checkpoint = contest.runs[name].checkpoints()[-1]
+        models[name] = {
+            "parameters": size.total,
+            "non_embedding_parameters": size.non_embedding,
+            "tokens": rows[-1]["tokens"],
+            "held_out_bits_per_byte": rows[-1]["held_out_bits_per_byte"],
+            "tokens_per_second": statistics.median(m["tokens_per_second"] for m in rows),
+            "learning_rate": rates[name],
+            "state_and_cache_bytes": {c: size.state_bytes[c] + size.cache_bytes[c] for c in CONTEXTS},
+            "checkpoint": str(checkpoint),
+            "sample": sample(checkpoint),
+        }
+    winner = min(NAMES, key=lambda n: models[n]["held_out_bits_per_byte"])
+    loser = next(n for n in NAMES if n != winner)
+    needed = tokens_to_reach(curves[winner], curves[loser][-1][1])
+    total = models[loser]["tokens"]
+    splits = contest.corpus.manifest["splits"]
+    return {
+        "winner": winner,
+        "loser": loser,
+        "tokens_needed": needed,
+        "tokens_of_loser": total,
+        "token_ratio": None if needed is None else total / needed,
+        "models": models,
+        "learning_rates": {"tried": list(RATES), "scores": sweep},
+        "plan": {"steps": plan.steps, "sweep_steps": plan.sweep_steps, "precision": plan.precision},
+        "sweep_tokens_per_model": len(RATES) * plan.sweep_steps * plan.batch_tokens,
+        "text": {name: {k: s[k] for k in ("documents", "tokens", "bytes")} for name, s in splits.items()},
+        "prompt": PROMPT,
+        "version": interlace.__version__,
+    }
+
+
+def sample(checkpoint: Path) -> str:
+    """A little text from a checkpoint, the same each time."""
+    model = interlace.load(checkpoint)
+    return PROMPT + "".join(generate(model, PROMPT, max_tokens=96, temperature=0.7, min_p=0.05, seed=1))

@@ -1,0 +1,103 @@
+"""report.html of a run: one file, its picture inside, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from interlace.base.files import write_file
+from interlace.train.run import RunFolder
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .9rem; border-bottom: 1px solid #ddd }
+td + td, th + th { text-align: right; font-variant-numeric: tabular-nums } th { text-align: left }
+pre { background: #f6f6f4; padding: 1rem; overflow-x: auto; white-space: pre-wrap } img { max-width: 100% }
+.lead { font-size: 1.15rem }
+"""
+COLOURS = {"transformer": "#7a7a7a", "hybrid": "#c2410c"}
+
+Curve = tuple[Sequence[float], Sequence[float]]
+"""x and y."""
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A whole HTML document; sections are HTML already."""
+    body = "\n".join(sections)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n"
+    )
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table; cells are escaped."""
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def picture(png: bytes, alternative: str) -> str:
+    """An image inside the page."""
+    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def loss_plot(training: Mapping[str, Curve], held_out: Mapping[str, Curve], mark: tuple[float, float, str] | None) -> bytes:
+    """A PNG: training loss (left) and held-out bits per byte (right) against tokens, one colour per model.
+
+    `mark` is a level on the right, up to a number of tokens, with a label.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axis, curves, label in ((left, training, "training loss, nats per token"), (right, held_out, "held-out bits per byte")):
+        for name, (x, y) in curves.items():
+            colour = COLOURS.get(name, "#1d4ed8")
+            axis.plot(x, y, label=name, color=colour, linewidth=1.6, marker="o" if axis is right else "", markersize=3)
+        axis.set_xlabel("tokens")
+        axis.set_ylabel(label)
+        axis.ticklabel_format(axis="x", style="sci", scilimits=(3, 6), useMathText=True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+        axis.legend(frameon=False)
+    if mark is not None:
+        tokens, level, label = mark
+        right.axhline(level, color="#999999", linewidth=0.8, linestyle="--")
+        right.axvline(tokens, color="#999999", linewidth=0.8, linestyle="--")
+        right.annotate(label, (tokens, level), xytext=(6, 8), textcoords="offset points", fontsize=9)
+    raw = io.BytesIO()
+    figure.savefig(raw, format="png")
+    return raw.getvalue()
+
+
+def smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
+    """An exponential moving average, without the bias of its start."""
+    mean, weight, smoothed = 0.0, 0.0, []
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        smoothed.append(mean / weight)
+    return smoothed
+
+
+def curves(run: RunFolder) -> tuple[Curve, Curve]:
+    """(training loss, smoothed; held-out bits per byte) of a run, each against tokens."""
+    rows = list(run.metrics())
+    scored = [m for m in rows if "held_out_bits_per_byte" in m]
+    loss = ([m["tokens"] for m in rows], smooth([m["loss"] for m in rows]))
+    return loss, ([m["tokens"] for m in scored], [m["held_out_bits_per_byte"] for m in scored])
+
+
+def write_report(run: RunFolder) -> Path:
+    """loss.png and report.html in a run folder; returns the report's path."""
+    loss, score = curves(run)
+    png = loss_plot({"model": loss}, {"model": score}, None)
+    write_file(run.path / "loss.png", png)
+    rows = [[f"{t:,.0f}", f"{b:.4f}"] for t, b in zip(*score, strict=True)]
+    config = html.escape((run.path / "run.toml").read_text(encoding="utf-8"))
+    sections = [picture(png, "loss curves"), table(["tokens", "held-out bits per byte"], rows), f"<pre>{config}</pre>"]
+    write_file(run.path / "report.html", page(f"interlace run: {run.path.name}", sections))
+    return run.path / "report.html"
