@@ -21,10 +21,12 @@ class Segments:
 
     Attributes:
         offsets: int32 [N + 1], rising from 0 to `total` (what others call `cu_seqlens`).
+        total: the number of tokens in all segments together.
         time: the common length where all segments are equally long and it is known, else None. A fast path only.
     """
 
     offsets: Tensor
+    total: int
     time: int | None = field(default=None, compare=False)
 
     @staticmethod
@@ -39,7 +41,7 @@ class Segments:
             raise ShapeError(f"segments: every length must be at least 1, got {lengths[:8]}; drop empty sequences")
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         offsets[1:] = torch.tensor(lengths, dtype=torch.int64).cumsum(0).to(torch.int32)
-        return Segments(offsets, lengths[0] if len(set(lengths)) == 1 else None)
+        return Segments(offsets, sum(lengths), lengths[0] if len(set(lengths)) == 1 else None)
 
     @staticmethod
     def from_offsets(offsets: Tensor) -> Segments:
@@ -56,17 +58,12 @@ class Segments:
     @staticmethod
     def equal(count: int, time: int) -> Segments:
         """`count` segments of `time` tokens each; traceable by torch.compile."""
-        return Segments(torch.arange(0, count * time + 1, time, dtype=torch.int32), time)
+        return Segments(torch.arange(0, count * time + 1, time, dtype=torch.int32), count * time, time)
 
     @property
     def count(self) -> int:
         """N, the number of segments."""
         return self.offsets.shape[0] - 1
-
-    @property
-    def total(self) -> int:
-        """The number of tokens in all segments together."""
-        return self.count * self.time if self.time is not None else int(self.offsets[-1])
 
     @property
     def lengths(self) -> list[int]:

@@ -90,6 +90,7 @@ class Attention(nn.Module):
         """width: the model's; eps: of the QK-norms."""
         super().__init__()
         self.config, self.dim = config, config.dim(width)
+        self.rope_name = f"{self.dim} {config.rope.model_dump_json()}"
         wide, narrow = config.heads * self.dim, config.groups * self.dim
         self.query = nn.Linear(width, wide, bias=config.bias)
         self.key = nn.Linear(width, narrow, bias=config.bias)
@@ -114,7 +115,7 @@ class Attention(nn.Module):
         if self.config.qk_norm == "head":
             query, key = self.query_norm(query), self.key_norm(key)
         if self.config.position == "rope":
-            cos, sin = stream.rotary(self.config.rope, self.dim)
+            cos, sin = stream.rotary(self.rope_name, self.config.rope, self.dim)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         segments: Segments = stream.segments
         mixed, state = attention(query, key, value, segments=segments, state=state, window=self.config.window)

@@ -46,13 +46,13 @@ class Stream:
 
     segments: Segments
     positions: Tensor
-    _rotary: dict[tuple[RopeConfig, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def rotary(self, rope: RopeConfig, dim: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [total, dim], computed once for all layers that share this rope."""
-        if (rope, dim) not in self._rotary:
-            self._rotary[rope, dim] = rotary(self.positions, rope, dim)
-        return self._rotary[rope, dim]
+    def rotary(self, name: str, rope: RopeConfig, dim: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [total, dim], computed once for all layers that share this rope, and so this name."""
+        if name not in self._rotary:
+            self._rotary[name] = rotary(self.positions, rope, dim)
+        return self._rotary[name]
 
 
 class MixerConfig(Closed):

@@ -151,13 +151,12 @@ class GatedDelta(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Casts leave A_log and dt_bias in float32, bit for bit; moves take them along."""
-        kept = {name: self._parameters[name] for name in self.FLOAT32}
+        kept = {name: getattr(self, name).data for name in self.FLOAT32}
         super()._apply(fn, recurse)
         for name, before in kept.items():
-            after = self._parameters[name]
-            assert before is not None and after is not None
-            if after.dtype.itemsize < 4:
-                self._parameters[name] = nn.Parameter(before.detach().to(after.device), before.requires_grad)
+            parameter = getattr(self, name)
+            if parameter.dtype.itemsize < 4:
+                parameter.data = before.to(parameter.device)
         return self
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> GatedDeltaState:

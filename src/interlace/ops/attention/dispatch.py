@@ -15,8 +15,11 @@ from interlace.ops.attention.recurrent import recurrent
 from interlace.ops.attention.state import AttentionState
 from interlace.ops.backends import Backend, choose
 
+# Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
+_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor offsets, float scale, SymInt? window"
 
-@torch.library.custom_op("interlace::ragged_attention", mutates_args=())
+
+@torch.library.custom_op("interlace::ragged_attention", mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
 def _ragged(
     query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale: float, window: int | None
 ) -> Tensor:
@@ -28,15 +31,11 @@ def _ragged_fake(query, key, value, offsets, scale, window):  # type: ignore[no-
     return value.new_empty(*query.shape[:2], value.shape[2])
 
 
-@torch.library.custom_op("interlace::ragged_attention_backward", mutates_args=())
+@torch.library.custom_op("interlace::ragged_attention_backward", mutates_args=(), schema=f"(Tensor d_out, {_INPUTS}) -> (Tensor, Tensor, Tensor)")
 def _ragged_backward(
     d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.enable_grad():
-        inputs = [x.detach().requires_grad_() for x in (query, key, value)]
-        out = ragged.fresh(*inputs, offsets, 0, scale, window)
-    dq, dk, dv = (x.contiguous() for x in torch.autograd.grad(out, inputs, d_out))
-    return dq, dk, dv
+    return ragged.fresh_back(d_out, query, key, value, offsets, scale, window)
 
 
 @_ragged_backward.register_fake

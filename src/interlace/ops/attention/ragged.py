@@ -57,6 +57,36 @@ def fresh(
     return torch.cat([p.squeeze(0).transpose(0, 1) for p in parts])
 
 
+def fresh_back(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v through `fresh` on ragged sequences, written out for where autograd cannot go.
+
+    A block of queries at a time, with P the softmax: dV = P^T dO, dS = P (dO V^T - rowsum(P dO V^T)), dQ = dS K,
+    dK = dS^T Q. Letters: t queries, s keys, j key heads, r query heads of each.
+    """
+    grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
+    bounds = offsets.tolist()
+    for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+        for start in range(a, b, BLOCK):
+            stop = min(start + BLOCK, b)
+            first = a if window is None else max(a, start - window + 1)
+            grouped = (x[start:stop].unflatten(1, (k.shape[1], -1)) for x in (q, d_out))
+            qs, dos = grouped
+            ks, vs = k[first:stop], v[first:stop]
+            places = torch.arange(start, stop, device=q.device)[:, None]
+            keys = torch.arange(first, stop, device=q.device)
+            hidden = keys > places if window is None else (keys > places) | (keys <= places - window)
+            scores = torch.einsum("tjrk,sjk->jrts", qs, ks) * scale
+            P = torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
+            dP = torch.einsum("tjrv,sjv->jrts", dos, vs)
+            dS = P * (dP - (P * dP).sum(-1, keepdim=True)) * scale
+            grads[0][start:stop] = torch.einsum("jrts,sjk->tjrk", dS, ks).flatten(1, 2)
+            grads[1][first:stop] += torch.einsum("jrts,tjrk->sjk", dS, qs)
+            grads[2][first:stop] += torch.einsum("jrts,tjrv->sjv", P, dos)
+    return grads[0], grads[1], grads[2]
+
+
 def cached(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, state: AttentionState, scale: float
 ) -> tuple[Tensor, AttentionState]:

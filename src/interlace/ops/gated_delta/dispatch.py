@@ -15,8 +15,15 @@ from interlace.ops.gated_delta import chunked
 from interlace.ops.gated_delta.recurrent import recurrent
 from interlace.ops.gated_delta.step import step
 
+# Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
+_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor log_decay, Tensor beta, Tensor offsets, Tensor? state, "
+    "float scale, SymInt time"
+)
+_GRADIENTS = ", ".join(["Tensor"] * 6)
 
-@torch.library.custom_op("interlace::gated_delta", mutates_args=())
+
+@torch.library.custom_op("interlace::gated_delta", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
 def _chunked(
     query: Tensor,
     key: Tensor,
@@ -38,7 +45,7 @@ def _chunked_fake(query, key, value, log_decay, beta, offsets, state, scale, tim
     return torch.empty_like(value, memory_format=torch.contiguous_format), final
 
 
-@torch.library.custom_op("interlace::gated_delta_backward", mutates_args=())
+@torch.library.custom_op("interlace::gated_delta_backward", mutates_args=(), schema=f"(Tensor d_out, Tensor? d_final, {_INPUTS}) -> ({_GRADIENTS})")
 def _backward(
     d_out: Tensor,
     d_final: Tensor | None,

@@ -15,8 +15,11 @@ from interlace.ops.backends import Backend, choose
 from interlace.ops.short_convolution import shifted
 from interlace.ops.short_convolution.recurrent import recurrent
 
+# Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
+_INPUTS = "Tensor x, Tensor weight, Tensor offsets, Tensor? state, bool activated, SymInt time"
 
-@torch.library.custom_op("interlace::short_convolution", mutates_args=())
+
+@torch.library.custom_op("interlace::short_convolution", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
 def _shifted(
     x: Tensor, weight: Tensor, offsets: Tensor, state: Tensor | None, activated: bool, time: int
 ) -> tuple[Tensor, Tensor]:
@@ -29,7 +32,7 @@ def _shifted_fake(x, weight, offsets, state, activated, time):  # type: ignore[n
     return torch.empty_like(x, memory_format=torch.contiguous_format), windows
 
 
-@torch.library.custom_op("interlace::short_convolution_backward", mutates_args=())
+@torch.library.custom_op("interlace::short_convolution_backward", mutates_args=(), schema=f"(Tensor d_out, Tensor? d_windows, {_INPUTS}) -> (Tensor, Tensor, Tensor)")
 def _backward(
     d_out: Tensor,
     d_windows: Tensor | None,

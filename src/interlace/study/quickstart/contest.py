@@ -25,8 +25,8 @@ from interlace.train.run import RunFolder
 from interlace.train.trainer import Trainer
 
 NAMES = ("transformer", "hybrid")
-RATES = (2e-3, 4e-3, 8e-3)
-ROWS, LENGTH = 8, 256
+RATES = (3e-3, 6e-3, 1.2e-2)
+ROWS, LENGTH = 4, 256
 WIDTH, DEPTH, HEADS = 128, 4, 2
 SWEEP_SHARE = 0.25  # of the time for training, all six runs together
 RESERVE_SECONDS = 8.0  # for final scores, samples and the report

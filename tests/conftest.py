@@ -1,0 +1,48 @@
+"""Shapes are checked by jaxtyping and beartype here, and only here; warnings are errors."""
+
+from __future__ import annotations
+
+import warnings
+
+from jaxtyping import install_import_hook
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    install_import_hook("interlace.ops", "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A folder of small text files with something to learn in them."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(12):
+        words = " ".join(f"the {'quick' if j % 3 else 'slow'} fox {i * j % 17} jumps" for j in range(120))
+        (folder / f"{i:02}.txt").write_text(words + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def recipe(texts):
+    """Plain data of a run that takes a second."""
+    return {
+        "model": {
+            "width": 32,
+            "depth": 2,
+            "vocabulary": 300,
+            "pattern": ["gated_delta", "attention"],
+            "gated_delta": {"heads": 2, "key_dim": 8, "value_dim": 12},
+            "attention": {"heads": 2, "norm": "output", "position": "none"},
+            "mlp": {"width": 48},
+        },
+        "data": {"source": [str(texts)], "tokenizer": "train:300", "length": 48, "rows": 4},
+        "train": {"tokens": 20 * 192, "evaluations": 4, "evaluation_tokens": 960, "checkpoints": 5},
+    }

@@ -1,0 +1,131 @@
+"""Laws 1 to 5 for every operator, from the table of nasty inputs in `interlace.ops.selftest`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import interlace.ops as ops
+from interlace.base.segments import Segments
+from interlace.ops import selftest
+from interlace.ops.attention.state import AttentionState
+
+ALL = [case for operator in selftest.CASES for case in selftest.cases(operator)]
+BACKENDS = [(case, b) for case in ALL for b in selftest.BACKENDS[case.operator]]
+
+
+def label(value):
+    return f"{value.operator}: {value.label}" if isinstance(value, selftest.Case) else str(value)
+
+
+@pytest.mark.parametrize(("case", "backend"), BACKENDS, ids=label)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_every_backend_equals_the_float64_recurrence(case, backend, dtype):
+    """Laws 1 and 2: values and gradients, the state's gradient too."""
+    values, gradients = selftest.errors(case, backend, dtype)
+    assert values <= selftest.TOLERANCE[dtype]
+    assert gradients <= selftest.TOLERANCE[dtype]
+
+
+def test_the_table_is_nasty():
+    """The inputs reach every border that the laws promise to test."""
+    cases = selftest.cases("gated_delta")
+    beta = torch.cat([c.tensors["beta"].flatten() for c in cases])
+    decay = torch.cat([c.tensors["log_decay"].flatten() for c in cases])
+    assert {0.0, 1.0, 2.0} <= set(beta.tolist())
+    assert bool((decay == -30).any())
+    assert bool((decay == 0).any())
+    assert {c.tensors["query"].shape[1] != c.tensors["value"].shape[1] for c in cases} == {True}
+    assert all(c.tensors["key"].shape[2] != c.tensors["value"].shape[2] for c in cases)
+    parallel = cases[-1].tensors["key"][:, 0]
+    assert bool(((parallel @ parallel.T).fill_diagonal_(0) > 0.8).any())
+
+
+def cut(case, lengths, pieces):
+    """Run a case's operator piece by piece, carrying the state, each segment cut in the same number of pieces."""
+    spans = Segments.from_lengths(lengths).spans()
+    state, outputs = case.tensors.get("state"), []
+    bounds = [[a + (b - a) * p // pieces for p in range(pieces + 1)] for a, b in spans]
+    for p in range(pieces):
+        rows = torch.cat([torch.arange(x[p], x[p + 1]) for x in bounds])
+        segments = Segments.from_lengths([x[p + 1] - x[p] for x in bounds])
+        given = {n: x[rows] for n, x in case.tensors.items() if n not in ("state", "weight")}
+        if "weight" in case.tensors:
+            given["weight"] = case.tensors["weight"]
+        window = {"window": 5} if case.operator == "attention" and "state" in case.label else {}
+        if case.operator == "attention" and state is None:
+            state = AttentionState.empty(len(lengths), 2, 12, 20, window.get("window"), case.tensors["key"])
+        out, state = getattr(ops, case.operator)(**given, **window, segments=segments, state=state)
+        outputs.append((rows, out))
+    whole = torch.empty(sum(lengths), *outputs[0][1].shape[1:], dtype=torch.float64)
+    for rows, out in outputs:
+        whole[rows] = out
+    return whole, state
+
+
+@pytest.mark.parametrize("operator", list(selftest.CASES))
+@pytest.mark.parametrize("extra", [False, True], ids=["plain", "state or window"])
+@pytest.mark.parametrize("pieces", [2, 5])
+def test_any_cut_carries_the_state(operator, extra, pieces):
+    """Law 3, on ragged segments that are all cut."""
+    lengths = [37, 5, 70]
+    case = selftest.CASES[operator](lengths, "cut, state" if extra else "cut", extra)
+    with torch.no_grad():
+        truth = case.call("recurrent", case.tensors)
+        found, state = cut(case, lengths, pieces)
+    torch.testing.assert_close(found, truth[0], rtol=1e-10, atol=1e-10)
+    if operator != "attention":
+        torch.testing.assert_close(state, truth[1], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("operator", list(selftest.CASES))
+def test_packed_segments_equal_separate_runs(operator):
+    """Law 4, with one sequence so large that a leak of 1e-90 of it would show."""
+    lengths = [3, 1, 66, 20]
+    case = selftest.CASES[operator](lengths, "packed", False)
+    tensors = dict(case.tensors)
+    poisoned = "x" if operator == "short_convolution" else "value"
+    tensors[poisoned] = tensors[poisoned].clone()
+    tensors[poisoned][4:70] *= 1e100
+    with torch.no_grad():
+        packed = case.call("chunked", tensors)[0]
+        for a, b in Segments.from_lengths(lengths).spans():
+            alone = {n: x if n == "weight" else x[a:b] for n, x in tensors.items()}
+            out = getattr(ops, operator)(**alone)[0]
+            torch.testing.assert_close(packed[a:b], out, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("operator", list(selftest.CASES))
+def test_gradients_pass_through_a_cut(operator):
+    """Law 3, gradients: two calls with a carried state against one."""
+    case = selftest.CASES[operator]([40], "whole", False)
+    results = []
+    for cuts in ([40], [23, 17]):
+        inputs = {n: x.clone().requires_grad_() for n, x in case.tensors.items()}
+        state, outputs, start = None, [], 0
+        for size in cuts:
+            part = {n: x if n == "weight" else x[start : start + size] for n, x in inputs.items()}
+            out, state = getattr(ops, operator)(**part, state=state)
+            outputs.append(out)
+            start += size
+        joined = torch.cat(outputs).flatten(1)
+        total = (joined * torch.linspace(-1, 1, joined.shape[1])).sum()
+        results.append(torch.autograd.grad(total, list(inputs.values())))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_flops_of_the_chunked_form_are_what_is_predicted():
+    """Law 6 for the operator: counted in the running code, on whole chunks."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from interlace.ops.gated_delta import chunked
+    from interlace.ops.gated_delta.flops import flops_per_token_and_head
+
+    H, G, K, V, T = 2, 4, 12, 20, 256
+    case = selftest.gated_delta_case([T], "flops", True)
+    x = case.tensors
+    inputs = [x[n] for n in ("query", "key", "value", "log_decay", "beta")]
+    with FlopCounterMode(display=False) as counter:
+        chunked.forward(*inputs, torch.tensor([0, T], dtype=torch.int32), x["state"], 1.0, T)
+    assert counter.get_total_flops() == T * G * flops_per_token_and_head(K, V, G // H)
