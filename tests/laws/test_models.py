@@ -162,7 +162,9 @@ def matmul_flops(config, time):
                 square -= 4 * layer.heads * layer.head_dim * time * visible
                 for start in range(0, time, layer.window):
                     stop = min(start + layer.window, time)
-                    square += 4 * layer.heads * layer.head_dim * (stop - start) * (stop - max(0, start - layer.window + 1))
+                    square += (
+                        4 * layer.heads * layer.head_dim * (stop - start) * (stop - max(0, start - layer.window + 1))
+                    )
     return linear + square
 
 
@@ -171,8 +173,10 @@ def test_predicted_flops_add_up(name):
     """Law 6: the prediction is linear layers + operators + the half square that causal attention needs."""
     config, time = preset(name), 64
     predicted = sizes(config, (time,)).flops_per_token[time] * time
-    linear = 2 * time * sum(
-        m.weight.numel() for m in HybridLM(config, device="meta").modules() if isinstance(m, torch.nn.Linear)
+    linear = (
+        2
+        * time
+        * sum(m.weight.numel() for m in HybridLM(config, device="meta").modules() if isinstance(m, torch.nn.Linear))
     )
     own = 0.0
     for i in range(config.depth):

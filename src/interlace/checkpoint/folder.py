@@ -27,7 +27,9 @@ def resolve(source: str | Path) -> Path:
         steps = [p for p in path.glob("checkpoints/step-*") if p.name.removeprefix("step-").isdigit()]
         if steps:
             return max(steps, key=lambda p: int(p.name.removeprefix("step-")))
-        raise CheckpointError(f"{path}: holds no config.json and no checkpoints/step-N; name a checkpoint or run folder")
+        raise CheckpointError(
+            f"{path}: holds no config.json and no checkpoints/step-N; name a checkpoint or run folder"
+        )
     if path.exists():
         raise CheckpointError(f"{path}: is a file; name the folder that holds config.json")
     if not HUB_ID.fullmatch(str(source)):
@@ -56,7 +58,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / 'config.json'}: must be a table, got {type(config).__name__}")
     for key in ("auto_map", "trust_remote_code", "custom_pipelines"):
         if config.get(key):
-            raise CheckpointError(f"{folder / 'config.json'}: '{key}' asks for code to be run; refused, nothing was run")
+            raise CheckpointError(
+                f"{folder / 'config.json'}: '{key}' asks for code to be run; refused, nothing was run"
+            )
     return config
 
 
@@ -75,7 +79,7 @@ def read_entries(folder: Path) -> dict[str, Entry]:
             raise CheckpointError(f"{index}: is not a shard index; download it again") from None
         if any(Path(s).name != s for s in shards):
             raise CheckpointError(f"{index}: names a shard outside its own folder; refused")
-        entries = {}
+        entries: dict[str, Entry] = {}
         for shard in shards:
             entries |= read_header(folder / shard)
         if missing := sorted(set(weight_map) - set(entries)):

@@ -87,7 +87,9 @@ def match(family: Family, config: ModelConfig, entries: dict[str, Entry]) -> dic
         if name in optional:
             continue
         if name not in known:
-            raise CheckpointError(f"{entry.path}: tensor '{name}' does not belong to this model; {nearest(name, known)}")
+            raise CheckpointError(
+                f"{entry.path}: tensor '{name}' does not belong to this model; {nearest(name, known)}"
+            )
         slot, want = known[name], published_shape(known[name], shapes)
         if entry.shape != want:
             raise CheckpointError(
@@ -98,7 +100,9 @@ def match(family: Family, config: ModelConfig, entries: dict[str, Entry]) -> dic
     for parameter, rows in given.items():
         if rows != shapes[parameter][0]:
             names = [n for n, s in slots.items() if s.name == parameter and n not in plan]
-            fault = f"tensor '{names[0]}' is missing" if rows < shapes[parameter][0] else f"'{parameter}' is given twice"
+            fault = (
+                f"tensor '{names[0]}' is missing" if rows < shapes[parameter][0] else f"'{parameter}' is given twice"
+            )
             raise CheckpointError(f"{next(iter(entries.values())).path.parent}: {fault}")
     return plan
 

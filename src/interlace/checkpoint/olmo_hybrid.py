@@ -178,12 +178,14 @@ def slots(config: ModelConfig) -> dict[str, Slot]:
 
 def aliases(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
     """Names that transformers' converters and OLMo-core's exporter have written, and convolutions in equal thirds."""
-    found = {}
+    found: dict[str, Slot] = {}
     for i in range(config.depth):
         kind = config.kind(i)
-        if not isinstance(kind, GatedDeltaConfig):
-            continue
         layer, block = f"model.layers.{i}", f"blocks.{i}"
+        if not isinstance(kind, GatedDeltaConfig):
+            # transformers renames a recurrent layer's norms back when it saves, and this one of attention with them
+            found[f"{layer}.feedforward_layer_norm.weight"] = Slot(f"{block}.mixer_norm.weight")
+            continue
         found |= {
             f"{layer}.linear_attn.conv1d.weight": Slot(f"{block}.mixer.convolution", middle=True),
             f"{layer}.linear_attn.out_proj.weight": Slot(f"{block}.mixer.output.weight"),

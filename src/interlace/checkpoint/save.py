@@ -42,7 +42,7 @@ def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -
     if len(shards) == 1:
         write(folder / "model.safetensors", shards[0])
     else:
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for index, shard in enumerate(shards, start=1):
             name = f"model-{index:05}-of-{len(shards):05}.safetensors"
             write(folder / name, shard)

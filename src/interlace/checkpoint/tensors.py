@@ -95,7 +95,7 @@ def read_into(entry: Entry, name: str, target: Tensor) -> None:
     """
     flat = target.detach().view(-1)
     scratch = torch.empty(min(BLOCK, entry.stop - entry.start), dtype=torch.uint8)
-    window = memoryview(scratch.numpy())
+    window = scratch.numpy().data
     done = 0
     with open(entry.path, "rb", buffering=0) as file:
         file.seek(entry.start)
@@ -131,6 +131,6 @@ def write(path: Path, tensors: Iterable[tuple[str, tuple[int, ...], Tensor]]) ->
         for _, _, tensor in ordered:
             flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             for block in flat.split(BLOCK):
-                file.write(memoryview(block.numpy()))
+                file.write(block.numpy().data)
         file.flush()
         os.fsync(file.fileno())

@@ -41,7 +41,9 @@ def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")]
         findings = check(device, report)
     wrong = [f for f in findings if not f.good]
     if json:
-        print_json({"machine": machine, "findings": [{**asdict(f), "good": f.good} for f in findings], "good": not wrong})
+        print_json(
+            {"machine": machine, "findings": [{**asdict(f), "good": f.good} for f in findings], "good": not wrong}
+        )
         return int(bool(wrong))
     print_table("machine", ["", ""], [[k, str(v)] for k, v in machine.items()])
     rows = [

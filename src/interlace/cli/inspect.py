@@ -11,7 +11,7 @@ from interlace.cli.output import count, print_json, print_table, size
 
 
 def inspect(source: str, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """Parameters by part, FLOPs per token, and bytes of state and cache by context, beside the same model all attention.
+    """Parameters, FLOPs per token, and bytes of state and cache by context, beside the same model all attention.
 
     Examples:
 

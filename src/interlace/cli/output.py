@@ -46,7 +46,11 @@ def size(value: float) -> str:
     """Bytes in three digits: 1.23 MiB."""
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if value >= 1024**power:
-            return f"{value / 1024**power:.3g} {unit}" if value < 100 * 1024**power else f"{value / 1024**power:.0f} {unit}"
+            return (
+                f"{value / 1024**power:.3g} {unit}"
+                if value < 100 * 1024**power
+                else f"{value / 1024**power:.0f} {unit}"
+            )
     return f"{value:.0f} B"
 
 
@@ -65,7 +69,12 @@ class Meter:
     def __init__(self, every_seconds: float = 5.0):
         """every_seconds: between plain lines."""
         self._every, self._last, self._label = every_seconds, 0.0, ""
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=err, transient=True) if err.is_terminal else None
         self._task: Any = None
 

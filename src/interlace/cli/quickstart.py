@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,6 +140,6 @@ def sparkline(values: Sequence[float], low: float, high: float, width: int = 32)
     """Values as a row of block characters, averaged into at most `width` cells."""
     cells = min(width, len(values))
     edges = [i * len(values) // cells for i in range(cells + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     span = max(high - low, 1e-9)
     return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * (m - low) / span))] for m in means)

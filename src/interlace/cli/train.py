@@ -86,7 +86,9 @@ def train(
     if json:
         print_json(document)
         return
-    rows = [[k, f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v] for k, v in document.items()]
+    rows = [
+        [k, f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v] for k, v in document.items()
+    ]
     print_table("trained", ["", ""], rows)
 
 

@@ -37,7 +37,8 @@ class _Split:
         if self._file is None or self.shards[-1]["tokens"] + len(ids) > SHARD_TOKENS:
             self.close()
             self.shards.append({"file": f"{self.name}-{len(self.shards):05}.tokens", "tokens": 0})
-            self._file, self._digest = open(self.folder / self.shards[-1]["file"], "wb"), hashlib.sha256()
+            self._file = open(self.folder / self.shards[-1]["file"], "wb")  # noqa: SIM115 - closed by close()
+            self._digest = hashlib.sha256()
         raw = np.asarray(ids, dtype=self.dtype).tobytes()
         self._file.write(raw)
         self._digest.update(raw)
@@ -73,7 +74,7 @@ def prepare(
     held_out_share: float = 0.05,
     report: Report = lambda *_: None,
 ) -> dict[str, Any]:
-    """Write `out` with train and held-out token shards, their borders, the tokenizer and a manifest; return the manifest.
+    """Write `out` with train and held-out token shards, borders, the tokenizer and a manifest; return the manifest.
 
     Args:
         sources: the text.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ class TokenSplit:
         borders: int64 [documents + 1], where each document begins; each ends with the end-of-text token.
     """
 
-    shards: list[np.ndarray]
+    shards: Sequence[np.ndarray]
     starts: np.ndarray
     borders: np.ndarray
 

@@ -99,9 +99,7 @@ def generate_tokens(
     return _tokens(model, torch.tensor(ids, device=model.device), max_tokens, sampling or Sampling(), seed)
 
 
-def _tokens(
-    model: HybridLM, ids: Tensor, max_tokens: int, sampling: Sampling, seed: int | None
-) -> Iterator[int]:
+def _tokens(model: HybridLM, ids: Tensor, max_tokens: int, sampling: Sampling, seed: int | None) -> Iterator[int]:
     generator = torch.Generator()
     if seed is None:
         generator.seed()

@@ -50,7 +50,9 @@ class AttentionConfig(MixerConfig):
     def check(self, width: int) -> None:
         """Heads must divide."""
         if self.head_dim is None and width % self.heads:
-            raise ValueError(f"heads: {self.heads} does not divide the model's width {width}; set head_dim or change it")
+            raise ValueError(
+                f"heads: {self.heads} does not divide the model's width {width}; set head_dim or change it"
+            )
         if self.heads % self.groups:
             raise ValueError(f"kv_heads: {self.groups} does not divide heads = {self.heads}")
         if self.position == "rope" and self.dim(width) % 2:

@@ -162,15 +162,18 @@ class GatedDelta(nn.Module):
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> GatedDeltaState:
         """The state of `rows` sequences that have seen nothing."""
         c = self.config
-        memory = like.new_zeros(rows, c.groups, c.key_dim, c.value_dim, dtype=torch.promote_types(like.dtype, torch.float32))
+        memory = like.new_zeros(
+            rows, c.groups, c.key_dim, c.value_dim, dtype=torch.promote_types(like.dtype, torch.float32)
+        )
         return GatedDeltaState(like.new_zeros(rows, c.convolution - 1, sum(c.channels)), memory)
 
     def forward(self, x: Tensor, stream: Stream, state: GatedDeltaState | None) -> tuple[Tensor, GatedDeltaState]:
         """x [total, D] to ([total, D], the state after these tokens)."""
         c = self.config
+        before = (None, None) if state is None else (state.window, state.memory)
         mixed = torch.cat((self.query(x), self.key(x), self.value(x)), dim=-1)
         taps = self.convolution.to(mixed.dtype)
-        mixed, window = short_convolution(mixed, taps, segments=stream.segments, state=state and state.window)
+        mixed, window = short_convolution(mixed, taps, segments=stream.segments, state=before[0])
         query, key, value = mixed.split(c.channels, dim=-1)
         query, key = (normalise(y.unflatten(-1, (-1, c.key_dim))) for y in (query, key))
         value = value.unflatten(-1, (-1, c.value_dim))
@@ -178,9 +181,7 @@ class GatedDelta(nn.Module):
         beta = 2 * beta if c.negative_eigenvalues else beta
         step = softplus(self.decay(x).to(self.dt_bias.dtype) + self.dt_bias)
         log_decay = -self.A_log.exp() * step
-        out, memory = gated_delta_unchecked(
-            query, key, value, log_decay, beta, stream.segments, state and state.memory
-        )
+        out, memory = gated_delta_unchecked(query, key, value, log_decay, beta, stream.segments, before[1])
         gate = self.gate(x).unflatten(-1, (-1, c.value_dim))
         return self.output(self.norm(out.to(gate.dtype), gate).flatten(1)), GatedDeltaState(window, memory)
 

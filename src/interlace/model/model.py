@@ -69,7 +69,8 @@ class HybridLM(nn.Module):
     def empty_state(self, rows: int, reserve_tokens: int = 0) -> ModelState:
         """The state of `rows` sequences that have seen nothing; caches will allocate `reserve_tokens` at once."""
         like = self.embedding.weight
-        layers = [block.mixer.initial_state(rows, like, reserve_tokens) for block in self.blocks]
+        blocks: list[Any] = list(self.blocks)
+        layers = [block.mixer.initial_state(rows, like, reserve_tokens) for block in blocks]
         return ModelState(layers, torch.zeros(rows, dtype=torch.int64))
 
     def forward(

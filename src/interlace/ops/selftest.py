@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -169,7 +168,7 @@ def given_dtype(operator: str, name: str, dtype: torch.dtype) -> torch.dtype:
 def outputs_and_gradients(
     case: Case, backend: str, dtype: torch.dtype, run_in: torch.dtype, device: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What a backend gives for a case whose inputs were rounded to `dtype`, run in `run_in`; gradients of a random sum."""
+    """What a backend gives for inputs rounded to `dtype`, run in `run_in`; and the gradients of a random sum of it."""
     inputs: dict[str, Tensor] = {}
     for name, x in case.tensors.items():
         rounded = x.to(given_dtype(case.operator, name, dtype))
@@ -186,7 +185,9 @@ def errors(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") ->
     """The worst relative error of a backend's values, and of its gradients, on one case."""
     truth = outputs_and_gradients(case, "recurrent", dtype, torch.float64, "cpu")
     found = outputs_and_gradients(case, backend, dtype, dtype, device)
-    values, gradients = ([relative(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(found, truth, strict=True))
+    values, gradients = (
+        [relative(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(found, truth, strict=True)
+    )
     return max(values, key=worse), max(gradients, key=worse)
 
 

@@ -45,7 +45,9 @@ def picture(png: bytes, alternative: str) -> str:
     return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def loss_plot(training: Mapping[str, Curve], held_out: Mapping[str, Curve], mark: tuple[float, float, str] | None) -> bytes:
+def loss_plot(
+    training: Mapping[str, Curve], held_out: Mapping[str, Curve], mark: tuple[float, float, str] | None
+) -> bytes:
     """A PNG: training loss (left) and held-out bits per byte (right) against tokens, one colour per model.
 
     `mark` is a level on the right, up to a number of tokens, with a label.
@@ -54,7 +56,10 @@ def loss_plot(training: Mapping[str, Curve], held_out: Mapping[str, Curve], mark
 
     figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
-    for axis, curves, label in ((left, training, "training loss, nats per token"), (right, held_out, "held-out bits per byte")):
+    for axis, curves, label in (
+        (left, training, "training loss, nats per token"),
+        (right, held_out, "held-out bits per byte"),
+    ):
         for name, (x, y) in curves.items():
             colour = COLOURS.get(name, "#1d4ed8")
             axis.plot(x, y, label=name, color=colour, linewidth=1.6, marker="o" if axis is right else "", markersize=3)

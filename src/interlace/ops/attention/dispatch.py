@@ -20,9 +20,7 @@ _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor offsets, float scale, 
 
 
 @torch.library.custom_op("interlace::ragged_attention", mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
-def _ragged(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale: float, window: int | None
-) -> Tensor:
+def _ragged(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale: float, window: int | None) -> Tensor:
     return ragged.fresh(query, key, value, offsets, 0, scale, window).contiguous()
 
 
@@ -31,7 +29,11 @@ def _ragged_fake(query, key, value, offsets, scale, window):  # type: ignore[no-
     return value.new_empty(*query.shape[:2], value.shape[2])
 
 
-@torch.library.custom_op("interlace::ragged_attention_backward", mutates_args=(), schema=f"(Tensor d_out, {_INPUTS}) -> (Tensor, Tensor, Tensor)")
+@torch.library.custom_op(
+    "interlace::ragged_attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor d_out, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
 def _ragged_backward(
     d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -20,7 +22,7 @@ def causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) ->
     """
     T, S = q.shape[2], k.shape[2]
     gqa = q.shape[1] != k.shape[1]
-    if S == T and (window is None or T <= window):
+    if S == T and (window is None or window >= T):
         return scaled_dot_product_attention(q, k, v, is_causal=T > 1, scale=scale, enable_gqa=gqa)
     if T == 1:
         k, v = (k, v) if window is None else (k[:, :, -window:], v[:, :, -window:])
@@ -44,17 +46,19 @@ def heads_first(x: Tensor, rows: int) -> Tensor:
     return x.unflatten(0, (rows, -1)).transpose(1, 2)
 
 
-def fresh(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, time: int, scale: float, window: int | None
-) -> Tensor:
+def fresh(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, time: int, scale: float, window: int | None) -> Tensor:
     """Sequences without a past: [total, H, K] to [total, H, V]."""
     if time:
-        out = causal(*(heads_first(x, q.shape[0] // time) for x in (q, k, v)), scale, window)
+        lanes = [heads_first(x, q.shape[0] // time) for x in (q, k, v)]
+        out = causal(lanes[0], lanes[1], lanes[2], scale, window)
         return out.transpose(1, 2).flatten(0, 1)
     bounds = offsets.tolist()
-    spans = zip(bounds[:-1], bounds[1:], strict=True)
-    parts = [causal(*(heads_first(x[a:b], 1) for x in (q, k, v)), scale, window) for a, b in spans]
-    return torch.cat([p.squeeze(0).transpose(0, 1) for p in parts])
+    spans = itertools.pairwise(bounds)
+    outputs = []
+    for a, b in spans:
+        one = [heads_first(x[a:b], 1) for x in (q, k, v)]
+        outputs.append(causal(one[0], one[1], one[2], scale, window).squeeze(0).transpose(0, 1))
+    return torch.cat(outputs)
 
 
 def fresh_back(
@@ -67,12 +71,11 @@ def fresh_back(
     """
     grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
     bounds = offsets.tolist()
-    for a, b in zip(bounds[:-1], bounds[1:], strict=True):
+    for a, b in itertools.pairwise(bounds):
         for start in range(a, b, BLOCK):
             stop = min(start + BLOCK, b)
             first = a if window is None else max(a, start - window + 1)
-            grouped = (x[start:stop].unflatten(1, (k.shape[1], -1)) for x in (q, d_out))
-            qs, dos = grouped
+            qs, dos = (x[start:stop].unflatten(1, (k.shape[1], -1)) for x in (q, d_out))
             ks, vs = k[first:stop], v[first:stop]
             places = torch.arange(start, stop, device=q.device)[:, None]
             keys = torch.arange(first, stop, device=q.device)
@@ -104,7 +107,7 @@ def cached(
     for row, (a, b) in enumerate(spans):
         held = slice(0, state.held(row))  # a ring needs no order here: a single query sees all that it holds
         keys, values = joined.get(row) or (state.keys[row, held], state.values[row, held])
-        seen = (heads_first(x, 1) for x in (keys, values))
-        out = causal(heads_first(q[a:b], 1), *seen, scale, window if row in joined else None)
+        one = [heads_first(x, 1) for x in (q[a:b], keys, values)]
+        out = causal(one[0], one[1], one[2], scale, window if row in joined else None)
         outputs.append(out.squeeze(0).transpose(0, 1))
     return torch.cat(outputs), state

@@ -23,7 +23,7 @@ def recurrent(
     group = query.shape[1] // key.shape[1]
     outputs = []
     for row, (first, end) in enumerate(segments.spans()):
-        keys, values = ((key[:0], value[:0]) if state is None else state.past(row))
+        keys, values = (key[:0], value[:0]) if state is None else state.past(row)
         for t in range(first, end):
             keys, values = torch.cat((keys, key[t : t + 1])), torch.cat((values, value[t : t + 1]))
             seen = slice(-(window or len(keys)), None)

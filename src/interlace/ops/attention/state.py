@@ -159,4 +159,6 @@ class AttentionState:
             return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, capacity - x.shape[1]))
 
         keys, values = (torch.cat([widen(getattr(s, name)) for s in states]) for name in ("keys", "values"))
-        return AttentionState(keys, values, sum((s.positions for s in states), []), states[0].window, states[0].reserve)
+        return AttentionState(
+            keys, values, [p for s in states for p in s.positions], states[0].window, states[0].reserve
+        )

@@ -69,7 +69,10 @@ def invert(A: Tensor) -> Tensor:
 
 
 class Grid:
-    """One run of equal chunks on every lane, with all that the scan needs: tensors are [L, n, C, ...], L = lanes x G."""
+    """One run of equal chunks on every lane, with all that the scan needs.
+
+    Tensors are [L, n, C, ...] with L = lanes x G.
+    """
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float, pieces: list[Piece]):
         """q, k [lanes, H, n, C, K]; v [lanes, G, n, C, V]; g, beta [lanes, G, n, C], g in float64."""
@@ -253,8 +256,8 @@ def grids(
     for start, stop, size in ((0, whole, CHUNK), (whole, T, T - whole)):
         if stop > start:
             pieces = pieces_of(spans, start, stop, size)
-            parts = (x[:, :, start:stop].unflatten(2, (-1, size)).contiguous() for x in (q, k, v, g, beta))
-            yield Grid(*parts, scale=scale, pieces=pieces)
+            parts = [x[:, :, start:stop].unflatten(2, (-1, size)).contiguous() for x in (q, k, v, g, beta)]
+            yield Grid(parts[0], parts[1], parts[2], parts[3], parts[4], scale, pieces)
 
 
 def lay_states(state: Tensor | None, time: int, dtype: torch.dtype) -> Tensor | None:
@@ -290,7 +293,10 @@ def run(
     """Outputs [total, G, V], final states [N, G, K, V], and the grids, which hold what a backward needs."""
     dtype = torch.promote_types(v.dtype, torch.float32)
     initial = lay_states(state, time, dtype)
-    outputs, finals, used, S = [], [], [], None
+    outputs: list[Tensor] = []
+    finals: list[Tensor] = []
+    used: list[Grid] = []
+    S = None
     for grid in grids(q, k, v, g, beta, offsets, time, scale):
         out, S = grid.scan(initial, S, finals)
         outputs.append(grid.heads(out))

@@ -45,7 +45,11 @@ def _chunked_fake(query, key, value, log_decay, beta, offsets, state, scale, tim
     return torch.empty_like(value, memory_format=torch.contiguous_format), final
 
 
-@torch.library.custom_op("interlace::gated_delta_backward", mutates_args=(), schema=f"(Tensor d_out, Tensor? d_final, {_INPUTS}) -> ({_GRADIENTS})")
+@torch.library.custom_op(
+    "interlace::gated_delta_backward",
+    mutates_args=(),
+    schema=f"(Tensor d_out, Tensor? d_final, {_INPUTS}) -> ({_GRADIENTS})",
+)
 def _backward(
     d_out: Tensor,
     d_final: Tensor | None,

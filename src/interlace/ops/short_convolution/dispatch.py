@@ -32,7 +32,11 @@ def _shifted_fake(x, weight, offsets, state, activated, time):  # type: ignore[n
     return torch.empty_like(x, memory_format=torch.contiguous_format), windows
 
 
-@torch.library.custom_op("interlace::short_convolution_backward", mutates_args=(), schema=f"(Tensor d_out, Tensor? d_windows, {_INPUTS}) -> (Tensor, Tensor, Tensor)")
+@torch.library.custom_op(
+    "interlace::short_convolution_backward",
+    mutates_args=(),
+    schema=f"(Tensor d_out, Tensor? d_windows, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+)
 def _backward(
     d_out: Tensor,
     d_windows: Tensor | None,

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ class Contest:
 
 def tokens_to_reach(curve: list[tuple[float, float]], level: float) -> float | None:
     """Tokens at which a falling (tokens, score) curve first comes down to `level`, or None; straight in log tokens."""
-    for (t0, s0), (t1, s1) in zip(curve, curve[1:], strict=False):
+    for (t0, s0), (t1, s1) in pairwise(curve):
         if s0 <= level:
             return t0
         if s1 <= level:

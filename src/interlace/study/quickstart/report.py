@@ -83,9 +83,7 @@ def write_report(out: Path, results: dict[str, Any], runs: dict[str, RunFolder])
         f"({results['sweep_tokens_per_model']:,} tokens per model), and kept its better one. Scores on the curve are "
         "of a part of the held-out text, those in the table of more of it."
     )
-    samples = "".join(
-        f"<h3>{name}</h3><pre>{html.escape(results['models'][name]['sample'])}</pre>" for name in NAMES
-    )
+    samples = "".join(f"<h3>{name}</h3><pre>{html.escape(results['models'][name]['sample'])}</pre>" for name in NAMES)
     commands = html.escape("\n".join(next_commands(out, results)))
     sections = [
         f'<p class="lead">{html.escape(sentence(results))}</p>',

@@ -1,4 +1,4 @@
-"""Text, tokenizer, plan, sweep, race, verdict: each stage leaves a file, so a second start goes on where the first ended."""
+"""Text, tokenizer, plan, sweep, race, verdict: each stage leaves a file, and a second start goes on from there."""
 
 from __future__ import annotations
 

@@ -7,11 +7,21 @@ from pathlib import Path, PurePath
 
 from interlace.data.sources import Sources
 
-NOT_SOURCE = {"encodings", "test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload", "_bundled", "pydoc_data"}
+NOT_SOURCE = {
+    "encodings",
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "lib-dynload",
+    "_bundled",
+    "pydoc_data",
+}
 
 
 def is_library_source(path: PurePath) -> bool:
-    """Whether a file below the standard library is its own Python source, tests and the generated tables of encodings left out."""
+    """Whether a file of the standard library is its own source; tests and generated tables of encodings are not."""
     return path.suffix == ".py" and not NOT_SOURCE.intersection(path.parts)
 
 
