@@ -165,7 +165,7 @@ def test_what_we_save_they_open(pair):
 @pytest.mark.parametrize("name", ["hybrid", "hybrid grouped values"])
 def test_convolutions_fused_cut_by_projection_or_in_thirds(pair):
     """The three layouts in which the convolutions have been stored give the same model."""
-    theirs, ours, folder = pair
+    _theirs, ours, folder = pair
     tokens = torch.randint(97, (20,))
     want = ours(tokens)[0]
     stored = load_file(folder / "theirs" / "model.safetensors")

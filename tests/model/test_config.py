@@ -1,0 +1,44 @@
+"""Configs: closed, round trips, and sizes solved for."""
+
+from __future__ import annotations
+
+import pytest
+
+from interlace.base.errors import ConfigError
+from interlace.model.config import ModelConfig
+from interlace.model.presets import PRESETS, preset
+from interlace.model.sizes import all_attention, match_parameters, sizes
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_plain_data_round_trips(name):
+    config = preset(name)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_a_pattern_repeats_over_the_depth():
+    assert preset("tiny-sliding").kinds == ("sliding", "sliding", "attention", "sliding")
+
+
+def test_unknown_preset():
+    with pytest.raises(ConfigError, match="did you mean 'tiny-hybrid'"):
+        preset("tiny-hybird")
+
+
+@pytest.mark.parametrize("wanted", [20_000, 26_001, 100_000])
+def test_parameters_are_solved_for(wanted):
+    solved = match_parameters(preset("tiny-transformer"), wanted, 0.01)
+    assert abs(sizes(solved).non_embedding / wanted - 1) <= 0.01
+
+
+def test_what_cannot_be_matched_says_how_close_it_comes():
+    with pytest.raises(ConfigError, match=r"mlp.width: no width.*off by \+"):
+        match_parameters(preset("tiny-transformer"), 3000, 0.01)
+
+
+def test_all_attention_is_all_attention():
+    for name in PRESETS:
+        dense = all_attention(preset(name))
+        assert set(dense.kinds) == {"attention"}
+        assert not any(sizes(dense).state_bytes.values())
+        assert dense.depth == preset(name).depth

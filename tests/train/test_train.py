@@ -1,0 +1,278 @@
+"""Training: the loss is right, resuming is exact, and bad recipes are refused before anything is written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+
+import interlace
+from interlace.base.errors import ConfigError, Failure, RunError
+from interlace.data.batches import IGNORE
+from interlace.evaluate.bits_per_byte import HeldOut
+from interlace.model.config import validate
+from interlace.train.estimate import activation_bytes, estimate
+from interlace.train.loop import Hooks, train
+from interlace.train.loss import next_token_loss
+from interlace.train.recipe import Recipe, read_recipe
+from interlace.train.run import RunFolder, is_whole
+from interlace.train.schedule import warmup_stable_decay
+from interlace.train.trainer import parameter_groups
+
+
+def hooks(recipe, **more):
+    return Hooks(lambda corpus: HeldOut(corpus, recipe.data.length, 960).score, **more)
+
+
+def weights(run: RunFolder) -> bytes:
+    return (run.checkpoints()[-1] / "model.safetensors").read_bytes()
+
+
+def test_training_learns_and_leaves_a_whole_run(recipe, tmp_path):
+    plan = validate(Recipe, recipe, "")
+    run = train(plan, tmp_path / "run", hooks(plan))
+    rows = list(run.metrics())
+    scores = [m["held_out_bits_per_byte"] for m in rows if "held_out_bits_per_byte" in m]
+    assert [m["step"] for m in rows] == list(range(1, 21))
+    assert scores[-1] < scores[0] - 0.3
+    assert len(run.checkpoints()) == 2
+    assert all(is_whole(c) for c in run.checkpoints())
+    model = interlace.load(tmp_path / "run")
+    again = HeldOut(interlace.data.tokens.Corpus.open(tmp_path / "run" / "data"), 48, 960).score(model)
+    assert again["held_out_bits_per_byte"] == pytest.approx(scores[-1], rel=1e-6)
+    assert model.config.tokens.eos == (model.tokenizer.eos,)
+
+
+WORKER = """
+import sys, time, tomllib
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from interlace.evaluate.bits_per_byte import HeldOut
+from interlace.train.loop import Hooks, train
+from interlace.train.recipe import read_recipe
+plan = read_recipe(Path(sys.argv[1]))
+def step(row):
+    print(row["step"], flush=True)
+train(plan, Path(sys.argv[2]), Hooks(lambda c: HeldOut(c, plan.data.length, 960).score, on_step=step))
+"""
+
+
+def test_killed_at_random_and_resumed_ends_with_the_same_bits(recipe, tmp_path):
+    """kill -9 three times, each at another step; weights, optimizer and numbers equal those of an unbroken run."""
+    recipe["train"]["tokens"] = 40 * 192
+    recipe["train"]["checkpoints"] = 13
+    file = tmp_path / "recipe.toml"
+    file.write_text(tomli_w.dumps(recipe))
+    command = [sys.executable, "-c", WORKER, str(file)]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    for kill_at in (int.from_bytes(os.urandom(1), "big") % 10 + 3, 19, 31):
+        worker = subprocess.Popen([*command, str(tmp_path / "broken")], stdout=subprocess.PIPE, text=True)
+        for line in worker.stdout:
+            if int(line) >= kill_at:
+                worker.send_signal(signal.SIGKILL)
+                break
+        worker.stdout.close()
+        worker.wait()
+        assert worker.returncode == -signal.SIGKILL
+    subprocess.run([*command, str(tmp_path / "broken")], check=True, capture_output=True)
+    whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
+    assert weights(whole) == weights(broken)
+    last = [r.checkpoints()[-1] / "optimizer.safetensors" for r in (whole, broken)]
+    assert last[0].read_bytes() == last[1].read_bytes()
+    timing = ("seconds", "tokens_per_second")
+    rows = [[{k: v for k, v in m.items() if k not in timing} for m in r.metrics()] for r in (whole, broken)]
+    assert rows[0] == rows[1]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(recipe, tmp_path):
+    plan = validate(Recipe, recipe, "")
+    run = train(plan, tmp_path / "run", hooks(plan))
+    want, last = weights(run), run.checkpoints()[-1]
+    file = last / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    assert not is_whole(last)
+    started = []
+    run = train(plan, tmp_path / "run", hooks(plan, on_start=lambda done, *_: started.append(done)))
+    assert started == [16]
+    assert weights(run) == want
+
+
+def test_a_folder_of_another_run_is_refused(recipe, tmp_path):
+    plan = validate(Recipe, recipe, "")
+    train(plan, tmp_path / "run", hooks(plan))
+    recipe["train"]["learning_rate"] = 0.5
+    with pytest.raises(RunError, match=r"train.learning_rate was 0.002 and is now 0.5"):
+        train(validate(Recipe, recipe, ""), tmp_path / "run", hooks(plan))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match="not a run folder"):
+        train(plan, tmp_path / "other", hooks(plan))
+
+
+def test_a_full_disk_keeps_the_previous_checkpoint(recipe, tmp_path, monkeypatch):
+    import errno
+
+    from interlace.train import trainer
+
+    plan = validate(Recipe, recipe, "")
+    real, calls = trainer.write, []
+
+    def fills_up(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*args)
+
+    monkeypatch.setattr(trainer, "write", fills_up)
+    with pytest.raises(Failure, match="the disk is full"):
+        train(plan, tmp_path / "run", hooks(plan))
+    run = RunFolder(tmp_path / "run")
+    assert [c.name for c in run.checkpoints()] == ["step-4", "step-8"]
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
+    monkeypatch.setattr(trainer, "write", real)
+    assert weights(train(plan, tmp_path / "run", hooks(plan))) == weights(train(plan, tmp_path / "new", hooks(plan)))
+
+
+def test_divergence_is_a_plain_sentence(recipe, tmp_path):
+    recipe["train"] |= {"learning_rate": 1e30, "warmup": 0.0}
+    plan = validate(Recipe, recipe, "")
+    with pytest.raises(Failure, match=r"diverged; lower train\.learning_rate"):
+        train(plan, tmp_path / "run", hooks(plan))
+
+
+def test_loss_and_gradients_equal_cross_entropy():
+    hidden = torch.randn(2500, 16, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(50, (2500,)).where(torch.rand(2500) > 0.1, IGNORE)
+    found = next_token_loss(hidden, weight, targets)
+    want = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE)
+    torch.testing.assert_close(found.double(), want, rtol=1e-6, atol=0)
+    for a, b in zip(
+        torch.autograd.grad(3 * found, (hidden, weight)), torch.autograd.grad(3 * want, (hidden, weight)), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)  # the softmax is float32, whatever the rest is
+
+
+def test_bits_per_byte_of_a_uniform_model(recipe, tmp_path):
+    """A head of zeros gives log2(vocabulary) bits to each token."""
+    plan = validate(Recipe, {**recipe, "train": {**recipe["train"], "tokens": 192}}, "")
+    train(plan, tmp_path / "run", hooks(plan))
+    corpus = interlace.data.tokens.Corpus.open(tmp_path / "run" / "data")
+    model = interlace.load(tmp_path / "run")
+    with torch.no_grad():
+        model.head.weight.zero_()
+    held = HeldOut(corpus, 48, 960)
+    targets = torch.cat([b.targets for b in held.batches])
+    lengths = corpus.tokenizer.byte_lengths()
+    scored = targets[(targets != IGNORE) & (targets != corpus.tokenizer.eos)]
+    want = torch.log2(torch.tensor(300.0)) * len(scored) / lengths[scored].sum()
+    assert held.score(model)["held_out_bits_per_byte"] == pytest.approx(float(want), rel=1e-6)
+
+
+def test_schedule_rises_stays_and_falls():
+    factors = [warmup_stable_decay(s, 100, 0.1, 0.2) for s in range(100)]
+    assert factors[0] == 0.1
+    assert factors[9:80] == [1.0] * 71
+    assert factors[-1] == pytest.approx(1 / 21)
+    assert factors[80:] == sorted(factors[80:], reverse=True)
+
+
+def test_every_parameter_is_in_one_group(recipe):
+    model = interlace.HybridLM(validate(Recipe, recipe, "").model)
+    groups = parameter_groups(model, 0.1)
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+    free = {id(p) for p in groups[1]["params"]}
+    mixer = model.blocks[0].mixer
+    assert {id(p) for p in (mixer.A_log, mixer.dt_bias, mixer.convolution, model.embedding.weight)} <= free
+    assert id(mixer.query.weight) not in free
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.tokns=3", "train.tokns: unknown key; did you mean 'tokens'?"),
+        ("train.tokens=many", "train.tokens: input should be a valid integer, got 'many'"),
+        ("train.tokens=2.5", "train.tokens"),
+        ("model.width=33", "attention.heads: 2 does not divide the model's width 33"),
+        ("model.pattern=['gated_delta','atention']", "no layer kind is called 'atention'; did you mean 'attention'?"),
+        ("model.pattern=[]", "model.pattern"),
+        ("model.gated_delta.value_heads=3", "value_heads: 3 is not a multiple of heads = 2"),
+        ("model.gated_delta.heads=2.5", "model: gated_delta.heads: input should be a valid integer"),
+        ("model.gated_delta.hads=2", "gated_delta.hads: unknown key; did you mean 'heads'?"),
+        ("model.attention.qk_norm=both", "attention.qk_norm"),
+        ("model.mamba.heads=2", "no layer kind is called 'mamba'"),
+        ("data.rows=0", "data.rows"),
+        ("optimizer.name=x", "optimizer: unknown key"),
+        ("nonsense", "dotted.key=value"),
+        ("train.tokens.more=1", "not a table"),
+    ],
+)
+def test_bad_recipes_are_one_sentence(recipe, tmp_path, override, words):
+    (tmp_path / "r.toml").write_text(tomli_w.dumps(recipe))
+    with pytest.raises(ConfigError) as caught:
+        read_recipe(tmp_path / "r.toml", [override])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_model_and_data_that_do_not_fit(recipe, tmp_path):
+    recipe["model"]["vocabulary"] = 200
+    plan = validate(Recipe, recipe, "")
+    with pytest.raises(ConfigError, match=r"model.vocabulary: is 200, but the tokenizer has 2"):
+        train(plan, tmp_path / "a", hooks(plan))
+    recipe["model"] |= {"vocabulary": 300, "max_positions": 40}
+    plan = validate(Recipe, recipe, "")
+    with pytest.raises(ConfigError, match=r"data.length: 48 is past"):
+        train(plan, tmp_path / "b", hooks(plan))
+
+
+def test_estimate_counts_what_autograd_keeps(recipe):
+    plan = validate(Recipe, recipe, "")
+    predicted = activation_bytes(plan.model, 4, 48)
+    model = interlace.HybridLM(plan.model)
+    kept = {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(x):
+        if x.untyped_storage().data_ptr() not in own and x.numel() > 8:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = model.hidden(torch.zeros(4, 48, dtype=torch.int64))
+    assert sum(kept.values()) == pytest.approx(
+        predicted, rel=0.2
+    )  # fused attention keeps less than the meta device says
+    del out
+    cost = estimate(plan)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    assert cost.steps == 20
+    assert cost.seconds > 0
+
+
+def test_every_recipe_trains(tmp_path, texts):
+    """Each recipe of the repository, shortened and narrowed."""
+    folder = Path(__file__).parents[2] / "recipes"
+    files = sorted(folder.glob("*.toml"))
+    assert files
+    for file in files:
+        short = [
+            f"data.source={texts}",
+            "data.tokenizer=train:300",
+            "data.length=64",
+            "data.rows=2",
+            "train.tokens=256",
+            "train.evaluations=1",
+            "train.evaluation_tokens=128",
+        ]
+        plan = read_recipe(file, short)
+        run = train(plan, tmp_path / file.stem, hooks(plan))
+        assert len(list(run.metrics())) == 2
