@@ -8,7 +8,7 @@ import torch
 import interlace
 from interlace.base.errors import ConfigError, PromptTooLong
 from interlace.data.tokenizer import Tokenizer
-from interlace.generate.engine import generate_tokens, until_stop
+from interlace.generate.engine import generate_tokens, lay_out_for_decoding, until_stop
 from interlace.generate.sampling import Sampling
 from interlace.model.presets import PRESETS, preset
 from interlace.model.sizes import sizes
@@ -95,6 +95,14 @@ def test_a_prompt_past_the_limit(model):
     model.config = model.config.replace(max_positions=20)
     with pytest.raises(PromptTooLong, match="the model's limit is 20"):
         interlace.generate(model, "the quick brown fox", max_tokens=20)
+
+
+def test_the_layout_for_decoding_changes_nothing(model, tmp_path):
+    before = list(generate_tokens(model, [1, 2], max_tokens=9, sampling=Sampling(temperature=0)))
+    interlace.save(model, tmp_path / "a")
+    interlace.save(lay_out_for_decoding(model), tmp_path / "b")
+    assert list(generate_tokens(model, [1, 2], max_tokens=9, sampling=Sampling(temperature=0))) == before
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
 def test_no_tokenizer_is_a_sentence():

@@ -65,6 +65,7 @@ def generate(
 
     import interlace
     from interlace.base.errors import ConfigError
+    from interlace.generate.engine import lay_out_for_decoding
     from interlace.train.precision import choose_precision
 
     if dtype not in ("auto", "float32", "bfloat16"):
@@ -73,7 +74,7 @@ def generate(
     if dtype == "auto" and model.dtype == torch.bfloat16 and choose_precision("auto", model.device) == "float32":
         model = model.float()
     pieces = interlace.generate(
-        model,
+        lay_out_for_decoding(model),
         prompt,
         max_tokens=max_tokens,
         temperature=temperature,

@@ -174,8 +174,8 @@ class GatedDelta(nn.Module):
         mixed = torch.cat((self.query(x), self.key(x), self.value(x)), dim=-1)
         taps = self.convolution.to(mixed.dtype)
         mixed, window = short_convolution(mixed, taps, segments=stream.segments, state=before[0])
-        query, key, value = mixed.split(c.channels, dim=-1)
-        query, key = (normalise(y.unflatten(-1, (-1, c.key_dim))) for y in (query, key))
+        both, value = mixed.split((2 * c.channels[0], c.channels[2]), dim=-1)
+        query, key = normalise(both.unflatten(-1, (-1, c.key_dim))).chunk(2, dim=1)
         value = value.unflatten(-1, (-1, c.value_dim))
         beta = self.beta(x).sigmoid()
         beta = 2 * beta if c.negative_eigenvalues else beta
@@ -189,4 +189,4 @@ class GatedDelta(nn.Module):
 def normalise(x: Tensor) -> Tensor:
     """x / sqrt(sum(x^2) + eps) over the last axis, in float32 at least: the operator wants unit keys and queries."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + L2_EPS)

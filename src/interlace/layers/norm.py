@@ -18,10 +18,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] to the same."""
-        if x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64):
-            return torch.nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        y = x.float()
-        return (self.weight * (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps))).to(x.dtype)
+        y = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.rsqrt((y * y).sum(-1, keepdim=True) / y.shape[-1] + self.eps)
+        return (self.weight * (y * scale)).to(x.dtype)
 
 
 class GatedRMSNorm(RMSNorm):
