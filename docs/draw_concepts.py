@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ def draw() -> Figure:
             start + length / 2, 1.75, f"segment {index}\n{length} token{'s' * (length > 1)}", ha="center", color=colour
         )
         cuts = sorted({start, start + length, *range(-(-start // CHUNK) * CHUNK, start + length, CHUNK)})
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in itertools.pairwise(cuts):
             axis.plot([a + 0.1, b - 0.1], [-0.35, -0.35], color=colour, linewidth=3, solid_capstyle="butt")
             if b < start + length:
                 arrow = FancyArrowPatch(
