@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interlace.base.errors import CheckpointError
+from interlace.layers.attention import AttentionConfig
 from interlace.layers.base import MixerConfig
 from interlace.layers.rope import RopeConfig
 from interlace.model.config import ModelConfig
@@ -72,6 +73,51 @@ def write_tokens(config: ModelConfig) -> dict[str, Any]:
     eos = config.tokens.eos
     one = None if not eos else eos[0] if len(eos) == 1 else list(eos)
     return {"bos_token_id": config.tokens.bos, "eos_token_id": one, "pad_token_id": config.tokens.pad}
+
+
+def read_trunk(config: Mapping[str, Any], eps: float) -> dict[str, Any]:
+    """What Olmo 3 and Olmo Hybrid say alike about everything but the mixers; `eps` is the family's default."""
+    refuse_unless(config, "hidden_act", "silu")
+    return {
+        "width": need(config, "hidden_size"),
+        "depth": need(config, "num_hidden_layers"),
+        "vocabulary": need(config, "vocab_size"),
+        "mlp": {"width": need(config, "intermediate_size")},
+        "norm_eps": config.get("rms_norm_eps", eps),
+        "tied_embeddings": config.get("tie_word_embeddings", False),
+        "max_positions": config.get("max_position_embeddings"),
+        "init_std": config.get("initializer_range", 0.02),
+        "tokens": read_tokens(config),
+    }
+
+
+def write_trunk(config: ModelConfig, attention: AttentionConfig) -> dict[str, Any]:
+    """The inverse of `read_trunk`, with what both families say about attention."""
+    return {
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp.width,
+        "num_hidden_layers": config.depth,
+        "vocab_size": config.vocabulary,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied_embeddings,
+        "initializer_range": config.init_std,
+        **({} if config.max_positions is None else {"max_position_embeddings": config.max_positions}),
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.groups,
+        "attention_bias": attention.bias,
+        **write_tokens(config),
+    }
+
+
+def is_olmo_attention(config: ModelConfig, attention: AttentionConfig) -> bool:
+    """Whether an attention kind is what Olmo 2, Olmo 3 and Olmo Hybrid call attention."""
+    return (
+        attention.norm == "output"
+        and attention.mlp
+        and attention.qk_norm == "projection"
+        and attention.head_dim == config.width // attention.heads
+    )
 
 
 def read_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def resolve(source: str | Path) -> Path:
         )
     if path.exists():
         raise CheckpointError(f"{path}: is a file; name the folder that holds config.json")
-    if not HUB_ID.fullmatch(str(source)):
+    beside = path.parent != Path() and path.parent.is_dir()  # a misspelt local path is not looked for on the hub
+    if beside or not HUB_ID.fullmatch(str(source)):
         raise CheckpointError(f"{path}: no such folder")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

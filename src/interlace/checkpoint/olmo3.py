@@ -14,15 +14,15 @@ from interlace.checkpoint.family import (
     Family,
     Slot,
     attention_slots,
+    is_olmo_attention,
     mlp_slots,
     need,
     read_rope,
-    read_tokens,
-    refuse_unless,
+    read_trunk,
     tied_head,
     trunk_slots,
     write_rope,
-    write_tokens,
+    write_trunk,
 )
 from interlace.layers.attention import AttentionConfig
 from interlace.model.config import ModelConfig
@@ -33,8 +33,8 @@ THETA = 500_000.0
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    refuse_unless(config, "hidden_act", "silu")
-    depth, heads = need(config, "num_hidden_layers"), need(config, "num_attention_heads")
+    trunk, heads = read_trunk(config, eps=1e-5), need(config, "num_attention_heads")
+    depth = trunk["depth"]
     types = config.get("layer_types") or ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(depth)]
     ropes = _ropes(config)
     base = {
@@ -49,22 +49,8 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     if "sliding_attention" in types:
         window = need(config, "sliding_window")
         tables["sliding"] = {"type": "attention", **base, "window": window, "rope": ropes["sliding_attention"]}
-    return ModelConfig.from_dict(
-        {
-            "width": need(config, "hidden_size"),
-            "depth": depth,
-            "vocabulary": need(config, "vocab_size"),
-            "pattern": [KINDS.get(t, t) for t in types],
-            **tables,
-            "mlp": {"width": need(config, "intermediate_size")},
-            "norm_eps": config.get("rms_norm_eps", 1e-5),
-            "tied_embeddings": config.get("tie_word_embeddings", False),
-            "max_positions": config.get("max_position_embeddings"),
-            "init_std": config.get("initializer_range", 0.02),
-            "tokens": read_tokens(config),
-        },
-        where="config.json",
-    )
+    pattern = [KINDS.get(t, t) for t in types]
+    return ModelConfig.from_dict({**trunk, "pattern": pattern, **tables}, where="config.json")
 
 
 def _ropes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -88,35 +74,16 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     one = next(iter(used))
     if any(x.model_copy(update={"window": one.window, "rope": one.rope}) != one for x in used):
         return None
-    fits = (
-        one.norm == "output"
-        and one.mlp
-        and one.qk_norm == "projection"
-        and one.position == "rope"
-        and one.head_dim == config.width // one.heads
-    )
-    if not fits:
+    if one.position != "rope" or not is_olmo_attention(config, one):
         return None
     by_type = {"full_attention" if x.window is None else "sliding_attention": x for x in used}
     types = ["full_attention" if config.kind(i).window is None else "sliding_attention" for i in range(config.depth)]  # type: ignore[attr-defined]
     sliding = by_type.get("sliding_attention")
     return {
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp.width,
-        "num_hidden_layers": config.depth,
+        **write_trunk(config, one),
         "layer_types": types,
-        "vocab_size": config.vocabulary,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied_embeddings,
-        "initializer_range": config.init_std,
-        **({} if config.max_positions is None else {"max_position_embeddings": config.max_positions}),
-        "num_attention_heads": one.heads,
-        "num_key_value_heads": one.groups,
-        "attention_bias": one.bias,
         "sliding_window": sliding.window if sliding else 4096,
         "rope_parameters": {kind: write_rope(by_type.get(kind, one).rope) for kind in KINDS},
-        **write_tokens(config),
     }
 
 

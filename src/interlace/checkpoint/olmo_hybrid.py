@@ -16,15 +16,15 @@ from interlace.checkpoint.family import (
     Family,
     Slot,
     attention_slots,
+    is_olmo_attention,
     mlp_slots,
     need,
     read_rope,
-    read_tokens,
-    refuse_unless,
+    read_trunk,
     tied_head,
     trunk_slots,
     write_rope,
-    write_tokens,
+    write_trunk,
 )
 from interlace.layers.attention import AttentionConfig
 from interlace.layers.gated_delta import GatedDeltaConfig
@@ -45,8 +45,8 @@ PROJECTIONS = {
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    refuse_unless(config, "hidden_act", "silu")
-    width, heads, depth = (need(config, k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    trunk, heads = read_trunk(config, eps=1e-6), need(config, "num_attention_heads")
+    width, depth = trunk["width"], trunk["depth"]
     types = config.get("layer_types")
     if types is None:
         types = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(depth)]
@@ -72,23 +72,9 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         "bias": config.get("attention_bias", False),
         **_position(config),
     }
-    return ModelConfig.from_dict(
-        {
-            "width": width,
-            "depth": depth,
-            "vocabulary": need(config, "vocab_size"),
-            "pattern": [KINDS.get(t, t) for t in types],
-            "gated_delta": delta,
-            "attention": attention,
-            "mlp": {"width": need(config, "intermediate_size")},
-            "norm_eps": config.get("rms_norm_eps", 1e-6),
-            "tied_embeddings": config.get("tie_word_embeddings", False),
-            "max_positions": config.get("max_position_embeddings"),
-            "init_std": config.get("initializer_range", 0.02),
-            "tokens": read_tokens(config),
-        },
-        where="config.json",
-    )
+    pattern = [KINDS.get(t, t) for t in types]
+    tables = {"pattern": pattern, "gated_delta": delta, "attention": attention}
+    return ModelConfig.from_dict({**trunk, **tables}, where="config.json")
 
 
 def _position(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,32 +94,13 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     attention = next((x for x in used if isinstance(x, AttentionConfig)), None)
     if delta is None or attention is None or len(used) != 2:
         return None
-    fits = (
-        delta.norm == "input"
-        and attention.norm == "output"
-        and delta.mlp
-        and attention.mlp
-        and attention.qk_norm == "projection"
-        and attention.window is None
-        and attention.head_dim == config.width // attention.heads
-    )
+    fits = delta.norm == "input" and delta.mlp and attention.window is None and is_olmo_attention(config, attention)
     if not fits:
         return None
     types = [k for name in config.kinds for k, v in KINDS.items() if isinstance(config.layers[name], _CLASSES[v])]
     return {
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp.width,
-        "num_hidden_layers": config.depth,
+        **write_trunk(config, attention),
         "layer_types": types,
-        "vocab_size": config.vocabulary,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tied_embeddings,
-        "initializer_range": config.init_std,
-        **({} if config.max_positions is None else {"max_position_embeddings": config.max_positions}),
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.groups,
-        "attention_bias": attention.bias,
         "rope_parameters": write_rope(attention.rope) if attention.position == "rope" else NOPE,
         "linear_num_key_heads": delta.heads,
         "linear_num_value_heads": delta.groups,
@@ -146,7 +113,6 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
         "linear_dt_min": delta.step_range[0],
         "linear_dt_max": delta.step_range[1],
         "linear_dt_init_floor": delta.step_floor,
-        **write_tokens(config),
     }
 
 

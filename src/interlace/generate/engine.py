@@ -57,9 +57,10 @@ def lay_out_for_decoding(model: HybridLM) -> HybridLM:
     For a model that will only generate: an optimizer that was made before would still hold the old layout.
     """
     for module in model.modules():
-        linear = isinstance(module, nn.Linear) and module.weight.device.type == "cpu"
-        if linear and module.weight.dtype == torch.float32:
-            module.weight.data = module.weight.data.t().contiguous().t()
+        if isinstance(module, nn.Linear):
+            weight: Tensor = module.weight
+            if weight.dtype == torch.float32 and weight.device.type == "cpu":
+                weight.data = weight.data.t().contiguous().t()
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -90,5 +90,3 @@ class MixerConfig(Closed):
     def cache_bytes(self, context: int, element_bytes: int) -> int:
         """Bytes of keys and values per sequence after `context` tokens."""
 
-
-C = TypeVar("C", bound=MixerConfig)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.base.errors import ConfigError, ShapeError
+from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
 from interlace.layers.base import Stream
 from interlace.layers.block import Block
@@ -123,9 +123,3 @@ class HybridLM(nn.Module):
             states.append(after)
         lengths = torch.diff(segments.offsets).long()
         return self.norm(x), segments, ModelState(states, lengths if before is None else before + lengths)
-
-    def check_length(self, tokens: int) -> None:
-        """Raise ConfigError if a context of this many tokens is past the model's limit."""
-        limit = self.config.max_positions
-        if limit is not None and tokens > limit:
-            raise ConfigError(f"context: {tokens} tokens, but the model's limit max_positions is {limit}")

@@ -30,7 +30,7 @@ RATES = (3e-3, 6e-3, 1.2e-2)
 ROWS, LENGTH = 4, 256
 WIDTH, DEPTH, HEADS = 128, 4, 2
 SWEEP_SHARE = 0.25  # of the time for training, all six runs together
-RESERVE_SECONDS = 8.0  # for final scores, samples and the report
+RESERVE_SECONDS = 15.0  # for final scores, samples and the report
 EVALUATIONS = 16
 SEED = 0
 
