@@ -89,4 +89,3 @@ class MixerConfig(Closed):
     @abstractmethod
     def cache_bytes(self, context: int, element_bytes: int) -> int:
         """Bytes of keys and values per sequence after `context` tokens."""
-

@@ -29,6 +29,7 @@ NAMES = ("transformer", "hybrid")
 RATES = (3e-3, 6e-3, 1.2e-2)
 ROWS, LENGTH = 4, 256
 WIDTH, DEPTH, HEADS = 128, 4, 2
+INIT_STD = 0.06  # about 2/3 width^-1/2; with 0.02 the sweep's short runs favoured rates too low for the race
 SWEEP_SHARE = 0.25  # of the time for training, all six runs together
 RESERVE_SECONDS = 15.0  # for final scores, samples and the report
 EVALUATIONS = 16
@@ -39,6 +40,7 @@ def configs(vocabulary: int, eos: int | None) -> dict[str, ModelConfig]:
     """A 3:1 hybrid in Olmo Hybrid's proportions, and a transformer whose MLP is solved to as many parameters."""
     attention = {"heads": HEADS, "norm": "output"}
     common: dict[str, Any] = {"width": WIDTH, "depth": DEPTH, "vocabulary": vocabulary, "max_positions": 8192}
+    common["init_std"] = INIT_STD
     common["tokens"] = {"eos": [] if eos is None else [eos]}
     head = WIDTH // HEADS
     hybrid = ModelConfig.from_dict(
