@@ -73,7 +73,7 @@ def loss_plot(
         tokens, level, label = mark
         right.axhline(level, color="#999999", linewidth=0.8, linestyle="--")
         right.axvline(tokens, color="#999999", linewidth=0.8, linestyle="--")
-        right.annotate(label, (tokens, level), xytext=(6, 8), textcoords="offset points", fontsize=9)
+        right.annotate(label, (tokens, level), (-6, -13), textcoords="offset points", ha="right", fontsize=9)
     raw = io.BytesIO()
     figure.savefig(raw, format="png")
     return raw.getvalue()

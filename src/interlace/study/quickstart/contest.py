@@ -31,7 +31,7 @@ ROWS, LENGTH = 4, 256
 WIDTH, DEPTH, HEADS = 128, 4, 2
 INIT_STD = 0.06  # about 2/3 width^-1/2; with 0.02 the sweep's short runs favoured rates too low for the race
 SWEEP_SHARE = 0.25  # of the time for training, all six runs together
-RESERVE_SECONDS = 15.0  # for final scores, samples and the report
+RESERVE_SECONDS = 10.0  # for final scores, samples and the report
 EVALUATIONS = 16
 SEED = 0
 
