@@ -119,7 +119,6 @@ def _tokens(model: HybridLM, ids: Tensor, max_tokens: int, sampling: Sampling, s
     else:
         generator.manual_seed(seed)
     state = model.empty_state(1, ids.shape[0] + max_tokens)
-    tokens = ids
     with torch.inference_mode():
         for part in ids.split(PREFILL):
             logits, state = model(part, state=state, last_only=True)

@@ -88,12 +88,12 @@ def smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
     return smoothed
 
 
-def curves(run: RunFolder) -> tuple[Curve, Curve]:
-    """(training loss, smoothed; held-out bits per byte) of a run, each against tokens."""
+def curves(run: RunFolder, score: str = "held_out_bits_per_byte") -> tuple[Curve, Curve]:
+    """(training loss, smoothed; the metric called `score`) of a run, each against tokens."""
     rows = list(run.metrics())
-    scored = [m for m in rows if "held_out_bits_per_byte" in m]
+    scored = [m for m in rows if score in m]
     loss = ([m["tokens"] for m in rows], smooth([m["loss"] for m in rows]))
-    return loss, ([m["tokens"] for m in scored], [m["held_out_bits_per_byte"] for m in scored])
+    return loss, ([m["tokens"] for m in scored], [m[score] for m in scored])
 
 
 def write_report(run: RunFolder) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 from interlace.base.files import write_file
 from interlace.study.quickstart.contest import NAMES
-from interlace.train.report import loss_plot, page, picture, smooth, table
+from interlace.train.report import curves, loss_plot, page, picture, table
 from interlace.train.run import RunFolder
 
 
@@ -65,10 +65,7 @@ def write_report(out: Path, results: dict[str, Any], runs: dict[str, RunFolder])
     """loss.png and report.html."""
     training, held = {}, {}
     for name in NAMES:
-        rows = list(runs[name].metrics())
-        scored = [m for m in rows if "held_out_curve" in m]
-        training[name] = ([m["tokens"] for m in rows], smooth([m["loss"] for m in rows]))
-        held[name] = ([m["tokens"] for m in scored], [m["held_out_curve"] for m in scored])
+        training[name], held[name] = curves(runs[name], "held_out_curve")
     mark = None
     if results["token_ratio"] is not None:
         level = held[results["loser"]][1][-1]
