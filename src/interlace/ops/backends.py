@@ -21,13 +21,15 @@ class Backend:
         name: what the `backend` argument says.
         run: the implementation; None where this build has none.
         refuses: given the call's tensors, the reason why it cannot serve them, or None if it can.
-        automatic: whether `backend="auto"` may pick it.
+        device: the only type of device it serves; None for any.
+        missing: why there is no `run`, where one could be expected.
     """
 
     name: str
     run: Callable[..., Any] | None
     refuses: Callable[..., str | None] = lambda *_: None
-    automatic: bool = True
+    device: str | None = None
+    missing: str = ""
 
 
 @functools.cache
@@ -45,18 +47,23 @@ def choose(operator: str, backends: Sequence[Backend], backend: str, *tensors: A
     """
     if backend == "auto":
         for candidate in backends:
-            if candidate.run is None or not candidate.automatic:
+            if candidate.device not in (None, tensors[0].device.type):
                 continue
-            reason = candidate.refuses(*tensors)
-            if reason is None:
+            reason = candidate.missing if candidate.run is None else candidate.refuses(*tensors)
+            if candidate.run is not None and reason is None:
                 return candidate.run
-            announce(f"{operator}: backend '{candidate.name}' cannot serve this call ({reason}); taking the next one")
+            if reason:
+                announce(f"backend '{candidate.name}' cannot serve {operator} ({reason}); taking a slower one")
         raise BackendUnavailable(f"{operator}: no backend can serve this call")
     named = {b.name: b for b in backends}
     if backend not in named:
         raise ConfigError(f"{operator}: backend '{backend}' is unknown; {nearest(backend, ['auto', *named])}")
-    run = named[backend].run
-    reason = "this build does not contain it" if run is None else named[backend].refuses(*tensors)
+    run, device = named[backend].run, named[backend].device
+    reason = (named[backend].missing or "this build does not contain it") if run is None else None
+    if run is not None and device not in (None, tensors[0].device.type):
+        reason = f"it serves tensors on {device}, not on {tensors[0].device.type}"
+    elif run is not None:
+        reason = named[backend].refuses(*tensors)
     if run is None or reason is not None:
         raise BackendUnavailable(f"{operator}: backend '{backend}' cannot serve this call: {reason}; use 'auto'")
     return run

@@ -11,7 +11,10 @@ from torch import Tensor
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
 from interlace.ops.backends import Backend, choose
+from interlace.ops import native
 from interlace.ops.gated_delta import chunked
+from interlace.ops.gated_delta import native as compiled
+from interlace.ops.gated_delta.normalise import normalised
 from interlace.ops.gated_delta.recurrent import recurrent
 from interlace.ops.gated_delta.step import step
 
@@ -98,14 +101,17 @@ def _run_chunked(
     segments: Segments,
     state: Tensor | None,
     scale: float,
+    normalise: bool,
 ) -> tuple[Tensor, Tensor]:
+    if normalise:
+        query, key = normalised(query), normalised(key)
     if segments.time == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return step(query, key, value, log_decay, beta, state, scale)
     return _chunked(query, key, value, log_decay, beta, segments.offsets, state, scale, segments.time or 0)
 
 
 BACKENDS = (
-    Backend("native", None),
+    Backend("native", compiled.run if native.available() else None, native.refuses, "cpu", native.missing),
     Backend("triton", None),
     Backend("fla", None),
     Backend("chunked", _run_chunked),
@@ -123,19 +129,22 @@ def gated_delta(
     segments: Segments | None = None,
     state: Float[Tensor, "N G K V"] | None = None,
     scale: float | None = None,
+    normalise: bool = False,
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "total G V"], Float[Tensor, "N G K V"]]:
     """S <- exp(log_decay) S;  S <- S + beta k (v - S^T k)^T;  out = scale S^T q, restarted at every segment.
 
     Args:
-        query, key: [total, H, K], L2-normalised by the caller for a stable recurrence.
+        query, key: [total, H, K], L2-normalised for a stable recurrence, by the caller or by `normalise`.
         value: [total, G, V], G a multiple of H; value head g reads key head g // (G / H).
         log_decay: [total, G], at most 0.
         beta: [total, G], the write strength, in [0, 1], or [0, 2] with negative eigenvalues.
         segments: where sequences start; None means one sequence.
         state: [N, G, K, V], what each sequence starts from; None means zeros.
         scale: multiplies the output; K ** -0.5 if None.
-        backend: "auto", "chunked" or "recurrent"; "native", "triton" and "fla" are not in this build.
+        normalise: divide queries and keys by sqrt(sum of squares + 1e-6) first; fused where the backend can.
+        backend: "auto", "native" (float32 and bfloat16 on a CPU), "chunked" or "recurrent"; "triton" and "fla" are
+            not in this build.
 
     Returns:
         out [total, G, V] in value's dtype, and the final states [N, G, K, V] in float32 (float64 for float64 inputs).
@@ -148,7 +157,7 @@ def gated_delta(
     """
     segments = segments or Segments.from_lengths([query.shape[0]])
     _check(query, key, value, log_decay, beta, segments, state)
-    return gated_delta_unchecked(query, key, value, log_decay, beta, segments, state, scale, backend)
+    return gated_delta_unchecked(query, key, value, log_decay, beta, segments, state, scale, normalise, backend)
 
 
 def gated_delta_unchecked(
@@ -160,12 +169,13 @@ def gated_delta_unchecked(
     segments: Segments,
     state: Tensor | None,
     scale: float | None = None,
+    normalise: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """`gated_delta` for callers that built their arguments themselves, as the layer does."""
     scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
     run = choose("gated_delta", BACKENDS, backend, query, key, value)
-    return run(query, key, value, log_decay, beta, segments, state, scale)
+    return run(query, key, value, log_decay, beta, segments, state, scale, normalise)
 
 
 def _check(

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
+from interlace.ops.gated_delta.normalise import normalised
 
 
 def recurrent(
@@ -22,6 +23,7 @@ def recurrent(
     segments: Segments,
     state: Float[Tensor, "N G K V"] | None,
     scale: float,
+    normalise: bool = False,
 ) -> tuple[Float[Tensor, "total G V"], Float[Tensor, "N G K V"]]:
     """S <- exp(log_decay) S;  S <- S + beta k (v - S^T k)^T;  o = scale S^T q, for each token in turn.
 
@@ -30,6 +32,8 @@ def recurrent(
     dtype = torch.promote_types(value.dtype, torch.float32)
     group = value.shape[1] // key.shape[1]
     q, k = (x.to(dtype).repeat_interleave(group, dim=1) for x in (query, key))
+    if normalise:
+        q, k = normalised(q), normalised(k)
     v, beta, decay = value.to(dtype), beta.to(dtype), log_decay.to(dtype).exp()
     outputs, states = [], []
     for row, (first, end) in enumerate(segments.spans()):

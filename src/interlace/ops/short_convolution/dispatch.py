@@ -12,6 +12,8 @@ from torch.nn.functional import silu
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
 from interlace.ops.backends import Backend, choose
+from interlace.ops import native
+from interlace.ops.short_convolution import native as compiled
 from interlace.ops.short_convolution import shifted
 from interlace.ops.short_convolution.recurrent import recurrent
 
@@ -84,7 +86,7 @@ def _run_shifted(
 
 
 BACKENDS = (
-    Backend("native", None),
+    Backend("native", compiled.run if native.available() else None, compiled.refuses, "cpu", native.missing),
     Backend("triton", None),
     Backend("chunked", _run_shifted),
     Backend("recurrent", recurrent),
@@ -108,7 +110,8 @@ def short_convolution(
         segments: where sequences start; None means one sequence.
         state: [N, W - 1, D], the inputs before each sequence, oldest first; None means zeros.
         activation: "silu" or None.
-        backend: "auto", "chunked" or "recurrent"; "native" and "triton" are not in this build.
+        backend: "auto", "native" (float32 and bfloat16 on a CPU), "chunked" or "recurrent"; "triton" is not in this
+            build.
 
     Returns:
         out [total, D] and the last W - 1 inputs of each sequence [N, W - 1, D], both in x's dtype.
@@ -126,5 +129,5 @@ def short_convolution(
         raise ShapeError(f"short_convolution: state has shape {list(state.shape)}, but must be {list(expected)}")
     if activation not in ("silu", None):
         raise ShapeError(f"short_convolution: activation must be 'silu' or None, got {activation!r}")
-    run = choose("short_convolution", BACKENDS, backend, x)
+    run = choose("short_convolution", BACKENDS, backend, x, weight)
     return run(x, weight, segments, state, activation)

@@ -1,0 +1,110 @@
+"""The compiled CPU kernels of `src/native/`: whether they are here, for which instruction set, and what they accept.
+
+The environment variable INTERLACE_NATIVE names an instruction set to force ("avx512bf16", "avx512", "avx2", "neon",
+"portable"), or is "off" for pure PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from interlace.base.errors import ConfigError, nearest
+
+VARIABLE = "INTERLACE_NATIVE"
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+NONE = 0  # the address of an absent tensor
+
+
+def _find() -> tuple[ModuleType | None, str]:
+    """The compiled module, or the reason why there is none."""
+    wanted = os.environ.get(VARIABLE, "")
+    if wanted == "off":
+        return None, f"{VARIABLE}=off"
+    try:
+        # after torch, whose OpenMP runtime must be the one that both use
+        from interlace import _native  # type: ignore[attr-defined]
+    except ImportError as error:
+        import interlace
+
+        notes = [Path(folder) / "_native_missing.txt" for folder in interlace.__path__]
+        reasons = [note.read_text(encoding="utf-8").strip() for note in notes if note.is_file()]
+        return None, reasons[0] if reasons else str(error)
+    if wanted:
+        known = _native.instruction_sets()
+        if wanted not in known:
+            raise ConfigError(
+                f"{VARIABLE}: '{wanted}' is not an instruction set of this processor and build; "
+                f"{nearest(wanted, ['off', *known])}"
+            )
+        _native.use(wanted)
+    return _native, ""
+
+
+_module, missing = _find()
+
+
+def available() -> bool:
+    """Whether this process has the kernels; `missing` says why not."""
+    return _module is not None
+
+
+def kernels() -> ModuleType:
+    """The compiled module; only where `available`."""
+    assert _module is not None, missing
+    return _module
+
+
+def instruction_sets() -> list[str]:
+    """What this processor and build can run, the widest first; empty without kernels."""
+    return _module.instruction_sets() if _module else []
+
+
+def active() -> str:
+    """The instruction set in use, or "none"."""
+    return _module.active() if _module else "none"
+
+
+def shares_torch_threads() -> bool:
+    """Whether the kernels run on torch's own pool of threads, so that neither has to wait for the other's to sleep."""
+    return _module is not None and _module.threads_of_torch() == torch.get_num_threads()
+
+
+@contextmanager
+def using(instruction_set: str) -> Iterator[None]:
+    """Run the kernels of this instruction set inside the block."""
+    before = active()
+    kernels().use(instruction_set)
+    try:
+        yield
+    finally:
+        kernels().use(before)
+
+
+def refuses(*tensors: Tensor | None) -> str | None:
+    """Why the kernels cannot serve these tensors, or None."""
+    for x in tensors:
+        if x is not None and x.dtype not in DTYPES:
+            return f"the kernels take float32 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
+    return None
+
+
+def address(x: Tensor | None) -> int:
+    """Where a tensor's first element lies; NONE for None."""
+    return NONE if x is None else x.data_ptr()
+
+
+def rows(x: Tensor) -> Tensor:
+    """x [total, ...] with each row contiguous; rows themselves may lie apart, as in a slice of a wider tensor."""
+    return x if x[0].is_contiguous() else x.contiguous()
+
+
+def floats(x: Tensor) -> Tensor:
+    """x as contiguous float32."""
+    return x.to(torch.float32).contiguous()

@@ -1,0 +1,569 @@
+// The gated delta rule: forward, backward and one step. Derivation and names: src/interlace/ops/gated_delta/README.md.
+//
+// An item of work is one segment, one value head and one block of value columns: columns of the state do not see each
+// other. Chunks are cut from each segment on its own, so nothing of one segment is ever read for another.
+namespace INTERLACE_ISA {
+namespace {
+
+constexpr long CHUNK = 32;                                 // tokens
+constexpr long CHUNKS = SNAPSHOT_TOKENS / CHUNK;           // from one snapshot to the next
+constexpr long LD_CHUNK = (CHUNK / LINE | 1) * LINE;       // leading dimension of C x C matrices
+constexpr float FORGOTTEN = -2000.0f;                      // exp of it is 0, and sums of it stay finite
+constexpr float L2_EPS = 1e-6f;
+constexpr long FEW_ITEMS = 16, NARROWEST = 32;             // below so many items, columns are split, down to so many
+
+
+// How the work is cut, and the leading dimensions of what a thread works on.
+struct Plan {
+  long blocks, width;  // blocks of value columns, and the columns of each
+  long group;          // value heads per key head
+  long ldk, ldv;
+
+  explicit Plan(const GatedDeltaArguments& x) {
+    blocks = 1;
+    while (x.N * x.G * blocks < FEW_ITEMS && x.V >= 2 * blocks * NARROWEST) blocks *= 2;
+    width = ((x.V + blocks - 1) / blocks + LINE - 1) / LINE * LINE;
+    blocks = (x.V + width - 1) / width;
+    group = x.G / x.H;
+    ldk = leading(x.K), ldv = leading(width);
+  }
+  long items(const GatedDeltaArguments& x) const { return x.N * x.G * blocks; }
+};
+
+struct Item {
+  long segment, head, key_head, block, column, columns, first, end;  // tokens [first, end)
+
+  Item(const GatedDeltaArguments& x, const Plan& plan, long index) {
+    block = index % plan.blocks, index /= plan.blocks;
+    head = index % x.G, segment = index / x.G;
+    key_head = head / plan.group;
+    column = block * plan.width, columns = least(plan.width, x.V - column);
+    first = x.offsets[segment], end = x.offsets[segment + 1];
+  }
+};
+
+// One chunk's inputs as floats, its decays, and the products of its keys. Rows past `count` are zero.
+struct Chunk {
+  long count, rows;  // tokens; rounded up to whole tiles
+  float *kq;         // [2 rows, K]: keys, then queries, normalised if asked for
+  float *v;          // [rows, V]
+  float *kt;         // [K, rows]: keys transposed
+  float *kk;         // [2 rows, rows]: K K^T, then Q K^T; becomes A, then M where `form_A_and_M` is called
+  float *decay;      // [rows, rows]: D, zero above the diagonal
+  float *into, *out_of, *beta, *size;  // [rows]: exp(G_i), exp(G_last - G_i), beta; [2 rows]: 1 / norm
+  float across;      // exp(G_last)
+
+  Chunk(Carver& carver, const Plan& plan, long K) {
+    kq = carver.take(2 * CHUNK * plan.ldk), v = carver.take(CHUNK * plan.ldv), kt = carver.take(K * LD_CHUNK);
+    kk = carver.take(2 * CHUNK * LD_CHUNK), decay = carver.take(CHUNK * LD_CHUNK);
+    into = carver.take(CHUNK), out_of = carver.take(CHUNK), beta = carver.take(CHUNK), size = carver.take(2 * CHUNK);
+  }
+};
+
+void read_vectors(Chunk& c, const GatedDeltaArguments& x, const Plan& plan, const Item& item, long t) {
+  const Rows sources[2] = {{const_cast<void*>(x.key), x.qk_dtype, x.k_row}, {const_cast<void*>(x.query), x.qk_dtype, x.q_row}};
+  for (int which = 0; which < 2; which++) {
+    for (long i = 0; i < c.rows; i++) {
+      float* row = c.kq + (which * c.rows + i) * plan.ldk;
+      memset(row, 0, plan.ldk * sizeof(float));
+      if (i >= c.count) continue;
+      read(row, sources[which], t + i, item.key_head * x.K, x.K);
+      if (!x.normalise) continue;
+      float size = 1.0f / __builtin_sqrtf(dot(row, row, padded(x.K)) + L2_EPS);
+      c.size[which * c.rows + i] = size;
+      for (long j = 0; j < x.K; j += VW) store(row + j, size * load(row + j));
+    }
+  }
+}
+
+void read_values(Chunk& c, const GatedDeltaArguments& x, const Plan& plan, const Item& item, long t) {
+  Rows values = {const_cast<void*>(x.value), x.v_dtype, x.v_row};
+  memset(c.v, 0, c.rows * plan.ldv * sizeof(float));
+  for (long i = 0; i < c.count; i++) read(c.v + i * plan.ldv, values, t + i, item.head * x.V + item.column, item.columns);
+}
+
+// The cumulated log decay is double until a difference has been taken, so that strong decay costs its weak neighbours
+// no digits; a difference is never positive.
+void read_gates(Chunk& c, const GatedDeltaArguments& x, const Item& item, long t) {
+  double cumulated[CHUNK], total = 0;
+  for (long i = 0; i < c.rows; i++) {
+    float g = i < c.count ? x.log_decay[(t + i) * x.G + item.head] : 0.0f;
+    c.beta[i] = i < c.count ? x.beta[(t + i) * x.G + item.head] : 0.0f;
+    cumulated[i] = total += g < FORGOTTEN ? FORGOTTEN : g;
+  }
+  for (long i = c.rows; i < CHUNK; i++) cumulated[i] = total;
+  for (long j = 0; j < c.rows; j += VW) {
+    vec g = __builtin_convertvector(*reinterpret_cast<dvec_anywhere*>(cumulated + j), vec);
+    vec rest = __builtin_convertvector(total - *reinterpret_cast<dvec_anywhere*>(cumulated + j), vec);
+    store(c.into + j, exponential(g));
+    store(c.out_of + j, exponential(rest));
+  }
+  c.across = c.into[c.rows - 1];
+  ivec lane;
+  for (int i = 0; i < VW; i++) lane[i] = i;
+  for (long i = 0; i < c.rows; i++) {
+    for (long j = 0; j < c.rows; j += VW) {
+      float* to = c.decay + i * LD_CHUNK + j;
+      if (j > i) {
+        store(to, vec{});
+        continue;
+      }
+      vec difference = __builtin_convertvector(cumulated[i] - *reinterpret_cast<dvec_anywhere*>(cumulated + j), vec);
+      store(to, select(lane + (int32_t)j > (int32_t)i, vec{}, exponential(difference)));
+    }
+  }
+}
+
+void begin(Chunk& c, const GatedDeltaArguments& x, const Plan& plan, const Item& item, long t, bool queries) {
+  c.count = least(CHUNK, item.end - t);
+  c.rows = (c.count + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
+  read_vectors(c, x, plan, item, t);
+  read_gates(c, x, item, t);
+  transpose(c.kt, LD_CHUNK, c.kq, plan.ldk, c.rows, x.K);
+  product(queries ? 2 * c.rows : c.rows, c.rows, x.K, rows_of(c.kq, plan.ldk), c.kt, LD_CHUNK, c.kk, LD_CHUNK);
+}
+
+// A_ij = beta_i D_ij (k_i . k_j) below the diagonal.
+void form_A(const Chunk& c, float* a) {
+  for (long i = 0; i < c.rows; i++) {
+    for (long j = 0; j < c.rows; j += VW) {
+      long at = i * LD_CHUNK + j;
+      store(a + at, c.beta[i] * load(c.decay + at) * load(c.kk + at));
+    }
+    a[i * LD_CHUNK + i] = 0;
+  }
+}
+
+// M_ij = scale D_ij (q_i . k_j) up to the diagonal.
+void form_M(const Chunk& c, float* m, float scale) {
+  const float* qk = c.kk + c.rows * LD_CHUNK;
+  for (long i = 0; i < c.rows; i++)
+    for (long j = 0; j < c.rows; j += VW) {
+      long at = i * LD_CHUNK + j;
+      store(m + at, scale * load(c.decay + at) * load(qk + at));
+    }
+}
+
+// to = coefficient_i from_i for rows of `width` floats.
+void scale_rows(float* to, const float* from, const float* coefficient, float factor, long rows, long width, long ld) {
+  for (long i = 0; i < rows; i++) {
+    float s = factor * coefficient[i];
+    for (long j = 0; j < width; j += VW) store(to + i * ld + j, s * load(from + i * ld + j));
+  }
+}
+
+void copy_state(float* to, long ld_to, const float* from, long ld_from, long K, long columns) {
+  for (long k = 0; k < K; k++) memcpy(to + k * ld_to, from + k * ld_from, columns * sizeof(float));
+}
+
+const float* state_of(const float* states, const GatedDeltaArguments& x, const Item& item, long row) {
+  return states + ((row * x.G + item.head) * x.K) * x.V + item.column;
+}
+
+// Token by token, as the recurrence says: for chunks that hold a NaN or an infinity, which must not reach back.
+// Overwrites c.v.
+void by_tokens(Chunk& c, float* S, float* out, const GatedDeltaArguments& x, const Plan& plan, const Item& item, long t) {
+  long ld = plan.ldv;
+  for (long i = 0; i < c.count; i++) {
+    const float *k = c.kq + i * plan.ldk, *q = c.kq + (c.rows + i) * plan.ldk;
+    float *w = c.v + i * ld, *o = out + i * ld;
+    float decay = __builtin_expf(x.log_decay[(t + i) * x.G + item.head]);
+    for (long j = 0; j < item.columns; j += VW) {
+      vec read = {}, answer = {};
+      for (long p = 0; p < x.K; p++) {
+        vec s = decay * load(S + p * ld + j);
+        store(S + p * ld + j, s);
+        read += k[p] * s;
+      }
+      vec written = c.beta[i] * (load(w + j) - read);
+      for (long p = 0; p < x.K; p++) {
+        vec s = load(S + p * ld + j) + k[p] * written;
+        store(S + p * ld + j, s);
+        answer += q[p] * s;
+      }
+      store(o + j, x.scale * answer);
+    }
+  }
+}
+
+struct ForwardMemory {
+  Chunk chunk;
+  float *S, *read, *a;
+
+  ForwardMemory(Carver& carver, const Plan& plan, long K) : chunk(carver, plan, K) {
+    S = carver.take(K * plan.ldv), read = carver.take(2 * CHUNK * plan.ldv), a = carver.take(CHUNK * LD_CHUNK);
+  }
+};
+
+void forward_item(const GatedDeltaForward& x, const Plan& plan, const Item& item, ForwardMemory& m) {
+  Chunk& c = m.chunk;
+  const long ld = plan.ldv, width = padded(item.columns);
+  memset(m.S, 0, x.K * ld * sizeof(float));
+  if (x.state) copy_state(m.S, ld, state_of(x.state, x, item, item.segment), x.V, x.K, item.columns);
+  Rows out = {x.out, x.v_dtype, x.G * x.V};
+  for (long t = item.first; t < item.end; t += CHUNK) {
+    if (x.snapshots && t > item.first && (t - item.first) % SNAPSHOT_TOKENS == 0) {
+      float* to = const_cast<float*>(state_of(x.snapshots, x, item, t / SNAPSHOT_TOKENS - 1));
+      copy_state(to, x.V, m.S, ld, x.K, item.columns);
+    }
+    begin(c, x, plan, item, t, true);
+    read_values(c, x, plan, item, t);
+    product(2 * c.rows, width, x.K, rows_of(c.kq, plan.ldk), m.S, ld, m.read, ld);
+    float* answers = m.read + c.rows * ld;
+    for (long i = 0; i < c.rows; i++) {
+      float write = c.beta[i], into = c.into[i], in = x.scale * c.into[i];
+      for (long j = 0; j < width; j += VW) {
+        store(c.v + i * ld + j, write * (load(c.v + i * ld + j) - into * load(m.read + i * ld + j)));
+        store(answers + i * ld + j, in * load(answers + i * ld + j));
+      }
+    }
+    form_A(c, m.a);
+    solve(c.rows, width, rows_of(m.a, LD_CHUNK), c.v, ld, false);
+    form_M(c, m.a, x.scale);
+    product(c.rows, width, c.rows, rows_of(m.a, LD_CHUNK), c.v, ld, answers, ld, 1, Filled::lower);
+    vec wrong = {};  // becomes NaN where anything is not finite
+    for (long i = 0; i < c.rows; i++)
+      for (long j = 0; j < width; j += VW) wrong += 0.0f * load(c.v + i * ld + j) + 0.0f * load(answers + i * ld + j);
+    if (sum(wrong) == 0) {
+      scale_rows(c.kq, c.kq, c.out_of, 1, c.rows, padded(x.K), plan.ldk);
+      product(x.K, width, c.rows, columns_of(c.kq, plan.ldk), c.v, ld, m.S, ld, c.across == 0 ? 0 : c.across);
+    } else {
+      read_values(c, x, plan, item, t);
+      by_tokens(c, m.S, answers, x, plan, item, t);
+    }
+    for (long i = 0; i < c.count; i++) write(out, t + i, item.head * x.V + item.column, answers + i * ld, item.columns);
+  }
+  float* to = const_cast<float*>(state_of(x.final_state, x, item, item.segment));
+  copy_state(to, x.V, m.S, ld, x.K, item.columns);
+}
+
+// What the replay of a stretch between two snapshots leaves for the way back.
+struct Stretch {
+  float* entry[CHUNKS];    // [K, V]: the state a chunk starts from
+  float* written[CHUNKS];  // [rows, V]: W
+  float* error[CHUNKS];    // [rows, V]: X, with W = (I + A)^-1 beta X
+};
+
+struct BackwardMemory {
+  Chunk chunk;
+  Stretch stretch;
+  float *a, *m, *dd;       // [rows, rows]
+  float *dS, *transposed;  // [K, V]; [V, K] or [V, rows]
+  float *d_rows;           // [2 rows, V]: dR, then dO
+  float *zs;               // [2 rows, V]
+  float *d_kq, *yk;        // [2 rows, K], [rows, K]
+  float *d_a;              // [2 rows, rows]: dA, then dM
+  float *weights;          // [rows, rows]
+
+  BackwardMemory(Carver& carver, const Plan& plan, long K, long V) : chunk(carver, plan, K) {
+    for (long i = 0; i < CHUNKS; i++) {
+      stretch.entry[i] = carver.take(K * plan.ldv);
+      stretch.written[i] = carver.take(CHUNK * plan.ldv), stretch.error[i] = carver.take(CHUNK * plan.ldv);
+    }
+    a = carver.take(CHUNK * LD_CHUNK), m = carver.take(CHUNK * LD_CHUNK), dd = carver.take(CHUNK * LD_CHUNK);
+    dS = carver.take(K * plan.ldv), transposed = carver.take(padded(V) * most(plan.ldk, LD_CHUNK));
+    d_rows = carver.take(2 * CHUNK * plan.ldv), zs = carver.take(2 * CHUNK * plan.ldv);
+    d_kq = carver.take(2 * CHUNK * plan.ldk), yk = carver.take(CHUNK * plan.ldk);
+    d_a = carver.take(2 * CHUNK * LD_CHUNK), weights = carver.take(CHUNK * LD_CHUNK);
+  }
+};
+
+// Where the gradients of one item go: straight to the result, or to a part that is summed later.
+struct Sinks {
+  Rows d_q, d_k;
+  float *d_g, *d_beta;  // [total, G]
+};
+
+void replay(const GatedDeltaBackward& x, const Plan& plan, const Item& item, BackwardMemory& m, long first, long end) {
+  Chunk& c = m.chunk;
+  const long ld = plan.ldv, width = padded(item.columns);
+  long index = 0;
+  for (long t = first; t < end; t += CHUNK, index++) {
+    float *S = m.stretch.entry[index], *W = m.stretch.written[index], *X = m.stretch.error[index];
+    begin(c, x, plan, item, t, false);
+    read_values(c, x, plan, item, t);
+    product(c.rows, width, x.K, rows_of(c.kq, plan.ldk), S, ld, m.zs, ld);
+    for (long i = 0; i < c.rows; i++)
+      for (long j = 0; j < width; j += VW) {
+        vec error = load(c.v + i * ld + j) - c.into[i] * load(m.zs + i * ld + j);
+        store(X + i * ld + j, error);
+        store(W + i * ld + j, c.beta[i] * error);
+      }
+    form_A(c, m.a);
+    solve(c.rows, width, rows_of(m.a, LD_CHUNK), W, ld, false);
+    if (t + CHUNK >= end) break;
+    float* next = m.stretch.entry[index + 1];
+    scale_rows(c.kq, c.kq, c.out_of, 1, c.rows, padded(x.K), plan.ldk);
+    memcpy(next, S, x.K * ld * sizeof(float));
+    product(x.K, width, c.rows, columns_of(c.kq, plan.ldk), W, ld, next, ld, c.across);
+  }
+}
+
+// One chunk of the way back: m.dS is the gradient of its exit state before, of its entry state after.
+void chunk_back(const GatedDeltaBackward& x, const Plan& plan, const Item& item, BackwardMemory& m, const Sinks& sinks,
+                long index, long t) {
+  Chunk& c = m.chunk;
+  const long ld = plan.ldv, ldk = plan.ldk, width = padded(item.columns), wide = padded(x.K);
+  const float *S = m.stretch.entry[index], *W = m.stretch.written[index], *X = m.stretch.error[index];
+  begin(c, x, plan, item, t, true);
+  const long n = c.rows;
+  float *dR = m.d_rows, *dO = m.d_rows + n * ld;
+  memset(dO, 0, n * ld * sizeof(float));
+  Rows d_out = {const_cast<void*>(x.d_out), x.v_dtype, x.G * x.V};
+  for (long i = 0; i < c.count; i++) read(dO + i * ld, d_out, t + i, item.head * x.V + item.column, item.columns);
+
+  form_A(c, m.a);
+  form_M(c, m.m, x.scale);
+  scale_rows(m.yk, c.kq, c.out_of, 1, n, wide, ldk);                                           // K_out
+  product(n, width, x.K, rows_of(m.yk, ldk), m.dS, ld, dR, ld);
+  product(n, width, n, columns_of(m.m, LD_CHUNK), dO, ld, dR, ld, 1, Filled::upper);           // dW
+  solve(n, width, rows_of(m.a, LD_CHUNK), dR, ld, true);
+
+  transpose(m.transposed, LD_CHUNK, W, ld, n, item.columns);
+  product(2 * n, n, item.columns, rows_of(m.d_rows, ld), m.transposed, LD_CHUNK, m.d_a, LD_CHUNK);  // -dA; dM
+  float* dM = m.d_a + n * LD_CHUNK;
+
+  for (long i = 0; i < n; i++) {                                                                // -beta dR; scale dO
+    float write = -c.beta[i];
+    for (long j = 0; j < width; j += VW) {
+      store(m.zs + i * ld + j, write * load(dR + i * ld + j));
+      store(m.zs + (n + i) * ld + j, x.scale * load(dO + i * ld + j));
+    }
+  }
+  transpose(m.transposed, ldk, S, ld, x.K, item.columns);
+  product(2 * n, wide, item.columns, rows_of(m.zs, ld), m.transposed, ldk, m.d_kq, ldk);
+  transpose(m.transposed, ldk, m.dS, ld, x.K, item.columns);
+  product(n, wide, item.columns, rows_of(W, ld), m.transposed, ldk, m.yk, ldk);
+
+  vec across = {};
+  for (long k = 0; k < x.K; k++)
+    for (long j = 0; j < width; j += VW) across += load(S + k * ld + j) * load(m.dS + k * ld + j);
+
+  // Gradients of the gates. E_ij = dA_ij A_ij + dM_ij M_ij reaches G_i positively and G_j negatively.
+  double d_G[CHUNK];
+  float column_sums[CHUNK + VW] = {};
+  double to_last = double(c.across) * sum(across);
+  for (long i = 0; i < n; i++) {
+    const float *k = c.kq + i * ldk, *q = c.kq + (n + i) * ldk;
+    vec e_row = {}, b_row = {};
+    for (long j = 0; j < n; j += VW) {
+      long at = i * LD_CHUNK + j;
+      vec dA = -load(m.d_a + at), d_M = load(dM + at), a = load(m.a + at), mm = load(m.m + at), D = load(c.decay + at);
+      vec e = dA * a + d_M * mm;
+      e_row += e;
+      store(column_sums + j, load(column_sums + j) + e);
+      vec below = dA * D * load(c.kk + at);  // the diagonal is taken out below
+      b_row += below;
+      store(m.dd + at, c.beta[i] * D * dA);  // d(k_i . k_j)
+      store(dM + at, x.scale * D * d_M);     // d(q_i . k_j)
+    }
+    m.dd[i * LD_CHUNK + i] = 0;
+    float diagonal = m.d_a[i * LD_CHUNK + i] * c.kk[i * LD_CHUNK + i];
+    float d_into = dot(k, m.d_kq + i * ldk, wide) + dot(q, m.d_kq + (n + i) * ldk, wide);
+    float d_out_of = c.out_of[i] * dot(k, m.yk + i * ldk, wide);
+    to_last += d_out_of;
+    d_G[i] = double(sum(e_row)) + double(c.into[i]) * d_into - d_out_of;
+    float d_beta = dot(dR + i * ld, X + i * ld, width) + sum(b_row) + diagonal;
+    if (i < c.count) sinks.d_beta[(t + i) * x.G + item.head] = d_beta;
+  }
+  double later = to_last;
+  for (long i = n - 1; i >= 0; i--) {
+    later += d_G[i] - column_sums[i];
+    if (i < c.count) sinks.d_g[(t + i) * x.G + item.head] = float(later);
+  }
+
+  // Gradients of queries, keys and values.
+  for (long i = 0; i < n; i++)
+    for (long j = 0; j < n; j++) m.weights[i * LD_CHUNK + j] = m.dd[i * LD_CHUNK + j] + m.dd[j * LD_CHUNK + i];
+  for (long i = 0; i < n; i++) {
+    float in = c.into[i], out = c.out_of[i];
+    float *dk = m.d_kq + i * ldk, *dq = m.d_kq + (n + i) * ldk, *y = m.yk + i * ldk;
+    for (long j = 0; j < wide; j += VW) {
+      store(dk + j, in * load(dk + j) + out * load(y + j));
+      store(dq + j, in * load(dq + j));
+    }
+  }
+  product(n, wide, n, rows_of(m.weights, LD_CHUNK), c.kq, ldk, m.d_kq, ldk, 1);
+  product(n, wide, n, columns_of(dM, LD_CHUNK), c.kq + n * ldk, ldk, m.d_kq, ldk, 1, Filled::upper);
+  product(n, wide, n, rows_of(dM, LD_CHUNK), c.kq, ldk, m.d_kq + n * ldk, ldk, 1, Filled::lower);
+  Rows d_value = {x.d_value, x.v_dtype, x.G * x.V};
+  for (long i = 0; i < c.count; i++) {
+    for (long which = 0; which < 2; which++) {
+      float *d = m.d_kq + (which * n + i) * ldk, *unit = c.kq + (which * n + i) * ldk;
+      if (x.normalise) {
+        float along = dot(d, unit, wide), size = c.size[which * n + i];
+        for (long j = 0; j < wide; j += VW) store(d + j, size * (load(d + j) - along * load(unit + j)));
+      }
+      write(which ? sinks.d_q : sinks.d_k, t + i, item.key_head * x.K, d, x.K);
+    }
+    float* dv = dR + i * ld;
+    for (long j = 0; j < width; j += VW) store(dv + j, c.beta[i] * load(dv + j));
+    write(d_value, t + i, item.head * x.V + item.column, dv, item.columns);
+  }
+
+  // dS = across dS' + [into K; into Q]^T [-beta dR; scale dO].
+  scale_rows(c.kq, c.kq, c.into, 1, n, wide, ldk);
+  scale_rows(c.kq + n * ldk, c.kq + n * ldk, c.into, 1, n, wide, ldk);
+  product(x.K, width, 2 * n, columns_of(c.kq, ldk), m.zs, ld, m.dS, ld, c.across);
+}
+
+void backward_item(const GatedDeltaBackward& x, const Plan& plan, const Item& item, BackwardMemory& m, const Sinks& sinks) {
+  const long ld = plan.ldv;
+  memset(m.dS, 0, x.K * ld * sizeof(float));
+  if (x.d_final) copy_state(m.dS, ld, state_of(x.d_final, x, item, item.segment), x.V, x.K, item.columns);
+  long last = item.first + (item.end - item.first - 1) / SNAPSHOT_TOKENS * SNAPSHOT_TOKENS;
+  for (long first = last; first >= item.first; first -= SNAPSHOT_TOKENS) {
+    float* S = m.stretch.entry[0];
+    memset(S, 0, x.K * ld * sizeof(float));
+    if (first > item.first)
+      copy_state(S, ld, state_of(x.snapshots, x, item, first / SNAPSHOT_TOKENS - 1), x.V, x.K, item.columns);
+    else if (x.state)
+      copy_state(S, ld, state_of(x.state, x, item, item.segment), x.V, x.K, item.columns);
+    long end = least(first + SNAPSHOT_TOKENS, item.end);
+    replay(x, plan, item, m, first, end);
+    for (long index = (end - first - 1) / CHUNK; index >= 0; index--)
+      chunk_back(x, plan, item, m, sinks, index, first + index * CHUNK);
+  }
+  if (x.d_state) {
+    float* to = const_cast<float*>(state_of(x.d_state, x, item, item.segment));
+    copy_state(to, x.V, m.dS, ld, x.K, item.columns);
+  }
+}
+
+// to [total, heads x size] = the sum of `parts` per head of `from`: part p of head h is column block h x parts + p.
+void sum_parts(const Rows& to, const float* from, long parts, long heads, long size, long t) {
+  for (long h = 0; h < heads; h++) {
+    const float* first = from + (t * heads + h) * parts * size;
+    float total[64];
+    for (long j = 0; j < size; j += 64) {
+      long n = least(64, size - j);
+      for (long i = 0; i < n; i++) total[i] = 0;
+      for (long p = 0; p < parts; p++)
+        for (long i = 0; i < n; i++) total[i] += first[p * size + j + i];
+      if (to.dtype == DType::bf16) narrow(to.at<bf16>(t, h * size + j), total, n);
+      else narrow(to.at<float>(t, h * size + j), total, n);
+    }
+  }
+}
+
+}  // namespace
+
+void gated_delta_forward(const GatedDeltaForward& x) {
+  Plan plan(x);
+  Carver counter;
+  ForwardMemory(counter, plan, x.K);
+  const long floats = counter.used;
+  float* memory = scratch_memory(size_t(x.threads) * floats);
+  parallel(plan.items(x), x.threads, [&](long index) {
+    Carver carver{memory + thread_index() * floats};
+    ForwardMemory m(carver, plan, x.K);
+    forward_item(x, plan, Item(x, plan, index), m);
+  });
+}
+
+void gated_delta_backward(const GatedDeltaBackward& x) {
+  Plan plan(x);
+  Carver counter;
+  BackwardMemory(counter, plan, x.K, plan.width);
+  const long floats = counter.used;
+  const long total = x.offsets[x.N], parts = plan.group * plan.blocks;
+  // Heads of a group and blocks of columns share a key: each leaves its part of the gradients, summed afterwards.
+  const long vectors = parts > 1 ? total * x.G * plan.blocks * x.K : 0, gates = plan.blocks > 1 ? total * x.G * plan.blocks : 0;
+  float* memory = scratch_memory(size_t(x.threads) * floats + 2 * size_t(vectors) + 2 * size_t(gates));
+  float* shared = memory + x.threads * floats;
+  parallel(plan.items(x), x.threads, [&](long index) {
+    Carver carver{memory + thread_index() * floats};
+    BackwardMemory m(carver, plan, x.K, plan.width);
+    Item item(x, plan, index);
+    Sinks sinks = {{x.d_query, x.qk_dtype, x.H * x.K}, {x.d_key, x.qk_dtype, x.H * x.K}, x.d_log_decay, x.d_beta};
+    if (parts > 1) {
+      long part = (item.head % plan.group) * plan.blocks + item.block, row = x.H * parts * x.K;
+      long offset = (item.key_head * (parts - 1) + part) * x.K;  // beside the offset of the key head itself
+      sinks.d_q = {shared + offset, DType::f32, row};
+      sinks.d_k = {shared + vectors + offset, DType::f32, row};
+    }
+    if (gates) {
+      sinks.d_g = shared + 2 * vectors + item.block * total * x.G;
+      sinks.d_beta = shared + 2 * vectors + gates + item.block * total * x.G;
+    }
+    backward_item(x, plan, item, m, sinks);
+  });
+  if (parts == 1) return;
+  parallel((total + 63) / 64, x.threads, [&](long block) {
+    for (long t = block * 64; t < least(total, block * 64 + 64); t++) {
+      sum_parts({x.d_query, x.qk_dtype, x.H * x.K}, shared, parts, x.H, x.K, t);
+      sum_parts({x.d_key, x.qk_dtype, x.H * x.K}, shared + vectors, parts, x.H, x.K, t);
+      if (!gates) continue;
+      const float *g = shared + 2 * vectors, *b = g + gates;
+      for (long h = t * x.G; h < (t + 1) * x.G; h++) {
+        float dg = 0, db = 0;
+        for (long p = 0; p < plan.blocks; p++) dg += g[p * total * x.G + h], db += b[p * total * x.G + h];
+        x.d_log_decay[h] = dg, x.d_beta[h] = db;
+      }
+    }
+  });
+}
+
+namespace {
+
+// A panel of columns of one head's state: read once for k and q, then rewritten while it is in the first cache.
+template <int N>
+void step_panel(float* S, long ld, const float* k, const float* q, long K, float decay, float beta, float overlap,
+                float scale, const float* value, float* out, long columns) {
+  vec with_k[N] = {}, with_q[N] = {};
+  for (long p = 0; p < K; p++)
+    for (int n = 0; n < N; n++) {
+      vec s = load_up_to(S + p * ld + n * VW, columns - n * VW);
+      with_k[n] += k[p] * s;
+      with_q[n] += q[p] * s;
+    }
+  for (int n = 0; n < N; n++) {
+    vec written = beta * (load(value + n * VW) - decay * with_k[n]);
+    store(out + n * VW, scale * (decay * with_q[n] + overlap * written));
+    with_k[n] = written;
+  }
+  for (long p = 0; p < K; p++)
+    for (int n = 0; n < N; n++) {
+      float* s = S + p * ld + n * VW;
+      store_up_to(s, decay * load_up_to(s, columns - n * VW) + k[p] * with_k[n], columns - n * VW);
+    }
+}
+
+}  // namespace
+
+void gated_delta_step(const GatedDeltaStep& x) {
+  constexpr int N = 64 / VW < 4 ? 64 / VW : 4;
+  constexpr long PANEL = N * VW;
+  const long ldk = padded(x.K), panels = (x.V + PANEL - 1) / PANEL, group = x.G / x.H;
+  const long floats = 2 * ldk + 2 * PANEL + LINE;
+  float* memory = scratch_memory(size_t(x.threads) * floats);
+  Rows keys = {const_cast<void*>(x.key), x.qk_dtype, x.k_row}, queries = {const_cast<void*>(x.query), x.qk_dtype, x.q_row};
+  Rows values = {const_cast<void*>(x.value), x.v_dtype, x.v_row}, out = {x.out, x.v_dtype, x.G * x.V};
+  parallel(x.N * x.G, x.threads, [&](long index) {
+    const long n = index / x.G, head = index % x.G;
+    float *k = memory + thread_index() * floats, *q = k + ldk, *value = q + ldk, *answer = value + PANEL;
+    memset(k, 0, 2 * ldk * sizeof(float));
+    read(k, keys, n, head / group * x.K, x.K);
+    read(q, queries, n, head / group * x.K, x.K);
+    if (x.normalise)
+      for (float* y = k; y <= q; y += ldk) {
+        float size = 1.0f / __builtin_sqrtf(dot(y, y, ldk) + L2_EPS);
+        for (long j = 0; j < ldk; j += VW) store(y + j, size * load(y + j));
+      }
+    float decay = __builtin_expf(x.log_decay[n * x.G + head]), overlap = dot(k, q, ldk);
+    for (long panel = 0; panel < panels; panel++) {
+      long column = panel * PANEL, columns = least(PANEL, x.V - column);
+      memset(value, 0, PANEL * sizeof(float));
+      read(value, values, n, head * x.V + column, columns);
+      float* S = x.memory + index * x.K * x.V + column;
+      if (columns == PANEL)
+        step_panel<N>(S, x.V, k, q, x.K, decay, x.beta[n * x.G + head], overlap, x.scale, value, answer, PANEL);
+      else
+        for (long j = 0; j < columns; j += VW)
+          step_panel<1>(S + j, x.V, k, q, x.K, decay, x.beta[n * x.G + head], overlap, x.scale, value + j, answer + j, columns - j);
+      write(out, n, head * x.V + column, answer, columns);
+    }
+  });
+}
+
+}  // namespace INTERLACE_ISA

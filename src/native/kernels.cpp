@@ -1,0 +1,28 @@
+// All kernels for one instruction set, INTERLACE_ISA; CMakeLists.txt compiles this file once for each.
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "arguments.h"
+#include "gemm.h"
+#include "parallel.h"
+#include "simd.h"
+
+#include "gated_delta.cpp"
+#include "short_convolution.cpp"
+
+#define NAME_OF(isa) #isa
+#define NAME(isa) NAME_OF(isa)
+#define TABLE_OF(isa) kernels_##isa
+#define TABLE(isa) TABLE_OF(isa)
+
+extern const Kernels TABLE(INTERLACE_ISA);
+const Kernels TABLE(INTERLACE_ISA) = {
+    NAME(INTERLACE_ISA),
+    INTERLACE_VECTOR_FLOATS,
+    INTERLACE_ISA::gated_delta_forward,
+    INTERLACE_ISA::gated_delta_backward,
+    INTERLACE_ISA::gated_delta_step,
+    INTERLACE_ISA::short_convolution_forward,
+    INTERLACE_ISA::short_convolution_backward,
+};

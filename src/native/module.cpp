@@ -1,0 +1,165 @@
+// interlace._native: picks the kernels that this processor can run, and hands them pointers from Python.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+#ifdef INTERLACE_THREADS
+#include <omp.h>
+#endif
+
+#include "arguments.h"
+
+namespace nb = nanobind;
+
+extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_avx512bf16, kernels_neon;
+
+namespace {
+
+struct Level {
+  const Kernels* kernels;
+  bool supported;
+};
+
+// From the widest to the plainest, those that were built.
+std::vector<Level> levels() {
+  std::vector<Level> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  (void)avx2, (void)avx512;
+#endif
+#ifdef INTERLACE_HAS_avx512bf16
+  found.push_back({&kernels_avx512bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
+#endif
+#ifdef INTERLACE_HAS_avx512
+  found.push_back({&kernels_avx512, avx512});
+#endif
+#ifdef INTERLACE_HAS_avx2
+  found.push_back({&kernels_avx2, avx2});
+#endif
+#ifdef INTERLACE_HAS_neon
+  found.push_back({&kernels_neon, true});
+#endif
+#ifdef INTERLACE_HAS_portable
+  found.push_back({&kernels_portable, true});
+#endif
+  return found;
+}
+
+const Kernels* active = nullptr;
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const Level& level : levels())
+    if (level.supported) names.push_back(level.kernels->name);
+  return names;
+}
+
+void use(const std::string& name) {
+  for (const Level& level : levels())
+    if (level.supported && (name.empty() || name == level.kernels->name)) {
+      active = level.kernels;
+      return;
+    }
+  throw std::invalid_argument(name);
+}
+
+int threads_of_torch() {
+#ifdef INTERLACE_THREADS
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+template <class T>
+T* pointer(size_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// (query, key, value, dtypes of query and key, and of value, rows' strides, log_decay, beta, offsets, state), sizes.
+using Address = size_t;
+void fill(GatedDeltaArguments& x, const std::vector<Address>& tensors, const std::vector<long>& sizes, float scale) {
+  x.query = pointer<void>(tensors[0]), x.key = pointer<void>(tensors[1]), x.value = pointer<void>(tensors[2]);
+  x.log_decay = pointer<float>(tensors[3]), x.beta = pointer<float>(tensors[4]);
+  x.offsets = pointer<int32_t>(tensors[5]), x.state = pointer<float>(tensors[6]);
+  x.N = sizes[0], x.H = sizes[1], x.G = sizes[2], x.K = sizes[3], x.V = sizes[4];
+  x.q_row = sizes[5], x.k_row = sizes[6], x.v_row = sizes[7];
+  x.qk_dtype = DType(sizes[8]), x.v_dtype = DType(sizes[9]);
+  x.normalise = sizes[10], x.threads = sizes[11], x.scale = scale;
+}
+
+void gated_delta_forward(std::vector<Address> in, std::vector<long> sizes, float scale, std::vector<Address> out) {
+  nb::gil_scoped_release released;
+  GatedDeltaForward x{};
+  fill(x, in, sizes, scale);
+  x.out = pointer<void>(out[0]), x.final_state = pointer<float>(out[1]), x.snapshots = pointer<float>(out[2]);
+  active->gated_delta_forward(x);
+}
+
+void gated_delta_backward(std::vector<Address> in, std::vector<long> sizes, float scale, std::vector<Address> given,
+                          std::vector<Address> out) {
+  nb::gil_scoped_release released;
+  GatedDeltaBackward x{};
+  fill(x, in, sizes, scale);
+  x.d_out = pointer<void>(given[0]), x.d_final = pointer<float>(given[1]), x.snapshots = pointer<float>(given[2]);
+  x.d_query = pointer<void>(out[0]), x.d_key = pointer<void>(out[1]), x.d_value = pointer<void>(out[2]);
+  x.d_log_decay = pointer<float>(out[3]), x.d_beta = pointer<float>(out[4]), x.d_state = pointer<float>(out[5]);
+  active->gated_delta_backward(x);
+}
+
+void gated_delta_step(std::vector<Address> in, std::vector<long> sizes, float scale, Address out, Address memory) {
+  nb::gil_scoped_release released;
+  GatedDeltaStep x{};
+  fill(x, in, sizes, scale);
+  x.out = pointer<void>(out), x.memory = pointer<float>(memory);
+  active->gated_delta_step(x);
+}
+
+ShortConvolution convolution(const std::vector<Address>& in, const std::vector<long>& sizes) {
+  ShortConvolution x{};
+  x.x = pointer<void>(in[0]), x.weight = pointer<void>(in[1]), x.offsets = pointer<int32_t>(in[2]);
+  x.state = pointer<void>(in[3]);
+  x.N = sizes[0], x.D = sizes[1], x.W = sizes[2], x.x_row = sizes[3];
+  x.dtype = DType(sizes[4]), x.weight_dtype = DType(sizes[5]), x.activated = sizes[6], x.threads = sizes[7];
+  return x;
+}
+
+void short_convolution_forward(std::vector<Address> in, std::vector<long> sizes, Address out, Address windows) {
+  nb::gil_scoped_release released;
+  ShortConvolution x = convolution(in, sizes);
+  x.out = pointer<void>(out), x.windows = pointer<void>(windows);
+  active->short_convolution_forward(x);
+}
+
+void short_convolution_backward(std::vector<Address> in, std::vector<long> sizes, std::vector<Address> given,
+                                std::vector<Address> out) {
+  nb::gil_scoped_release released;
+  ShortConvolution x = convolution(in, sizes);
+  x.d_out = pointer<void>(given[0]), x.d_windows = pointer<void>(given[1]);
+  x.d_x = pointer<void>(out[0]), x.d_weight = pointer<float>(out[1]), x.d_state = pointer<void>(out[2]);
+  active->short_convolution_backward(x);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "CPU kernels; interlace.ops.native calls them. An address of 0 stands for an absent tensor.";
+  m.attr("SNAPSHOT_TOKENS") = SNAPSHOT_TOKENS;
+  use("");
+  m.def("instruction_sets", &instruction_sets, "Those built here that this processor has, the widest first.");
+  m.def("use", &use, "Run the kernels of this instruction set from now on.", nb::arg("name"));
+  m.def("active", [] { return std::string(active->name); }, "The instruction set in use.");
+  m.def("threads_of_torch", &threads_of_torch, "Threads of the OpenMP runtime; torch's number if it is the same one.");
+  m.def("gated_delta_forward", &gated_delta_forward);
+  m.def("gated_delta_backward", &gated_delta_backward);
+  m.def("gated_delta_step", &gated_delta_step);
+  m.def("short_convolution_forward", &short_convolution_forward);
+  m.def("short_convolution_backward", &short_convolution_backward);
+}

@@ -1,0 +1,34 @@
+// One parallel region per call. The threads are torch's own: both use the OpenMP runtime that torch has loaded.
+#pragma once
+
+namespace INTERLACE_ISA {
+
+inline int thread_index() {
+#ifdef _OPENMP
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+// Hands out consecutive parts of a thread's scratch memory; without a start it only counts.
+struct Carver {
+  float* start = nullptr;
+  long used = 0;
+
+  float* take(long floats) {
+    float* part = start ? start + used : nullptr;
+    used += (floats + LINE - 1) / LINE * LINE;
+    return part;
+  }
+};
+
+// work(item) for each item, in any order and on any thread, so an item's result must depend on the item alone.
+template <class Work>
+inline void parallel(long items, int threads, const Work& work) {
+  (void)threads;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && items > 1)
+  for (long i = 0; i < items; i++) work(i);
+}
+
+}  // namespace INTERLACE_ISA
