@@ -17,7 +17,7 @@ constexpr long FEW_ITEMS = 16, NARROWEST = 32;             // below so many item
 struct Plan {
   long blocks, width;  // blocks of value columns, and the columns of each
   long group;          // value heads per key head
-  long ldk, ldv;
+  long ldk, ldv, value_dim;
 
   explicit Plan(const GatedDeltaArguments& x) {
     blocks = 1;
@@ -25,7 +25,7 @@ struct Plan {
     width = ((x.V + blocks - 1) / blocks + LINE - 1) / LINE * LINE;
     blocks = (x.V + width - 1) / width;
     group = x.G / x.H;
-    ldk = leading(x.K), ldv = leading(width);
+    ldk = leading(x.K), ldv = leading(width), value_dim = x.V;
   }
   long items(const GatedDeltaArguments& x) const { return x.N * x.G * blocks; }
 };
@@ -60,13 +60,29 @@ struct Chunk {
   }
 };
 
+Rows queries_of(const GatedDeltaArguments& x) { return {const_cast<void*>(x.query), x.qk_dtype, x.q_row}; }
+Rows keys_of(const GatedDeltaArguments& x) { return {const_cast<void*>(x.key), x.qk_dtype, x.k_row}; }
+Rows values_of(const GatedDeltaArguments& x) { return {const_cast<void*>(x.value), x.v_dtype, x.v_row}; }
+
+// Ask for the inputs of the chunk that will be worked on next.
+void prefetch_chunk(const GatedDeltaArguments& x, const Item& item, long t, bool values) {
+  if (t < item.first) return;
+  for (long i = t; i < least(t + CHUNK, item.end); i++) {
+    prefetch(keys_of(x), i, item.key_head * x.K, x.K);
+    prefetch(queries_of(x), i, item.key_head * x.K, x.K);
+    if (values) prefetch(values_of(x), i, item.head * x.V + item.column, item.columns);
+  }
+}
+
 void read_vectors(Chunk& c, const GatedDeltaArguments& x, const Plan& plan, const Item& item, long t) {
-  const Rows sources[2] = {{const_cast<void*>(x.key), x.qk_dtype, x.k_row}, {const_cast<void*>(x.query), x.qk_dtype, x.q_row}};
+  const Rows sources[2] = {keys_of(x), queries_of(x)};
   for (int which = 0; which < 2; which++) {
     for (long i = 0; i < c.rows; i++) {
       float* row = c.kq + (which * c.rows + i) * plan.ldk;
-      memset(row, 0, plan.ldk * sizeof(float));
-      if (i >= c.count) continue;
+      if (i >= c.count) {
+        memset(row, 0, plan.ldk * sizeof(float));
+        continue;
+      }
       read(row, sources[which], t + i, item.key_head * x.K, x.K);
       if (!x.normalise) continue;
       float size = 1.0f / __builtin_sqrtf(dot(row, row, padded(x.K)) + L2_EPS);
@@ -76,11 +92,18 @@ void read_vectors(Chunk& c, const GatedDeltaArguments& x, const Plan& plan, cons
   }
 }
 
-void read_values(Chunk& c, const GatedDeltaArguments& x, const Plan& plan, const Item& item, long t) {
-  Rows values = {const_cast<void*>(x.value), x.v_dtype, x.v_row};
-  memset(c.v, 0, c.rows * plan.ldv * sizeof(float));
-  for (long i = 0; i < c.count; i++) read(c.v + i * plan.ldv, values, t + i, item.head * x.V + item.column, item.columns);
+// A value head's columns of the chunk's tokens; rows past them are zero.
+void read_head(float* to, const Chunk& c, const Rows& from, const Plan& plan, const Item& item, long t) {
+  for (long i = 0; i < c.count; i++) read(to + i * plan.ldv, from, t + i, item.head * plan.value_dim + item.column, item.columns);
+  memset(to + c.count * plan.ldv, 0, (c.rows - c.count) * plan.ldv * sizeof(float));
 }
+
+void read_values(Chunk& c, const GatedDeltaArguments& x, const Plan& plan, const Item& item, long t) {
+  read_head(c.v, c, values_of(x), plan, item, t);
+}
+
+// Where row i of a lower triangular matrix ends, rounded up to whole lines; beyond that nothing is read or written.
+long row_end(const Chunk& c, long i) { return least((i / LINE + 1) * LINE, padded(c.rows)); }
 
 // The cumulated log decay is double until a difference has been taken, so that strong decay costs its weak neighbours
 // no digits; a difference is never positive.
@@ -102,7 +125,7 @@ void read_gates(Chunk& c, const GatedDeltaArguments& x, const Item& item, long t
   ivec lane;
   for (int i = 0; i < VW; i++) lane[i] = i;
   for (long i = 0; i < c.rows; i++) {
-    for (long j = 0; j < c.rows; j += VW) {
+    for (long j = 0; j < row_end(c, i); j += VW) {
       float* to = c.decay + i * LD_CHUNK + j;
       if (j > i) {
         store(to, vec{});
@@ -114,19 +137,26 @@ void read_gates(Chunk& c, const GatedDeltaArguments& x, const Item& item, long t
   }
 }
 
+// The lower triangles of `count` matrices [rows, rows], stacked: c = a b, what lies right of row_end left out.
+void triangle(float* c, long rows, long count, long depth, const float* a, long lda, const float* b) {
+  for (long r = 0; r < rows; r += LINE)
+    for (long first = r; first < count * rows; first += rows)
+      product(least(LINE, rows - r), least(r + LINE, rows), depth, rows_of(a + first * lda, lda), b, LD_CHUNK, c + first * LD_CHUNK, LD_CHUNK);
+}
+
 void begin(Chunk& c, const GatedDeltaArguments& x, const Plan& plan, const Item& item, long t, bool queries) {
   c.count = least(CHUNK, item.end - t);
   c.rows = (c.count + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
   read_vectors(c, x, plan, item, t);
   read_gates(c, x, item, t);
   transpose(c.kt, LD_CHUNK, c.kq, plan.ldk, c.rows, x.K);
-  product(queries ? 2 * c.rows : c.rows, c.rows, x.K, rows_of(c.kq, plan.ldk), c.kt, LD_CHUNK, c.kk, LD_CHUNK);
+  triangle(c.kk, c.rows, queries ? 2 : 1, x.K, c.kq, plan.ldk, c.kt);
 }
 
 // A_ij = beta_i D_ij (k_i . k_j) below the diagonal.
 void form_A(const Chunk& c, float* a) {
   for (long i = 0; i < c.rows; i++) {
-    for (long j = 0; j < c.rows; j += VW) {
+    for (long j = 0; j < row_end(c, i); j += VW) {
       long at = i * LD_CHUNK + j;
       store(a + at, c.beta[i] * load(c.decay + at) * load(c.kk + at));
     }
@@ -138,7 +168,7 @@ void form_A(const Chunk& c, float* a) {
 void form_M(const Chunk& c, float* m, float scale) {
   const float* qk = c.kk + c.rows * LD_CHUNK;
   for (long i = 0; i < c.rows; i++)
-    for (long j = 0; j < c.rows; j += VW) {
+    for (long j = 0; j < row_end(c, i); j += VW) {
       long at = i * LD_CHUNK + j;
       store(m + at, scale * load(c.decay + at) * load(qk + at));
     }
@@ -208,6 +238,7 @@ void forward_item(const GatedDeltaForward& x, const Plan& plan, const Item& item
     }
     begin(c, x, plan, item, t, true);
     read_values(c, x, plan, item, t);
+    prefetch_chunk(x, item, t + CHUNK, true);
     product(2 * c.rows, width, x.K, rows_of(c.kq, plan.ldk), m.S, ld, m.read, ld);
     float* answers = m.read + c.rows * ld;
     for (long i = 0; i < c.rows; i++) {
@@ -252,8 +283,7 @@ struct BackwardMemory {
   float *d_rows;           // [2 rows, V]: dR, then dO
   float *zs;               // [2 rows, V]
   float *d_kq, *yk;        // [2 rows, K], [rows, K]
-  float *d_a;              // [2 rows, rows]: dA, then dM
-  float *weights;          // [rows, rows]
+  float *d_a;              // [2 rows, rows]: -dA, then dM
 
   BackwardMemory(Carver& carver, const Plan& plan, long K, long V) : chunk(carver, plan, K) {
     for (long i = 0; i < CHUNKS; i++) {
@@ -264,7 +294,7 @@ struct BackwardMemory {
     dS = carver.take(K * plan.ldv), transposed = carver.take(padded(V) * most(plan.ldk, LD_CHUNK));
     d_rows = carver.take(2 * CHUNK * plan.ldv), zs = carver.take(2 * CHUNK * plan.ldv);
     d_kq = carver.take(2 * CHUNK * plan.ldk), yk = carver.take(CHUNK * plan.ldk);
-    d_a = carver.take(2 * CHUNK * LD_CHUNK), weights = carver.take(CHUNK * LD_CHUNK);
+    d_a = carver.take(2 * CHUNK * LD_CHUNK);
   }
 };
 
@@ -282,6 +312,7 @@ void replay(const GatedDeltaBackward& x, const Plan& plan, const Item& item, Bac
     float *S = m.stretch.entry[index], *W = m.stretch.written[index], *X = m.stretch.error[index];
     begin(c, x, plan, item, t, false);
     read_values(c, x, plan, item, t);
+    prefetch_chunk(x, item, t + CHUNK, true);
     product(c.rows, width, x.K, rows_of(c.kq, plan.ldk), S, ld, m.zs, ld);
     for (long i = 0; i < c.rows; i++)
       for (long j = 0; j < width; j += VW) {
@@ -308,9 +339,12 @@ void chunk_back(const GatedDeltaBackward& x, const Plan& plan, const Item& item,
   begin(c, x, plan, item, t, true);
   const long n = c.rows;
   float *dR = m.d_rows, *dO = m.d_rows + n * ld;
-  memset(dO, 0, n * ld * sizeof(float));
-  Rows d_out = {const_cast<void*>(x.d_out), x.v_dtype, x.G * x.V};
-  for (long i = 0; i < c.count; i++) read(dO + i * ld, d_out, t + i, item.head * x.V + item.column, item.columns);
+  const Rows d_out = {const_cast<void*>(x.d_out), x.v_dtype, x.G * x.V};
+  read_head(dO, c, d_out, plan, item, t);
+  if (index > 0) {
+    prefetch_chunk(x, item, t - CHUNK, false);
+    for (long i = 0; i < CHUNK; i++) prefetch(d_out, t - CHUNK + i, item.head * x.V + item.column, item.columns);
+  }
 
   form_A(c, m.a);
   form_M(c, m.m, x.scale);
@@ -320,7 +354,7 @@ void chunk_back(const GatedDeltaBackward& x, const Plan& plan, const Item& item,
   solve(n, width, rows_of(m.a, LD_CHUNK), dR, ld, true);
 
   transpose(m.transposed, LD_CHUNK, W, ld, n, item.columns);
-  product(2 * n, n, item.columns, rows_of(m.d_rows, ld), m.transposed, LD_CHUNK, m.d_a, LD_CHUNK);  // -dA; dM
+  triangle(m.d_a, n, 2, item.columns, m.d_rows, ld, m.transposed);  // -dA; dM
   float* dM = m.d_a + n * LD_CHUNK;
 
   for (long i = 0; i < n; i++) {                                                                // -beta dR; scale dO
@@ -346,7 +380,7 @@ void chunk_back(const GatedDeltaBackward& x, const Plan& plan, const Item& item,
   for (long i = 0; i < n; i++) {
     const float *k = c.kq + i * ldk, *q = c.kq + (n + i) * ldk;
     vec e_row = {}, b_row = {};
-    for (long j = 0; j < n; j += VW) {
+    for (long j = 0; j < row_end(c, i); j += VW) {
       long at = i * LD_CHUNK + j;
       vec dA = -load(m.d_a + at), d_M = load(dM + at), a = load(m.a + at), mm = load(m.m + at), D = load(c.decay + at);
       vec e = dA * a + d_M * mm;
@@ -373,8 +407,6 @@ void chunk_back(const GatedDeltaBackward& x, const Plan& plan, const Item& item,
   }
 
   // Gradients of queries, keys and values.
-  for (long i = 0; i < n; i++)
-    for (long j = 0; j < n; j++) m.weights[i * LD_CHUNK + j] = m.dd[i * LD_CHUNK + j] + m.dd[j * LD_CHUNK + i];
   for (long i = 0; i < n; i++) {
     float in = c.into[i], out = c.out_of[i];
     float *dk = m.d_kq + i * ldk, *dq = m.d_kq + (n + i) * ldk, *y = m.yk + i * ldk;
@@ -383,7 +415,8 @@ void chunk_back(const GatedDeltaBackward& x, const Plan& plan, const Item& item,
       store(dq + j, in * load(dq + j));
     }
   }
-  product(n, wide, n, rows_of(m.weights, LD_CHUNK), c.kq, ldk, m.d_kq, ldk, 1);
+  product(n, wide, n, rows_of(m.dd, LD_CHUNK), c.kq, ldk, m.d_kq, ldk, 1, Filled::lower);
+  product(n, wide, n, columns_of(m.dd, LD_CHUNK), c.kq, ldk, m.d_kq, ldk, 1, Filled::upper);
   product(n, wide, n, columns_of(dM, LD_CHUNK), c.kq + n * ldk, ldk, m.d_kq, ldk, 1, Filled::upper);
   product(n, wide, n, rows_of(dM, LD_CHUNK), c.kq, ldk, m.d_kq + n * ldk, ldk, 1, Filled::lower);
   Rows d_value = {x.d_value, x.v_dtype, x.G * x.V};
@@ -537,12 +570,10 @@ void gated_delta_step(const GatedDeltaStep& x) {
   const long ldk = padded(x.K), panels = (x.V + PANEL - 1) / PANEL, group = x.G / x.H;
   const long floats = 2 * ldk + 2 * PANEL + LINE;
   float* memory = scratch_memory(size_t(x.threads) * floats);
-  Rows keys = {const_cast<void*>(x.key), x.qk_dtype, x.k_row}, queries = {const_cast<void*>(x.query), x.qk_dtype, x.q_row};
-  Rows values = {const_cast<void*>(x.value), x.v_dtype, x.v_row}, out = {x.out, x.v_dtype, x.G * x.V};
+  const Rows keys = keys_of(x), queries = queries_of(x), values = values_of(x), out = {x.out, x.v_dtype, x.G * x.V};
   parallel(x.N * x.G, x.threads, [&](long index) {
     const long n = index / x.G, head = index % x.G;
     float *k = memory + thread_index() * floats, *q = k + ldk, *value = q + ldk, *answer = value + PANEL;
-    memset(k, 0, 2 * ldk * sizeof(float));
     read(k, keys, n, head / group * x.K, x.K);
     read(q, queries, n, head / group * x.K, x.K);
     if (x.normalise)
@@ -553,7 +584,6 @@ void gated_delta_step(const GatedDeltaStep& x) {
     float decay = __builtin_expf(x.log_decay[n * x.G + head]), overlap = dot(k, q, ldk);
     for (long panel = 0; panel < panels; panel++) {
       long column = panel * PANEL, columns = least(PANEL, x.V - column);
-      memset(value, 0, PANEL * sizeof(float));
       read(value, values, n, head * x.V + column, columns);
       float* S = x.memory + index * x.K * x.V + column;
       if (columns == PANEL)

@@ -5,7 +5,10 @@
 namespace INTERLACE_ISA {
 namespace {
 
-constexpr long TOKENS = 64, CHANNELS = 512;
+constexpr long TOKENS = 64, CHANNELS = 4096, MOST_TAPS = 64;
+
+// Channels of an item's rows: whole rows of x where possible, since memory is read fastest in one go.
+inline long strip_of(const ShortConvolution& x) { return least(CHANNELS, padded(x.D)); }
 
 struct Block {
   long segment, first, end, start;  // tokens [first, end) of the segment [start, ...)
@@ -56,35 +59,54 @@ void with_width(long W, const Body& body) {
   else body(Int<0>{});
 }
 
+// body(d, left) for each vector of a row: whole vectors first, then what is left of one.
+template <class Body>
+inline void along_row(long columns, const Body& body) {
+  long d = 0;
+  for (; d + VW <= columns; d += VW) body(d, Int<0>{});
+  if (d < columns) body(d, Int<1>{});
+}
+
+template <class T, int PART>
+inline vec load_part(const T* p, long d, long columns, Int<PART>) {
+  if constexpr (PART) return load_first(p + d, columns - d);
+  else return load(p + d);
+}
+
+template <class T, int PART>
+inline void store_part(T* p, vec x, long d, long columns, Int<PART>) {
+  if constexpr (PART) store_first(p + d, x, columns - d);
+  else store(p + d, x);
+}
+
 template <class T, int FIXED, bool ACTIVATED>
 void forward_rows(const ShortConvolution& x, const Inputs<T>& in, const float* taps, long ld, long first, long end, long columns) {
   const long W = FIXED ? FIXED : x.W;
   for (long t = first; t < end; t++) {
-    const T* rows[FIXED ? FIXED : 64];
+    const T* rows[FIXED ? FIXED : MOST_TAPS];
     for (long j = 0; j < W; j++) rows[j] = in.row(t - (W - 1) + j);
     T* out = static_cast<T*>(x.out) + t * x.D + in.channel;
-    for (long d = 0; d < columns; d += VW) {
-      const long left = columns - d;
+    along_row(columns, [&](long d, auto part) {
       vec y = {};
 #pragma GCC unroll 4
-      for (long j = 0; j < W; j++) y += load(taps + j * ld + d) * load_up_to(rows[j] + d, left);
-      store_up_to(out + d, ACTIVATED ? silu(y) : y, left);
-    }
+      for (long j = 0; j < W; j++) y += load(taps + j * ld + d) * load_part(rows[j], d, columns, part);
+      store_part(out, ACTIVATED ? silu(y) : y, d, columns, part);
+    });
   }
 }
 
 template <class T>
 void forward(const ShortConvolution& x) {
-  const long ld = leading(x.D), blocks = token_blocks(x), strips = (x.D + CHANNELS - 1) / CHANNELS;
-  float* memory = scratch_memory(x.W * ld + blocks * (sizeof(Block) / sizeof(float)) + CHANNELS);
+  const long ld = leading(x.D), blocks = token_blocks(x), strip = strip_of(x), strips = (x.D + strip - 1) / strip;
+  float* memory = scratch_memory(x.W * ld + blocks * (sizeof(Block) / sizeof(float)) + strip);
   float *taps = memory, *zeros = taps + x.W * ld;
-  Block* list = reinterpret_cast<Block*>(zeros + CHANNELS);
+  Block* list = reinterpret_cast<Block*>(zeros + strip);
   fill_blocks(x, list);
-  memset(taps, 0, (x.W * ld + CHANNELS) * sizeof(float));
+  memset(taps, 0, (x.W * ld + strip) * sizeof(float));
   x.weight_dtype == DType::bf16 ? lay_taps<bf16>(taps, x.weight, x.D, x.W, ld) : lay_taps<float>(taps, x.weight, x.D, x.W, ld);
   parallel(blocks * strips, x.threads, [&](long index) {
     const Block& block = list[index / strips];
-    long channel = index % strips * CHANNELS, columns = least(CHANNELS, x.D - channel);
+    const long channel = index % strips * strip, columns = least(strip, x.D - channel);
     Inputs<T> in = {x, block.segment, block.start, channel, reinterpret_cast<const T*>(zeros)};
     with_width(x.W, [&](auto fixed) {
       constexpr int F = decltype(fixed)::value;
@@ -99,72 +121,76 @@ void forward(const ShortConvolution& x) {
   });
 }
 
-// One item of the way back. dz_t = d_out_t slope(z_t), with z computed again; dx_t = sum_j taps_j dz_{t+W-1-j}.
+// dz_t = d_out_t slope(z_t) into `dz`, with z computed again; where the row is this item's own, d_taps too.
+template <class T, int FIXED, bool ACTIVATED>
+void slopes(const ShortConvolution& x, const Inputs<T>& in, long t, const float* taps, long ld, float* dz, float* d_taps,
+            long wide, long columns) {
+  const long W = FIXED ? FIXED : x.W;
+  const T* rows[FIXED ? FIXED : MOST_TAPS];
+  for (long j = 0; j < W; j++) rows[j] = in.row(t - (W - 1) + j);
+  const T* d_out = static_cast<const T*>(x.d_out) + t * x.D + in.channel;
+  along_row(columns, [&](long d, auto part) {
+    vec slope = load_part(d_out, d, columns, part), y = {}, inputs[FIXED ? FIXED : MOST_TAPS];
+#pragma GCC unroll 4
+    for (long j = 0; j < W; j++) {
+      inputs[j] = load_part(rows[j], d, columns, part);
+      y += load(taps + j * ld + d) * inputs[j];
+    }
+    if (ACTIVATED) slope = slope * silu_slope(y);
+    store(dz + d, slope);
+    if (!d_taps) return;
+#pragma GCC unroll 4
+    for (long j = 0; j < W; j++) {
+      float* to = d_taps + j * wide + d;
+      store(to, load(to) + slope * inputs[j]);
+    }
+  });
+}
+
+// One item of the way back: dx_t = sum_j taps_j dz_{t+W-1-j}. Rows of the next block that reach back are computed
+// again here; rows before the segment's start are the state's.
 template <class T, int FIXED, bool ACTIVATED>
 void backward_rows(const ShortConvolution& x, const Inputs<T>& in, const Block& block, const float* taps, float* d_taps,
                    long ld, float* ring, long columns) {
-  const long W = FIXED ? FIXED : x.W, stop = x.offsets[block.segment + 1], last = least(block.end + W - 1, stop);
-  const long begin = block.first == block.start ? block.first - (W - 1) : block.first;  // the state's rows too
-  const T* windows = static_cast<const T*>(x.d_windows);
-  for (long t = block.first; t < block.end + W - 1; t++) {  // row t completes dx_{t-(W-1)}
-    float* dz = ring + (t - block.first) % W * CHANNELS;
-    if (t < last) {
-      const T* rows[FIXED ? FIXED : 64];
-      for (long j = 0; j < W; j++) rows[j] = in.row(t - (W - 1) + j);
-      const T* d_out = static_cast<const T*>(x.d_out) + t * x.D + in.channel;
-      for (long d = 0; d < columns; d += VW) {
-        const long left = columns - d;
-        vec slope = load_up_to(d_out + d, left), y = {};
-        vec inputs[FIXED ? FIXED : 64];
+  const long W = FIXED ? FIXED : x.W, wide = strip_of(x), stop = x.offsets[block.segment + 1];
+  const long begin = block.first > block.start ? block.first : block.start - (x.d_state ? W - 1 : 0);
+  const long window = block.segment * (W - 1) - (stop - (W - 1));  // row of `windows` that token t became: window + t
+  memset(ring, 0, W * wide * sizeof(float));
+  for (long t = block.first; t < block.end + W - 1; t++) {  // row t completes dx of token t - (W - 1)
+    float* dz = ring + (t - block.first) % W * wide;
+    if (t < stop) slopes<T, FIXED, ACTIVATED>(x, in, t, taps, ld, dz, t < block.end ? d_taps : nullptr, wide, columns);
+    else memset(dz, 0, wide * sizeof(float));
+    const long token = t - (W - 1);
+    if (token < begin) continue;
+    const float* later[FIXED ? FIXED : MOST_TAPS];  // dz of the rows that saw this token with tap j
+    for (long j = 0; j < W; j++) later[j] = ring + (t - j - block.first + W) % W * wide;
+    const bool real = token >= block.start;
+    T* to = real ? static_cast<T*>(x.d_x) + token * x.D : static_cast<T*>(x.d_state) + (block.segment * (W - 1) + token - block.start + W - 1) * x.D;
+    const bool kept = x.d_windows && token >= stop - (W - 1);
+    const T* extra = static_cast<const T*>(x.d_windows) + (kept ? (window + token) * x.D + in.channel : 0);
+    to += in.channel;
+    along_row(columns, [&](long d, auto part) {
+      vec total = kept ? load_part(extra, d, columns, part) : vec{};
 #pragma GCC unroll 4
-        for (long j = 0; j < W; j++) {
-          inputs[j] = load_up_to(rows[j] + d, left);
-          y += load(taps + j * ld + d) * inputs[j];
-        }
-        if (ACTIVATED) slope = slope * silu_slope(y);
-        store(dz + d, slope);
-        if (t >= block.end) continue;  // a row of the next block: it counts there
-#pragma GCC unroll 4
-        for (long j = 0; j < W; j++) {
-          float* to = d_taps + j * CHANNELS + d;
-          store(to, load(to) + slope * inputs[j]);
-        }
-      }
-    } else {
-      memset(dz, 0, CHANNELS * sizeof(float));
-    }
-    const long target = t - (W - 1);
-    if (target < begin) continue;
-    if (target < block.start && !x.d_state) continue;
-    T* to = target >= block.start ? static_cast<T*>(x.d_x) + target * x.D + in.channel
-                                  : static_cast<T*>(x.d_state) + (block.segment * (W - 1) + target - block.start + W - 1) * x.D + in.channel;
-    const long kept = target - (stop - (W - 1));  // the row of the window that this input became, if it did
-    const T* extra = windows && kept >= 0 ? windows + (block.segment * (W - 1) + kept) * x.D + in.channel : nullptr;
-    for (long d = 0; d < columns; d += VW) {
-      vec total = extra ? load_up_to(extra + d, columns - d) : vec{};
-#pragma GCC unroll 4
-      for (long j = 0; j < W; j++) {
-        long source = target + W - 1 - j;  // tap j saw this input when it made that row
-        if (source >= block.first) total += load(taps + j * ld + d) * load(ring + (source - block.first) % W * CHANNELS + d);
-      }
-      store_up_to(to + d, total, columns - d);
-    }
+      for (long j = 0; j < W; j++) total += load(taps + j * ld + d) * load(later[j] + d);
+      store_part(to, total, d, columns, part);
+    });
   }
 }
 
 template <class T>
 void backward(const ShortConvolution& x) {
-  const long ld = leading(x.D), blocks = token_blocks(x), strips = (x.D + CHANNELS - 1) / CHANNELS;
-  const long part = x.W * CHANNELS, list_floats = blocks * (sizeof(Block) / sizeof(float));
-  float* memory = scratch_memory(x.W * ld + CHANNELS + list_floats + blocks * strips * part + x.threads * part);
-  float *taps = memory, *zeros = taps + x.W * ld, *parts = zeros + CHANNELS + list_floats, *rings = parts + blocks * strips * part;
-  Block* list = reinterpret_cast<Block*>(zeros + CHANNELS);
+  const long ld = leading(x.D), blocks = token_blocks(x), strip = strip_of(x), strips = (x.D + strip - 1) / strip;
+  const long part = x.W * strip, list_floats = blocks * (sizeof(Block) / sizeof(float));
+  float* memory = scratch_memory(x.W * ld + strip + list_floats + blocks * strips * part + x.threads * part);
+  float *taps = memory, *zeros = taps + x.W * ld, *parts = zeros + strip + list_floats, *rings = parts + blocks * strips * part;
+  Block* list = reinterpret_cast<Block*>(zeros + strip);
   fill_blocks(x, list);
-  memset(taps, 0, (x.W * ld + CHANNELS) * sizeof(float));
+  memset(taps, 0, (x.W * ld + strip) * sizeof(float));
   x.weight_dtype == DType::bf16 ? lay_taps<bf16>(taps, x.weight, x.D, x.W, ld) : lay_taps<float>(taps, x.weight, x.D, x.W, ld);
   parallel(blocks * strips, x.threads, [&](long index) {
     const Block& block = list[index / strips];
-    long channel = index % strips * CHANNELS, columns = least(CHANNELS, x.D - channel);
+    const long channel = index % strips * strip, columns = least(strip, x.D - channel);
     float *d_taps = parts + index * part, *ring = rings + thread_index() * part;
     memset(d_taps, 0, part * sizeof(float));
     Inputs<T> in = {x, block.segment, block.start, channel, reinterpret_cast<const T*>(zeros)};
@@ -174,13 +200,13 @@ void backward(const ShortConvolution& x) {
       else backward_rows<T, F, false>(x, in, block, taps + channel, d_taps, ld, ring, columns);
     });
   });
-  parallel(strips, x.threads, [&](long strip) {  // the blocks' parts in their order, whoever made them
-    long channel = strip * CHANNELS, columns = least(CHANNELS, x.D - channel);
-    float* total = parts + strip * part;
+  parallel(strips, x.threads, [&](long which) {  // the blocks' parts in their order, whoever made them
+    const long channel = which * strip, columns = least(strip, x.D - channel);
+    float* total = parts + which * part;
     for (long block = 1; block < blocks; block++)
-      for (long i = 0; i < part; i += VW) store(total + i, load(total + i) + load(parts + (block * strips + strip) * part + i));
+      for (long i = 0; i < part; i += VW) store(total + i, load(total + i) + load(parts + (block * strips + which) * part + i));
     for (long d = 0; d < columns; d++)
-      for (long j = 0; j < x.W; j++) x.d_weight[(channel + d) * x.W + j] = total[j * CHANNELS + d];
+      for (long j = 0; j < x.W; j++) x.d_weight[(channel + d) * x.W + j] = total[j * strip + d];
   });
 }
 

@@ -4,7 +4,7 @@ Every operator takes a flat axis of tokens plus `segments`, and returns `(out, s
 """
 
 from interlace.ops.attention.dispatch import attention
-from interlace.ops.gated_delta.dispatch import gated_delta
+from interlace.ops.gated_delta.dispatch import gated_delta, gated_delta_step
 from interlace.ops.short_convolution.dispatch import short_convolution
 
-__all__ = ["attention", "gated_delta", "short_convolution"]
+__all__ = ["attention", "gated_delta", "gated_delta_step", "short_convolution"]

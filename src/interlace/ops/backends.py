@@ -67,8 +67,3 @@ def choose(operator: str, backends: Sequence[Backend], backend: str, *tensors: A
     if run is None or reason is not None:
         raise BackendUnavailable(f"{operator}: backend '{backend}' cannot serve this call: {reason}; use 'auto'")
     return run
-
-
-def available(backends: Sequence[Backend]) -> list[str]:
-    """Names of the backends that this build contains."""
-    return [b.name for b in backends if b.run is not None]

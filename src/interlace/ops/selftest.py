@@ -6,6 +6,7 @@ The laws and `interlace doctor` both run this, so what is tested on our machines
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from interlace.base.segments import Segments
+from interlace.ops import native
 from interlace.ops.attention import dispatch as attention_dispatch
-from interlace.ops.backends import available
+from interlace.ops.backends import Backend
 from interlace.ops.gated_delta import dispatch as gated_delta_dispatch
 from interlace.ops.short_convolution import dispatch as short_convolution_dispatch
 
@@ -140,11 +142,36 @@ CASES: dict[str, Callable[[list[int], str, bool], Case]] = {
     "short_convolution": short_convolution_case,
     "attention": lambda lengths, label, windowed: attention_case(lengths, label, 5 if windowed else None),
 }
-BACKENDS: dict[str, list[str]] = {
-    "gated_delta": available(gated_delta_dispatch.BACKENDS),
-    "short_convolution": available(short_convolution_dispatch.BACKENDS),
-    "attention": available(attention_dispatch.BACKENDS),
+_TABLES: dict[str, tuple[Backend, ...]] = {
+    "gated_delta": gated_delta_dispatch.BACKENDS,
+    "short_convolution": short_convolution_dispatch.BACKENDS,
+    "attention": attention_dispatch.BACKENDS,
 }
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A backend that this build contains; of the native one, a variant for each instruction set of this processor."""
+
+    backend: str
+    instruction_set: str = ""
+
+    def __str__(self) -> str:
+        """As tables name it."""
+        return f"{self.backend} {self.instruction_set}".strip()
+
+    def serves(self, dtype: torch.dtype) -> bool:
+        """Whether it takes this dtype at all."""
+        return not self.instruction_set or dtype in native.DTYPES
+
+
+def variants(operator: str) -> list[Variant]:
+    """Everything that can run this operator here."""
+    found = []
+    for backend in (b for b in _TABLES[operator] if b.run is not None):
+        sets = native.instruction_sets() if backend.name == "native" else [""]
+        found += [Variant(backend.name, name) for name in sets]
+    return found
 
 
 def cases(operator: str) -> list[Case]:
@@ -181,10 +208,11 @@ def outputs_and_gradients(
     return [y.detach() for y in outputs], list(gradients)
 
 
-def errors(case: Case, backend: str, dtype: torch.dtype, device: str = "cpu") -> tuple[float, float]:
+def errors(case: Case, variant: Variant, dtype: torch.dtype, device: str = "cpu") -> tuple[float, float]:
     """The worst relative error of a backend's values, and of its gradients, on one case."""
     truth = outputs_and_gradients(case, "recurrent", dtype, torch.float64, "cpu")
-    found = outputs_and_gradients(case, backend, dtype, dtype, device)
+    with native.using(variant.instruction_set) if variant.instruction_set else nullcontext():
+        found = outputs_and_gradients(case, variant.backend, dtype, dtype, device)
     values, gradients = (
         [relative(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(found, truth, strict=True)
     )
@@ -199,12 +227,16 @@ def worse(error: float) -> tuple[bool, float]:
 def check(device: str = "cpu", report: Callable[[str], None] = lambda _: None) -> list[Finding]:
     """Run every backend of every operator against the float64 recurrence on this machine."""
     found = []
-    for operator, backends in BACKENDS.items():
-        for backend in backends:
-            for dtype in (torch.float32,) if backend == "recurrent" else tuple(TOLERANCE):
+    for operator in CASES:
+        for variant in variants(operator):
+            if variant.instruction_set and device != "cpu":
+                continue
+            for dtype in (torch.float32,) if variant.backend == "recurrent" else tuple(TOLERANCE):
+                if not variant.serves(dtype):
+                    continue
                 name = str(dtype).removeprefix("torch.")
-                report(f"{operator} {backend} {name}")
-                both = [errors(case, backend, dtype, device) for case in cases(operator)]
+                report(f"{operator} {variant} {name}")
+                both = [errors(case, variant, dtype, device) for case in cases(operator)]
                 values, gradients = (max(x, key=worse) for x in zip(*both, strict=True))
-                found.append(Finding(operator, backend, name, values, gradients, TOLERANCE[dtype]))
+                found.append(Finding(operator, str(variant), name, values, gradients, TOLERANCE[dtype]))
     return found

@@ -178,6 +178,54 @@ def gated_delta_unchecked(
     return run(query, key, value, log_decay, beta, segments, state, scale, normalise)
 
 
+def gated_delta_step(
+    query: Float[Tensor, "N H K"],
+    key: Float[Tensor, "N H K"],
+    value: Float[Tensor, "N G V"],
+    log_decay: Float[Tensor, "N G"],
+    beta: Float[Tensor, "N G"],
+    state: Float[Tensor, "N G K V"],
+    *,
+    scale: float | None = None,
+    normalise: bool = False,
+) -> Float[Tensor, "N G V"]:
+    """One token for each of N sequences; their states are changed in place. Not differentiable.
+
+    Args and Raises as for `gated_delta`; state is float32 and contiguous, and cannot be None.
+
+    Returns:
+        out [N, G, V] in value's dtype.
+    """
+    segments = Segments.equal(query.shape[0], 1)
+    _check(query, key, value, log_decay, beta, segments, state)
+    if not state.is_contiguous():
+        raise ShapeError("gated_delta_step: state is not contiguous, and would not be changed; pass state.contiguous()")
+    return gated_delta_step_unchecked(query, key, value, log_decay, beta, state, scale, normalise)
+
+
+@torch.no_grad()
+def gated_delta_step_unchecked(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    scale: float | None = None,
+    normalise: bool = False,
+) -> Tensor:
+    """`gated_delta_step` for callers that built their arguments themselves, as the layer does."""
+    scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
+    on_cpu = query.device.type == "cpu" and state.dtype == torch.float32
+    if native.available() and on_cpu and native.refuses(query, key, value) is None:
+        return compiled.step(query, key, value, log_decay, beta, state, scale, normalise)
+    if normalise:
+        query, key = normalised(query), normalised(key)
+    out, after = step(query, key, value, log_decay, beta, state, scale)
+    state.copy_(after)
+    return out
+
+
 def _check(
     query: Tensor,
     key: Tensor,

@@ -1,0 +1,70 @@
+"""Ours and theirs, alternately, so that a noisy machine disturbs both."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from interlace.ops import native
+from interlace.ops.selftest import check
+from interlace.train.precision import matmul_flops_per_second
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def median(work: Callable[[], object], times: int = 7) -> float:
+    """The median of `times` calls, after one to warm up."""
+    work()
+    return statistics.median(seconds(work) for _ in range(times))
+
+
+def compare(ours: Callable[[], object], theirs: Callable[[], object], pairs: int) -> dict[str, float]:
+    """Medians and quartiles of alternating runs, after one of each to warm up."""
+    ours(), theirs()
+    a, b = [], []
+    for _ in range(pairs):
+        a.append(seconds(ours))
+        b.append(seconds(theirs))
+    ratios = statistics.quantiles([y / x for x, y in zip(a, b, strict=True)], n=4)
+    return {
+        "ours_seconds": statistics.median(a),
+        "theirs_seconds": statistics.median(b),
+        "ratio": statistics.median(b) / statistics.median(a),
+        "ratio_low": ratios[0],
+        "ratio_high": ratios[2],
+    }
+
+
+def reading_bytes_per_second() -> float:
+    """How fast all threads together read memory that no cache holds."""
+    x = torch.ones(64 << 20)
+    return x.nbytes / median(x.sum)
+
+
+def require_truth() -> None:
+    """End the program unless every backend agrees with the float64 recurrence here."""
+    wrong = [f for f in check() if not f.good]
+    if wrong:
+        sys.exit(f"nothing was measured: {wrong[0]} disagrees with the float64 recurrence")
+
+
+def describe(*peers: str) -> str:
+    """One line on the machine, which also says how busy it is."""
+    rates = {n: matmul_flops_per_second(getattr(torch, n)) / 1e9 for n in ("float32", "bfloat16")}
+    return (
+        f"{platform.processor() or platform.machine()}, kernels {native.active()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}, {', '.join(peers)}; matrix products {rates['float32']:.0f} (float32) and "
+        f"{rates['bfloat16']:.0f} (bfloat16) GFLOP/s; reads {reading_bytes_per_second() / 1e9:.0f} GB/s; "
+        f"load {os.getloadavg()[0]:.1f}"
+    )
