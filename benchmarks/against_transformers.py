@@ -1,9 +1,11 @@
 """Training step, prefill and decode beside `transformers`' Olmo Hybrid of the same shape and weights, in one run.
 
-    python benchmarks/against_transformers.py [--pairs 7] [--dtypes float32,bfloat16] [--slow]
+    python benchmarks/against_transformers.py [--pairs 7] [--only training,prefill,decode] [--dtypes bfloat16,float32] [--json]
 
-Width 512, depth 8, 3:1, 4 x 512 tokens, 37 million parameters. Ours and theirs alternate, so that a noisy machine
-disturbs both; ratios are of medians. Prints nothing unless the operators agree with the float64 recurrence first.
+37 million parameters: width 512, depth 8, 3:1; decode also with width 1024, depth 20 (356 million). Ours and theirs
+alternate, so that a noisy machine disturbs both; ratios are of medians, with quartiles of the pairs' ratios. Beside them
+stand two limits measured in the same run: a training step of matrix products alone, and reading every weight once per
+token. Prints nothing unless the operators agree with the float64 recurrence first.
 """
 
 from __future__ import annotations
@@ -12,18 +14,16 @@ import argparse
 import json
 import logging
 import os
-import platform
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import transformers
+from measure import compare, describe, median, reading_bytes_per_second, require_truth
 
 import interlace
 from interlace.base.segments import Segments
@@ -31,53 +31,64 @@ from interlace.data.batches import IGNORE, Batch
 from interlace.generate.engine import generate_tokens, lay_out_for_decoding
 from interlace.generate.sampling import Sampling
 from interlace.model.config import ModelConfig
-from interlace.ops.selftest import check
 from interlace.train.precision import matmul_flops_per_second
 from interlace.train.recipe import TrainSettings
 from interlace.train.trainer import Trainer, parameter_groups
 
-CONFIG = ModelConfig.from_dict(
-    {
-        "width": 512,
-        "depth": 8,
-        "vocabulary": 8192,
-        "pattern": ["gated_delta", "gated_delta", "gated_delta", "attention"],
-        "gated_delta": {"heads": 8, "key_dim": 48, "value_dim": 96, "norm": "input"},
-        "attention": {"heads": 8, "position": "none", "norm": "output"},
-        "mlp": {"width": 1376},
-    }
-)
-ROWS, LENGTH, DECODED = 4, 512, 64
+SMALL: dict[str, Any] = {
+    "width": 512,
+    "depth": 8,
+    "vocabulary": 8192,
+    "pattern": ["gated_delta", "gated_delta", "gated_delta", "attention"],
+    "gated_delta": {"heads": 8, "key_dim": 48, "value_dim": 96, "norm": "input"},
+    "attention": {"heads": 8, "position": "none", "norm": "output"},
+    "mlp": {"width": 1376},
+}
+LARGE: dict[str, Any] = {
+    **SMALL,
+    "width": 1024,
+    "depth": 20,
+    "vocabulary": 32_000,
+    "gated_delta": {"heads": 8, "key_dim": 96, "value_dim": 192, "norm": "input"},
+    "attention": {"heads": 16, "position": "none", "norm": "output"},
+    "mlp": {"width": 2752},
+}
+ROWS, LENGTH = 4, 512
+Result = dict[str, float]
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """How long one call takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def both(table: dict[str, Any], dtype: torch.dtype) -> tuple[interlace.HybridLM, torch.nn.Module]:
+    """Our model and theirs with the same weights."""
+    ours = interlace.HybridLM(ModelConfig.from_dict(table))
+    with tempfile.TemporaryDirectory() as folder:
+        interlace.save(ours, folder + "/m")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder + "/m", dtype=torch.float32)
+    return ours.to(dtype).eval(), theirs.to(dtype).eval()
 
 
-def compare(ours: Callable[[], object], theirs: Callable[[], object], pairs: int) -> dict[str, float]:
-    """Medians and quartiles of alternating runs, after one of each to warm up."""
-    ours(), theirs()
-    a, b = [], []
-    for _ in range(pairs):
-        a.append(seconds(ours))
-        b.append(seconds(theirs))
-    ratios = statistics.quantiles([y / x for x, y in zip(a, b, strict=True)], n=4)
-    return {
-        "ours_seconds": statistics.median(a),
-        "theirs_seconds": statistics.median(b),
-        "ratio": statistics.median(b) / statistics.median(a),
-        "ratio_low": ratios[0],
-        "ratio_high": ratios[2],
-    }
+def matmul_floor(model: interlace.HybridLM, tokens: int, dtype: torch.dtype) -> float:
+    """Seconds of one step's products with weights, forward and both backward, and nothing else."""
+    shapes = [m.weight.shape for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    work = []
+    for outputs, inputs in shapes:
+        x, w, dy = (torch.randn(*s).to(dtype) for s in ((tokens, inputs), (outputs, inputs), (tokens, outputs)))
+        results = [torch.empty(s, dtype=dtype) for s in (dy.shape, x.shape, w.shape)]
+        work.append((x, w, dy, results))
+
+    def step() -> None:
+        for x, w, dy, (y, dx, dw) in work:
+            torch.mm(x, w.T, out=y)
+            torch.mm(dy, w, out=dx)
+            torch.mm(dy.T, x, out=dw)
+
+    return median(step)
 
 
-def training(ours: interlace.HybridLM, theirs: torch.nn.Module, dtype: torch.dtype, pairs: int) -> dict[str, float]:
+def training(table: dict[str, Any], rows: int, length: int, dtype: torch.dtype, pairs: int) -> Result:
     """One AdamW step on float32 master weights, matrix products in `dtype`, gradients clipped, on both sides."""
-    tokens = torch.randint(CONFIG.vocabulary, (ROWS, LENGTH + 1))
-    batch = Batch(tokens[:, :-1].flatten(), tokens[:, 1:].flatten(), Segments.equal(ROWS, LENGTH))
+    ours, theirs = both(table, torch.float32)
+    tokens = torch.randint(table["vocabulary"], (rows, length + 1))
+    batch = Batch(tokens[:, :-1].flatten(), tokens[:, 1:].flatten(), Segments.equal(rows, length))
     assert IGNORE not in batch.targets
     trainer = Trainer(ours, TrainSettings(tokens=1), 10_000, str(dtype).removeprefix("torch."))
     optimizer = torch.optim.AdamW(parameter_groups(theirs, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=True)
@@ -93,98 +104,101 @@ def training(ours: interlace.HybridLM, theirs: torch.nn.Module, dtype: torch.dty
         optimizer.zero_grad(set_to_none=True)
 
     result = compare(lambda: trainer.step(batch), their_step, pairs)
-    return {**result, "tokens_per_second": ROWS * LENGTH / result["ours_seconds"]}
+    floor = matmul_floor(ours, rows * length, dtype)
+    return {
+        **result,
+        "tokens_per_second": rows * length / result["ours_seconds"],
+        "limit": floor / result["ours_seconds"],
+    }
 
 
 @torch.inference_mode()
-def prefill(ours: interlace.HybridLM, theirs: torch.nn.Module, pairs: int) -> dict[str, float]:
+def prefill(table: dict[str, Any], dtype: torch.dtype, pairs: int) -> Result:
     """4 x 512 tokens read, state kept, logits of the last token."""
-    tokens = torch.randint(CONFIG.vocabulary, (ROWS, LENGTH))
+    ours, theirs = both(table, dtype)
+    tokens = torch.randint(table["vocabulary"], (ROWS, LENGTH))
     a, b = ours(tokens, last_only=True)[0].float(), theirs(tokens, logits_to_keep=1).logits[:, 0].float()
-    error = float((a - b).norm() / b.norm())
     result = compare(
         lambda: ours(tokens, last_only=True), lambda: theirs(tokens, use_cache=True, logits_to_keep=1), pairs
     )
-    return {**result, "tokens_per_second": ROWS * LENGTH / result["ours_seconds"], "logit_difference": error}
+    difference = float((a - b).norm() / b.norm())
+    return {**result, "tokens_per_second": ROWS * LENGTH / result["ours_seconds"], "logit_difference": difference}
 
 
-def decode(ours: interlace.HybridLM, theirs: torch.nn.Module, pairs: int) -> dict[str, float]:
+def decode(table: dict[str, Any], dtype: torch.dtype, pairs: int, made: int, weights: str = "") -> Result:
     """Greedy tokens, one at a time with carried state, after a prompt of 16, batch 1, `generate` on both sides."""
-    prompt = torch.randint(CONFIG.vocabulary, (1, 16))
+    ours, theirs = both(table, dtype)
+    read = sum(p.nbytes for n, p in ours.named_parameters() if n != "embedding.weight")
+    lay_out_for_decoding(ours, int8=weights == "int8")
+    prompt = torch.randint(table["vocabulary"], (1, 16))
     ids, greedy = prompt[0].tolist(), Sampling(temperature=0)
 
     def mine() -> list[int]:
-        return list(generate_tokens(ours, ids, max_tokens=DECODED, sampling=greedy))
+        return list(generate_tokens(ours, ids, max_tokens=made, sampling=greedy))
 
     def other() -> list[int]:
-        return theirs.generate(prompt, max_new_tokens=DECODED, do_sample=False)[0, 16:].tolist()
+        settings = {"max_new_tokens": made, "min_new_tokens": made, "do_sample": False, "pad_token_id": 0}
+        return theirs.generate(prompt, **settings)[0, 16:].tolist()
 
-    same = sum(a == b for a, b in zip(mine(), other(), strict=True)) / DECODED
     result = compare(mine, other, pairs)
-    return {**result, "tokens_per_second": DECODED / result["ours_seconds"], "same_tokens": same}
+    per_second = made / result["ours_seconds"]
+    read = read // 2 if weights == "int8" else read
+    limit = read * per_second / reading_bytes_per_second()
+    agreement = sum(a == b for a, b in zip(mine(), other(), strict=True)) / made
+    return {**result, "tokens_per_second": per_second, "limit": limit, "same_tokens": agreement}
+
+
+def cases(name: str, pairs: int) -> dict[str, Any]:
+    """What is measured in a dtype, by label."""
+    dtype = getattr(torch, name)
+    found: dict[str, Any] = {}
+    for rows, length in ((4, 512), (1, 4096)):
+        found[f"training step 37M, {rows} x {length}, {name}"] = lambda r=rows, t=length: training(
+            SMALL, r, t, dtype, pairs
+        )
+    found[f"prefill 37M, 4 x 512, {name}"] = lambda: prefill(SMALL, dtype, pairs)
+    found[f"decode 37M, {name}"] = lambda: decode(SMALL, dtype, pairs, 64)
+    if dtype == torch.bfloat16:
+        found[f"decode 356M, {name}"] = lambda: decode(LARGE, dtype, pairs, 32)
+        found[f"decode 356M, int8 against {name}"] = lambda: decode(LARGE, dtype, pairs, 32, "int8")
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--dtypes", default="bfloat16,float32")
+    parser.add_argument("--only", default="", help="training, prefill or decode; several with commas")
     parser.add_argument("--slow", action="store_true", help="measure bfloat16 even where it is slower than float32")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    wrong = [f for f in check() if not f.good]
-    if wrong:
-        sys.exit(f"nothing was measured: {wrong[0]} disagrees with the float64 recurrence")
+    require_truth()
     logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
-    rates = {n: matmul_flops_per_second(getattr(torch, n)) / 1e9 for n in ("float32", "bfloat16")}
-    print(
-        f"{platform.processor() or platform.machine()} {torch.backends.cpu.get_cpu_capability()}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, transformers {transformers.__version__}; "
-        f"matrix products {rates['float32']:.0f} (float32) and {rates['bfloat16']:.1f} (bfloat16) GFLOP/s; "
-        f"load {os.getloadavg()[0]:.1f}",
-        file=sys.stderr,
-    )
+    print(describe(f"transformers {transformers.__version__}"), file=sys.stderr)
+    slow = matmul_flops_per_second(torch.bfloat16) < matmul_flops_per_second(torch.float32) and not options.slow
+    wanted = [word for word in options.only.split(",") if word]
     results = {}
+    if not options.json:
+        print(f"{'':36} {'ours':>11} {'theirs':>11} {'ratio':>7}  quartiles   tokens/s  of the limit")
     for name in options.dtypes.split(","):
-        dtype = getattr(torch, name)
-        slow = name == "bfloat16" and rates["bfloat16"] < rates["float32"] and not options.slow
-        ours = interlace.HybridLM(CONFIG)
-        with tempfile.TemporaryDirectory() as folder:
-            interlace.save(ours, folder + "/m")
-            theirs = transformers.AutoModelForCausalLM.from_pretrained(folder + "/m", dtype=torch.float32)
-        if slow:
-            print(
-                "bfloat16: training and prefill left out, slower than float32 on this processor (--slow)",
-                file=sys.stderr,
-            )
-        else:
-            results[f"training step, {name}"] = training(ours, theirs, dtype, options.pairs)
-        ours.to(dtype).eval()
-        theirs.to(dtype).eval()
-        if not slow:
-            same_weights(ours, theirs)
-            results[f"prefill, {name}"] = prefill(ours, theirs, options.pairs)
-        same_weights(ours, theirs)
-        results[f"decode, {name}"] = decode(lay_out_for_decoding(ours), theirs, options.pairs)
+        for label, work in cases(name, options.pairs).items():
+            if wanted and not any(label.startswith(word) for word in wanted):
+                continue
+            if slow and name == "bfloat16" and not label.startswith("decode"):
+                print(f"{label}: left out, slower than float32 on this processor (--slow)", file=sys.stderr)
+                continue
+            r = results[label] = work()
+            if not options.json:
+                limit = f"{r['limit']:10.0%}" if "limit" in r else ""
+                print(
+                    f"{label:36} {r['ours_seconds'] * 1e3:8.1f} ms {r['theirs_seconds'] * 1e3:8.1f} ms"
+                    f" {r['ratio']:6.2f}x  {r['ratio_low']:.2f}-{r['ratio_high']:.2f} {r['tokens_per_second']:9.0f} {limit}",
+                    flush=True,
+                )
     if options.json:
         print(json.dumps(results, indent=2))
-        return
-    print(f"{'':24} {'ours':>11} {'theirs':>11} {'ratio':>7}   quartiles    tokens/s")
-    for label, r in results.items():
-        print(
-            f"{label:24} {r['ours_seconds'] * 1e3:8.1f} ms {r['theirs_seconds'] * 1e3:8.1f} ms {r['ratio']:6.2f}x"
-            f"   {r['ratio_low']:.2f}-{r['ratio_high']:.2f}  {r['tokens_per_second']:9.0f}"
-        )
-
-
-@torch.no_grad()
-def same_weights(ours: interlace.HybridLM, theirs: torch.nn.Module) -> None:
-    """Give ours their weights again, since both have trained since."""
-    with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
-        loaded = interlace.load(folder, dtype=ours.dtype)
-    for mine, other in zip(ours.parameters(), loaded.parameters(), strict=True):
-        mine.copy_(other)
 
 
 if __name__ == "__main__":

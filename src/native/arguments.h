@@ -63,6 +63,63 @@ struct ShortConvolution {
   float* d_weight;                      // [D, W]
 };
 
+struct RMSNorm {
+  // s = x + before; y = weight s / sqrt(mean(s^2) + eps) SiLU(gate) + after. Rows of D; absent tensors are null.
+  const void *x, *before, *after, *gate, *weight;
+  DType x_dtype, before_dtype, after_dtype, gate_dtype, weight_dtype, out_dtype;
+  long x_row, before_row, after_row, gate_row;  // from one group of `heads` rows to the next; they lie side by side
+  long rows, heads, D;
+  float eps;
+  int threads;
+  void *out, *sum;  // contiguous; sum in x_dtype, or null
+  float* inverse;   // [rows]: 1 / sqrt(...), or null
+  // backward: `x` is the sum, and `before` and `after` are not read
+  const void *d_out, *d_sum;           // contiguous, in out_dtype and x_dtype; d_sum may be null
+  void *d_x, *d_before, *d_gate;       // contiguous, in x_dtype, before_dtype and gate_dtype; d_before and d_gate or null
+  float* d_weight;                     // [D]
+};
+
+struct SwiGLU {
+  const void *gate, *up, *d_out;  // [rows, D], gate and up `row` elements apart from one row to the next
+  DType dtype;
+  long row, rows, D;
+  int threads;
+  void *out, *d_gate, *d_up;      // out contiguous; the gradients rows apart as gate and up
+};
+
+struct CrossEntropy {
+  void* logits;            // [rows, D]; replaced by the gradient: (softmax - one-hot) factor, 0 where target is ignored
+  const int64_t* targets;  // [rows]
+  DType dtype;
+  long rows, D, ignored;
+  float factor;
+  int threads;
+  float* losses;           // [rows]: -log p(target)
+};
+
+struct Linear {
+  const void *x, *weight, *residual;  // [rows, D] contiguous, [outputs, D] contiguous, [rows, outputs] or null
+  DType dtype;
+  long rows, outputs, D;
+  int threads;
+  void* out;
+};
+
+struct MixerStep {  // one token of a Gated DeltaNet layer between its projections
+  const void* projected;  // [N, columns]: query, key, value, gate, decay and beta side by side
+  DType dtype;            // of projected, window, taps, norm and out
+  long row;
+  const void *taps, *norm;        // [channels, W], [V]
+  const float *A_log, *dt_bias;   // [G]
+  void* window;                   // [N, W - 1, channels], changed in place
+  float* memory;                  // [N, G, K, V], changed in place
+  long N, H, G, K, V, W;
+  float scale, eps;
+  bool negative;
+  int threads;
+  void* out;                      // [N, G V]
+};
+
 struct Kernels {
   const char* name;
   int vector_floats;
@@ -71,6 +128,13 @@ struct Kernels {
   void (*gated_delta_step)(const GatedDeltaStep&);
   void (*short_convolution_forward)(const ShortConvolution&);
   void (*short_convolution_backward)(const ShortConvolution&);
+  void (*rms_norm_forward)(const RMSNorm&);
+  void (*rms_norm_backward)(const RMSNorm&);
+  void (*swiglu_forward)(const SwiGLU&);
+  void (*swiglu_backward)(const SwiGLU&);
+  void (*cross_entropy)(const CrossEntropy&);
+  void (*linear)(const Linear&);
+  void (*mixer_step)(const MixerStep&);
 };
 
 constexpr long SNAPSHOT_TOKENS = 256;  // forward keeps a state every so many tokens for backward to start from

@@ -564,35 +564,42 @@ void step_panel(float* S, long ld, const float* k, const float* q, long K, float
 
 }  // namespace
 
+namespace {
+
+constexpr int STEP_VECTORS = 64 / VW < 4 ? 64 / VW : 4;
+constexpr long PANEL = STEP_VECTORS * VW;
+
+// One token of one head, whose q and k (padded) and v are floats. S [K, V] is changed in place, `out` [V] filled.
+void step_head(float* S, const float* k, const float* q, const float* v, float* out, long K, long V, float log_decay,
+               float beta, float scale) {
+  const float decay = __builtin_expf(log_decay), overlap = dot(k, q, padded(K));
+  long column = 0;
+  for (; column + PANEL <= V; column += PANEL)
+    step_panel<STEP_VECTORS>(S + column, V, k, q, K, decay, beta, overlap, scale, v + column, out + column, PANEL);
+  for (; column < V; column += VW)
+    step_panel<1>(S + column, V, k, q, K, decay, beta, overlap, scale, v + column, out + column, V - column);
+}
+
+void unit_length(float* x, long padded_size) {
+  const float size = 1.0f / __builtin_sqrtf(dot(x, x, padded_size) + L2_EPS);
+  for (long j = 0; j < padded_size; j += VW) store(x + j, size * load(x + j));
+}
+
+}  // namespace
+
 void gated_delta_step(const GatedDeltaStep& x) {
-  constexpr int N = 64 / VW < 4 ? 64 / VW : 4;
-  constexpr long PANEL = N * VW;
-  const long ldk = padded(x.K), panels = (x.V + PANEL - 1) / PANEL, group = x.G / x.H;
-  const long floats = 2 * ldk + 2 * PANEL + LINE;
+  const long ldk = padded(x.K), ldv = padded(x.V), group = x.G / x.H, floats = 2 * ldk + 2 * ldv;
   float* memory = scratch_memory(size_t(x.threads) * floats);
   const Rows keys = keys_of(x), queries = queries_of(x), values = values_of(x), out = {x.out, x.v_dtype, x.G * x.V};
   parallel(x.N * x.G, x.threads, [&](long index) {
     const long n = index / x.G, head = index % x.G;
-    float *k = memory + thread_index() * floats, *q = k + ldk, *value = q + ldk, *answer = value + PANEL;
+    float *k = memory + thread_index() * floats, *q = k + ldk, *v = q + ldk, *answer = v + ldv;
     read(k, keys, n, head / group * x.K, x.K);
     read(q, queries, n, head / group * x.K, x.K);
-    if (x.normalise)
-      for (float* y = k; y <= q; y += ldk) {
-        float size = 1.0f / __builtin_sqrtf(dot(y, y, ldk) + L2_EPS);
-        for (long j = 0; j < ldk; j += VW) store(y + j, size * load(y + j));
-      }
-    float decay = __builtin_expf(x.log_decay[n * x.G + head]), overlap = dot(k, q, ldk);
-    for (long panel = 0; panel < panels; panel++) {
-      long column = panel * PANEL, columns = least(PANEL, x.V - column);
-      read(value, values, n, head * x.V + column, columns);
-      float* S = x.memory + index * x.K * x.V + column;
-      if (columns == PANEL)
-        step_panel<N>(S, x.V, k, q, x.K, decay, x.beta[n * x.G + head], overlap, x.scale, value, answer, PANEL);
-      else
-        for (long j = 0; j < columns; j += VW)
-          step_panel<1>(S + j, x.V, k, q, x.K, decay, x.beta[n * x.G + head], overlap, x.scale, value + j, answer + j, columns - j);
-      write(out, n, head * x.V + column, answer, columns);
-    }
+    read(v, values, n, head * x.V, x.V);
+    if (x.normalise) unit_length(k, ldk), unit_length(q, ldk);
+    step_head(x.memory + index * x.K * x.V, k, q, v, answer, x.K, x.V, x.log_decay[n * x.G + head], x.beta[n * x.G + head], x.scale);
+    write(out, n, head * x.V, answer, x.V);
   });
 }
 

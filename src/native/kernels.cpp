@@ -8,8 +8,13 @@
 #include "parallel.h"
 #include "simd.h"
 
+#include "cross_entropy.cpp"
 #include "gated_delta.cpp"
+#include "linear.cpp"
+#include "mixer_step.cpp"
+#include "rms_norm.cpp"
 #include "short_convolution.cpp"
+#include "swiglu.cpp"
 
 #define NAME_OF(isa) #isa
 #define NAME(isa) NAME_OF(isa)
@@ -25,4 +30,11 @@ const Kernels TABLE(INTERLACE_ISA) = {
     INTERLACE_ISA::gated_delta_step,
     INTERLACE_ISA::short_convolution_forward,
     INTERLACE_ISA::short_convolution_backward,
+    INTERLACE_ISA::rms_norm_forward,
+    INTERLACE_ISA::rms_norm_backward,
+    INTERLACE_ISA::swiglu_forward,
+    INTERLACE_ISA::swiglu_backward,
+    INTERLACE_ISA::cross_entropy,
+    INTERLACE_ISA::linear,
+    INTERLACE_ISA::mixer_step,
 };

@@ -3,12 +3,16 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <climits>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <vector>
 #ifdef INTERLACE_THREADS
 #include <omp.h>
+#endif
+#ifdef __GLIBC__
+#include <malloc.h>
 #endif
 
 #include "arguments.h"
@@ -75,6 +79,14 @@ int threads_of_torch() {
   return omp_get_max_threads();
 #else
   return 1;
+#endif
+}
+
+bool keep_memory() {
+#ifdef __GLIBC__
+  return mallopt(M_MMAP_MAX, 0) && mallopt(M_TRIM_THRESHOLD, INT_MAX);
+#else
+  return false;
 #endif
 }
 
@@ -147,6 +159,76 @@ void short_convolution_backward(std::vector<Address> in, std::vector<long> sizes
   active->short_convolution_backward(x);
 }
 
+RMSNorm norm(const std::vector<Address>& in, const std::vector<long>& sizes, float eps) {
+  RMSNorm x{};
+  x.x = pointer<void>(in[0]), x.before = pointer<void>(in[1]), x.after = pointer<void>(in[2]);
+  x.gate = pointer<void>(in[3]), x.weight = pointer<void>(in[4]);
+  x.x_dtype = DType(sizes[0]), x.before_dtype = DType(sizes[1]), x.after_dtype = DType(sizes[2]);
+  x.gate_dtype = DType(sizes[3]), x.weight_dtype = DType(sizes[4]), x.out_dtype = DType(sizes[5]);
+  x.x_row = sizes[6], x.before_row = sizes[7], x.after_row = sizes[8], x.gate_row = sizes[9];
+  x.rows = sizes[10], x.heads = sizes[11], x.D = sizes[12], x.threads = sizes[13], x.eps = eps;
+  return x;
+}
+
+void rms_norm_forward(std::vector<Address> in, std::vector<long> sizes, float eps, std::vector<Address> out) {
+  nb::gil_scoped_release released;
+  RMSNorm x = norm(in, sizes, eps);
+  x.out = pointer<void>(out[0]), x.sum = pointer<void>(out[1]), x.inverse = pointer<float>(out[2]);
+  active->rms_norm_forward(x);
+}
+
+void rms_norm_backward(std::vector<Address> in, std::vector<long> sizes, float eps, std::vector<Address> given,
+                       std::vector<Address> out) {
+  nb::gil_scoped_release released;
+  RMSNorm x = norm(in, sizes, eps);
+  x.d_out = pointer<void>(given[0]), x.d_sum = pointer<void>(given[1]), x.inverse = pointer<float>(given[2]);
+  x.d_x = pointer<void>(out[0]), x.d_before = pointer<void>(out[1]), x.d_gate = pointer<void>(out[2]);
+  x.d_weight = pointer<float>(out[3]);
+  active->rms_norm_backward(x);
+}
+
+void swiglu(Address gate, Address up, int dtype, long row, long rows, long D, int threads, Address out) {
+  nb::gil_scoped_release released;
+  SwiGLU x{};
+  x.gate = pointer<void>(gate), x.up = pointer<void>(up), x.dtype = DType(dtype), x.row = row, x.rows = rows, x.D = D;
+  x.threads = threads, x.out = pointer<void>(out);
+  active->swiglu_forward(x);
+}
+
+void swiglu_backward(Address d_out, Address gate, Address up, int dtype, long row, long rows, long D, int threads,
+                     Address d_gate, Address d_up) {
+  nb::gil_scoped_release released;
+  SwiGLU x{};
+  x.gate = pointer<void>(gate), x.up = pointer<void>(up), x.dtype = DType(dtype), x.row = row, x.rows = rows, x.D = D;
+  x.d_out = pointer<void>(d_out), x.threads = threads, x.d_gate = pointer<void>(d_gate), x.d_up = pointer<void>(d_up);
+  active->swiglu_backward(x);
+}
+
+void cross_entropy(Address logits, Address targets, int dtype, long rows, long D, long ignored, float factor, int threads,
+                   Address losses) {
+  nb::gil_scoped_release released;
+  active->cross_entropy({pointer<void>(logits), pointer<int64_t>(targets), DType(dtype), rows, D, ignored, factor, threads,
+                         pointer<float>(losses)});
+}
+
+void linear(Address x, Address weight, Address residual, int dtype, long rows, long outputs, long D, int threads, Address out) {
+  nb::gil_scoped_release released;
+  active->linear({pointer<void>(x), pointer<void>(weight), pointer<void>(residual), DType(dtype), rows, outputs, D, threads,
+                  pointer<void>(out)});
+}
+
+void mixer_step(std::vector<Address> in, std::vector<long> sizes, float scale, float eps, Address out) {
+  nb::gil_scoped_release released;
+  MixerStep x{};
+  x.projected = pointer<void>(in[0]), x.taps = pointer<void>(in[1]), x.norm = pointer<void>(in[2]);
+  x.A_log = pointer<float>(in[3]), x.dt_bias = pointer<float>(in[4]);
+  x.window = pointer<void>(in[5]), x.memory = pointer<float>(in[6]);
+  x.dtype = DType(sizes[0]), x.row = sizes[1], x.N = sizes[2], x.H = sizes[3], x.G = sizes[4], x.K = sizes[5];
+  x.V = sizes[6], x.W = sizes[7], x.negative = sizes[8], x.threads = sizes[9];
+  x.scale = scale, x.eps = eps, x.out = pointer<void>(out);
+  active->mixer_step(x);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -157,9 +239,17 @@ NB_MODULE(_native, m) {
   m.def("use", &use, "Run the kernels of this instruction set from now on.", nb::arg("name"));
   m.def("active", [] { return std::string(active->name); }, "The instruction set in use.");
   m.def("threads_of_torch", &threads_of_torch, "Threads of the OpenMP runtime; torch's number if it is the same one.");
+  m.def("keep_memory", &keep_memory, "Never give freed memory back to the system; false where malloc has no such switch.");
   m.def("gated_delta_forward", &gated_delta_forward);
   m.def("gated_delta_backward", &gated_delta_backward);
   m.def("gated_delta_step", &gated_delta_step);
   m.def("short_convolution_forward", &short_convolution_forward);
   m.def("short_convolution_backward", &short_convolution_backward);
+  m.def("rms_norm_forward", &rms_norm_forward);
+  m.def("rms_norm_backward", &rms_norm_backward);
+  m.def("swiglu", &swiglu);
+  m.def("swiglu_backward", &swiglu_backward);
+  m.def("cross_entropy", &cross_entropy);
+  m.def("linear", &linear);
+  m.def("mixer_step", &mixer_step);
 }

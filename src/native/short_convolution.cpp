@@ -59,26 +59,6 @@ void with_width(long W, const Body& body) {
   else body(Int<0>{});
 }
 
-// body(d, left) for each vector of a row: whole vectors first, then what is left of one.
-template <class Body>
-inline void along_row(long columns, const Body& body) {
-  long d = 0;
-  for (; d + VW <= columns; d += VW) body(d, Int<0>{});
-  if (d < columns) body(d, Int<1>{});
-}
-
-template <class T, int PART>
-inline vec load_part(const T* p, long d, long columns, Int<PART>) {
-  if constexpr (PART) return load_first(p + d, columns - d);
-  else return load(p + d);
-}
-
-template <class T, int PART>
-inline void store_part(T* p, vec x, long d, long columns, Int<PART>) {
-  if constexpr (PART) store_first(p + d, x, columns - d);
-  else store(p + d, x);
-}
-
 template <class T, int FIXED, bool ACTIVATED>
 void forward_rows(const ShortConvolution& x, const Inputs<T>& in, const float* taps, long ld, long first, long end, long columns) {
   const long W = FIXED ? FIXED : x.W;

@@ -116,6 +116,44 @@ struct Rows {
   T* at(long r, long column) const { return static_cast<T*>(data) + r * row + column; }
 };
 
+// body(d, part) for each vector of a row of n elements: whole vectors first, then what is left of one, which
+// load_part and store_part treat as padded with zeros.
+template <class Body>
+inline void along_row(long n, const Body& body) {
+  long d = 0;
+  for (; d + VW <= n; d += VW) body(d, Int<0>{});
+  if (d < n) body(d, Int<1>{});
+}
+
+template <class T, int PART>
+inline vec load_part(const T* p, long d, long n, Int<PART>) {
+  if constexpr (PART) return load_first(p + d, n - d);
+  else return load(p + d);
+}
+
+template <class T, int PART>
+inline void store_part(T* p, vec x, long d, long n, Int<PART>) {
+  if constexpr (PART) store_first(p + d, x, n - d);
+  else store(p + d, x);
+}
+
+template <int PART>
+inline vec load_part(const void* p, DType dtype, long d, long n, Int<PART> part) {
+  return dtype == DType::bf16 ? load_part(static_cast<const bf16*>(p), d, n, part) : load_part(static_cast<const float*>(p), d, n, part);
+}
+
+template <int PART>
+inline void store_part(void* p, DType dtype, vec x, long d, long n, Int<PART> part) {
+  if (dtype == DType::bf16) store_part(static_cast<bf16*>(p), x, d, n, part);
+  else store_part(static_cast<float*>(p), x, d, n, part);
+}
+
+// The address of element `index`; null stays null.
+inline const void* element(const void* p, DType dtype, long index) {
+  return p ? static_cast<const char*>(p) + index * (dtype == DType::bf16 ? 2 : 4) : nullptr;
+}
+inline void* element(void* p, DType dtype, long index) { return const_cast<void*>(element(static_cast<const void*>(p), dtype, index)); }
+
 // to is padded to whole vectors, and what is past n becomes 0.
 template <class T>
 inline void widen(float* to, const T* from, long n) {

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 import interlace.ops as ops
 from interlace.base.segments import Segments
-from interlace.ops import selftest
+from interlace.ops import native, selftest
 from interlace.ops.attention.state import AttentionState
 
 ALL = [case for operator in selftest.CASES for case in selftest.cases(operator)]
-BACKENDS = [(case, b) for case in ALL for b in selftest.BACKENDS[case.operator]]
+VARIANTS = [(case, v) for case in ALL for v in selftest.variants(case.operator)]
 
 
 def label(value):
     return f"{value.operator}: {value.label}" if isinstance(value, selftest.Case) else str(value)
 
 
-@pytest.mark.parametrize(("case", "backend"), BACKENDS, ids=label)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_every_backend_equals_the_float64_recurrence(case, backend, dtype):
-    """Laws 1 and 2: values and gradients, the state's gradient too."""
-    values, gradients = selftest.errors(case, backend, dtype)
-    assert values <= selftest.TOLERANCE[dtype]
-    assert gradients <= selftest.TOLERANCE[dtype]
+@pytest.mark.parametrize(("case", "variant"), VARIANTS, ids=label)
+def test_every_backend_equals_the_float64_recurrence(case, variant):
+    """Laws 1 and 2: values and gradients, the state's gradient too, on every instruction set of this processor."""
+    for dtype in filter(variant.serves, selftest.TOLERANCE):
+        values, gradients = selftest.errors(case, variant, dtype)
+        assert values <= selftest.TOLERANCE[dtype], dtype
+        assert gradients is None or gradients <= selftest.TOLERANCE[dtype], dtype
 
 
 def test_the_table_is_nasty():
@@ -41,78 +43,120 @@ def test_the_table_is_nasty():
     assert bool(((parallel @ parallel.T).fill_diagonal_(0) > 0.8).any())
 
 
-def cut(case, lengths, pieces):
+RUNS = [("auto", torch.float64)] + [(name, torch.float32) for name in native.instruction_sets()]
+every_run = pytest.mark.parametrize(("kernels", "dtype"), RUNS, ids=str)
+
+
+def running(kernels):
+    """The native kernels of one instruction set, or whatever `auto` picks."""
+    return nullcontext() if kernels == "auto" else native.using(kernels)
+
+
+def close(dtype):
+    """float64: sums in another order. float32: as in the table of tolerances, per element and not per norm."""
+    return {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 2e-5}
+
+
+def given(case, dtype):
+    return {n: x.to(dtype) for n, x in case.tensors.items()}
+
+
+def options(case):
+    """What the operator is told beside its tensors."""
+    if case.operator == "attention":
+        return {"window": 5} if "state" in case.label else {}
+    return {"normalise": True} if case.operator == "gated_delta" and "state" in case.label else {}
+
+
+def cut(case, tensors, lengths, pieces):
     """Run a case's operator piece by piece, carrying the state, each segment cut in the same number of pieces."""
     spans = Segments.from_lengths(lengths).spans()
-    state, outputs = case.tensors.get("state"), []
+    state, outputs = tensors.get("state"), []
     bounds = [[a + (b - a) * p // pieces for p in range(pieces + 1)] for a, b in spans]
     for p in range(pieces):
         rows = torch.cat([torch.arange(x[p], x[p + 1]) for x in bounds])
         segments = Segments.from_lengths([x[p + 1] - x[p] for x in bounds])
-        given = {n: x[rows] for n, x in case.tensors.items() if n not in ("state", "weight")}
-        if "weight" in case.tensors:
-            given["weight"] = case.tensors["weight"]
-        window = {"window": 5} if case.operator == "attention" and "state" in case.label else {}
+        part = {n: x[rows] for n, x in tensors.items() if n not in ("state", "weight")}
+        if "weight" in tensors:
+            part["weight"] = tensors["weight"]
         if case.operator == "attention" and state is None:
-            state = AttentionState.empty(len(lengths), 2, 12, 20, window.get("window"), case.tensors["key"])
-        out, state = getattr(ops, case.operator)(**given, **window, segments=segments, state=state)
+            window = options(case).get("window")
+            state = AttentionState.empty(len(lengths), 2, 12, 20, window, tensors["key"])
+        out, state = getattr(ops, case.operator)(**part, **options(case), segments=segments, state=state)
         outputs.append((rows, out))
-    whole = torch.empty(sum(lengths), *outputs[0][1].shape[1:], dtype=torch.float64)
+    whole = torch.empty(sum(lengths), *outputs[0][1].shape[1:], dtype=outputs[0][1].dtype)
     for rows, out in outputs:
         whole[rows] = out
     return whole, state
 
 
-@pytest.mark.parametrize("operator", list(selftest.CASES))
+@every_run
+@pytest.mark.parametrize("operator", selftest.MIXERS)
 @pytest.mark.parametrize("extra", [False, True], ids=["plain", "state or window"])
 @pytest.mark.parametrize("pieces", [2, 5])
-def test_any_cut_carries_the_state(operator, extra, pieces):
-    """Law 3, on ragged segments that are all cut."""
+def test_any_cut_carries_the_state(operator, extra, pieces, kernels, dtype):
+    """Law 3, on ragged segments that are all cut; with as many pieces as tokens where a segment is that short."""
     lengths = [37, 5, 70]
     case = selftest.CASES[operator](lengths, "cut, state" if extra else "cut", extra)
-    with torch.no_grad():
-        truth = case.call("recurrent", case.tensors)
-        found, state = cut(case, lengths, pieces)
-    torch.testing.assert_close(found, truth[0], rtol=1e-10, atol=1e-10)
+    with torch.no_grad(), running(kernels):
+        truth = case.call(case.truth, case.tensors)
+        found, state = cut(case, given(case, dtype), lengths, pieces)
+    torch.testing.assert_close(found.double(), truth[0], **close(dtype))
     if operator != "attention":
-        torch.testing.assert_close(state, truth[1], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(state.double(), truth[1], **close(dtype))
 
 
-@pytest.mark.parametrize("operator", list(selftest.CASES))
-def test_packed_segments_equal_separate_runs(operator):
-    """Law 4, with one sequence so large that a leak of 1e-90 of it would show."""
+@every_run
+@pytest.mark.parametrize("operator", selftest.MIXERS)
+def test_token_by_token_equals_prefill(operator, kernels, dtype):
+    """Law 5: one token for each of three sequences at a time, which takes the step kernels."""
+    lengths = [70, 70, 70]
+    case = selftest.CASES[operator](lengths, "tokens, state", True)
+    with torch.no_grad(), running(kernels):
+        truth = case.call(case.truth, case.tensors)
+        found, _ = cut(case, given(case, dtype), lengths, 70)
+    torch.testing.assert_close(found.double(), truth[0], **close(dtype))
+
+
+@every_run
+@pytest.mark.parametrize("operator", selftest.MIXERS)
+def test_packed_segments_equal_separate_runs(operator, kernels, dtype):
+    """Law 4, with one sequence so large that a leak of 1e-90 of it (in float32, of 1e-30) would show."""
     lengths = [3, 1, 66, 20]
     case = selftest.CASES[operator](lengths, "packed", False)
-    tensors = dict(case.tensors)
+    tensors = given(case, dtype)
     poisoned = "x" if operator == "short_convolution" else "value"
     tensors[poisoned] = tensors[poisoned].clone()
-    tensors[poisoned][4:70] *= 1e100
-    with torch.no_grad():
-        packed = case.call("chunked", tensors)[0]
+    tensors[poisoned][4:70] *= 1e100 if dtype == torch.float64 else 1e30
+    with torch.no_grad(), running(kernels):
+        backend = "chunked" if kernels == "auto" or operator == "attention" else "native"
+        packed = case.call(backend, tensors)[0]
         for a, b in Segments.from_lengths(lengths).spans():
             alone = {n: x if n == "weight" else x[a:b] for n, x in tensors.items()}
             out = getattr(ops, operator)(**alone)[0]
-            torch.testing.assert_close(packed[a:b], out, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(packed[a:b], out, **close(dtype))
 
 
-@pytest.mark.parametrize("operator", list(selftest.CASES))
-def test_gradients_pass_through_a_cut(operator):
+@every_run
+@pytest.mark.parametrize("operator", selftest.MIXERS)
+def test_gradients_pass_through_a_cut(operator, kernels, dtype):
     """Law 3, gradients: two calls with a carried state against one."""
     case = selftest.CASES[operator]([40], "whole", False)
     results = []
     for cuts in ([40], [23, 17]):
-        inputs = {n: x.clone().requires_grad_() for n, x in case.tensors.items()}
+        inputs = {n: x.to(dtype).requires_grad_() for n, x in case.tensors.items()}
         state, outputs, start = None, [], 0
-        for size in cuts:
-            part = {n: x if n == "weight" else x[start : start + size] for n, x in inputs.items()}
-            out, state = getattr(ops, operator)(**part, state=state)
-            outputs.append(out)
-            start += size
-        joined = torch.cat(outputs).flatten(1)
-        total = (joined * torch.linspace(-1, 1, joined.shape[1])).sum()
-        results.append(torch.autograd.grad(total, list(inputs.values())))
+        with running(kernels):
+            for size in cuts:
+                part = {n: x if n == "weight" else x[start : start + size] for n, x in inputs.items()}
+                out, state = getattr(ops, operator)(**part, state=state)
+                outputs.append(out)
+                start += size
+            joined = torch.cat(outputs).flatten(1)
+            total = (joined * torch.linspace(-1, 1, joined.shape[1], dtype=dtype)).sum()
+            results.append(torch.autograd.grad(total, list(inputs.values())))
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(a, b, **close(dtype))
 
 
 def test_flops_of_the_chunked_form_are_what_is_predicted():

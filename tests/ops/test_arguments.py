@@ -84,4 +84,4 @@ def test_doctor_notices_a_wrong_backend(monkeypatch):
     wrong = tuple(dispatch.Backend("chunked", slightly_wrong) if b.name == "chunked" else b for b in dispatch.BACKENDS)
     monkeypatch.setattr(dispatch, "BACKENDS", wrong)
     case = selftest.gated_delta_case([70], "x", True)
-    assert selftest.errors(case, "chunked", torch.float32)[0] > selftest.TOLERANCE[torch.float32]
+    assert selftest.errors(case, selftest.Variant("chunked"), torch.float32)[0] > selftest.TOLERANCE[torch.float32]

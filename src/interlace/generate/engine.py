@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from interlace.base.errors import ConfigError, PromptTooLong
 from interlace.generate.sampling import Sampling
+from interlace.layers.projection import Packed, Projections
 from interlace.model.model import HybridLM
+from interlace.ops import native
 
 PREFILL = 4096  # prompt tokens read at a time, which bounds memory
 
@@ -51,16 +53,29 @@ def generate(
     return until_stop(tokenizer.stream(made), stop)
 
 
-def lay_out_for_decoding(model: HybridLM) -> HybridLM:
-    """Store float32 matrices column by column, which one-row products on a CPU read 1.3 times faster; same values.
+def lay_out_for_decoding(model: HybridLM, int8: bool = False) -> HybridLM:
+    """Lay a model's matrices out for one-row products, which read every weight once per token. It will only generate.
 
-    For a model that will only generate: an optimizer that was made before would still hold the old layout.
+    Layers that read the same input become one product. Where there are no native kernels, float32 matrices are stored
+    column by column instead, which the library reads 1.3 times faster on a CPU. Values stay the same.
+
+    Args:
+        model: changed in place; an optimizer made before would still hold the old layout.
+        int8: round each output's weights to 255 steps, which halves what bfloat16 reads. The model then cannot be
+            trained or saved.
     """
+    on_cpu = model.device.type == "cpu"
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, Projections) and (int8 or (on_cpu and native.available())):
+            module.pack(int8)
+        elif isinstance(module, nn.Linear) and on_cpu and not native.available():
             weight: Tensor = module.weight
-            if weight.dtype == torch.float32 and weight.device.type == "cpu":
+            if weight.dtype == torch.float32 and weight.numel():
                 weight.data = weight.data.t().contiguous().t()
+    if int8:
+        model.packed_head = Packed.int8(model.head.weight.detach())
+        if not model.config.tied_embeddings:
+            model.head.weight.data = model.head.weight.new_empty(0, model.config.width)
     return model
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from interlace.base.segments import Segments
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import RMSNorm
+from interlace.layers.projection import Projections
 from interlace.layers.rope import RopeConfig, rotate
 from interlace.ops.attention.dispatch import attention
 from interlace.ops.attention.state import AttentionState
@@ -85,8 +86,10 @@ class AttentionConfig(MixerConfig):
         return 2 * min(context, self.window or context) * self.groups * self.head_dim * element_bytes
 
 
-class Attention(nn.Module):
+class Attention(Projections):
     """Source: Olmo 2 and 3 (QK-norm over the projection before the head split), arXiv 2501.00656."""
+
+    GROUPS = (("query", "key", "value"), ("output",))
 
     def __init__(self, width: int, config: AttentionConfig, eps: float):
         """width: the model's; eps: of the QK-norms."""
@@ -110,7 +113,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
         """x [total, D] to ([total, D], the state after these tokens)."""
-        query, key, value = self.query(x), self.key(x), self.value(x)
+        sizes = (self.config.heads * self.dim, self.config.groups * self.dim, self.config.groups * self.dim)
+        query, key, value = self.project("query", x).split(sizes, dim=-1)
         if self.config.qk_norm == "projection":
             query, key = self.query_norm(query), self.key_norm(key)
         query, key, value = (y.unflatten(-1, (-1, self.dim)) for y in (query, key, value))
@@ -121,4 +125,4 @@ class Attention(nn.Module):
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         segments: Segments = stream.segments
         mixed, state = attention(query, key, value, segments=segments, state=state, window=self.config.window)
-        return self.output(mixed.flatten(1)), state
+        return self.project("output", mixed.flatten(1)), state

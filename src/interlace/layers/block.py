@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.mlp import MLP, MLPConfig
 from interlace.layers.norm import RMSNorm
+from interlace.layers.projection import compute_dtype
 
 
 class Block(nn.Module):
@@ -28,9 +29,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any]:
         """x [total, D] to ([total, D], the mixer's state)."""
         if self.norm_input:
-            mixed, state = self.mixer(self.mixer_norm(x), stream, state)
-            x = x + mixed
-            return (x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x), state
+            dtype = compute_dtype(x)
+            mixed, state = self.mixer(self.mixer_norm(x, dtype), stream, state)
+            if not self.has_mlp:
+                return x + mixed, state
+            normed, x = self.mlp_norm.after_sum(x, mixed, dtype)
+            return self.mlp(normed, x), state
         mixed, state = self.mixer(x, stream, state)
-        x = x + self.mixer_norm(mixed)
-        return (x + self.mlp_norm(self.mlp(x)) if self.has_mlp else x), state
+        x = self.mixer_norm.into_sum(mixed, x)
+        return (self.mlp_norm.into_sum(self.mlp(x), x) if self.has_mlp else x), state

@@ -14,12 +14,13 @@ from torch.nn.functional import softplus
 
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import GatedRMSNorm
+from interlace.layers.projection import Projections
 from interlace.ops.gated_delta.dispatch import gated_delta_unchecked
+from interlace.ops.gated_delta.mixer_step import mixer_step, mixer_step_serves
 from interlace.ops.gated_delta.flops import flops_per_token_and_head
 from interlace.ops.short_convolution.dispatch import short_convolution
 
 NORM_EPS = 1e-5  # the released weights' gated norm, whatever the model's own eps is
-L2_EPS = 1e-6
 
 
 @dataclass
@@ -115,10 +116,11 @@ class GatedDeltaConfig(MixerConfig):
         return 0
 
 
-class GatedDelta(nn.Module):
+class GatedDelta(Projections):
     """Source: arXiv 2412.06464; the details are those of Olmo Hybrid, arXiv 2604.03444 section 2.1."""
 
     FLOAT32 = ("A_log", "dt_bias")
+    GROUPS = (("query", "key", "value", "gate", "decay", "beta"), ("output",))
 
     def __init__(self, width: int, config: GatedDeltaConfig):
         """width: the model's."""
@@ -169,24 +171,44 @@ class GatedDelta(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream, state: GatedDeltaState | None) -> tuple[Tensor, GatedDeltaState]:
         """x [total, D] to ([total, D], the state after these tokens)."""
-        c = self.config
+        c, G, (key, _, value) = self.config, self.config.groups, self.config.channels
+        projected = self.project("query", x)
+        taps = self.convolution.to(projected.dtype)
+        if self.steps(projected, taps, stream, state):
+            assert state is not None
+            return self.project("output", self.step(projected, taps, state)), state
+        mixed, gate, decay, beta = projected.split((2 * key + value, value, G, G), dim=-1)
         before = (None, None) if state is None else (state.window, state.memory)
-        mixed = torch.cat((self.query(x), self.key(x), self.value(x)), dim=-1)
-        taps = self.convolution.to(mixed.dtype)
         mixed, window = short_convolution(mixed, taps, segments=stream.segments, state=before[0])
-        both, value = mixed.split((2 * c.channels[0], c.channels[2]), dim=-1)
-        query, key = normalise(both.unflatten(-1, (-1, c.key_dim))).chunk(2, dim=1)
-        value = value.unflatten(-1, (-1, c.value_dim))
-        beta = self.beta(x).sigmoid()
-        beta = 2 * beta if c.negative_eigenvalues else beta
-        step = softplus(self.decay(x).to(self.dt_bias.dtype) + self.dt_bias)
-        log_decay = -self.A_log.exp() * step
-        out, memory = gated_delta_unchecked(query, key, value, log_decay, beta, stream.segments, before[1])
-        gate = self.gate(x).unflatten(-1, (-1, c.value_dim))
-        return self.output(self.norm(out.to(gate.dtype), gate).flatten(1)), GatedDeltaState(window, memory)
+        both, value_heads = mixed.split((2 * key, value), dim=-1)
+        query_heads, key_heads = both.unflatten(-1, (-1, c.key_dim)).chunk(2, dim=1)
+        beta = beta.sigmoid() * (2 if c.negative_eigenvalues else 1)
+        log_decay = -self.A_log.exp() * softplus(decay.to(self.dt_bias.dtype) + self.dt_bias)
+        inputs = (query_heads, key_heads, value_heads.unflatten(-1, (-1, c.value_dim)), log_decay, beta)
+        out, memory = gated_delta_unchecked(*inputs, stream.segments, before[1], normalise=True)
+        out = self.norm(out, gate.unflatten(-1, (-1, c.value_dim)))
+        return self.project("output", out.flatten(1)), GatedDeltaState(window, memory)
 
+    def steps(self, projected: Tensor, taps: Tensor, stream: Stream, state: GatedDeltaState | None) -> bool:
+        """Whether this is one token per sequence that the fused step can serve."""
+        return (
+            state is not None
+            and stream.segments.time == 1
+            and mixer_step_serves(projected, taps, self.norm.weight, state.window, state.memory)
+        )
 
-def normalise(x: Tensor) -> Tensor:
-    """x / sqrt(sum(x^2) + eps) over the last axis, in float32 at least: the operator wants unit keys and queries."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + L2_EPS)
+    def step(self, projected: Tensor, taps: Tensor, state: GatedDeltaState) -> Tensor:
+        """One token per sequence between the projections, [N, G V]; the state is changed in place, being used up."""
+        c = self.config
+        return mixer_step(
+            projected,
+            taps,
+            self.norm.weight,
+            self.A_log,
+            self.dt_bias,
+            state.window,
+            state.memory,
+            heads=c.heads,
+            negative_eigenvalues=c.negative_eigenvalues,
+            eps=self.norm.eps,
+        )

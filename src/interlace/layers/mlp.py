@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from interlace.layers.base import Closed
+from interlace.layers.projection import Projections
+from interlace.ops.swiglu.dispatch import swiglu
 
 
 class MLPConfig(Closed):
@@ -27,8 +28,10 @@ class MLPConfig(Closed):
         return 2.0 * self.parameters(width)
 
 
-class MLP(nn.Module):
+class MLP(Projections):
     """Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202."""
+
+    GROUPS = (("gate", "up"), ("down",))
 
     def __init__(self, width: int, config: MLPConfig):
         """width: the model's."""
@@ -37,6 +40,6 @@ class MLP(nn.Module):
         self.up = nn.Linear(width, config.width, bias=False)
         self.down = nn.Linear(config.width, width, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[total, D] to the same."""
-        return self.down(silu(self.gate(x)) * self.up(x))
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[total, D] to the same; residual is added."""
+        return self.project("down", swiglu(self.project("gate", x)), residual)

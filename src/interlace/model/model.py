@@ -12,8 +12,10 @@ from interlace.base.segments import Segments
 from interlace.layers.base import Stream
 from interlace.layers.block import Block
 from interlace.layers.norm import RMSNorm
+from interlace.layers.projection import Packed, compute_dtype
 from interlace.model.config import ModelConfig
 from interlace.model.state import ModelState
+from interlace.ops.linear.dispatch import linear
 
 
 class HybridLM(nn.Module):
@@ -32,6 +34,7 @@ class HybridLM(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer: Any = None
+        self.packed_head: Packed | None = None
         with torch.device(device or "cpu"):
             self.embedding = nn.Embedding(config.vocabulary, config.width)
             self.blocks = nn.ModuleList(
@@ -97,8 +100,14 @@ class HybridLM(nn.Module):
         """
         hidden, segments, state = self.hidden(tokens, segments, state)
         if last_only:
-            return self.head(hidden[segments.last().to(hidden.device)]), state
-        return self.head(hidden).unflatten(0, tokens.shape), state
+            return self.logits(hidden[segments.last().to(hidden.device)]), state
+        return self.logits(hidden).unflatten(0, tokens.shape), state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head makes of [rows, D]: [rows, vocabulary]."""
+        if self.packed_head is not None and not torch.is_grad_enabled():
+            return self.packed_head(hidden)
+        return linear(hidden, self.head.weight)
 
     def hidden(
         self, tokens: Tensor, segments: Segments | None = None, state: ModelState | None = None
@@ -122,4 +131,8 @@ class HybridLM(nn.Module):
             x, after = block(x, stream, None if state is None else state.layers[index])
             states.append(after)
         lengths = torch.diff(segments.offsets).long()
-        return self.norm(x), segments, ModelState(states, lengths if before is None else before + lengths)
+        return (
+            self.norm(x, compute_dtype(x)),
+            segments,
+            ModelState(states, lengths if before is None else before + lengths),
+        )

@@ -1,10 +1,24 @@
 """Operators: one folder each, with its derivation, its slow truth, its fast forms and their dispatch.
 
-Every operator takes a flat axis of tokens plus `segments`, and returns `(out, state)`, always.
+Every operator that mixes tokens takes a flat axis of them plus `segments`, and returns `(out, state)`, always. Those that
+work on each token alone (norm, activation, loss, product) have no state; their docstrings say what they return.
 """
 
 from interlace.ops.attention.dispatch import attention
+from interlace.ops.cross_entropy.dispatch import cross_entropy_
 from interlace.ops.gated_delta.dispatch import gated_delta, gated_delta_step
+from interlace.ops.linear.dispatch import linear
+from interlace.ops.rms_norm.dispatch import rms_norm
 from interlace.ops.short_convolution.dispatch import short_convolution
+from interlace.ops.swiglu.dispatch import swiglu
 
-__all__ = ["attention", "gated_delta", "gated_delta_step", "short_convolution"]
+__all__ = [
+    "attention",
+    "cross_entropy_",
+    "gated_delta",
+    "gated_delta_step",
+    "linear",
+    "rms_norm",
+    "short_convolution",
+    "swiglu",
+]

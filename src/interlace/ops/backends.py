@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from interlace.base.errors import BackendUnavailable, ConfigError, nearest
 
 log = logging.getLogger("interlace")
@@ -21,14 +23,14 @@ class Backend:
         name: what the `backend` argument says.
         run: the implementation; None where this build has none.
         refuses: given the call's tensors, the reason why it cannot serve them, or None if it can.
-        device: the only type of device it serves; None for any.
+        devices: the types of device it serves; empty for any.
         missing: why there is no `run`, where one could be expected.
     """
 
     name: str
     run: Callable[..., Any] | None
     refuses: Callable[..., str | None] = lambda *_: None
-    device: str | None = None
+    devices: tuple[str, ...] = ()
     missing: str = ""
 
 
@@ -47,21 +49,21 @@ def choose(operator: str, backends: Sequence[Backend], backend: str, *tensors: A
     """
     if backend == "auto":
         for candidate in backends:
-            if candidate.device not in (None, tensors[0].device.type):
+            if candidate.devices and tensors[0].device.type not in candidate.devices:
                 continue
             reason = candidate.missing if candidate.run is None else candidate.refuses(*tensors)
             if candidate.run is not None and reason is None:
                 return candidate.run
-            if reason:
+            if reason and not torch.compiler.is_compiling():
                 announce(f"backend '{candidate.name}' cannot serve {operator} ({reason}); taking a slower one")
         raise BackendUnavailable(f"{operator}: no backend can serve this call")
     named = {b.name: b for b in backends}
     if backend not in named:
         raise ConfigError(f"{operator}: backend '{backend}' is unknown; {nearest(backend, ['auto', *named])}")
-    run, device = named[backend].run, named[backend].device
+    run, devices = named[backend].run, named[backend].devices
     reason = (named[backend].missing or "this build does not contain it") if run is None else None
-    if run is not None and device not in (None, tensors[0].device.type):
-        reason = f"it serves tensors on {device}, not on {tensors[0].device.type}"
+    if run is not None and devices and tensors[0].device.type not in devices:
+        reason = f"it serves tensors on {' and '.join(devices)}, not on {tensors[0].device.type}"
     elif run is not None:
         reason = named[backend].refuses(*tensors)
     if run is None or reason is not None:

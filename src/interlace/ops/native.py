@@ -19,6 +19,7 @@ from interlace.base.errors import ConfigError, nearest
 
 VARIABLE = "INTERLACE_NATIVE"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+DEVICES = ("cpu", "meta")  # on the meta device, shapes and what autograd keeps, as on the CPU
 NONE = 0  # the address of an absent tensor
 
 
@@ -76,6 +77,15 @@ def shares_torch_threads() -> bool:
     return _module is not None and _module.threads_of_torch() == torch.get_num_threads()
 
 
+def keep_memory() -> None:
+    """Keep freed memory in this process: a training step then reuses its pages, which the system need not clear again.
+
+    Resident memory stays at its peak. Without kernels, or with another malloc than glibc's, nothing happens.
+    """
+    if _module is not None:
+        _module.keep_memory()
+
+
 @contextmanager
 def using(instruction_set: str) -> Iterator[None]:
     """Run the kernels of this instruction set inside the block."""
@@ -85,6 +95,16 @@ def using(instruction_set: str) -> Iterator[None]:
         yield
     finally:
         kernels().use(before)
+
+
+def wants_graph(*tensors: Tensor | None) -> bool:
+    """Whether a call must go through torch's dispatcher: for autograd, for torch.compile, or for shapes alone.
+
+    Else the kernel is called at once, which saves tens of microseconds.
+    """
+    if torch.compiler.is_compiling() or any(x is not None and x.device.type == "meta" for x in tensors):
+        return True
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def refuses(*tensors: Tensor | None) -> str | None:
@@ -102,7 +122,14 @@ def address(x: Tensor | None) -> int:
 
 def rows(x: Tensor) -> Tensor:
     """x [total, ...] with each row contiguous; rows themselves may lie apart, as in a slice of a wider tensor."""
-    return x if x[0].is_contiguous() else x.contiguous()
+    if x.is_contiguous():
+        return x
+    inner = 1
+    for size, stride in zip(reversed(x.shape[1:]), reversed(x.stride()[1:]), strict=True):
+        if size != 1 and stride != inner:
+            return x.contiguous()
+        inner *= size
+    return x
 
 
 def floats(x: Tensor) -> Tensor:

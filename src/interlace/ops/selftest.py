@@ -17,8 +17,12 @@ from interlace.base.segments import Segments
 from interlace.ops import native
 from interlace.ops.attention import dispatch as attention_dispatch
 from interlace.ops.backends import Backend
+from interlace.ops.cross_entropy import dispatch as cross_entropy_dispatch
 from interlace.ops.gated_delta import dispatch as gated_delta_dispatch
+from interlace.ops.linear import dispatch as linear_dispatch
+from interlace.ops.rms_norm import dispatch as rms_norm_dispatch
 from interlace.ops.short_convolution import dispatch as short_convolution_dispatch
+from interlace.ops.swiglu import dispatch as swiglu_dispatch
 
 # Relative error of values and gradients against float64. float32: the recurrence is a product of up to a few hundred
 # factors of norm 1, each rounded at 6e-8, and nearly parallel keys amplify what is lost by up to 1e2. bfloat16: inputs
@@ -44,12 +48,16 @@ class Case:
         label: what is nasty here.
         tensors: float64 inputs by argument name, the state's included; all take part in the gradient check.
         call: (backend, tensors) to the list of outputs that are compared.
+        truth: the backend that defines the operator.
+        differentiable: whether gradients of the outputs are compared too.
     """
 
     operator: str
     label: str
     tensors: dict[str, Tensor]
     call: Callable[[str, dict[str, Tensor]], list[Tensor]]
+    truth: str = "recurrent"
+    differentiable: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,13 @@ class Finding:
         return self.values <= self.tolerance and (self.gradients is None or self.gradients <= self.tolerance)
 
 
-def gated_delta_case(lengths: list[int], label: str, with_state: bool, seed: int = 0) -> Case:
-    """H != G, K != V; keys nearly parallel; beta at 0, 1, 2 and between; log_decay at 0, -30 and between."""
+def gated_delta_case(
+    lengths: list[int], label: str, with_state: bool, seed: int = 0, shape: tuple[int, int, int, int] = (2, 4, 12, 20)
+) -> Case:
+    """H != G, K != V; keys nearly parallel; beta at 0, 1, 2 and between; log_decay at 0, -30 and between.
+
+    With a state, queries and keys are of any length and the operator normalises them.
+    """
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -83,7 +96,7 @@ def gated_delta_case(lengths: list[int], label: str, with_state: bool, seed: int
             index < len(values), between
         )
 
-    T, H, G, K, V = sum(lengths), 2, 4, 12, 20
+    T, (H, G, K, V) = sum(lengths), shape
     parallel = normalize(normal(1, H, K), dim=-1)
     key = normalize(parallel + 0.1 * normal(T, H, K), dim=-1)
     weak = torch.randint(2, (T, G), generator=draw).double()  # half the tokens hardly decay
@@ -96,10 +109,13 @@ def gated_delta_case(lengths: list[int], label: str, with_state: bool, seed: int
     }
     if with_state:
         tensors["state"] = normal(len(lengths), G, K, V)
+        tensors["query"] = tensors["query"] * normal(T, H, 1).exp()
+        tensors["key"] = tensors["key"] * normal(T, H, 1).exp()
     segments = Segments.from_lengths(lengths)
 
     def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
-        return list(gated_delta_dispatch.gated_delta(**x, segments=segments, backend=backend))  # type: ignore[arg-type]
+        operator = gated_delta_dispatch.gated_delta
+        return list(operator(**x, segments=segments, normalise=with_state, backend=backend))  # type: ignore[arg-type]
 
     return Case("gated_delta", label, tensors, call)
 
@@ -137,15 +153,87 @@ def attention_case(lengths: list[int], label: str, window: int | None, seed: int
     return Case("attention", label, tensors, call)
 
 
+def rms_norm_case(lengths: list[int], label: str, dressed: bool, seed: int = 0) -> Case:
+    """An odd width, rows of very different size and one of zeros; dressed: with before, gate and after."""
+    draw = torch.Generator().manual_seed(seed)
+    T, heads, D = sum(lengths), 3, 37
+    tensors = {"x": torch.randn(T, heads, D, generator=draw, dtype=torch.float64)}
+    tensors["x"] *= torch.randn(T, heads, 1, generator=draw, dtype=torch.float64).mul(3).exp()
+    tensors["x"][0, 0] = 0
+    tensors["weight"] = torch.randn(D, generator=draw, dtype=torch.float64)
+    for name in ("before", "gate", "after") if dressed else ():
+        tensors[name] = torch.randn(T, heads, D, generator=draw, dtype=torch.float64)
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        out, total = rms_norm_dispatch.rms_norm(**x, eps=1e-5, backend=backend)  # type: ignore[arg-type]
+        return [out, total] if dressed else [out]
+
+    return Case("rms_norm", label, tensors, call, truth="plain")
+
+
+def swiglu_case(lengths: list[int], label: str, large: bool, seed: int = 0) -> Case:
+    """An odd width; large: values whose exponentials overflow."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(sum(lengths), 74, generator=draw, dtype=torch.float64) * (60 if large else 1)
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        return [swiglu_dispatch.swiglu(**x, backend=backend)]
+
+    return Case("swiglu", label, {"gate_up": x}, call, truth="plain")
+
+
+def cross_entropy_case(lengths: list[int], label: str, large: bool, seed: int = 0) -> Case:
+    """An odd vocabulary, an ignored target; large: logits whose exponentials overflow."""
+    draw = torch.Generator().manual_seed(seed)
+    rows, D = sum(lengths), 61
+    logits = torch.randn(rows, D, generator=draw, dtype=torch.float64) * (100 if large else 1)
+    targets = torch.randint(D, (rows,), generator=draw)
+    targets[rows // 2] = -100 if rows > 1 else targets[0]
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        d_logits = x["logits"].detach().clone()
+        losses = cross_entropy_dispatch.cross_entropy_(
+            d_logits, targets.to(d_logits.device), factor=0.5, backend=backend
+        )
+        return [losses, d_logits]
+
+    return Case("cross_entropy_", label, {"logits": logits}, call, truth="plain", differentiable=False)
+
+
+def linear_case(lengths: list[int], label: str, residual: bool, seed: int = 0) -> Case:
+    """Few rows and many, an odd width, an odd number of outputs."""
+    draw = torch.Generator().manual_seed(seed)
+    rows, D, outputs = sum(lengths), 83, 71
+    tensors = {"x": torch.randn(rows, D, generator=draw, dtype=torch.float64)}
+    tensors["weight"] = torch.randn(outputs, D, generator=draw, dtype=torch.float64) / D**0.5
+    if residual:
+        tensors["residual"] = torch.randn(rows, outputs, generator=draw, dtype=torch.float64)
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return [linear_dispatch.linear(**x, backend=backend)]  # type: ignore[arg-type]
+
+    return Case("linear", label, tensors, call, truth="plain", differentiable=False)
+
+
 CASES: dict[str, Callable[[list[int], str, bool], Case]] = {
     "gated_delta": gated_delta_case,
     "short_convolution": short_convolution_case,
     "attention": lambda lengths, label, windowed: attention_case(lengths, label, 5 if windowed else None),
+    "rms_norm": rms_norm_case,
+    "swiglu": swiglu_case,
+    "cross_entropy_": cross_entropy_case,
+    "linear": linear_case,
 }
+MIXERS = ("gated_delta", "short_convolution", "attention")  # those that carry something from token to token
 _TABLES: dict[str, tuple[Backend, ...]] = {
     "gated_delta": gated_delta_dispatch.BACKENDS,
     "short_convolution": short_convolution_dispatch.BACKENDS,
     "attention": attention_dispatch.BACKENDS,
+    "rms_norm": rms_norm_dispatch.BACKENDS,
+    "swiglu": swiglu_dispatch.BACKENDS,
+    "cross_entropy_": cross_entropy_dispatch.BACKENDS,
+    "linear": linear_dispatch.BACKENDS,
 }
 
 
@@ -203,25 +291,27 @@ def outputs_and_gradients(
     outputs = case.call(backend, inputs)
     draw = torch.Generator().manual_seed(1)
     weights = [torch.randn(y.shape, generator=draw, dtype=torch.float64) for y in outputs]
+    if not case.differentiable:
+        return [y.detach() for y in outputs], []
     parts = [(y.double().cpu() * w).sum() for y, w in zip(outputs, weights, strict=True)]
     gradients = torch.autograd.grad(torch.stack(parts).sum(), list(inputs.values()))
     return [y.detach() for y in outputs], list(gradients)
 
 
-def errors(case: Case, variant: Variant, dtype: torch.dtype, device: str = "cpu") -> tuple[float, float]:
-    """The worst relative error of a backend's values, and of its gradients, on one case."""
-    truth = outputs_and_gradients(case, "recurrent", dtype, torch.float64, "cpu")
+def errors(case: Case, variant: Variant, dtype: torch.dtype, device: str = "cpu") -> tuple[float, float | None]:
+    """The worst relative error of a backend's values, and of its gradients if the case has some."""
+    truth = outputs_and_gradients(case, case.truth, dtype, torch.float64, "cpu")
     with native.using(variant.instruction_set) if variant.instruction_set else nullcontext():
         found = outputs_and_gradients(case, variant.backend, dtype, dtype, device)
     values, gradients = (
         [relative(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(found, truth, strict=True)
     )
-    return max(values, key=worse), max(gradients, key=worse)
+    return max(values, key=worse), max(gradients, key=worse) if gradients else None
 
 
-def worse(error: float) -> tuple[bool, float]:
-    """A sort key by which NaN is the largest error."""
-    return error != error, error
+def worse(error: float | None) -> tuple[bool, float]:
+    """A sort key by which NaN is the largest error, and no error the smallest."""
+    return (False, -1.0) if error is None else (error != error, error)
 
 
 def check(device: str = "cpu", report: Callable[[str], None] = lambda _: None) -> list[Finding]:
@@ -231,12 +321,13 @@ def check(device: str = "cpu", report: Callable[[str], None] = lambda _: None) -
         for variant in variants(operator):
             if variant.instruction_set and device != "cpu":
                 continue
-            for dtype in (torch.float32,) if variant.backend == "recurrent" else tuple(TOLERANCE):
+            for dtype in (torch.float32,) if variant.backend in ("recurrent", "plain") else tuple(TOLERANCE):
                 if not variant.serves(dtype):
                     continue
                 name = str(dtype).removeprefix("torch.")
                 report(f"{operator} {variant} {name}")
                 both = [errors(case, variant, dtype, device) for case in cases(operator)]
                 values, gradients = (max(x, key=worse) for x in zip(*both, strict=True))
+                assert values is not None
                 found.append(Finding(operator, str(variant), name, values, gradients, TOLERANCE[dtype]))
     return found

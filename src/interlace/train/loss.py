@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from interlace.data.batches import IGNORE
+from interlace.ops.cross_entropy.dispatch import cross_entropy_
 
-BLOCK = 1024  # tokens whose logits exist at a time
+BLOCK_ELEMENTS = 1 << 24  # logits that exist at a time
 
 
 class _Loss(torch.autograd.Function):
@@ -17,28 +18,27 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        count = (targets != IGNORE).sum().clamp(min=1)
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        count = max(1, int((targets != IGNORE).sum()))
+        d_hidden, d_weight = torch.empty_like(hidden, dtype=dtype), torch.zeros_like(weight)
         cast, total = weight.to(dtype), hidden.new_zeros((), dtype=torch.float32)
-        for start in range(0, hidden.shape[0], BLOCK):
-            rows = slice(start, start + BLOCK)
+        block = max(1, BLOCK_ELEMENTS // weight.shape[0])
+        for start in range(0, hidden.shape[0], block):
+            rows = slice(start, start + block)
             h, goal = hidden[rows].to(dtype), targets[rows]
-            valid = goal != IGNORE
-            index = goal.where(valid, 0).unsqueeze(1)
-            log_p = torch.log_softmax((h @ cast.T).float(), dim=-1)
-            total -= (log_p.gather(1, index).squeeze(1) * valid).sum()
-            d = log_p.exp_()
-            d.scatter_add_(1, index, torch.full_like(index, -1, dtype=d.dtype))
-            d = d.mul_(valid.unsqueeze(1) / count).to(dtype)
-            d_hidden[rows] = d @ cast
-            d_weight += d.T @ h
+            logits = h @ cast.T
+            total += cross_entropy_(logits, goal, ignored=IGNORE, factor=1 / count).sum()
+            torch.mm(logits, cast, out=d_hidden[rows])
+            d_weight += logits.T @ h
         ctx.save_for_backward(d_hidden, d_weight)
+        ctx.dtype = hidden.dtype
         return total / count
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * d_loss, d_weight * d_loss, None, None
+        if d_loss != 1:
+            d_hidden, d_weight = d_hidden * d_loss, d_weight * d_loss
+        return d_hidden.to(ctx.dtype), d_weight, None, None
 
 
 def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:

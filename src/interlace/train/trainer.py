@@ -19,6 +19,7 @@ from interlace.checkpoint.save import write_model
 from interlace.checkpoint.tensors import read_header, read_into, write
 from interlace.data.batches import Batch
 from interlace.model.model import HybridLM
+from interlace.ops import native
 from interlace.train.loss import next_token_loss
 from interlace.train.recipe import TrainSettings
 from interlace.train.schedule import warmup_stable_decay
@@ -56,6 +57,7 @@ class Trainer:
 
     def __init__(self, model: HybridLM, settings: TrainSettings, steps: int, precision: str = "float32"):
         """precision: "float32" or "bfloat16", of the matrix products."""
+        native.keep_memory()
         self.model, self.settings, self.steps, self.precision = model, settings, steps, precision
         self.done = 0
         groups = parameter_groups(model, settings.weight_decay)

@@ -111,7 +111,7 @@ def _run_chunked(
 
 
 BACKENDS = (
-    Backend("native", compiled.run if native.available() else None, native.refuses, "cpu", native.missing),
+    Backend("native", compiled.run if native.available() else None, native.refuses, native.DEVICES, native.missing),
     Backend("triton", None),
     Backend("fla", None),
     Backend("chunked", _run_chunked),

@@ -147,7 +147,7 @@ def run(
     """`gated_delta` on CPU tensors of float32 or bfloat16."""
     inputs = (query, key, value, log_decay, beta)
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, state) if x is not None)
-    if segments.time == 1 and state is not None and not wanted and not torch.compiler.is_compiling():
+    if segments.time == 1 and state is not None and not native.wants_graph(*inputs, state):
         memory = state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         return step(*inputs, memory, scale, normalise), memory
     return _forward(*inputs, segments.offsets, state, scale, normalise, wanted)[:2]

@@ -86,7 +86,7 @@ def _run_shifted(
 
 
 BACKENDS = (
-    Backend("native", compiled.run if native.available() else None, compiled.refuses, "cpu", native.missing),
+    Backend("native", compiled.run if native.available() else None, compiled.refuses, native.DEVICES, native.missing),
     Backend("triton", None),
     Backend("chunked", _run_shifted),
     Backend("recurrent", recurrent),

@@ -1,0 +1,105 @@
+"""Linear layers that read the same input, as one matrix product.
+
+A module that inherits `Projections` keeps its linear layers apart, as checkpoints name them, and multiplies by groups of
+them at once: training stacks a group's weights for each product; a model that only decodes has them stacked once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from interlace.ops.linear.dispatch import FEW, linear
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of matrix products with x: autocast's where it is on, else x's."""
+    kind = x.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
+
+
+@dataclass
+class Packed:
+    """A group's weights laid out for decoding: as they are, or as int8 with one scale per output.
+
+    Attributes:
+        weight: [outputs, D], floating or int8.
+        scales: [outputs] with an int8 weight, else None.
+        bias: [outputs] or None.
+    """
+
+    weight: Tensor
+    scales: Tensor | None = None
+    bias: Tensor | None = None
+
+    @staticmethod
+    def int8(weight: Tensor, bias: Tensor | None = None) -> Packed:
+        """Each output's weights rounded to 255 steps of its own largest."""
+        wide = weight.float()
+        scales = (wide.abs().amax(dim=1) / 127).clamp(min=1e-12)
+        return Packed((wide / scales[:, None]).round().to(torch.int8), scales.to(weight.dtype), bias)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x weight^T + bias + residual."""
+        if self.scales is None:
+            out = linear(x, self.weight, residual if self.bias is None else None)
+        elif x.shape[0] <= FEW and x.device.type == "cpu" and x.dtype == torch.bfloat16:
+            out = torch._weight_int8pack_mm(x, self.weight, self.scales)
+        else:
+            out = torch.nn.functional.linear(x, self.weight.to(x.dtype)) * self.scales.to(x.dtype)
+        if self.bias is not None:
+            out = out + self.bias
+        if residual is not None and (self.scales is not None or self.bias is not None):
+            out = residual + out
+        return out
+
+
+class Projections(nn.Module):
+    """A module whose linear layers are multiplied group by group; a group is called by its first layer's name.
+
+    Attributes:
+        GROUPS: names of the linear layers that read the same input.
+        packed: by group, once `pack` was called.
+    """
+
+    GROUPS: ClassVar[tuple[tuple[str, ...], ...]]
+
+    def __init__(self) -> None:
+        """Nothing is packed."""
+        super().__init__()
+        self.packed: dict[str, Packed] = {}
+
+    def project(self, group: str, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x [rows, D] through all layers of a group, side by side; residual is added."""
+        if self.packed and not torch.is_grad_enabled():
+            return self.packed[group](x, residual)
+        layers = self._layers(group)
+        dtype = compute_dtype(x)
+        weights = [layer.weight.to(dtype) for layer in layers]
+        biases = [layer.bias.to(dtype) for layer in layers if layer.bias is not None]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        if biases:
+            out = torch.nn.functional.linear(x.to(dtype), weight, torch.cat(biases))
+            return out if residual is None else residual + out
+        return linear(x.to(dtype), weight, residual)
+
+    def pack(self, int8: bool = False) -> None:
+        """Lay the weights out for decoding. With int8 the layers' own weights are given up."""
+        for names in self.GROUPS:
+            layers = self._layers(names[0])
+            weight = torch.cat([layer.weight.detach() for layer in layers])
+            biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+            bias = torch.cat(biases) if biases else None
+            self.packed[names[0]] = Packed.int8(weight, bias) if int8 else Packed(weight, bias=bias)
+            parts = weight.split([layer.weight.shape[0] for layer in layers])
+            for layer, part in zip(layers, parts, strict=True):  # the same memory, not a second copy
+                layer.weight.data = part.new_empty(0, part.shape[1]) if int8 else part
+
+    def _layers(self, group: str) -> list[nn.Linear]:
+        names = next(names for names in self.GROUPS if names[0] == group)
+        return [getattr(self, name) for name in names]

@@ -1,0 +1,64 @@
+"""The public operator `cross_entropy_`."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from interlace.base.errors import ShapeError
+from interlace.ops import native
+from interlace.ops.backends import Backend, choose
+from interlace.ops.cross_entropy.plain import plain
+from interlace.ops.native import DTYPES, address
+
+
+def _run_native(logits: Tensor, targets: Tensor, ignored: int, factor: float) -> Tensor:
+    targets, losses = targets.contiguous(), logits.new_empty(logits.shape[0], dtype=torch.float32)
+    sizes = [DTYPES[logits.dtype], *logits.shape, ignored, factor, torch.get_num_threads()]
+    native.kernels().cross_entropy(address(logits), address(targets), *sizes, address(losses))
+    return losses
+
+
+def _refuses(logits: Tensor) -> str | None:
+    return native.refuses(logits) if logits.is_contiguous() else "logits are not contiguous"
+
+
+BACKENDS = (
+    Backend("native", _run_native if native.available() else None, _refuses, ("cpu",), native.missing),
+    Backend("plain", plain),
+)
+
+
+def cross_entropy_(
+    logits: Float[Tensor, "rows D"],
+    targets: Int64[Tensor, "rows"],
+    *,
+    ignored: int = -100,
+    factor: float = 1.0,
+    backend: str = "auto",
+) -> Float[Tensor, "rows"]:
+    """-log softmax(logits)[target] of each row; the logits are replaced by `factor` times their gradient.
+
+    Args:
+        logits: [rows, D], changed in place.
+        targets: int64 [rows], each in [0, D), or `ignored`.
+        ignored: the target of rows that do not count: loss 0, gradient 0.
+        factor: multiplies the gradient.
+        backend: "auto", "native" (float32 and bfloat16 on a CPU) or "plain".
+
+    Returns:
+        Losses in nats [rows], in float32 at least.
+
+    Raises:
+        ShapeError: a target is out of range, or the shapes differ.
+    """
+    if logits.ndim != 2 or targets.shape != logits.shape[:1]:
+        raise ShapeError(f"cross_entropy_: targets has shape {list(targets.shape)}, but logits {list(logits.shape)}")
+    if targets.numel():
+        low, high = (int(x) for x in targets.where(targets != ignored, 0).aminmax())
+        if low < 0 or high >= logits.shape[1]:
+            raise ShapeError(
+                f"cross_entropy_: targets must lie in [0, {logits.shape[1]}) or be {ignored}, got {low} to {high}"
+            )
+    return choose("cross_entropy_", BACKENDS, backend, logits)(logits, targets, ignored, factor)

@@ -1,0 +1,147 @@
+"""RMSNorm by the compiled kernels, as torch custom ops."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interlace.ops import native
+from interlace.ops.native import DTYPES, NONE, address, rows
+
+# Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
+_INPUTS = "Tensor x, Tensor weight, Tensor? before, Tensor? gate, Tensor? after, float eps, ScalarType dtype"
+
+
+def prepare(
+    x: Tensor, weight: Tensor, before: Tensor | None, gate: Tensor | None, after: Tensor | None, dtype: torch.dtype
+) -> tuple[list[Tensor | None], list[int]]:
+    """The tensors as the kernels read them, and their dtypes, strides and sizes; the tensors must outlive the call."""
+    heads = x.shape[-2] if x.ndim > 2 else 1
+    operands = [x if x is None or x.ndim == 1 else rows(x) for x in (x, before, after, gate)]
+    dtypes = [0 if y is None else DTYPES[y.dtype] for y in (*operands, weight)]
+    strides = [0 if y is None or y.ndim == 1 else y.stride(0) for y in operands]
+    count = x.numel() // x.shape[-1]
+    sizes = [*dtypes, DTYPES[dtype], *strides, count, heads, x.shape[-1], torch.get_num_threads()]
+    return [*operands, weight.contiguous()], sizes
+
+
+@torch.library.custom_op(
+    "interlace::rms_norm_native", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor)", device_types="cpu"
+)
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    before: Tensor | None,
+    gate: Tensor | None,
+    after: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, total, inverse = _empty(x, weight, before, gate, after, eps, dtype)
+    tensors, sizes = prepare(x, weight, before, gate, after, dtype)
+    to = [address(out), NONE if before is None else address(total), address(inverse)]
+    native.kernels().rms_norm_forward([address(t) for t in tensors], sizes, eps, to)
+    return out, total, inverse
+
+
+@_forward.register_fake
+def _empty(x, weight, before, gate, after, eps, dtype):  # type: ignore[no-untyped-def]
+    out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    total = x.new_empty(0) if before is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+    return out, total, x.new_empty(x.shape[:-1], dtype=torch.float32)
+
+
+@torch.library.custom_op(
+    "interlace::rms_norm_native_backward",
+    mutates_args=(),
+    schema="(Tensor d_out, Tensor? d_sum, Tensor x, Tensor weight, Tensor? gate, Tensor inverse, ScalarType? before) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    device_types="cpu",
+)
+def _backward(
+    d_out: Tensor,
+    d_sum: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    gate: Tensor | None,
+    inverse: Tensor,
+    before: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grads = _empty_gradients(d_out, d_sum, x, weight, gate, inverse, before)
+    tensors, sizes = prepare(x, weight, None, gate, None, d_out.dtype)
+    sizes[1] = DTYPES[before or torch.float32]
+    d_out, d_sum = d_out.contiguous(), None if d_sum is None else d_sum.to(x.dtype).contiguous()
+    given = [address(d_out), address(d_sum), address(inverse)]
+    to = [address(g) if g.numel() else NONE for g in grads]
+    native.kernels().rms_norm_backward([address(t) for t in tensors], sizes, 0.0, given, to)
+    return grads
+
+
+@_backward.register_fake
+def _empty_gradients(d_out, d_sum, x, weight, gate, inverse, before):  # type: ignore[no-untyped-def]
+    d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    d_before = x.new_empty(0) if before in (None, x.dtype) else torch.empty_like(d_x, dtype=before)
+    d_gate = x.new_empty(0) if gate is None else torch.empty_like(gate, memory_format=torch.contiguous_format)
+    return d_x, d_before, d_gate, torch.empty_like(weight, dtype=torch.float32)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, before, gate, after, _, _ = inputs
+    _, total, inverse = output
+    ctx.save_for_backward(x if before is None else total, weight, gate, inverse)
+    ctx.before, ctx.after = (None if y is None else y.dtype for y in (before, after))
+    ctx.mark_non_differentiable(inverse)
+    ctx.set_materialize_grads(False)
+
+
+def _autograd(ctx: Any, d_out: Tensor | None, d_sum: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    x, weight, gate, inverse = ctx.saved_tensors
+    if d_out is None:
+        return (
+            d_sum,
+            None,
+            None if ctx.before is None or d_sum is None else d_sum.to(ctx.before),
+            None,
+            None,
+            None,
+            None,
+        )
+    d_sum = None if ctx.before is None else d_sum
+    d_x, d_before, d_gate, d_weight = _backward(d_out, d_sum, x, weight, gate, inverse, ctx.before)
+    if ctx.before == x.dtype:
+        d_before = d_x
+    return (
+        d_x,
+        d_weight.to(weight.dtype),
+        None if ctx.before is None else d_before,
+        None if gate is None else d_gate,
+        None if ctx.after is None else d_out.to(ctx.after),
+        None,
+        None,
+    )
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    before: Tensor | None,
+    gate: Tensor | None,
+    after: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """`rms_norm` on CPU tensors of float32 or bfloat16."""
+    if native.wants_graph(x, weight, before, gate, after):
+        out, total, _ = _forward(x, weight, before, gate, after, eps, dtype)
+        return out, x if before is None else total
+    out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    total = x if before is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+    tensors, sizes = prepare(x, weight, before, gate, after, dtype)
+    to = [address(out), NONE if before is None else address(total), NONE]
+    native.kernels().rms_norm_forward([address(t) for t in tensors], sizes, eps, to)
+    return out, total

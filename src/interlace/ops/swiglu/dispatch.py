@@ -1,0 +1,30 @@
+"""The public operator `swiglu`."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from interlace.base.errors import ShapeError
+from interlace.ops import native
+from interlace.ops.backends import Backend, choose
+from interlace.ops.swiglu import native as compiled
+from interlace.ops.swiglu.plain import plain
+
+BACKENDS = (
+    Backend("native", compiled.run if native.available() else None, native.refuses, native.DEVICES, native.missing),
+    Backend("plain", plain),
+)
+
+
+def swiglu(gate_up: Float[Tensor, "rows DD"], *, backend: str = "auto") -> Float[Tensor, "rows D"]:
+    """SiLU(gate) up, where each row of gate_up [rows, 2 D] holds gate and up side by side; [rows, D].
+
+    Raises:
+        ShapeError: gate_up is not [rows, 2 D].
+
+    Source: arXiv 2002.05202.
+    """
+    if gate_up.ndim != 2 or gate_up.shape[1] % 2:
+        raise ShapeError(f"swiglu: gate_up has shape {list(gate_up.shape)}, but it must be [rows, 2 D]")
+    return choose("swiglu", BACKENDS, backend, gate_up)(gate_up)
