@@ -99,6 +99,7 @@ struct CrossEntropy {
 
 struct Linear {
   const void *x, *weight, *residual;  // [rows, D] contiguous, [outputs, D] contiguous, [rows, outputs] or null
+  const float* scales;                // [outputs] where weight is int8, else null
   DType dtype;
   long rows, outputs, D;
   int threads;
@@ -120,6 +121,18 @@ struct MixerStep {  // one token of a Gated DeltaNet layer between its projectio
   void* out;                      // [N, G V]
 };
 
+struct AttentionStep {  // one token for each of N sequences: its key and value are kept, then its query looks back
+  const void *query, *key, *value;  // [N, H, K], [N, J, K], [N, J, V], heads contiguous
+  DType dtype;                      // of everything but positions
+  long q_row, k_row, v_row;
+  void *keys, *values;              // [N, capacity, J, K], [N, capacity, J, V]
+  const int64_t* positions;         // [N]: tokens kept before this one
+  long N, H, J, K, V, capacity, window;  // window 0 for none; else a ring of `window` slots
+  float scale;
+  int threads;
+  void* out;                        // [N, H V]
+};
+
 struct Kernels {
   const char* name;
   int vector_floats;
@@ -135,6 +148,7 @@ struct Kernels {
   void (*cross_entropy)(const CrossEntropy&);
   void (*linear)(const Linear&);
   void (*mixer_step)(const MixerStep&);
+  void (*attention_step)(const AttentionStep&);
 };
 
 constexpr long SNAPSHOT_TOKENS = 256;  // forward keeps a state every so many tokens for backward to start from

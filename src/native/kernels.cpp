@@ -8,6 +8,7 @@
 #include "parallel.h"
 #include "simd.h"
 
+#include "attention.cpp"
 #include "cross_entropy.cpp"
 #include "gated_delta.cpp"
 #include "linear.cpp"
@@ -37,4 +38,5 @@ const Kernels TABLE(INTERLACE_ISA) = {
     INTERLACE_ISA::cross_entropy,
     INTERLACE_ISA::linear,
     INTERLACE_ISA::mixer_step,
+    INTERLACE_ISA::attention_step,
 };

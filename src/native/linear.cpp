@@ -4,6 +4,7 @@ namespace {
 
 constexpr long OUTPUTS = 4;       // rows of W read side by side
 constexpr long STRETCH = 64;      // outputs of an item of work
+constexpr long AHEAD = 2048;      // elements
 
 #ifdef __AVX512BF16__
 constexpr long STEP = 2 * VW;     // elements of one load: pairs of bfloat16 are multiplied and summed at once
@@ -27,6 +28,8 @@ inline void outputs(const T* w, long D, const T* x, float* y) {
   for (; d + 2 * step <= D; d += 2 * step) {
 #pragma GCC unroll 4
     for (int n = 0; n < N; n++) {
+      __builtin_prefetch(w + n * D + d + AHEAD, 0, 3);
+      __builtin_prefetch(w + n * D + d + AHEAD + step, 0, 3);
       even[n] = add_products(even[n], w + n * D + d, x + d);
       odd[n] = add_products(odd[n], w + n * D + d + step, x + d + step);
     }
@@ -36,20 +39,49 @@ inline void outputs(const T* w, long D, const T* x, float* y) {
   for (int n = 0; n < N; n++) y[n] = sum(even[n] + odd[n]);
 }
 
+// int8 weights: the row of x as floats, one product of 16 (8, 4) at a time, scaled at the end.
+template <int N>
+inline void outputs(const int8_t* w, long D, const float* x, float* y) {
+  vec even[N] = {}, odd[N] = {};
+  long d = 0;
+  for (; d + 2 * VW <= D; d += 2 * VW) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) {
+      if (d % 64 == 0) __builtin_prefetch(w + n * D + d + AHEAD, 0, 3);
+      even[n] += load(w + n * D + d) * load(x + d);
+      odd[n] += load(w + n * D + d + VW) * load(x + d + VW);
+    }
+  }
+  for (int n = 0; n < N; n++) {
+    y[n] = sum(even[n] + odd[n]);
+    for (long e = d; e < D; e++) y[n] += w[n * D + e] * x[e];
+  }
+}
+
 template <class T>
 void linear_rows(const Linear& x) {
+  const long ld = padded(x.D);
+  float* wide = x.scales ? scratch_memory(x.rows * ld) : nullptr;
+  for (long r = 0; r < (x.scales ? x.rows : 0); r++) widen(wide + r * ld, static_cast<const T*>(x.x) + r * x.D, x.D);
   parallel((x.outputs + STRETCH - 1) / STRETCH, x.threads, [&](long index) {
     const long first = index * STRETCH, count = least(STRETCH, x.outputs - first);
     const T* w = static_cast<const T*>(x.weight) + first * x.D;
+    const int8_t* w8 = static_cast<const int8_t*>(x.weight) + first * x.D;
     float y[STRETCH] = {};
     for (long r = 0; r < x.rows; r++) {
       const T* row = static_cast<const T*>(x.x) + r * x.D;
+      auto some = [&](long o, auto size) {
+        constexpr int N = decltype(size)::value;
+        if (x.scales) outputs<N>(w8 + o * x.D, x.D, wide + r * ld, y + o);
+        else outputs<T, N>(w + o * x.D, x.D, row, y + o);
+      };
       long o = 0;
-      for (; o + OUTPUTS <= count; o += OUTPUTS) outputs<T, OUTPUTS>(w + o * x.D, x.D, row, y + o);
-      for (; o < count; o++) outputs<T, 1>(w + o * x.D, x.D, row, y + o);
+      for (; o + OUTPUTS <= count; o += OUTPUTS) some(o, Int<OUTPUTS>{});
+      for (; o < count; o++) some(o, Int<1>{});
       const T* residual = x.residual ? static_cast<const T*>(x.residual) + r * x.outputs + first : nullptr;
       along_row(count, [&](long d, auto part) {
         vec z = load(y + d);
+        if (x.scales) z *= load_part(x.scales + first, d, count, part);
         if (residual) z += load_part(residual, d, count, part);
         store_part(static_cast<T*>(x.out) + r * x.outputs + first, z, d, count, part);
       });

@@ -211,10 +211,23 @@ void cross_entropy(Address logits, Address targets, int dtype, long rows, long D
                          pointer<float>(losses)});
 }
 
-void linear(Address x, Address weight, Address residual, int dtype, long rows, long outputs, long D, int threads, Address out) {
+void linear(Address x, Address weight, Address residual, Address scales, int dtype, long rows, long outputs, long D,
+            int threads, Address out) {
   nb::gil_scoped_release released;
-  active->linear({pointer<void>(x), pointer<void>(weight), pointer<void>(residual), DType(dtype), rows, outputs, D, threads,
-                  pointer<void>(out)});
+  active->linear({pointer<void>(x), pointer<void>(weight), pointer<void>(residual), pointer<float>(scales), DType(dtype), rows,
+                  outputs, D, threads, pointer<void>(out)});
+}
+
+void attention_step(std::vector<Address> in, std::vector<long> sizes, float scale, Address out) {
+  nb::gil_scoped_release released;
+  AttentionStep x{};
+  x.query = pointer<void>(in[0]), x.key = pointer<void>(in[1]), x.value = pointer<void>(in[2]);
+  x.keys = pointer<void>(in[3]), x.values = pointer<void>(in[4]), x.positions = pointer<int64_t>(in[5]);
+  x.dtype = DType(sizes[0]), x.q_row = sizes[1], x.k_row = sizes[2], x.v_row = sizes[3];
+  x.N = sizes[4], x.H = sizes[5], x.J = sizes[6], x.K = sizes[7], x.V = sizes[8];
+  x.capacity = sizes[9], x.window = sizes[10], x.threads = sizes[11];
+  x.scale = scale, x.out = pointer<void>(out);
+  active->attention_step(x);
 }
 
 void mixer_step(std::vector<Address> in, std::vector<long> sizes, float scale, float eps, Address out) {
@@ -252,4 +265,5 @@ NB_MODULE(_native, m) {
   m.def("cross_entropy", &cross_entropy);
   m.def("linear", &linear);
   m.def("mixer_step", &mixer_step);
+  m.def("attention_step", &attention_step);
 }

@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512BF16__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -33,6 +33,18 @@ inline void store(float* p, vec x) { *reinterpret_cast<vec_anywhere*>(p) = x; }
 inline vec load(const bf16* p) {
   uvec wide = __builtin_convertvector(*reinterpret_cast<const hvec_anywhere*>(p), uvec);
   return (vec)(wide << 16);
+}
+
+inline vec load(const int8_t* p) {  // by name where the compiler would go element by element
+#if defined(__AVX512F__)
+  return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+#else
+  vec x;
+  for (int i = 0; i < VW; i++) x[i] = p[i];
+  return x;
+#endif
 }
 
 inline void store(bf16* p, vec x) {  // rounds to nearest, ties to even; NaN stays NaN
@@ -68,12 +80,6 @@ template <class T>
 inline vec load_up_to(const T* p, long n) { return n >= VW ? load(p) : load_first(p, n); }
 template <class T>
 inline void store_up_to(T* p, vec x, long n) { n >= VW ? store(p, x) : store_first(p, x, n); }
-
-inline float sum(vec x) {
-  float total = 0;
-  for (int i = 0; i < VW; i++) total += x[i];
-  return total;
-}
 
 inline vec select(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 inline vec larger(vec a, vec b) { return select(a < b, b, a); }  // a NaN in a stays
@@ -186,12 +192,6 @@ inline void prefetch(const Rows& rows, long r, long column, long n) {
   for (long i = 0; i < n * size; i += 64) __builtin_prefetch(first + i, 0, 2);  // rows 4 KiB apart share sets of the first cache
 }
 
-inline float dot(const float* a, const float* b, long padded) {
-  vec total = {};
-  for (long i = 0; i < padded; i += VW) total += load(a + i) * load(b + i);
-  return sum(total);
-}
-
 // A leading dimension for rows of n floats: whole cache lines, an odd number of them, so that a column of rows spreads
 // over all sets of the cache.
 inline long leading(long n) { return ((n + LINE - 1) / LINE | 1) * LINE; }
@@ -210,7 +210,26 @@ struct Count<0, L...> {
     vec high = __builtin_shufflevector(a, b, ((L & S) ? VW + L : L + S)...);
     a = low, b = high;
   }
+  // Each lane's partner, whose number differs in bit S.
+  template <int S>
+  static vec crossed(vec x) {
+    return __builtin_shufflevector(x, x, (L ^ S)...);
+  }
 };
+
+inline float sum(vec x) {
+  if constexpr (VW > 8) x += Count<VW>::template crossed<8 % VW>(x);
+  if constexpr (VW > 4) x += Count<VW>::template crossed<4 % VW>(x);
+  x += Count<VW>::template crossed<2>(x);
+  x += Count<VW>::template crossed<1>(x);
+  return x[0];
+}
+
+inline float dot(const float* a, const float* b, long padded) {
+  vec total = {};
+  for (long i = 0; i < padded; i += VW) total += load(a + i) * load(b + i);
+  return sum(total);
+}
 
 template <int S>
 inline void transpose_stage(vec* rows) {

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from interlace.base.errors import ConfigError, PromptTooLong
+from interlace.generate.replay import Decoder
 from interlace.generate.sampling import Sampling
 from interlace.layers.projection import Packed, Projections
 from interlace.model.model import HybridLM
@@ -137,12 +138,11 @@ def _tokens(model: HybridLM, ids: Tensor, max_tokens: int, sampling: Sampling, s
     with torch.inference_mode():
         for part in ids.split(PREFILL):
             logits, state = model(part, state=state, last_only=True)
+    decoder = Decoder(model, state)
     for made in range(1, max_tokens + 1):
         token = int(sampling.draw(logits[0], generator))
         if token in model.config.tokens.eos:
             return
         yield token
         if made < max_tokens:
-            with torch.inference_mode():
-                tokens = torch.tensor([token], device=ids.device)
-                logits, state = model(tokens, state=state, last_only=True)
+            logits = decoder.step(torch.tensor([token], device=ids.device))

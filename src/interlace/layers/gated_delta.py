@@ -16,8 +16,8 @@ from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import GatedRMSNorm
 from interlace.layers.projection import Projections
 from interlace.ops.gated_delta.dispatch import gated_delta_unchecked
-from interlace.ops.gated_delta.mixer_step import mixer_step, mixer_step_serves
 from interlace.ops.gated_delta.flops import flops_per_token_and_head
+from interlace.ops.gated_delta.mixer_step import mixer_step, mixer_step_serves
 from interlace.ops.short_convolution.dispatch import short_convolution
 
 NORM_EPS = 1e-5  # the released weights' gated norm, whatever the model's own eps is

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from interlace.ops.linear.dispatch import FEW, linear
+from interlace.ops.linear.dispatch import linear
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -29,7 +29,7 @@ class Packed:
 
     Attributes:
         weight: [outputs, D], floating or int8.
-        scales: [outputs] with an int8 weight, else None.
+        scales: float32 [outputs] with an int8 weight, else None.
         bias: [outputs] or None.
     """
 
@@ -42,21 +42,14 @@ class Packed:
         """Each output's weights rounded to 255 steps of its own largest."""
         wide = weight.float()
         scales = (wide.abs().amax(dim=1) / 127).clamp(min=1e-12)
-        return Packed((wide / scales[:, None]).round().to(torch.int8), scales.to(weight.dtype), bias)
+        return Packed((wide / scales[:, None]).round().to(torch.int8), scales, bias)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x weight^T + bias + residual."""
-        if self.scales is None:
-            out = linear(x, self.weight, residual if self.bias is None else None)
-        elif x.shape[0] <= FEW and x.device.type == "cpu" and x.dtype == torch.bfloat16:
-            out = torch._weight_int8pack_mm(x, self.weight, self.scales)
-        else:
-            out = torch.nn.functional.linear(x, self.weight.to(x.dtype)) * self.scales.to(x.dtype)
-        if self.bias is not None:
-            out = out + self.bias
-        if residual is not None and (self.scales is not None or self.bias is not None):
-            out = residual + out
-        return out
+        if self.bias is None:
+            return linear(x, self.weight, residual, scales=self.scales)
+        out = linear(x, self.weight, scales=self.scales) + self.bias
+        return out if residual is None else residual + out
 
 
 class Projections(nn.Module):

@@ -100,7 +100,8 @@ class HybridLM(nn.Module):
         """
         hidden, segments, state = self.hidden(tokens, segments, state)
         if last_only:
-            return self.logits(hidden[segments.last().to(hidden.device)]), state
+            last = hidden if segments.time == 1 else hidden[segments.last().to(hidden.device)]
+            return self.logits(last), state
         return self.logits(hidden).unflatten(0, tokens.shape), state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -125,14 +126,14 @@ class HybridLM(nn.Module):
             raise ShapeError(f"state: holds {state.count} sequences, but segments has {segments.count}")
         before = None if state is None else state.positions
         stream = Stream(segments, segments.positions(before).to(tokens.device))
-        x = self.embedding(tokens.reshape(-1))
-        states = []
-        for index, block in enumerate(self.blocks):
-            x, after = block(x, stream, None if state is None else state.layers[index])
-            states.append(after)
+        hidden, layers = self.body(self.embedding(tokens.reshape(-1)), stream, None if state is None else state.layers)
         lengths = torch.diff(segments.offsets).long()
-        return (
-            self.norm(x, compute_dtype(x)),
-            segments,
-            ModelState(states, lengths if before is None else before + lengths),
-        )
+        return hidden, segments, ModelState(layers, lengths if before is None else before + lengths)
+
+    def body(self, x: Tensor, stream: Stream, layers: list[Any] | None) -> tuple[Tensor, list[Any]]:
+        """All between embedding and head: x [total, D] and the layers' states to the same after these tokens."""
+        after = []
+        for index, block in enumerate(self.blocks):
+            x, state = block(x, stream, None if layers is None else layers[index])
+            after.append(state)
+        return self.norm(x, compute_dtype(x)), after

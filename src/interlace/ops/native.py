@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,10 +57,10 @@ def available() -> bool:
     return _module is not None
 
 
-def kernels() -> ModuleType:
-    """The compiled module; only where `available`."""
+def kernels() -> Any:
+    """The compiled module, or what takes down its calls; only where `available`."""
     assert _module is not None, missing
-    return _module
+    return _recording or _module
 
 
 def instruction_sets() -> list[str]:
@@ -117,7 +118,65 @@ def refuses(*tensors: Tensor | None) -> str | None:
 
 def address(x: Tensor | None) -> int:
     """Where a tensor's first element lies; NONE for None."""
-    return NONE if x is None else x.data_ptr()
+    if x is None:
+        return NONE
+    if _recording is not None:
+        _recording.kept.append(x)
+    return x.data_ptr()
+
+
+class Recording:
+    """Kernel calls that were taken down, to be made again at the same addresses: nothing is allocated or looked up.
+
+    Attributes:
+        calls: the kernels and their arguments, in order.
+        kept: the tensors they point into.
+        counters: int64 tensors that rise by one with each replay.
+    """
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+        self.kept: list[Tensor] = []
+        self.counters: list[Tensor] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """A kernel that is taken down and then run."""
+        kernel = getattr(_module, name)
+
+        def call(*arguments: Any) -> None:
+            self.calls.append((kernel, arguments))
+            kernel(*arguments)
+
+        return call
+
+    def replay(self) -> None:
+        """Make the calls again."""
+        for counter in self.counters:
+            counter += 1
+        for kernel, arguments in self.calls:
+            kernel(*arguments)
+
+
+_recording: Recording | None = None
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    """Take down the kernel calls made inside the block, which run as always."""
+    global _recording
+    _recording = Recording()
+    try:
+        yield _recording
+    finally:
+        _recording = None
+
+
+def counter(x: Tensor) -> Tensor:
+    """x, which a replay must find risen by one each time."""
+    if _recording is not None:
+        _recording.counters.append(x)
+    return x
 
 
 def rows(x: Tensor) -> Tensor:

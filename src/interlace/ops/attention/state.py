@@ -113,6 +113,12 @@ class AttentionState:
         positions = [p + t for p, t in zip(self.positions, lengths, strict=True)]
         return AttentionState(self.keys, self.values, positions, self.window, self.reserve)
 
+    def stepped(self) -> AttentionState:
+        """The state with room for one more token of each sequence, counted as seen, which the caller will fill in."""
+        positions = [p + 1 for p in self.positions]
+        self._make_room(max(positions))
+        return AttentionState(self.keys, self.values, positions, self.window, self.reserve)
+
     def _make_room(self, tokens: int) -> None:
         capacity = self.keys.shape[1]
         needed = min(tokens, self.window or tokens)

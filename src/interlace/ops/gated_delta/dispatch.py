@@ -10,8 +10,8 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.backends import Backend, choose
 from interlace.ops import native
+from interlace.ops.backends import Backend, choose
 from interlace.ops.gated_delta import chunked
 from interlace.ops.gated_delta import native as compiled
 from interlace.ops.gated_delta.normalise import normalised

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from interlace.ops import native
@@ -13,23 +13,27 @@ from interlace.ops.native import DTYPES, address
 FEW = 4  # rows; beyond, the library's blocked product is faster
 
 
-def _plain(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
-    out = torch.nn.functional.linear(x, weight)
+def _plain(x: Tensor, weight: Tensor, residual: Tensor | None, scales: Tensor | None) -> Tensor:
+    out = torch.nn.functional.linear(x, weight.to(x.dtype))
+    if scales is not None:
+        out = out * scales.to(x.dtype)
     return out if residual is None else residual + out
 
 
-def _run_native(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+def _run_native(x: Tensor, weight: Tensor, residual: Tensor | None, scales: Tensor | None) -> Tensor:
     x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     out = x.new_empty(x.shape[0], weight.shape[0])
     sizes = (DTYPES[x.dtype], x.shape[0], *weight.shape, torch.get_num_threads())
-    native.kernels().linear(address(x), address(weight), address(residual), *sizes, address(out))
+    operands = (address(x), address(weight), address(residual), address(scales))
+    native.kernels().linear(*operands, *sizes, address(out))
     return out
 
 
-def _refuses(x: Tensor, weight: Tensor, residual: Tensor | None) -> str | None:
+def _refuses(x: Tensor, weight: Tensor, residual: Tensor | None, scales: Tensor | None) -> str | None:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return "it has no gradients"
-    if x.dtype != weight.dtype or (residual is not None and residual.dtype != x.dtype):
+    expected = x.dtype if scales is None else torch.int8
+    if weight.dtype != expected or (residual is not None and residual.dtype != x.dtype):
         return "the operands' dtypes differ"
     return native.refuses(x) if weight.is_contiguous() else "the weight is not contiguous"
 
@@ -42,19 +46,22 @@ BACKENDS = (
 
 def linear(
     x: Float[Tensor, "rows D"],
-    weight: Float[Tensor, "outputs D"],
+    weight: Shaped[Tensor, "outputs D"],
     residual: Float[Tensor, "rows outputs"] | None = None,
     *,
+    scales: Float[Tensor, "outputs"] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "rows outputs"]:
-    """x weight^T + residual; few rows without gradients by the native kernel, all else by torch's product.
+    """x (scales weight)^T + residual; few rows without gradients by the native kernel, all else by torch's product.
 
     Args:
         x: [rows, D].
-        weight: [outputs, D].
+        weight: [outputs, D], in x's dtype, or int8 with scales.
         residual: [rows, outputs] or None.
+        scales: float32 [outputs], what a step of each output's int8 weights is worth.
         backend: "auto", "native" (float32 and bfloat16 on a CPU, no gradients) or "plain".
     """
-    if backend == "auto" and (x.shape[0] > FEW or not native.available() or _refuses(x, weight, residual)):
-        return _plain(x, weight, residual)
-    return choose("linear", BACKENDS, backend, x, weight, residual)(x, weight, residual)
+    if backend == "auto" and (x.shape[0] > FEW or not native.available() or _refuses(x, weight, residual, scales)):
+        return _plain(x, weight, residual, scales)
+    run = choose("linear", BACKENDS, backend, x, weight, residual, scales)
+    return run(x, weight, residual, scales)

@@ -1,0 +1,84 @@
+"""One decoding step after another at the cost of its kernels: the first is taken down, the rest replay its calls.
+
+What is taken down is the model's own forward pass, so nothing about a model is said twice. A pass that computes anything
+outside the native kernels (rotary positions, a layer without them, another device) cannot be replayed, and is simply run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from interlace.base.segments import Segments
+from interlace.layers.base import Stream
+from interlace.model.model import HybridLM
+from interlace.model.state import ModelState
+from interlace.ops import native
+
+# What torch may do between kernel calls without computing: new buffers and views of old ones.
+_HARMLESS = (
+    "alias as_strided detach detach_ empty empty_like empty_strided expand lift_fresh new_empty permute reshape select slice split "
+    "split_with_sizes squeeze t transpose unsqueeze view _unsafe_view"
+).split()
+
+
+class _Foreign(TorchDispatchMode):
+    """Notices every torch operation that computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with self:  # an operation made of others is judged by them
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
+        name = func.overloadpacket.__name__
+        if name not in _HARMLESS:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+class Decoder:
+    """N sequences that go on one token at a time; nothing is allocated per token where the passes are replayed.
+
+    Attributes:
+        reason: why passes are run and not replayed; "" once they are.
+    """
+
+    def __init__(self, model: HybridLM, state: ModelState):
+        """model: laid out for decoding or not; state: used up."""
+        self.model, self.state = model, state
+        self.recording: native.Recording | None = None
+        self.reason = "no pass was made yet" if native.available() else native.missing
+        self.segments = Segments.equal(state.count, 1)
+        self.x = model.embedding.weight.new_empty(state.count, model.config.width)
+        self.logits: Tensor
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor) -> Tensor:
+        """Logits [N, vocabulary] after one more token [N] of each sequence; overwritten by the next step."""
+        if self.recording is not None:
+            torch.index_select(self.model.embedding.weight, 0, tokens, out=self.x)
+            self.recording.replay()
+            return self.logits
+        if self.reason == "no pass was made yet":
+            return self._first(tokens)
+        logits, self.state = self.model(tokens, self.segments, self.state, last_only=True)
+        return logits
+
+    def _first(self, tokens: Tensor) -> Tensor:
+        torch.index_select(self.model.embedding.weight, 0, tokens, out=self.x)
+        stream = Stream(self.segments, self.state.positions.to(self.model.device))
+        with native.recording() as recording, _Foreign() as foreign:
+            hidden, layers = self.model.body(self.x, stream, self.state.layers)
+            self.logits = self.model.logits(hidden)
+        self.state = ModelState(layers, self.state.positions + 1)
+        self.reason = f"the model computes {', '.join(sorted(set(foreign.found)))} outside the native kernels"
+        if not foreign.found:
+            self.recording, self.reason = recording, ""
+        return self.logits
