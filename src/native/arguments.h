@@ -121,6 +121,20 @@ struct MixerStep {  // one token of a Gated DeltaNet layer between its projectio
   void* out;                      // [N, G V]
 };
 
+struct Attention {  // causal attention of whole sequences over themselves
+  const void *query, *key, *value;  // [total, H, K], [total, J, K], [total, J, V], heads contiguous
+  DType dtype;
+  long q_row, k_row, v_row;
+  const int32_t* offsets;           // [N + 1]
+  long N, H, J, K, V, window;       // window 0 for none
+  float scale;
+  int threads;
+  void* out;                        // [total, H, V]
+  float* weight;                    // [total, H]: the logarithm of the sum of a row's exponentials, or null
+  const void* d_out;                // backward: [total, H, V]
+  void *d_query, *d_key, *d_value;  // contiguous
+};
+
 struct AttentionStep {  // one token for each of N sequences: its key and value are kept, then its query looks back
   const void *query, *key, *value;  // [N, H, K], [N, J, K], [N, J, V], heads contiguous
   DType dtype;                      // of everything but positions
@@ -149,6 +163,8 @@ struct Kernels {
   void (*linear)(const Linear&);
   void (*mixer_step)(const MixerStep&);
   void (*attention_step)(const AttentionStep&);
+  void (*attention_forward)(const Attention&);
+  void (*attention_backward)(const Attention&);
 };
 
 constexpr long SNAPSHOT_TOKENS = 256;  // forward keeps a state every so many tokens for backward to start from

@@ -39,4 +39,6 @@ const Kernels TABLE(INTERLACE_ISA) = {
     INTERLACE_ISA::linear,
     INTERLACE_ISA::mixer_step,
     INTERLACE_ISA::attention_step,
+    INTERLACE_ISA::attention_forward,
+    INTERLACE_ISA::attention_backward,
 };

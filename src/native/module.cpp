@@ -242,6 +242,29 @@ void mixer_step(std::vector<Address> in, std::vector<long> sizes, float scale, f
   active->mixer_step(x);
 }
 
+Attention attention(const std::vector<Address>& in, const std::vector<long>& sizes, float scale) {
+  Attention x{};
+  x.query = pointer<void>(in[0]), x.key = pointer<void>(in[1]), x.value = pointer<void>(in[2]);
+  x.offsets = pointer<int32_t>(in[3]), x.out = pointer<void>(in[4]), x.weight = pointer<float>(in[5]);
+  x.dtype = DType(sizes[0]), x.q_row = sizes[1], x.k_row = sizes[2], x.v_row = sizes[3];
+  x.N = sizes[4], x.H = sizes[5], x.J = sizes[6], x.K = sizes[7], x.V = sizes[8], x.window = sizes[9];
+  x.threads = sizes[10], x.scale = scale;
+  return x;
+}
+
+void attention_forward(std::vector<Address> in, std::vector<long> sizes, float scale) {
+  nb::gil_scoped_release released;
+  active->attention_forward(attention(in, sizes, scale));
+}
+
+void attention_backward(std::vector<Address> in, std::vector<long> sizes, float scale, Address d_out, std::vector<Address> out) {
+  nb::gil_scoped_release released;
+  Attention x = attention(in, sizes, scale);
+  x.d_out = pointer<void>(d_out);
+  x.d_query = pointer<void>(out[0]), x.d_key = pointer<void>(out[1]), x.d_value = pointer<void>(out[2]);
+  active->attention_backward(x);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -266,4 +289,6 @@ NB_MODULE(_native, m) {
   m.def("linear", &linear);
   m.def("mixer_step", &mixer_step);
   m.def("attention_step", &attention_step);
+  m.def("attention_forward", &attention_forward);
+  m.def("attention_backward", &attention_backward);
 }

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
+from interlace.ops import native
+from interlace.ops.attention import native as compiled
 from interlace.ops.attention import ragged
 from interlace.ops.attention.recurrent import recurrent
 from interlace.ops.attention.state import AttentionState
@@ -90,7 +92,28 @@ def _run_recurrent(
     return out, state.append(key, value, segments)
 
 
-BACKENDS = (Backend("chunked", _run_fused), Backend("recurrent", _run_recurrent))
+def _run_native(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Segments,
+    state: AttentionState | None,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, AttentionState]:
+    if state is None:
+        out = compiled.fresh(query, key, value, segments, scale, window)
+        return out, AttentionState.of_tokens(key, value, segments, window)
+    if compiled.serves(query, key, value, segments, state):
+        return compiled.step(query, key, value, state, scale)
+    return ragged.cached(query, key, value, segments, state, scale)
+
+
+BACKENDS = (
+    Backend("native", _run_native if native.available() else None, compiled.refuses, native.DEVICES, native.missing),
+    Backend("chunked", _run_fused),
+    Backend("recurrent", _run_recurrent),
+)
 
 
 def attention(
@@ -113,7 +136,7 @@ def attention(
         state: what the sequences saw before; it is used up by the call.
         scale: multiplies the logits; K ** -0.5 if None.
         window: how many tokens a query sees, itself included; None for all. Must equal the state's.
-        backend: "auto", "chunked" (torch's fused kernel) or "recurrent".
+        backend: "auto", "native" (float32 and bfloat16 on a CPU), "chunked" (torch's fused kernel) or "recurrent".
 
     Returns:
         out [total, H, V] and the state after these tokens.
@@ -137,5 +160,5 @@ def attention(
         raise ShapeError(f"attention: window is {window}, but state was made with window {state.window}")
     if state is not None and len(state.positions) != segments.count:
         raise ShapeError(f"attention: state holds {len(state.positions)} sequences, but segments has {segments.count}")
-    run = choose("attention", BACKENDS, backend, query)
+    run = choose("attention", BACKENDS, backend, query, key, value)
     return run(query, key, value, segments, state, float(K**-0.5 if scale is None else scale), window)

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from interlace.base.segments import Segments
-from interlace.ops.attention import native
 from interlace.ops.attention.state import AttentionState
 
 BLOCK = 1024  # queries that share one mask, where a mask is needed
@@ -95,8 +94,6 @@ def cached(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, state: AttentionState, scale: float
 ) -> tuple[Tensor, AttentionState]:
     """Sequences that go on from `state`, which is used up.  [total, H, K] to ([total, H, V], the state after)."""
-    if native.serves(q, k, v, segments, state):
-        return native.step(q, k, v, state, scale)
     spans, window = segments.spans(), state.window
     joined = {}
     for row, (a, b) in enumerate(spans):
