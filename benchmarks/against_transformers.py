@@ -1,11 +1,11 @@
 """Training step, prefill and decode beside `transformers`' Olmo Hybrid of the same shape and weights, in one run.
 
-    python benchmarks/against_transformers.py [--pairs 7] [--only training,prefill,decode] [--dtypes bfloat16,float32] [--json]
+    python benchmarks/against_transformers.py [--pairs 7] [--only training,decode] [--dtypes bfloat16,float32] [--json]
 
 37 million parameters: width 512, depth 8, 3:1; decode also with width 1024, depth 20 (356 million). Ours and theirs
-alternate, so that a noisy machine disturbs both; ratios are of medians, with quartiles of the pairs' ratios. Beside them
-stand two limits measured in the same run: a training step of matrix products alone, and reading every weight once per
-token. Prints nothing unless the operators agree with the float64 recurrence first.
+alternate, so that a noisy machine disturbs both; ratios are of medians, with quartiles of the pairs' ratios. Beside
+them stand two limits measured in the same run: a training step of matrix products alone, and reading every weight
+once per token. Prints nothing unless the operators agree with the float64 recurrence first.
 """
 
 from __future__ import annotations
@@ -192,9 +192,10 @@ def main() -> None:
             r = results[label] = work()
             if not options.json:
                 limit = f"{r['limit']:10.0%}" if "limit" in r else ""
+                quartiles = f"{r['ratio_low']:.2f}-{r['ratio_high']:.2f}"
                 print(
                     f"{label:36} {r['ours_seconds'] * 1e3:8.1f} ms {r['theirs_seconds'] * 1e3:8.1f} ms"
-                    f" {r['ratio']:6.2f}x  {r['ratio_low']:.2f}-{r['ratio_high']:.2f} {r['tokens_per_second']:9.0f} {limit}",
+                    f" {r['ratio']:6.2f}x  {quartiles} {r['tokens_per_second']:9.0f} {limit}",
                     flush=True,
                 )
     if options.json:

@@ -70,14 +70,14 @@ def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")]
     out.print(f"All {len(findings)} checks agree with their truth. Not in this build: triton and fla backends.")
     if native.missing:
         out.print(
-            f"The native CPU kernels are missing: {native.missing}. Everything works without them; on a CPU expect training "
-            "to take about twice and decoding three times as long, and the recurrent layers alone five to ten times.",
+            f"The native CPU kernels are missing: {native.missing}. Everything works without them, but on a CPU training "
+            "takes about twice and decoding about four times as long (docs/LOG.md).",
             style="yellow",
         )
     elif not native.shares_torch_threads():
         out.print(
-            "The native kernels do not run on torch's threads: the two will wait for each other. Set OMP_NUM_THREADS, or "
-            "build interlace with the compiler that torch was built with.",
+            "The native kernels do not run on torch's threads, so each waits for the other's to fall asleep: build "
+            "interlace with a compiler whose OpenMP runtime is torch's (gcc's, for torch from PyPI on Linux).",
             style="yellow",
         )
     return 0

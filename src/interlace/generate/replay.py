@@ -1,7 +1,7 @@
 """One decoding step after another at the cost of its kernels: the first is taken down, the rest replay its calls.
 
-What is taken down is the model's own forward pass, so nothing about a model is said twice. A pass that computes anything
-outside the native kernels (rotary positions, a layer without them, another device) cannot be replayed, and is simply run.
+What is taken down is the model's own forward pass, so nothing about a model is said twice. A pass that computes
+anything outside the native kernels (rotary positions, another device) cannot be replayed, and is simply run.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from interlace.model.state import ModelState
 from interlace.ops import native
 
 # What torch may do between kernel calls without computing: new buffers and views of old ones.
-_HARMLESS = (
-    "alias as_strided detach detach_ empty empty_like empty_strided expand lift_fresh new_empty permute reshape select slice split "
-    "split_with_sizes squeeze t transpose unsqueeze view _unsafe_view"
-).split()
+_HARMLESS = set(
+    ["alias", "as_strided", "detach", "detach_", "empty", "empty_like", "empty_strided", "expand", "lift_fresh", "new_empty", "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unsqueeze", "view", "_unsafe_view"]
+)
 
 
 class _Foreign(TorchDispatchMode):

@@ -1,7 +1,7 @@
 """Linear layers that read the same input, as one matrix product.
 
-A module that inherits `Projections` keeps its linear layers apart, as checkpoints name them, and multiplies by groups of
-them at once: training stacks a group's weights for each product; a model that only decodes has them stacked once.
+A module that inherits `Projections` keeps its linear layers apart, as checkpoints name them, and multiplies by groups
+of them at once: training stacks a group's weights for each product; a model that only decodes has them stacked once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Operators: one folder each, with its derivation, its slow truth, its fast forms and their dispatch.
 
-Every operator that mixes tokens takes a flat axis of them plus `segments`, and returns `(out, state)`, always. Those that
-work on each token alone (norm, activation, loss, product) have no state; their docstrings say what they return.
+Every operator that mixes tokens takes a flat axis of them plus `segments`, and returns `(out, state)`, always. Those
+that work on each token alone (norm, activation, loss, product) have no state; their docstrings say what they return.
 """
 
 from interlace.ops.attention.dispatch import attention

@@ -31,7 +31,7 @@ def _find() -> tuple[ModuleType | None, str]:
         return None, f"{VARIABLE}=off"
     try:
         # after torch, whose OpenMP runtime must be the one that both use
-        from interlace import _native  # type: ignore[attr-defined]
+        from interlace import _native
     except ImportError as error:
         import interlace
 

@@ -211,7 +211,7 @@ def linear_case(lengths: list[int], label: str, residual: bool, seed: int = 0) -
 
     def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            return [linear_dispatch.linear(**x, backend=backend)]  # type: ignore[arg-type]
+            return [linear_dispatch.linear(**x, backend=backend)]
 
     return Case("linear", label, tensors, call, truth="plain", differentiable=False)
 

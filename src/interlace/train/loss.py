@@ -19,7 +19,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
         count = max(1, int((targets != IGNORE).sum()))
-        d_hidden, d_weight = torch.empty_like(hidden, dtype=dtype), torch.zeros_like(weight)
+        d_hidden, d_weight = torch.empty_like(hidden, dtype=dtype), None
         cast, total = weight.to(dtype), hidden.new_zeros((), dtype=torch.float32)
         block = max(1, BLOCK_ELEMENTS // weight.shape[0])
         for start in range(0, hidden.shape[0], block):
@@ -28,7 +28,8 @@ class _Loss(torch.autograd.Function):
             logits = h @ cast.T
             total += cross_entropy_(logits, goal, ignored=IGNORE, factor=1 / count).sum()
             torch.mm(logits, cast, out=d_hidden[rows])
-            d_weight += logits.T @ h
+            part = logits.T @ h
+            d_weight = part.to(weight.dtype) if d_weight is None else d_weight.add_(part)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtype = hidden.dtype
         return total / count

@@ -77,13 +77,16 @@ class Trainer:
             group["lr"] = rate
         loss = self.loss(batch)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         value, size = loss.item(), norm.item()
         if not math.isfinite(value + size):
             raise Failure(
                 f"step {self.done}: loss {value}, gradient norm {size}: training has diverged; lower "
                 f"train.learning_rate (now {self.settings.learning_rate:g})"
             )
+        if size > self.settings.clip:
+            torch._foreach_mul_(gradients, self.settings.clip / (size + 1e-6))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1

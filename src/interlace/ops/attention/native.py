@@ -15,7 +15,6 @@ from interlace.ops import native
 from interlace.ops.attention.state import AttentionState
 from interlace.ops.native import DTYPES, address, rows
 
-
 # Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor offsets, float scale, SymInt window"
 

@@ -49,7 +49,7 @@ def linear(
     weight: Shaped[Tensor, "outputs D"],
     residual: Float[Tensor, "rows outputs"] | None = None,
     *,
-    scales: Float[Tensor, "outputs"] | None = None,
+    scales: Float[Tensor, " outputs"] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "rows outputs"]:
     """x (scales weight)^T + residual; few rows without gradients by the native kernel, all else by torch's product.
