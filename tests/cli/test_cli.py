@@ -34,6 +34,23 @@ def test_train_generate_and_inspect(capsys, trained):
     assert json.loads(capsys.readouterr().out)["text"]
     assert run(["generate", str(trained), "the quick", "--max-tokens", "9", "--seed", "1"]) == 0
     assert capsys.readouterr().out.endswith("\n")
+    text = next((trained.parent / "texts").glob("*.txt"))
+    int8 = [
+        "generate",
+        str(trained),
+        "the quick",
+        "--max-tokens",
+        "9",
+        "--weights",
+        "int8",
+        "--weights-loss",
+        str(text),
+    ]
+    assert run([*int8, "--json"]) == 0
+    loss = json.loads(capsys.readouterr().out)["weights"]
+    assert 0 < abs(loss["bits_per_byte_lost"]) < 0.1 * loss["bits_per_byte"]
+    assert run(int8) == 0
+    assert "int8 weights:" in capsys.readouterr().err
     assert run(["inspect", str(trained), "--json"]) == 0
     sizes = json.loads(capsys.readouterr().out)
     assert sizes["model"]["total"] == sum(sizes["model"]["parameters"].values())

@@ -6,12 +6,16 @@ import pytest
 import torch
 
 import interlace
-from interlace.base.errors import ConfigError, PromptTooLong
+from interlace.base.errors import CheckpointError, ConfigError, PromptTooLong
+from interlace.base.segments import Segments
 from interlace.data.tokenizer import Tokenizer
 from interlace.generate.engine import generate_tokens, lay_out_for_decoding, until_stop
+from interlace.generate.replay import Decoder
 from interlace.generate.sampling import Sampling
 from interlace.model.presets import PRESETS, preset
 from interlace.model.sizes import sizes
+from interlace.model.state import ModelState
+from interlace.ops import native
 
 
 @pytest.fixture
@@ -127,3 +131,129 @@ def test_memory_is_what_inspect_predicts(name, monkeypatch):
     list(generate_tokens(model, [1, 2, 3], max_tokens=147, sampling=Sampling(temperature=0)))
     predicted = sizes(config, (150,), element_bytes=4)
     assert set(held) == {predicted.state_bytes[150] + predicted.cache_bytes[150]}
+
+
+# A pass that is taken down once and replayed
+
+NATIVE = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.missing}")
+REPLAYED = [
+    name for name in PRESETS if name not in ("tiny-hybrid-rope", "tiny-transformer", "tiny-sliding", "tiny-bare")
+]
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+@NATIVE
+@pytest.mark.parametrize("instruction_set", native.instruction_sets())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_token_by_token_equals_prefill(name, dtype, instruction_set):
+    """Law 5 for the decoder: 70 replayed steps of two sequences of different length give the logits of one pass."""
+    torch.manual_seed(0)
+    model = interlace.HybridLM(preset(name).replace(init_std=0.2), dtype=dtype).eval()
+    exact = interlace.HybridLM(model.config).double().eval()
+    exact.load_state_dict(model.state_dict())
+    tokens = torch.randint(model.config.vocabulary, (2, 90))
+    with torch.no_grad(), native.using(instruction_set):
+        truth, want = ([m(tokens[0])[0][20:], m(tokens[1, :75])[0][5:]] for m in (exact, model))
+        prompts = [
+            model(tokens[0, :20], state=model.empty_state(1, 90)),
+            model(tokens[1, :5], state=model.empty_state(1, 90)),
+        ]
+        decoder = Decoder(lay_out_for_decoding(model), ModelState.concat([state for _, state in prompts]))
+        found = [decoder.step(torch.stack((tokens[0, 20 + t], tokens[1, 5 + t]))).clone() for t in range(70)]
+    assert (decoder.reason == "") == (name in REPLAYED), decoder.reason
+    for row in range(2):
+        logits = torch.stack([x[row] for x in found])
+        if dtype == torch.float32:
+            assert relative(logits, want[row]) < 2e-5  # sums in another order
+        else:  # rounded at other places than prefill, and no further from the exact model than prefill is
+            assert relative(logits, truth[row]) < 1.3 * relative(want[row], truth[row]) + 1e-3
+
+
+@NATIVE
+def test_decoders_do_not_disturb_each_other(model):
+    """Two prompts that go on in turns, with a prefill of a third between them."""
+    model = lay_out_for_decoding(model)
+    greedy = Sampling(temperature=0)
+    prompts = ([1, 2, 3], [9, 8], [4])
+    alone = [list(generate_tokens(model, p, max_tokens=20, sampling=greedy)) for p in prompts]
+    running = [generate_tokens(model, p, max_tokens=20, sampling=greedy) for p in prompts]
+    found = [[], [], []]
+    for _ in range(20):
+        for texts, tokens in zip(found, running, strict=True):
+            texts.append(next(tokens))
+    assert found == alone
+
+
+@NATIVE
+def test_a_replayed_step_allocates_nothing(model):
+    """The state's, the buffers' and the logits' addresses stay, and torch sees only the embedding's row."""
+    from interlace.generate.replay import _Foreign
+
+    model = lay_out_for_decoding(model)
+    with torch.inference_mode():
+        state = model(torch.tensor([1, 2]), state=model.empty_state(1, 50), last_only=True)[1]
+        decoder = Decoder(model, state)
+        logits = decoder.step(torch.tensor([3]))
+        with _Foreign() as seen:
+            again = decoder.step(torch.tensor([3]))
+    assert logits.data_ptr() == again.data_ptr()
+    assert set(seen.found) <= {"index_select", "add_"}
+
+
+def test_why_a_pass_is_not_replayed():
+    model = interlace.HybridLM(preset("tiny-transformer")).eval()
+    with torch.no_grad():
+        decoder = Decoder(model, model(torch.tensor([1, 2]), state=model.empty_state(1, 9))[1])
+        decoder.step(torch.tensor([3]))
+    assert "outside the native kernels" in decoder.reason or not native.available()
+
+
+# int8 weights
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_int8_weights_are_near_and_cannot_be_saved_or_trained(model, tmp_path, tied):
+    model = interlace.HybridLM(model.config.replace(tied_embeddings=tied)).eval()
+    tokens = torch.randint(300, (40,))
+    with torch.no_grad():
+        bytes_before = sum(p.nbytes for p in model.parameters())
+        plain = model(tokens)[0]
+        rounded = interlace.HybridLM(model.config).eval()
+        rounded.load_state_dict(model.state_dict())
+        for module in rounded.modules():
+            if isinstance(module, torch.nn.Linear) and not (tied and module is rounded.head):
+                step = module.weight.abs().amax(1, keepdim=True) / 127
+                module.weight.copy_((module.weight / step).round() * step)
+        if tied:
+            step = rounded.head.weight.abs().amax(1, keepdim=True) / 127
+            rounded_head = (rounded.head.weight / step).round() * step
+            want = torch.nn.functional.linear(rounded.hidden(tokens)[0], rounded_head)
+        else:
+            want = rounded(tokens)[0]
+        lay_out_for_decoding(model, int8=True)
+        found = model(tokens)[0]
+        state, steps = model.empty_state(1, 40), []
+        for token in tokens.split(1):
+            logits, state = model(token, Segments.equal(1, 1), state)
+            steps.append(logits)
+    assert relative(found, want) < 1e-4  # the model whose weights were rounded in float32
+    assert relative(found, plain) > 1e-3  # which is another model than before
+    assert relative(torch.cat(steps), found) < 1e-4  # few rows by the kernel, many by the library: the same weights
+    assert sum(p.nbytes for p in model.parameters()) < 0.6 * bytes_before
+    with pytest.raises(CheckpointError, match="rounded to int8"):
+        interlace.save(model, tmp_path / "x")
+    with pytest.raises(ConfigError, match="rounded to int8"):
+        model(tokens)[0].sum()
+
+
+def test_a_cast_after_packing_is_seen(model):
+    model = lay_out_for_decoding(model)
+    with torch.no_grad():
+        before = model(torch.arange(9))[0]
+        after = model.double()(torch.arange(9))[0]
+    assert after.dtype == torch.float64
+    torch.testing.assert_close(after.float(), before, rtol=1e-4, atol=1e-4)

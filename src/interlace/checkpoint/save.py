@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from interlace.base.errors import CheckpointError
 from interlace.base.files import new_folder
 from interlace.checkpoint.family import Family
 from interlace.checkpoint.load import published_shape
@@ -25,6 +26,7 @@ def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES)
     without our code; any other in our own format.
 
     Raises:
+        CheckpointError: the model was laid out for decoding with int8 weights.
         Failure: the disk refuses; an earlier checkpoint of that name is left as it was.
     """
     with new_folder(Path(folder)) as partial:
@@ -33,6 +35,8 @@ def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES)
 
 def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """The files of a model, into a folder that exists."""
+    if model.packed_head is not None:
+        raise CheckpointError("model: its weights were rounded to int8 for decoding; load it again to save it")
     family, config = family_of(model.config)
     head = {"architectures": [family.architecture]} if family.architecture else {}
     dtype = str(model.dtype).removeprefix("torch.")

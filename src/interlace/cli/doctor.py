@@ -70,8 +70,8 @@ def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")]
     out.print(f"All {len(findings)} checks agree with their truth. Not in this build: triton and fla backends.")
     if native.missing:
         out.print(
-            f"The native CPU kernels are missing: {native.missing}. Everything works without them, but on a CPU training "
-            "takes about twice and decoding about four times as long (docs/LOG.md).",
+            f"The native CPU kernels are missing: {native.missing}. Everything works without them, but on a CPU "
+            "training takes about twice and decoding about four times as long (docs/LOG.md).",
             style="yellow",
         )
     elif not native.shares_torch_threads():

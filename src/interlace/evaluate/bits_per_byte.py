@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 
+from interlace.base.errors import ConfigError, DataError
 from interlace.data.batches import IGNORE, Batches
 from interlace.data.tokens import Corpus
 from interlace.model.model import HybridLM
@@ -40,7 +42,7 @@ class HeldOut:
             scored = (batch.targets != IGNORE) & (lengths > 0)
             for rows in torch.arange(hidden.shape[0]).split(BLOCK):
                 rows = rows[scored[rows]]
-                log_p = torch.log_softmax(model.head(hidden[rows.to(hidden.device)]).float(), dim=-1)
+                log_p = torch.log_softmax(model.logits(hidden[rows.to(hidden.device)]).float(), dim=-1)
                 picked = log_p.gather(1, batch.targets[rows].to(log_p.device)[:, None])
                 nats -= float(picked.double().sum())
             size_bytes += int(lengths[scored].sum())
@@ -50,3 +52,30 @@ class HeldOut:
             "held_out_bits_per_byte": nats / math.log(2) / max(1, size_bytes),
             "held_out_loss": nats / max(1, count),
         }
+
+
+@torch.inference_mode()
+def score_text(model: HybridLM, file: Path, most_tokens: int = 65_536) -> float:
+    """Bits per byte of a text file read as one sequence, its first token apart, which has no context.
+
+    Raises:
+        DataError: the file cannot be read as text, or holds fewer than two tokens.
+        ConfigError: the model has no tokenizer.
+    """
+    if model.tokenizer is None:
+        raise ConfigError("model: has no tokenizer, so a text cannot be scored")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read as UTF-8 text ({error}); name a text file") from None
+    ids = torch.tensor(model.tokenizer.encode(text)[:most_tokens])
+    if ids.numel() < 2:
+        raise DataError(f"{file}: holds {ids.numel()} tokens, and a score needs at least 2; name a longer text")
+    nats, state = 0.0, None
+    for start in range(0, ids.numel() - 1, BLOCK):
+        stop = min(start + BLOCK, ids.numel() - 1)
+        logits, state = model(ids[start:stop].to(model.device), state=state)
+        picked = torch.log_softmax(logits.float(), dim=-1).cpu().gather(1, ids[start + 1 : stop + 1, None])
+        nats -= float(picked.double().sum())
+    size_bytes = int(model.tokenizer.byte_lengths()[ids[1:]].sum())
+    return nats / math.log(2) / max(1, size_bytes)

@@ -19,9 +19,30 @@ from interlace.model.state import ModelState
 from interlace.ops import native
 
 # What torch may do between kernel calls without computing: new buffers and views of old ones.
-_HARMLESS = set(
-    ["alias", "as_strided", "detach", "detach_", "empty", "empty_like", "empty_strided", "expand", "lift_fresh", "new_empty", "permute", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unsqueeze", "view", "_unsafe_view"]
-)
+_HARMLESS = {
+    "alias",
+    "as_strided",
+    "detach",
+    "detach_",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "expand",
+    "lift_fresh",
+    "new_empty",
+    "permute",
+    "reshape",
+    "select",
+    "slice",
+    "split",
+    "split_with_sizes",
+    "squeeze",
+    "t",
+    "transpose",
+    "unsqueeze",
+    "view",
+    "_unsafe_view",
+}
 
 
 class _Foreign(TorchDispatchMode):

@@ -6,12 +6,14 @@ of them at once: training stacks a group's weights for each product; a model tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from interlace.base.errors import ConfigError
 from interlace.ops.linear.dispatch import linear
 
 
@@ -72,6 +74,8 @@ class Projections(nn.Module):
         if self.packed and not torch.is_grad_enabled():
             return self.packed[group](x, residual)
         layers = self._layers(group)
+        if layers[0].weight.shape[0] == 0:
+            raise ConfigError("model: its weights were rounded to int8 for decoding; load it again to train it")
         dtype = compute_dtype(x)
         weights = [layer.weight.to(dtype) for layer in layers]
         biases = [layer.bias.to(dtype) for layer in layers if layer.bias is not None]
@@ -92,6 +96,13 @@ class Projections(nn.Module):
             parts = weight.split([layer.weight.shape[0] for layer in layers])
             for layer, part in zip(layers, parts, strict=True):  # the same memory, not a second copy
                 layer.weight.data = part.new_empty(0, part.shape[1]) if int8 else part
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """A cast or a move leaves the packed weights behind, so they are packed again."""
+        super()._apply(fn, recurse)
+        if any(packed.scales is None for packed in self.packed.values()):
+            self.pack()
+        return self
 
     def _layers(self, group: str) -> list[nn.Linear]:
         names = next(names for names in self.GROUPS if names[0] == group)

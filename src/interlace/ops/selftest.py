@@ -120,10 +120,12 @@ def gated_delta_case(
     return Case("gated_delta", label, tensors, call)
 
 
-def short_convolution_case(lengths: list[int], label: str, with_state: bool, seed: int = 0) -> Case:
+def short_convolution_case(
+    lengths: list[int], label: str, with_state: bool, seed: int = 0, shape: tuple[int, int] = (13, 4)
+) -> Case:
     """An odd number of channels, four taps, segments shorter than the window."""
     draw = torch.Generator().manual_seed(seed)
-    T, D, W = sum(lengths), 13, 4
+    T, (D, W) = sum(lengths), shape
     tensors = {
         "x": torch.randn(T, D, generator=draw, dtype=torch.float64),
         "weight": torch.randn(D, W, generator=draw, dtype=torch.float64),
@@ -139,10 +141,16 @@ def short_convolution_case(lengths: list[int], label: str, with_state: bool, see
     return Case("short_convolution", label, tensors, call)
 
 
-def attention_case(lengths: list[int], label: str, window: int | None, seed: int = 0) -> Case:
+def attention_case(
+    lengths: list[int],
+    label: str,
+    window: int | None,
+    seed: int = 0,
+    shape: tuple[int, int, int, int] = (4, 2, 12, 20),
+) -> Case:
     """Grouped heads, K != V, with and without a window."""
     draw = torch.Generator().manual_seed(seed)
-    T, H, J, K, V = sum(lengths), 4, 2, 12, 20
+    T, (H, J, K, V) = sum(lengths), shape
     shapes = {"query": (T, H, K), "key": (T, J, K), "value": (T, J, V)}
     tensors = {n: torch.randn(*s, generator=draw, dtype=torch.float64) for n, s in shapes.items()}
     segments = Segments.from_lengths(lengths)

@@ -1,0 +1,335 @@
+"""The compiled kernels: what selects them, shapes drawn at random, hostile tensors, and results that never vary."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from interlace.base.errors import BackendUnavailable, ShapeError
+from interlace.base.segments import Segments
+from interlace.ops import (
+    attention,
+    cross_entropy_,
+    gated_delta,
+    gated_delta_step,
+    linear,
+    native,
+    rms_norm,
+    selftest,
+    short_convolution,
+    swiglu,
+)
+from interlace.ops.gated_delta import native as gated_delta_native
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.missing}")
+every_instruction_set = pytest.mark.parametrize("instruction_set", native.instruction_sets())
+NATIVE = selftest.Variant("native", native.active())
+
+
+def in_a_process(code, **environment):
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+
+
+# What selects them
+
+
+@every_instruction_set
+def test_the_environment_forces_an_instruction_set(instruction_set):
+    done = in_a_process("from interlace.ops import native; print(native.active())", INTERLACE_NATIVE=instruction_set)
+    assert done.stdout.strip() == instruction_set, done.stderr
+
+
+def test_an_unknown_instruction_set_is_named():
+    done = in_a_process("from interlace.ops import native", INTERLACE_NATIVE="avx1024")
+    assert "INTERLACE_NATIVE: 'avx1024' is not an instruction set of this processor and build" in done.stderr
+    assert "portable" in done.stderr or "did you mean" in done.stderr
+
+
+def test_without_kernels_everything_works_and_says_so_once():
+    code = """
+import logging, torch
+logging.basicConfig()
+from interlace import HybridLM, generate
+from interlace.generate.engine import generate_tokens, lay_out_for_decoding
+from interlace.model.presets import preset
+from interlace.ops import native
+assert not native.available() and native.active() == "none"
+model = HybridLM(preset("tiny-hybrid"))
+model(torch.arange(20))[0].sum().backward()
+print(len(list(generate_tokens(lay_out_for_decoding(model), [1, 2], max_tokens=5))))
+"""
+    done = in_a_process(code, INTERLACE_NATIVE="off")
+    assert done.stdout.strip() == "5", done.stderr
+    assert done.stderr.count("backend 'native' cannot serve gated_delta (INTERLACE_NATIVE=off)") == 1
+
+
+def test_doctor_says_what_is_missing_and_what_it_costs():
+    code = "from interlace.ops import selftest; selftest.LENGTHS = {'short': [3]}\n"
+    code += "from interlace.cli.main import run; run(['doctor'])"
+    done = in_a_process(code, INTERLACE_NATIVE="off")
+    text = " ".join(done.stdout.split())
+    assert "native kernels none: INTERLACE_NATIVE=off" in text, done.stderr
+    assert "training takes about twice" in text
+
+
+def test_they_run_on_torchs_threads():
+    """Two pools of threads would wait for each other's to fall asleep."""
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert native.shares_torch_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_constants_agree_with_the_kernels():
+    assert native.kernels().SNAPSHOT_TOKENS == gated_delta_native.SNAPSHOT_TOKENS
+
+
+@every_instruction_set
+def test_the_same_bits_for_any_number_of_threads(instruction_set):
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found = []
+            with native.using(instruction_set):
+                for operator in selftest.CASES:
+                    case = selftest.CASES[operator]([70, 1, 300], "threads", True)
+                    values, gradients = selftest.outputs_and_gradients(
+                        case, "native", torch.bfloat16, torch.bfloat16, "cpu"
+                    )
+                    found += [*values, *gradients]
+            results.append(found)
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+# Shapes drawn at random, against the float64 truth
+
+DRAWN = settings(max_examples=25, deadline=None, derandomize=True)
+lengths = st.lists(st.integers(1, 90), min_size=1, max_size=4)
+dtypes = st.sampled_from([torch.float32, torch.bfloat16])
+sizes = st.integers(1, 70)
+
+
+def holds(case, dtype):
+    for name in native.instruction_sets():
+        values, gradients = selftest.errors(case, selftest.Variant("native", name), dtype)
+        assert values <= selftest.TOLERANCE[dtype], name
+        assert gradients is None or gradients <= selftest.TOLERANCE[dtype], name
+
+
+@DRAWN
+@given(lengths, st.integers(1, 3), st.integers(1, 3), sizes, sizes, st.booleans(), dtypes, st.integers(0, 99))
+def test_gated_delta_of_any_shape(lengths, H, group, K, V, with_state, dtype, seed):
+    # a key of one or two numbers, normalised, has a gradient that is nearly nothing, and nearly all rounding
+    K = max(K, 4) if with_state else K
+    holds(selftest.gated_delta_case(lengths, "drawn", with_state, seed, (H, H * group, K, V)), dtype)
+
+
+@DRAWN
+@given(lengths, sizes, st.integers(1, 9), st.booleans(), dtypes, st.integers(0, 99))
+def test_short_convolution_of_any_shape(lengths, D, W, with_state, dtype, seed):
+    holds(selftest.short_convolution_case(lengths, "drawn", with_state, seed, (D, W)), dtype)
+
+
+@DRAWN
+@given(lengths, st.integers(1, 3), st.integers(1, 3), sizes, sizes, st.none() | st.integers(1, 80), dtypes)
+def test_attention_of_any_shape(lengths, J, group, K, V, window, dtype):
+    holds(selftest.attention_case([n * 2 for n in lengths], "drawn", window, 0, (J * group, J, K, V)), dtype)
+
+
+def test_long_segments_start_backward_from_snapshots():
+    """Several snapshots in one segment, none in its neighbours, borders that are no multiples of anything."""
+    for dtype in (torch.float32, torch.bfloat16):
+        holds(selftest.gated_delta_case([7, 1030, 255, 256, 257], "snapshots", True), dtype)
+
+
+def test_heads_far_larger_than_the_caches():
+    holds(selftest.gated_delta_case([40, 33], "huge", True, 0, (1, 1, 600, 900)), torch.float32)
+    holds(selftest.attention_case([130], "huge", None, 0, (1, 1, 700, 500)), torch.float32)
+
+
+def test_only_the_final_state_is_differentiated():
+    x = {n: t.float().requires_grad_() for n, t in selftest.gated_delta_case([300, 5], "final", True).tensors.items()}
+    segments = Segments.from_lengths([300, 5])
+    found, want = (
+        torch.autograd.grad(gated_delta(**x, segments=segments, normalise=True, backend=b)[1].sum(), list(x.values()))
+        for b in ("native", "chunked")
+    )
+    for a, b in zip(found, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+# Hostile tensors
+
+
+def strided(x):
+    """The same values, rows apart and columns in another order in memory."""
+    return x.repeat_interleave(2, dim=0)[::2].transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def misaligned(x):
+    """The same values, one element off every boundary."""
+    return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
+
+
+def of_wider_rows(x):
+    """The same values as a slice of wider rows."""
+    return torch.cat((x, x, x), dim=-1)[..., x.shape[-1] : 2 * x.shape[-1]]
+
+
+@pytest.mark.parametrize("laid", [strided, misaligned, of_wider_rows])
+@pytest.mark.parametrize("operator", [*selftest.MIXERS, "rms_norm", "swiglu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_any_layout_in_memory(operator, laid, dtype):
+    case = selftest.CASES[operator]([33, 2], "layout", True)
+    plain = {n: x.to(selftest.given_dtype(operator, n, dtype)) for n, x in case.tensors.items()}
+    with torch.no_grad():
+        want = case.call("native", plain)
+        found = case.call("native", {n: laid(x) if x.ndim > 1 else misaligned(x) for n, x in plain.items()})
+    for a, b in zip(found, want, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_must_lie_in_one_piece_says_so():
+    with pytest.raises(BackendUnavailable, match="logits are not contiguous"):
+        cross_entropy_(torch.zeros(4, 3).T, torch.tensor([0, 1, 2]), backend="native")
+    with torch.no_grad(), pytest.raises(BackendUnavailable, match="weight is not contiguous"):
+        linear(torch.zeros(1, 3), torch.zeros(3, 5).T, backend="native")
+    weight = torch.randn(5, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(torch.ones(1, 3), strided(weight)), weight.sum(1)[None])
+
+
+def test_expanded_tensors_are_read_and_never_written():
+    x = selftest.gated_delta_case([20], "expanded", False).tensors
+    one = {n: t[:1].float() for n, t in x.items()}
+    spread = {n: t.expand(20, *t.shape[1:]).requires_grad_() for n, t in one.items()}
+    copied = {n: t.repeat(20, *[1] * (t.ndim - 1)).requires_grad_() for n, t in one.items()}
+    results = []
+    for given_ in (spread, copied):
+        out, _ = gated_delta(**given_, backend="native")
+        results.append([out, *torch.autograd.grad(out.square().sum(), list(given_.values()))])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ShapeError, match="state is not contiguous"):
+        step = {n: t[:2].float() for n, t in x.items()}
+        gated_delta_step(**step, state=torch.zeros(1, 4, 12, 20).expand(2, 4, 12, 20))
+
+
+def test_a_state_that_is_given_is_not_changed():
+    case = selftest.gated_delta_case([1, 1], "given", True)
+    x = {n: t.float() for n, t in case.tensors.items()}
+    before = x["state"].clone()
+    with torch.no_grad():
+        gated_delta(**x, segments=Segments.equal(2, 1), backend="native")
+    assert torch.equal(x["state"], before)
+    out = gated_delta_step(**x)
+    want, after = gated_delta(**{**x, "state": before}, segments=Segments.equal(2, 1), backend="chunked")
+    torch.testing.assert_close(out, want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(x["state"], after, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+def test_other_dtypes_are_refused_by_name_and_served_by_auto(dtype):
+    x = {n: t.to(dtype) for n, t in selftest.gated_delta_case([5], "dtype", False).tensors.items()}
+    with pytest.raises(BackendUnavailable, match=str(dtype).removeprefix("torch.")):
+        gated_delta(**x, backend="native")
+    assert gated_delta(**x)[0].dtype == dtype
+
+
+@every_instruction_set
+@pytest.mark.parametrize("name", ["query", "key", "value", "log_decay", "beta", "state"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_what_is_not_finite_spreads_as_in_the_recurrence(name, bad, instruction_set):
+    """Not to tokens before it, not to other sequences; and what is finite has the recurrence's value."""
+    if name == "log_decay" and bad == float("inf"):
+        pytest.skip("refused: the state would grow")
+    lengths = [40, 70, 20]
+    x = {n: t.float() for n, t in selftest.gated_delta_case(lengths, "bad", True).tensors.items()}
+    x[name] = x[name].clone()
+    place = (1, 0, 3, 5) if name == "state" else (75, *[0] * (x[name].ndim - 1))
+    x[name][place] = bad
+    segments = Segments.from_lengths(lengths)
+    with torch.no_grad(), native.using(instruction_set):
+        found = gated_delta(**x, segments=segments, backend="native")
+        want = gated_delta(**{n: t.double() for n, t in x.items()}, segments=segments, backend="recurrent")
+    for a, b in zip(found, want, strict=True):
+        assert torch.equal(a.isfinite(), b.isfinite())
+        fine = b.isfinite()
+        torch.testing.assert_close(a[fine].double(), b[fine], rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_other_sequences_stay_finite():
+    lengths = [40, 70, 20]
+    x = {n: t.float().requires_grad_() for n, t in selftest.gated_delta_case(lengths, "bad", True).tensors.items()}
+    with torch.no_grad():
+        x["value"][75] = torch.nan
+    out, _ = gated_delta(**x, segments=Segments.from_lengths(lengths), normalise=True, backend="native")
+    for name, gradient in zip(x, torch.autograd.grad(out.sum(), list(x.values())), strict=True):
+        others = gradient[[0, 2]] if name == "state" else torch.cat((gradient[:40], gradient[110:]))
+        assert bool(others.isfinite().all()), name
+
+
+def test_a_bad_logit_is_a_bad_loss_of_its_row_alone():
+    logits = torch.randn(3, 40)
+    logits[1, 20] = torch.nan
+    losses = cross_entropy_(logits, torch.tensor([1, 2, 3]), backend="native")
+    assert losses.isnan().tolist() == [False, True, False]
+    assert logits.isnan().any(1).tolist() == [False, True, False]
+
+
+def test_targets_out_of_range():
+    with pytest.raises(ShapeError, match=r"targets must lie in \[0, 40\) or be -100, got 0 to 40"):
+        cross_entropy_(torch.randn(2, 40), torch.tensor([0, 40]))
+
+
+def test_nothing_at_all():
+    """No rows, no channels to speak of, one tap: neither a crash nor a hang."""
+    assert rms_norm(torch.zeros(0, 8), torch.ones(8), 1e-6, backend="native")[0].shape == (0, 8)
+    assert swiglu(torch.zeros(0, 8), backend="native").shape == (0, 4)
+    assert cross_entropy_(torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64), backend="native").shape == (0,)
+    with torch.no_grad():
+        assert linear(torch.zeros(0, 8), torch.zeros(5, 8), backend="native").shape == (0, 5)
+    out, window = short_convolution(torch.ones(3, 1), torch.ones(1, 1), activation=None, backend="native")
+    assert out.tolist() == [[1], [1], [1]]
+    assert window.shape == (1, 0, 1)
+
+
+def test_many_taps_are_refused():
+    with pytest.raises(BackendUnavailable, match="at most 64 taps"):
+        short_convolution(torch.ones(3, 2), torch.ones(2, 65), backend="native")
+
+
+@every_instruction_set
+def test_attention_steps_over_a_ring_that_wraps(instruction_set):
+    """Rows at different positions, a window of 5, grouped heads: the step kernel against the recurrence."""
+    from interlace.ops.attention.state import AttentionState
+
+    case = selftest.attention_case([30, 30], "ring", 5)
+    x = {n: t.float() for n, t in case.tensors.items()}
+    want = case.call("recurrent", case.tensors)[0]
+    state = AttentionState.empty(2, 2, 12, 20, 5, x["key"])
+    outputs = []
+    with torch.no_grad(), native.using(instruction_set):
+        first = {n: torch.cat((t[:3], t[30:31])) for n, t in x.items()}  # rows start at positions 3 and 1
+        _, state = attention(**first, segments=Segments.from_lengths([3, 1]), state=state, window=5)
+        for t in range(20):
+            token = {n: y[[3 + t, 31 + t]] for n, y in x.items()}
+            out, state = attention(**token, segments=Segments.equal(2, 1), state=state, window=5, backend="native")
+            outputs.append(out)
+    found = torch.stack(outputs, dim=1).double()
+    torch.testing.assert_close(found[0], want[3:23], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1], want[31:51], rtol=1e-5, atol=1e-5)
