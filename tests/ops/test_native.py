@@ -224,8 +224,8 @@ def test_expanded_tensors_are_read_and_never_written():
         results.append([out, *torch.autograd.grad(out.square().sum(), list(given_.values()))])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
+    step = {n: t[:2].float() for n, t in x.items()}
     with pytest.raises(ShapeError, match="state is not contiguous"):
-        step = {n: t[:2].float() for n, t in x.items()}
         gated_delta_step(**step, state=torch.zeros(1, 4, 12, 20).expand(2, 4, 12, 20))
 
 
