@@ -171,7 +171,7 @@ void attention_forward(const Attention& x) {
   float* memory = scratch_memory(size_t(x.threads) * floats + count * (sizeof(QueryBlock) / sizeof(float)));
   QueryBlock* blocks = reinterpret_cast<QueryBlock*>(memory + x.threads * floats);
   fill_query_blocks(x, blocks);
-  parallel(count * x.H, x.threads, [&](long index) {
+  parallel_uneven(count * x.H, x.threads, [&](long index) {
     const QueryBlock& block = blocks[index / x.H];
     attend(x, shape, x.offsets[block.segment], x.offsets[block.segment + 1], index % x.H, block.first, memory + thread_index() * floats);
   });
@@ -275,7 +275,7 @@ void attention_backward(const Attention& x) {
   AttentionBackMemory(counter, x, shape, length);
   const long floats = counter.used;
   float* memory = scratch_memory(size_t(x.threads) * floats);
-  parallel(x.N * x.J, x.threads, [&](long index) {
+  parallel_uneven(x.N * x.J, x.threads, [&](long index) {
     Carver carver{memory + thread_index() * floats};
     AttentionBackMemory m(carver, x, shape, length);
     const long n = index / x.J;

@@ -487,7 +487,7 @@ void gated_delta_forward(const GatedDeltaForward& x) {
   ForwardMemory(counter, plan, x.K);
   const long floats = counter.used;
   float* memory = scratch_memory(size_t(x.threads) * floats);
-  parallel(plan.items(x), x.threads, [&](long index) {
+  parallel_uneven(plan.items(x), x.threads, [&](long index) {
     Carver carver{memory + thread_index() * floats};
     ForwardMemory m(carver, plan, x.K);
     forward_item(x, plan, Item(x, plan, index), m);
@@ -504,7 +504,7 @@ void gated_delta_backward(const GatedDeltaBackward& x) {
   const long vectors = parts > 1 ? total * x.G * plan.blocks * x.K : 0, gates = plan.blocks > 1 ? total * x.G * plan.blocks : 0;
   float* memory = scratch_memory(size_t(x.threads) * floats + 2 * size_t(vectors) + 2 * size_t(gates));
   float* shared = memory + x.threads * floats;
-  parallel(plan.items(x), x.threads, [&](long index) {
+  parallel_uneven(plan.items(x), x.threads, [&](long index) {
     Carver carver{memory + thread_index() * floats};
     BackwardMemory m(carver, plan, x.K, plan.width);
     Item item(x, plan, index);

@@ -23,9 +23,18 @@ struct Carver {
   }
 };
 
-// work(item) for each item, in any order and on any thread, so an item's result must depend on the item alone.
+// work(item) for each item, on any thread, so an item's result must depend on the item alone. Equal items are dealt out
+// in the same way at every call, so that a thread finds its part of the data in its own cache.
 template <class Work>
 inline void parallel(long items, int threads, const Work& work) {
+  (void)threads;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && items > 1)
+  for (long i = 0; i < items; i++) work(i);
+}
+
+// The same for items of very different size, which go to whoever is free.
+template <class Work>
+inline void parallel_uneven(long items, int threads, const Work& work) {
   (void)threads;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && items > 1)
   for (long i = 0; i < items; i++) work(i);

@@ -156,7 +156,7 @@ def gated_delta(
     Source: arXiv 2412.06464, equation 10; README.md beside this file derives the chunked form.
     """
     segments = segments or Segments.from_lengths([query.shape[0]])
-    _check(query, key, value, log_decay, beta, segments, state)
+    _check(query, key, value, log_decay, beta, segments.total, segments.count, state)
     return gated_delta_unchecked(query, key, value, log_decay, beta, segments, state, scale, normalise, backend)
 
 
@@ -196,8 +196,8 @@ def gated_delta_step(
     Returns:
         out [N, G, V] in value's dtype.
     """
-    segments = Segments.equal(query.shape[0], 1)
-    _check(query, key, value, log_decay, beta, segments, state)
+    rows = query.shape[0]
+    _check(query, key, value, log_decay, beta, rows, rows, state)
     if not state.is_contiguous():
         raise ShapeError("gated_delta_step: state is not contiguous, and would not be changed; pass state.contiguous()")
     return gated_delta_step_unchecked(query, key, value, log_decay, beta, state, scale, normalise)
@@ -232,7 +232,8 @@ def _check(
     value: Tensor,
     log_decay: Tensor,
     beta: Tensor,
-    segments: Segments,
+    covered: int,
+    count: int,
     state: Tensor | None,
 ) -> None:
     def fail(name: str, tensor: Tensor, rule: str) -> None:
@@ -249,10 +250,10 @@ def _check(
     for name, gate in (("log_decay", log_decay), ("beta", beta)):
         if gate.shape != (total, G):
             fail(name, gate, f"it must be [total, G] = [{total}, {G}]")
-    if segments.total != total:
-        raise ShapeError(f"gated_delta: segments cover {segments.total} tokens, but query has {total}")
-    if state is not None and state.shape != (segments.count, G, K, V):
-        fail("state", state, f"it must be [N, G, K, V] = [{segments.count}, {G}, {K}, {V}]")
+    if covered != total:
+        raise ShapeError(f"gated_delta: segments cover {covered} tokens, but query has {total}")
+    if state is not None and state.shape != (count, G, K, V):
+        fail("state", state, f"it must be [N, G, K, V] = [{count}, {G}, {K}, {V}]")
     if not torch.compiler.is_compiling() and bool((log_decay > 0).any()):
         raise ShapeError(
             f"gated_delta: log_decay must be at most 0 (the state would grow), got {float(log_decay.max()):.4g}; "
