@@ -90,7 +90,7 @@ def generate(
     before = score_text(model, weights_loss) if weights_loss is not None else None
     model = lay_out_for_decoding(model, int8=weights == "int8")
     loss = None
-    if before is not None:
+    if weights_loss is not None and before is not None:
         after = score_text(model, weights_loss)
         loss = {"bits_per_byte": before, "bits_per_byte_int8": after, "bits_per_byte_lost": after - before}
         err.print(
