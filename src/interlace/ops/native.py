@@ -7,6 +7,7 @@ The environment variable INTERLACE_NATIVE names an instruction set to force ("av
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,7 +61,7 @@ def available() -> bool:
 def kernels() -> Any:
     """The compiled module, or what takes down its calls; only where `available`."""
     assert _module is not None, missing
-    return _recording or _module
+    return _thread.recording or _module
 
 
 def instruction_sets() -> list[str]:
@@ -120,8 +121,8 @@ def address(x: Tensor | None) -> int:
     """Where a tensor's first element lies; NONE for None."""
     if x is None:
         return NONE
-    if _recording is not None:
-        _recording.kept.append(x)
+    if _thread.recording is not None:
+        _thread.recording.kept.append(x)
     return x.data_ptr()
 
 
@@ -158,24 +159,27 @@ class Recording:
             kernel(*arguments)
 
 
-_recording: Recording | None = None
+class _Thread(threading.local):
+    recording: Recording | None = None  # what one thread takes down is no other's
+
+
+_thread = _Thread()
 
 
 @contextmanager
 def recording() -> Iterator[Recording]:
     """Take down the kernel calls made inside the block, which run as always."""
-    global _recording
-    _recording = Recording()
+    _thread.recording = recording = Recording()
     try:
-        yield _recording
+        yield recording
     finally:
-        _recording = None
+        _thread.recording = None
 
 
 def counter(x: Tensor) -> Tensor:
     """x, which a replay must find risen by one each time."""
-    if _recording is not None:
-        _recording.counters.append(x)
+    if _thread.recording is not None:
+        _thread.recording.counters.append(x)
     return x
 
 
