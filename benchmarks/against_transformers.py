@@ -5,7 +5,8 @@
 37 million parameters: width 512, depth 8, 3:1; decode also with width 1024, depth 20 (356 million). Ours and theirs
 alternate, so that a noisy machine disturbs both; ratios are of medians, with quartiles of the pairs' ratios. Beside
 them stand two limits measured in the same run: a training step of matrix products alone, and reading every weight
-once per token. Prints nothing unless the operators agree with the float64 recurrence first.
+once per token. Their training runs in a process of its own, since ours tells malloc to keep memory. Prints nothing
+unless the operators agree with the float64 recurrence first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,7 +25,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import transformers
-from measure import compare, describe, median, reading_bytes_per_second, require_truth
+from measure import Apart, compare, describe, median, reading_bytes_per_second, require_truth
 
 import interlace
 from interlace.base.segments import Segments
@@ -84,17 +86,16 @@ def matmul_floor(model: interlace.HybridLM, tokens: int, dtype: torch.dtype) -> 
     return median(step)
 
 
-def training(table: dict[str, Any], rows: int, length: int, dtype: torch.dtype, pairs: int) -> Result:
-    """One AdamW step on float32 master weights, matrix products in `dtype`, gradients clipped, on both sides."""
-    ours, theirs = both(table, torch.float32)
-    tokens = torch.randint(table["vocabulary"], (rows, length + 1))
-    batch = Batch(tokens[:, :-1].flatten(), tokens[:, 1:].flatten(), Segments.equal(rows, length))
-    assert IGNORE not in batch.targets
-    trainer = Trainer(ours, TrainSettings(tokens=1), 10_000, str(dtype).removeprefix("torch."))
+def their_training(folder: str, rows: int, length: int, vocabulary: int, name: str) -> Callable[[], None]:
+    """Their training step, made and run in a process of its own."""
+    logging.disable(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    theirs, dtype = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), getattr(torch, name)
     optimizer = torch.optim.AdamW(parameter_groups(theirs, 0.1), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    tokens = torch.randint(vocabulary, (rows, length + 1))
     theirs.train()
 
-    def their_step() -> None:
+    def step() -> None:
         with torch.autocast("cpu", dtype=dtype) if dtype != torch.float32 else nullcontext():
             logits = theirs(tokens[:, :-1], use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
@@ -103,7 +104,22 @@ def training(table: dict[str, Any], rows: int, length: int, dtype: torch.dtype, 
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    result = compare(lambda: trainer.step(batch), their_step, pairs)
+    return step
+
+
+def training(table: dict[str, Any], rows: int, length: int, dtype: torch.dtype, pairs: int) -> Result:
+    """One AdamW step on float32 master weights, matrix products in `dtype`, gradients clipped, on both sides."""
+    ours, name = interlace.HybridLM(ModelConfig.from_dict(table)), str(dtype).removeprefix("torch.")
+    tokens = torch.randint(table["vocabulary"], (rows, length + 1))
+    batch = Batch(tokens[:, :-1].flatten(), tokens[:, 1:].flatten(), Segments.equal(rows, length))
+    assert IGNORE not in batch.targets
+    with tempfile.TemporaryDirectory() as folder:
+        interlace.save(ours, folder + "/m")
+        theirs = Apart(their_training, folder + "/m", rows, length, table["vocabulary"], name)
+        theirs()
+    trainer = Trainer(ours, TrainSettings(tokens=1), 10_000, name)
+    result = compare(lambda: trainer.step(batch), theirs, pairs)
+    theirs.end()
     floor = matmul_floor(ours, rows * length, dtype)
     return {
         **result,

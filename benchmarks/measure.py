@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -54,6 +56,34 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], pairs: int
         "ratio_low": ratios[0],
         "ratio_high": ratios[2],
     }
+
+
+class Apart:
+    """Work in a process of its own, as its users would run it: what we ask of malloc is not asked of the other side."""
+
+    def __init__(self, build: Callable[..., Callable[[], object]], *arguments: object):
+        """build(*arguments) makes the work, in the other process; it must be a module's function."""
+        context = multiprocessing.get_context("spawn")
+        self.line, line = context.Pipe()
+        self.process = context.Process(target=_serve, args=(line, build, arguments), daemon=True)
+        self.process.start()
+
+    def __call__(self) -> None:
+        """Do the work once."""
+        self.line.send("go")
+        self.line.recv()
+
+    def end(self) -> None:
+        """Let the process go."""
+        self.process.kill()
+        self.process.join()
+
+
+def _serve(line: Any, build: Callable[..., Callable[[], object]], arguments: tuple[object, ...]) -> None:
+    work = build(*arguments)
+    while line.recv() == "go":
+        work()
+        line.send("done")
 
 
 def reading_bytes_per_second() -> float:
