@@ -5,7 +5,7 @@ namespace {
 
 template <class T>
 void attention_step_of(const AttentionStep& x) {
-  const long group = x.H / x.J, ldk = padded(x.K), ldv = padded(x.V), visible = x.window ? x.window : x.capacity;
+  const long group = x.H / x.J, ldk = padded(x.K), ldv = padded(x.V), visible = x.window ? least(x.window, x.capacity) : x.capacity;
   const long floats = group * (ldk + padded(visible) + ldv) + LINE;
   float* memory = scratch_memory(size_t(x.threads) * floats);
   parallel(x.N * x.J, x.threads, [&](long index) {
@@ -78,6 +78,13 @@ struct Sight {
   long end(long i) const { return most(0, least(keys, q0 + i - k0 + 1)); }
 };
 
+bool all_finite(const float* x, long rows, long width, long ld) {
+  vec wrong = {};
+  for (long r = 0; r < rows; r++)
+    for (long d = 0; d < width; d += VW) wrong += 0.0f * load(x + r * ld + d);
+  return sum(wrong) == 0;
+}
+
 void hide(float* row, const Sight& sight, long i) {
   const float nothing = -__builtin_inff();
   for (long t = 0; t < least(sight.first(i), TILE); t++) row[t] = nothing;
@@ -130,7 +137,14 @@ void attend(const Attention& x, const AttentionShape& shape, long start, long en
       if (kept != 1)
         for (long d = 0; d < padded(x.V); d += VW) store(o + i * ldv + d, kept * load(o + i * ldv + d));
     }
-    product(TILE, padded(x.V), TILE, rows_of(p, LD_TILE), v, ldv, o, ldv, 1, k0 == q0 ? Filled::lower : Filled::full);
+    if (all_finite(v, TILE, padded(x.V), ldv)) {
+      product(TILE, padded(x.V), TILE, rows_of(p, LD_TILE), v, ldv, o, ldv, 1, k0 == q0 ? Filled::lower : Filled::full);
+      continue;
+    }
+    for (long i = 0; i < TILE; i++)  // 0 times NaN is NaN: only what a query sees
+      for (long t = sight.first(i); t < sight.end(i); t++)
+        for (long d = 0; d < padded(x.V); d += VW)
+          store(o + i * ldv + d, load(o + i * ldv + d) + p[i * LD_TILE + t] * load(v + t * ldv + d));
   }
   const Rows out = {x.out, x.dtype, x.H * x.V};
   for (long i = 0; i < count; i++) {

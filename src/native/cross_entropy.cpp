@@ -18,7 +18,7 @@ void cross_entropy_rows(const CrossEntropy& x) {
     for (long d = 0; d < whole; d += VW) {
       vec y = load(row + d);
       peaks = larger(peaks, y);
-      wrong += 0.0f * y;  // a NaN is not larger than anything
+      wrong += select(y != y, y, vec{});  // a NaN is not larger than anything
     }
     float peak = peaks[0];
     for (int i = 1; i < VW; i++) peak = peaks[i] > peak ? peaks[i] : peak;

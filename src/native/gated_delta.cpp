@@ -454,7 +454,7 @@ void backward_item(const GatedDeltaBackward& x, const Plan& plan, const Item& it
       copy_state(S, ld, state_of(x.state, x, item, item.segment), x.V, x.K, item.columns);
     long end = least(first + SNAPSHOT_TOKENS, item.end);
     replay(x, plan, item, m, first, end);
-    for (long index = (end - first - 1) / CHUNK; index >= 0; index--)
+    for (long index = (end - first + CHUNK - 1) / CHUNK - 1; index >= 0; index--)
       chunk_back(x, plan, item, m, sinks, index, first + index * CHUNK);
   }
   if (x.d_state) {

@@ -49,6 +49,10 @@ void rms_norm_backward(const RMSNorm& x) {
   const long block = block_rows(x), blocks = (x.rows + block - 1) / block, ld = padded(x.D);
   float* memory = scratch_memory((2 * x.threads + 1 + blocks) * ld);
   float *weight = memory + 2 * x.threads * ld, *parts = weight + ld;
+  if (blocks == 0) {
+    memset(x.d_weight, 0, x.D * sizeof(float));
+    return;
+  }
   along_row(x.D, [&](long d, auto part) { store(weight + d, load_part(x.weight, x.weight_dtype, d, x.D, part)); });
   parallel(blocks, x.threads, [&](long index) {
     float *n = memory + thread_index() * 2 * ld, *u = n + ld, *d_weight = parts + index * ld;

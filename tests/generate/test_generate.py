@@ -257,3 +257,41 @@ def test_a_cast_after_packing_is_seen(model):
         after = model.double()(torch.arange(9))[0]
     assert after.dtype == torch.float64
     torch.testing.assert_close(after.float(), before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("reserve", [9, 0, 60])
+def test_a_decoder_goes_on_past_what_was_reserved(model, reserve):
+    """Replays end where a cache is full; its states' positions are those of a plain pass."""
+    tokens = torch.randint(300, (40,))
+    with torch.no_grad():
+        want = model(tokens)[0][3:]
+        decoder = Decoder(model, model(tokens[:3], state=model.empty_state(1, reserve))[1])
+        found = torch.cat([decoder.step(token).clone() for token in tokens[3:].split(1)])
+        assert relative(found, want) < 2e-5
+        assert decoder.state.positions.tolist() == [40]
+        more = torch.tensor([7])
+        logits, _ = model(more, state=decoder.state)
+        assert relative(logits, model(torch.cat((tokens, more)))[0][-1:]) < 2e-5
+    with pytest.raises(ConfigError, match="tokens: must be"):
+        decoder.step(torch.tensor([1, 2]))
+
+
+def test_a_copy_of_a_packed_model_has_its_own_weights(model):
+    import copy
+
+    other = copy.deepcopy(lay_out_for_decoding(model))
+    with torch.no_grad():
+        before = model(torch.arange(9))[0]
+        for parameter in other.parameters():
+            parameter.mul_(1.5)
+        assert torch.equal(model(torch.arange(9))[0], before)
+        assert relative(other(torch.arange(9))[0], before) > 0.1
+
+
+def test_a_state_of_another_model_is_refused(model):
+    other = interlace.HybridLM(preset("tiny-recurrent").replace(vocabulary=300)).eval()
+    wider = interlace.HybridLM(
+        preset("tiny-recurrent").replace(gated_delta={"heads": 2, "value_heads": 4, "key_dim": 8, "value_dim": 12})
+    ).eval()
+    with torch.no_grad(), pytest.raises(ConfigError):
+        wider(torch.tensor([1]), state=other.empty_state(1))

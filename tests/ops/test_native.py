@@ -333,3 +333,89 @@ def test_attention_steps_over_a_ring_that_wraps(instruction_set):
     found = torch.stack(outputs, dim=1).double()
     torch.testing.assert_close(found[0], want[3:23], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found[1], want[31:51], rtol=1e-5, atol=1e-5)
+
+
+@every_instruction_set
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_carries_what_is_not_finite_forward_only(instruction_set, window):
+    case = selftest.attention_case([40, 90], "bad", window)
+    x = {n: t.float() for n, t in case.tensors.items()}
+    x["value"][75, 0] = torch.nan
+    with torch.no_grad(), native.using(instruction_set):
+        found = case.call("native", x)[0]
+        want = case.call("recurrent", {n: t.double() for n, t in x.items()})[0]
+    seen = torch.arange(130) >= 75 if window is None else (torch.arange(130) >= 75) & (torch.arange(130) < 80)
+    assert torch.equal(found[:, 0].isnan().any(-1), seen)
+    fine = found.isfinite() & want.isfinite()
+    torch.testing.assert_close(found[fine].double(), want[fine], rtol=1e-4, atol=1e-5)
+
+
+def test_a_masked_logit_is_no_error():
+    logits = torch.randn(2, 40)
+    logits[:, 3] = -torch.inf
+    other = logits.clone()
+    targets = torch.tensor([1, 2])
+    losses = [cross_entropy_(x, targets, backend=b) for x, b in ((logits, "native"), (other, "plain"))]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(logits, other)
+
+
+def test_shapes_that_would_be_read_out_of_bounds_are_refused():
+    with torch.no_grad():
+        for weight, more in (
+            ((5, 8), {}),
+            ((5, 3), {"residual": torch.zeros(5)}),
+            ((5, 3), {"scales": torch.zeros(4)}),
+        ):
+            with pytest.raises(ShapeError, match="linear"):
+                linear.__wrapped__(torch.zeros(2, 3), torch.zeros(weight), **more)
+    with pytest.raises(ShapeError, match="must be int64"):
+        cross_entropy_.__wrapped__(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int32))
+    with pytest.raises(ShapeError, match="must hold something"):
+        short_convolution(torch.zeros(3, 0), torch.zeros(0, 4))
+    with pytest.raises(ShapeError, match=r"swiglu.*2 D"):
+        swiglu(torch.zeros(3, 0))
+    with pytest.raises(ShapeError, match="nothing to compute"):
+        gated_delta(
+            torch.zeros(1, 1, 4), torch.zeros(1, 1, 4), torch.zeros(1, 1, 0), torch.zeros(1, 1), torch.zeros(1, 1)
+        )
+
+
+def test_a_state_of_another_layer_is_refused():
+    from interlace.ops.attention.state import AttentionState
+
+    query, key = torch.zeros(2, 4, 32), torch.zeros(2, 2, 32)
+    state = AttentionState.empty(2, 2, 16, 16, None, key, 8)
+    with torch.no_grad(), pytest.raises(ShapeError, match="made for another layer"):
+        attention(query, key, key, state=state, segments=Segments.equal(2, 1))
+
+
+def test_rms_norm_of_any_rank():
+    weight = torch.randn(8)
+    for x in (torch.randn(2, 3, 4, 8), torch.randn(16)[::2]):
+        found, want = (rms_norm(x, weight, 1e-6, backend=b)[0] for b in ("native", "plain"))
+        torch.testing.assert_close(found, want)
+    empty = torch.zeros(0, 8, requires_grad=True)
+    weight.requires_grad_()
+    rms_norm(empty, weight, 1e-6)[0].sum().backward()
+    assert weight.grad.tolist() == [0] * 8
+    assert rms_norm(torch.randn(2, 8), torch.ones(8), 1e-6, dtype=torch.float16)[0].dtype == torch.float16
+
+
+def test_borders_of_another_dtype():
+    x = {n: t.float() for n, t in selftest.gated_delta_case([5, 4], "borders", False).tensors.items()}
+    wide = Segments(torch.tensor([0, 5, 9]), 9)
+    for a, b in zip(
+        gated_delta(**x, segments=wide), gated_delta(**x, segments=Segments.from_lengths([5, 4])), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_a_state_changed_under_a_graph_is_noticed():
+    x = {n: t.float() for n, t in selftest.gated_delta_case([1], "version", True).tensors.items()}
+    x["query"].requires_grad_()
+    out, _ = gated_delta(**x)
+    with torch.no_grad():
+        gated_delta_step(**x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()

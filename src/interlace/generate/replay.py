@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
 from interlace.layers.base import Stream
 from interlace.model.model import HybridLM
 from interlace.model.state import ModelState
 from interlace.ops import native
+from interlace.ops.attention.state import AttentionState
 
 # What torch may do between kernel calls without computing: new buffers and views of old ones.
 _HARMLESS = {
@@ -78,11 +80,18 @@ class Decoder:
         self.segments = Segments.equal(state.count, 1)
         self.x = model.embedding.weight.new_empty(state.count, model.config.width)
         self.logits: Tensor
+        self.room = 0  # replays until a cache is full
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Logits [N, vocabulary] after one more token [N] of each sequence; overwritten by the next step."""
+        if tokens.shape != (self.state.count,):
+            raise ShapeError(f"tokens: must be [{self.state.count}], one per sequence, got {list(tokens.shape)}")
+        if self.recording is not None and self.room == 0:  # the caches are full: a pass that makes room comes first
+            self.recording, self.reason = None, "no pass was made yet"
         if self.recording is not None:
+            self.room -= 1
+            self._advance()
             torch.index_select(self.model.embedding.weight, 0, tokens, out=self.x)
             self.recording.replay()
             return self.logits
@@ -90,6 +99,13 @@ class Decoder:
             return self._first(tokens)
         logits, self.state = self.model(tokens, self.segments, self.state, last_only=True)
         return logits
+
+    def _advance(self) -> None:
+        """Count a replayed token in the states, which the kernels have already changed in place."""
+        self.state.positions += 1
+        for layer in self.state.layers:
+            if isinstance(layer, AttentionState):
+                layer.count_step()
 
     def _first(self, tokens: Tensor) -> Tensor:
         torch.index_select(self.model.embedding.weight, 0, tokens, out=self.x)
@@ -99,6 +115,8 @@ class Decoder:
             self.logits = self.model.logits(hidden)
         self.state = ModelState(layers, self.state.positions + 1)
         self.reason = f"the model computes {', '.join(sorted(set(foreign.found)))} outside the native kernels"
+        caches = [s for s in layers if isinstance(s, AttentionState)]
+        self.room = min((s.room for s in caches), default=1 << 62)
         if not foreign.found:
             self.recording, self.reason = recording, ""
         return self.logits

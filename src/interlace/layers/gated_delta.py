@@ -158,7 +158,7 @@ class GatedDelta(Projections):
         for name, before in kept.items():
             parameter = getattr(self, name)
             if parameter.dtype.itemsize < 4:
-                parameter.data = before.to(parameter.device)
+                parameter.data = before.to(parameter.device, torch.float32)
         return self
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> GatedDeltaState:
@@ -194,7 +194,15 @@ class GatedDelta(Projections):
         return (
             state is not None
             and stream.segments.time == 1
-            and mixer_step_serves(projected, taps, self.norm.weight, state.window, state.memory)
+            and mixer_step_serves(
+                projected,
+                taps,
+                self.norm.weight,
+                (self.A_log, self.dt_bias),
+                state.window,
+                state.memory,
+                self.config.heads,
+            )
         )
 
     def step(self, projected: Tensor, taps: Tensor, state: GatedDeltaState) -> Tensor:

@@ -72,7 +72,11 @@ class Projections(nn.Module):
     def project(self, group: str, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x [rows, D] through all layers of a group, side by side; residual is added."""
         if self.packed and not torch.is_grad_enabled():
-            return self.packed[group](x, residual)
+            packed, first = self.packed[group], self._layers(group)[0].weight
+            if packed.scales is None and packed.weight.data_ptr() != first.data_ptr():  # a copy, or weights replaced
+                self.pack()
+                packed = self.packed[group]
+            return packed(x, residual)
         layers = self._layers(group)
         if layers[0].weight.shape[0] == 0:
             raise ConfigError("model: its weights were rounded to int8 for decoding; load it again to train it")

@@ -114,7 +114,8 @@ def refuses(*tensors: Tensor | None) -> str | None:
     for x in tensors:
         if x is not None and x.dtype not in DTYPES:
             return f"the kernels take float32 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
-    return None
+    devices = {x.device.type for x in tensors if x is not None}
+    return f"the tensors lie on {' and '.join(sorted(devices))}" if len(devices) > 1 else None
 
 
 def address(x: Tensor | None) -> int:
@@ -122,7 +123,7 @@ def address(x: Tensor | None) -> int:
     if x is None:
         return NONE
     if _thread.recording is not None:
-        _thread.recording.kept.append(x)
+        _thread.recording.kept.append(x.detach())  # its memory, whatever becomes of the parameter
     return x.data_ptr()
 
 
@@ -193,6 +194,11 @@ def rows(x: Tensor) -> Tensor:
             return x.contiguous()
         inner *= size
     return x
+
+
+def borders(offsets: Tensor) -> Tensor:
+    """Segment offsets as the kernels read them."""
+    return offsets.to(torch.int32).contiguous()
 
 
 def floats(x: Tensor) -> Tensor:

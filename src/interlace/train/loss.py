@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from interlace.data.batches import IGNORE
 from interlace.ops.cross_entropy.dispatch import cross_entropy_
@@ -30,11 +31,13 @@ class _Loss(torch.autograd.Function):
             torch.mm(logits, cast, out=d_hidden[rows])
             part = logits.T @ h
             d_weight = part.to(weight.dtype) if d_weight is None else d_weight.add_(part)
+        d_weight = torch.zeros_like(weight) if d_weight is None else d_weight
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtype = hidden.dtype
         return total / count
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         if d_loss != 1:

@@ -160,5 +160,14 @@ def attention(
         raise ShapeError(f"attention: window is {window}, but state was made with window {state.window}")
     if state is not None and len(state.positions) != segments.count:
         raise ShapeError(f"attention: state holds {len(state.positions)} sequences, but segments has {segments.count}")
+    if min(query.numel(), key.numel(), value.numel()) < 1:
+        raise ShapeError(f"attention: query has shape {list(query.shape)}, but it must hold something")
+    if state is not None:
+        sizes = (tuple(state.keys.shape[2:]), tuple(state.values.shape[2:]))
+        if sizes != (tuple(key.shape[1:]), tuple(value.shape[1:])):
+            raise ShapeError(
+                f"attention: state keeps keys and values of {list(sizes[0])} and {list(sizes[1])}, but key has shape "
+                f"{list(key.shape)} and value {list(value.shape)}; it was made for another layer"
+            )
     run = choose("attention", BACKENDS, backend, query, key, value)
     return run(query, key, value, segments, state, float(K**-0.5 if scale is None else scale), window)

@@ -25,7 +25,7 @@ def prepare(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, window: 
     (_, H, K), (_, J, V) = query.shape, value.shape
     strides = [x.stride(0) for x in (query, key, value)]
     sizes = [DTYPES[query.dtype], *strides, offsets.shape[0] - 1, H, J, K, V, window, torch.get_num_threads()]
-    return [query, key, value, offsets], sizes
+    return [query, key, value, native.borders(offsets)], sizes
 
 
 @torch.library.custom_op(
@@ -108,7 +108,8 @@ def serves(query: Tensor, key: Tensor, value: Tensor, segments: Segments, state:
     """Whether `step` can take this call: one token per sequence, on a CPU, of one dtype it knows, without gradients."""
     if segments.time != 1 or not native.available() or native.wants_graph(query, key, value, state.keys):
         return False
-    same = query.dtype == key.dtype == value.dtype == state.keys.dtype
+    same = query.dtype == key.dtype == value.dtype == state.keys.dtype == state.values.dtype
+    same = same and state.keys.is_contiguous() and state.values.is_contiguous() and state.keys.device.type == "cpu"
     return same and query.dtype in DTYPES and query.device.type == "cpu"
 
 
@@ -116,7 +117,7 @@ def step(
     query: Tensor, key: Tensor, value: Tensor, state: AttentionState, scale: float
 ) -> tuple[Tensor, AttentionState]:
     """query [N, H, K], key [N, J, K], value [N, J, V] to ([N, H, V], the state after), which uses up `state`."""
-    places = native.counter(torch.tensor(state.positions))
+    places = native.counter(torch.tensor(state.positions, device="cpu"))
     after = state.stepped()
     query, key, value = rows(query), rows(key), rows(value)
     (N, H, K), (_, J, V) = query.shape, value.shape

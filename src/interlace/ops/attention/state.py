@@ -113,6 +113,18 @@ class AttentionState:
         positions = [p + t for p, t in zip(self.positions, lengths, strict=True)]
         return AttentionState(self.keys, self.values, positions, self.window, self.reserve)
 
+    @property
+    def room(self) -> int:
+        """How many more tokens of each sequence fit without a larger buffer."""
+        capacity = self.keys.shape[1]
+        if self.window is not None and capacity >= self.window:
+            return 1 << 62
+        return capacity - max(self.positions)
+
+    def count_step(self) -> None:
+        """Count one more token of each sequence, whose key and value are already in the buffers."""
+        self._positions = [p + 1 for p in self.positions]
+
     def stepped(self) -> AttentionState:
         """The state with room for one more token of each sequence, counted as seen, which the caller will fill in."""
         positions = [p + 1 for p in self.positions]

@@ -17,6 +17,7 @@ def _run_native(logits: Tensor, targets: Tensor, ignored: int, factor: float) ->
     targets, losses = targets.contiguous(), logits.new_empty(logits.shape[0], dtype=torch.float32)
     sizes = [DTYPES[logits.dtype], *logits.shape, ignored, factor, torch.get_num_threads()]
     native.kernels().cross_entropy(address(logits), address(targets), *sizes, address(losses))
+    torch.autograd.graph.increment_version(logits)
     return losses
 
 
@@ -55,6 +56,10 @@ def cross_entropy_(
     """
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ShapeError(f"cross_entropy_: targets has shape {list(targets.shape)}, but logits {list(logits.shape)}")
+    if targets.dtype != torch.int64 or targets.device != logits.device:
+        raise ShapeError(
+            f"cross_entropy_: targets must be int64 on {logits.device}, got {targets.dtype} on {targets.device}"
+        )
     if targets.numel():
         low, high = (int(x) for x in targets.where(targets != ignored, 0).aminmax())
         if low < 0 or high >= logits.shape[1]:

@@ -247,6 +247,8 @@ def _check(
     if value.ndim != 3 or value.shape[0] != total or value.shape[1] % H:
         fail("value", value, f"it must be [{total}, G, V] with G a multiple of H = {H}")
     G, V = value.shape[1:]
+    if min(H, K, G, V, total) < 1:
+        fail("value", value, f"with query's {list(query.shape)} it leaves nothing to compute")
     for name, gate in (("log_decay", log_decay), ("beta", beta)):
         if gate.shape != (total, G):
             fail(name, gate, f"it must be [total, G] = [{total}, {G}]")

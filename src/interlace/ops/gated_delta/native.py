@@ -32,7 +32,15 @@ def prepare(
     if query.dtype != key.dtype:
         query, key = floats(query), floats(key)
     query, key, value = rows(query), rows(key), rows(value)
-    tensors = [query, key, value, floats(log_decay), floats(beta), offsets, None if state is None else floats(state)]
+    tensors = [
+        query,
+        key,
+        value,
+        floats(log_decay),
+        floats(beta),
+        native.borders(offsets),
+        None if state is None else floats(state),
+    ]
     count, (heads, key_dim), (groups, value_dim) = offsets.shape[0] - 1, query.shape[1:], value.shape[1:]
     strides = [x.stride(0) for x in (query, key, value)]
     return tensors, [count, heads, groups, key_dim, value_dim, *strides, DTYPES[query.dtype], DTYPES[value.dtype]]
@@ -113,7 +121,9 @@ def _backward(
 @_backward.register_fake
 def _empty_gradients(d_out, d_final, snapshots, query, key, value, log_decay, beta, offsets, state, scale, normalise):  # type: ignore[no-untyped-def]
     like = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value, log_decay, beta)]
-    return *like, query.new_empty(0) if state is None else torch.empty_like(state)
+    return *like, query.new_empty(0) if state is None else torch.empty_like(
+        state, memory_format=torch.contiguous_format
+    )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -164,9 +174,10 @@ def step(
     normalise: bool,
 ) -> Tensor:
     """One token for each of N sequences; memory float32 [N, G, K, V], contiguous, is changed in place. No autograd."""
-    tensors, sizes = prepare(query, key, value, log_decay, beta, memory, None)
-    sizes[0] = memory.shape[0]
+    no_borders = query.new_empty(memory.shape[0] + 1, dtype=torch.int32)  # every segment is one token
+    tensors, sizes = prepare(query, key, value, log_decay, beta, no_borders, None)
     sizes += [normalise, torch.get_num_threads()]
     out = torch.empty_like(value, memory_format=torch.contiguous_format)
     native.kernels().gated_delta_step([address(x) for x in tensors], sizes, scale, address(out), address(memory))
+    torch.autograd.graph.increment_version(memory)
     return out

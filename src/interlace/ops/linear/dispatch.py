@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from interlace.base.errors import ShapeError
 from interlace.ops import native
 from interlace.ops.backends import Backend, choose
 from interlace.ops.native import DTYPES, address
@@ -35,6 +36,11 @@ def _refuses(x: Tensor, weight: Tensor, residual: Tensor | None, scales: Tensor 
     expected = x.dtype if scales is None else torch.int8
     if weight.dtype != expected or (residual is not None and residual.dtype != x.dtype):
         return "the operands' dtypes differ"
+    if scales is not None and (scales.dtype != torch.float32 or not scales.is_contiguous()):
+        return "the scales are not contiguous float32"
+    operands = [y for y in (weight, residual, scales) if y is not None]
+    if any(y.device.type != "cpu" for y in operands):
+        return "not all tensors lie on the CPU"
     return native.refuses(x) if weight.is_contiguous() else "the weight is not contiguous"
 
 
@@ -60,7 +66,16 @@ def linear(
         residual: [rows, outputs] or None.
         scales: float32 [outputs], what a step of each output's int8 weights is worth.
         backend: "auto", "native" (float32 and bfloat16 on a CPU, no gradients) or "plain".
+
+    Raises:
+        ShapeError: the shapes differ.
     """
+    if x.ndim != 2 or weight.ndim != 2 or weight.shape[1] != x.shape[1]:
+        raise ShapeError(f"linear: weight has shape {list(weight.shape)}, but x has {list(x.shape)}")
+    expected = {"residual": (residual, (x.shape[0], weight.shape[0])), "scales": (scales, (weight.shape[0],))}
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ShapeError(f"linear: {name} has shape {list(tensor.shape)}, but it must be {list(shape)}")
     if backend == "auto" and (x.shape[0] > FEW or not native.available() or _refuses(x, weight, residual, scales)):
         return _plain(x, weight, residual, scales)
     run = choose("linear", BACKENDS, backend, x, weight, residual, scales)

@@ -53,5 +53,8 @@ def rms_norm(
             raise ShapeError(f"rms_norm: {name} has shape {list(other.shape)}, but it must be x's {list(x.shape)}")
     if weight.shape != x.shape[-1:]:
         raise ShapeError(f"rms_norm: weight has shape {list(weight.shape)}, but it must be [{x.shape[-1]}]")
-    run = choose("rms_norm", BACKENDS, backend, x, weight, before, gate, after)
-    return run(x, weight, eps, before, gate, after, dtype or x.dtype)
+    if x.shape[-1] < 1:
+        raise ShapeError(f"rms_norm: x has shape {list(x.shape)}, but its rows must hold something")
+    dtype = dtype or x.dtype
+    run = choose("rms_norm", BACKENDS, backend, x, weight, before, gate, after, x.new_empty(0, dtype=dtype))
+    return run(x, weight, eps, before, gate, after, dtype)

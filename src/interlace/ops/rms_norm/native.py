@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ def prepare(
     x: Tensor, weight: Tensor, before: Tensor | None, gate: Tensor | None, after: Tensor | None, dtype: torch.dtype
 ) -> tuple[list[Tensor | None], list[int]]:
     """The tensors as the kernels read them, and their dtypes, strides and sizes; the tensors must outlive the call."""
-    heads = x.shape[-2] if x.ndim > 2 else 1
-    operands = [x if x is None or x.ndim == 1 else rows(x) for x in (x, before, after, gate)]
+    heads = math.prod(x.shape[1:-1])
+    operands = [y if y is None else y.contiguous() if y.ndim == 1 else rows(y) for y in (x, before, after, gate)]
     dtypes = [0 if y is None else DTYPES[y.dtype] for y in (*operands, weight)]
     strides = [0 if y is None or y.ndim == 1 else y.stride(0) for y in operands]
-    count = x.numel() // x.shape[-1]
+    count = math.prod(x.shape[:-1])
     sizes = [*dtypes, DTYPES[dtype], *strides, count, heads, x.shape[-1], torch.get_num_threads()]
     return [*operands, weight.contiguous()], sizes
 

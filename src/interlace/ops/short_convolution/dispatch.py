@@ -122,7 +122,9 @@ def short_convolution(
     segments = segments or Segments.from_lengths([x.shape[0]])
     if x.ndim != 2 or x.shape[0] != segments.total:
         raise ShapeError(f"short_convolution: x has shape {list(x.shape)}, but it must be [{segments.total}, D]")
-    if weight.ndim != 2 or weight.shape[0] != x.shape[1]:
+    if x.numel() == 0:
+        raise ShapeError(f"short_convolution: x has shape {list(x.shape)}, but it must hold something")
+    if weight.ndim != 2 or weight.shape[1] < 1 or weight.shape[0] != x.shape[1]:
         raise ShapeError(f"short_convolution: weight has shape {list(weight.shape)}, but must be [{x.shape[1]}, W]")
     expected = (segments.count, weight.shape[1] - 1, x.shape[1])
     if state is not None and state.shape != expected:

@@ -22,7 +22,7 @@ def prepare(
     x, weight = rows(x), weight.contiguous()
     state = None if state is None else state.to(x.dtype).contiguous()
     sizes = [offsets.shape[0] - 1, x.shape[1], weight.shape[1], x.stride(0), DTYPES[x.dtype], DTYPES[weight.dtype]]
-    return [x, weight, offsets, state], [*sizes, activated, torch.get_num_threads()]
+    return [x, weight, native.borders(offsets), state], [*sizes, activated, torch.get_num_threads()]
 
 
 @torch.library.custom_op(
@@ -65,7 +65,7 @@ def _backward(
     d_out = d_out.to(x.dtype).contiguous()
     d_windows = None if d_windows is None else d_windows.to(x.dtype).contiguous()
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    d_weight = torch.empty(weight.shape, dtype=torch.float32)
+    d_weight = weight.new_empty(weight.shape, dtype=torch.float32)
     d_state = x.new_empty(0) if state is None else torch.empty_like(tensors[3])  # type: ignore[arg-type]
     given, to = [address(d_out), address(d_windows)], [address(dx), address(d_weight)]
     to.append(native.NONE if state is None else address(d_state))
@@ -76,7 +76,11 @@ def _backward(
 @_backward.register_fake
 def _empty_gradients(d_out, d_windows, x, weight, offsets, state, activated):  # type: ignore[no-untyped-def]
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return dx, torch.empty_like(weight), x.new_empty(0) if state is None else torch.empty_like(state)
+    return (
+        dx,
+        torch.empty_like(weight, memory_format=torch.contiguous_format),
+        x.new_empty(0) if state is None else torch.empty_like(state),
+    )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -25,6 +25,6 @@ def swiglu(gate_up: Float[Tensor, "rows DD"], *, backend: str = "auto") -> Float
 
     Source: arXiv 2002.05202.
     """
-    if gate_up.ndim != 2 or gate_up.shape[1] % 2:
+    if gate_up.ndim != 2 or gate_up.shape[1] % 2 or not gate_up.shape[1]:
         raise ShapeError(f"swiglu: gate_up has shape {list(gate_up.shape)}, but it must be [rows, 2 D]")
     return choose("swiglu", BACKENDS, backend, gate_up)(gate_up)
