@@ -149,7 +149,6 @@ struct AttentionStep {  // one token for each of N sequences: its key and value 
 
 struct Kernels {
   const char* name;
-  int vector_floats;
   void (*gated_delta_forward)(const GatedDeltaForward&);
   void (*gated_delta_backward)(const GatedDeltaBackward&);
   void (*gated_delta_step)(const GatedDeltaStep&);

@@ -78,13 +78,6 @@ struct Sight {
   long end(long i) const { return most(0, least(keys, q0 + i - k0 + 1)); }
 };
 
-bool all_finite(const float* x, long rows, long width, long ld) {
-  vec wrong = {};
-  for (long r = 0; r < rows; r++)
-    for (long d = 0; d < width; d += VW) wrong += 0.0f * load(x + r * ld + d);
-  return sum(wrong) == 0;
-}
-
 void hide(float* row, const Sight& sight, long i) {
   const float nothing = -__builtin_inff();
   for (long t = 0; t < least(sight.first(i), TILE); t++) row[t] = nothing;
@@ -100,12 +93,19 @@ Rows queries_of(const Attention& x) { return {const_cast<void*>(x.query), x.dtyp
 Rows keys_of(const Attention& x) { return {const_cast<void*>(x.key), x.dtype, x.k_row}; }
 Rows values_of(const Attention& x) { return {const_cast<void*>(x.value), x.dtype, x.v_row}; }
 
+struct AttentionMemory {
+  float *q, *k, *kt, *v, *o, *p;  // blocks
+
+  AttentionMemory(Carver& carver, const Attention& x, const AttentionShape& s) {
+    q = carver.take(TILE * s.ldk), k = carver.take(TILE * s.ldk), kt = carver.take(padded(x.K) * LD_TILE);
+    v = carver.take(TILE * s.ldv), o = carver.take(TILE * s.ldv), p = carver.take(TILE * LD_TILE);
+  }
+};
+
 // One block of queries of one head, over the keys from the last block back to the first it sees.
-void attend(const Attention& x, const AttentionShape& shape, long start, long end, long head, long q0, float* memory) {
+void attend(const Attention& x, const AttentionShape& shape, long start, long end, long head, long q0, const AttentionMemory& m) {
   const long count = least(TILE, end - q0), j = head / shape.group, ldk = shape.ldk, ldv = shape.ldv;
-  Carver carver{memory};
-  float *q = carver.take(TILE * ldk), *k = carver.take(TILE * ldk), *kt = carver.take(padded(x.K) * LD_TILE);
-  float *v = carver.take(TILE * ldv), *o = carver.take(TILE * ldv), *p = carver.take(TILE * LD_TILE);
+  const auto [q, k, kt, v, o, p] = m;
   float peak[TILE], size[TILE];
   read_block(q, ldk, queries_of(x), q0, count, head * x.K, x.K, x.scale);
   memset(o, 0, TILE * ldv * sizeof(float));
@@ -180,14 +180,18 @@ long fill_query_blocks(const Attention& x, QueryBlock* blocks) {
 
 void attention_forward(const Attention& x) {
   const AttentionShape shape(x);
-  const long floats = TILE * (2 * shape.ldk + 2 * shape.ldv + LD_TILE) + padded(x.K) * LD_TILE + 6 * LINE;
+  Carver counter;
+  AttentionMemory(counter, x, shape);
+  const long floats = counter.used;
   const long count = fill_query_blocks(x, nullptr);
   float* memory = scratch_memory(size_t(x.threads) * floats + count * (sizeof(QueryBlock) / sizeof(float)));
   QueryBlock* blocks = reinterpret_cast<QueryBlock*>(memory + x.threads * floats);
   fill_query_blocks(x, blocks);
   parallel_uneven(count * x.H, x.threads, [&](long index) {
     const QueryBlock& block = blocks[index / x.H];
-    attend(x, shape, x.offsets[block.segment], x.offsets[block.segment + 1], index % x.H, block.first, memory + thread_index() * floats);
+    Carver carver{memory + thread_index() * floats};
+    const AttentionMemory m(carver, x, shape);
+    attend(x, shape, x.offsets[block.segment], x.offsets[block.segment + 1], index % x.H, block.first, m);
   });
 }
 

@@ -31,9 +31,7 @@ void cross_entropy_rows(const CrossEntropy& x) {
     for (long i = left; i < VW; i++) tail[i] = -__builtin_inff();
     total += exponential(load(tail) - peak);
     const float size = sum(total + wrong);
-    float logit[VW];
-    store(logit, load_first(row + target, 1));
-    x.losses[r] = __builtin_logf(size) + peak - logit[0];
+    x.losses[r] = __builtin_logf(size) + peak - value(row + target);
     const float factor = x.factor / size;
     along_row(x.D, [&](long d, auto part) {
       vec p = factor * exponential(load_part(row, d, x.D, part) - peak);

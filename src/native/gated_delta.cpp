@@ -12,7 +12,6 @@ constexpr float FORGOTTEN = -2000.0f;                      // exp of it is 0, an
 constexpr float L2_EPS = 1e-6f;
 constexpr long FEW_ITEMS = 16, NARROWEST = 32;             // below so many items, columns are split, down to so many
 
-
 // How the work is cut, and the leading dimensions of what a thread works on.
 struct Plan {
   long blocks, width;  // blocks of value columns, and the columns of each
@@ -48,7 +47,7 @@ struct Chunk {
   float *kq;         // [2 rows, K]: keys, then queries, normalised if asked for
   float *v;          // [rows, V]
   float *kt;         // [K, rows]: keys transposed
-  float *kk;         // [2 rows, rows]: K K^T, then Q K^T; becomes A, then M where `form_A_and_M` is called
+  float *kk;         // [2 rows, rows]: K K^T, then Q K^T, as far as `triangle` goes
   float *decay;      // [rows, rows]: D, zero above the diagonal
   float *into, *out_of, *beta, *size;  // [rows]: exp(G_i), exp(G_last - G_i), beta; [2 rows]: 1 / norm
   float across;      // exp(G_last)
@@ -74,6 +73,13 @@ void prefetch_chunk(const GatedDeltaArguments& x, const Item& item, long t, bool
   }
 }
 
+// x / |x| in place; returns 1 / |x|.
+float unit_length(float* x, long padded_size) {
+  const float size = 1.0f / __builtin_sqrtf(dot(x, x, padded_size) + L2_EPS);
+  for (long j = 0; j < padded_size; j += VW) store(x + j, size * load(x + j));
+  return size;
+}
+
 void read_vectors(Chunk& c, const GatedDeltaArguments& x, const Plan& plan, const Item& item, long t) {
   const Rows sources[2] = {keys_of(x), queries_of(x)};
   for (int which = 0; which < 2; which++) {
@@ -84,10 +90,7 @@ void read_vectors(Chunk& c, const GatedDeltaArguments& x, const Plan& plan, cons
         continue;
       }
       read(row, sources[which], t + i, item.key_head * x.K, x.K);
-      if (!x.normalise) continue;
-      float size = 1.0f / __builtin_sqrtf(dot(row, row, padded(x.K)) + L2_EPS);
-      c.size[which * c.rows + i] = size;
-      for (long j = 0; j < x.K; j += VW) store(row + j, size * load(row + j));
+      if (x.normalise) c.size[which * c.rows + i] = unit_length(row, padded(x.K));
     }
   }
 }
@@ -175,11 +178,9 @@ void form_M(const Chunk& c, float* m, float scale) {
 }
 
 // to = coefficient_i from_i for rows of `width` floats.
-void scale_rows(float* to, const float* from, const float* coefficient, float factor, long rows, long width, long ld) {
-  for (long i = 0; i < rows; i++) {
-    float s = factor * coefficient[i];
-    for (long j = 0; j < width; j += VW) store(to + i * ld + j, s * load(from + i * ld + j));
-  }
+void scale_rows(float* to, const float* from, const float* coefficient, long rows, long width, long ld) {
+  for (long i = 0; i < rows; i++)
+    for (long j = 0; j < width; j += VW) store(to + i * ld + j, coefficient[i] * load(from + i * ld + j));
 }
 
 void copy_state(float* to, long ld_to, const float* from, long ld_from, long K, long columns) {
@@ -252,12 +253,9 @@ void forward_item(const GatedDeltaForward& x, const Plan& plan, const Item& item
     solve(c.rows, width, rows_of(m.a, LD_CHUNK), c.v, ld, false);
     form_M(c, m.a, x.scale);
     product(c.rows, width, c.rows, rows_of(m.a, LD_CHUNK), c.v, ld, answers, ld, 1, Filled::lower);
-    vec wrong = {};  // becomes NaN where anything is not finite
-    for (long i = 0; i < c.rows; i++)
-      for (long j = 0; j < width; j += VW) wrong += 0.0f * load(c.v + i * ld + j) + 0.0f * load(answers + i * ld + j);
-    if (sum(wrong) == 0) {
-      scale_rows(c.kq, c.kq, c.out_of, 1, c.rows, padded(x.K), plan.ldk);
-      product(x.K, width, c.rows, columns_of(c.kq, plan.ldk), c.v, ld, m.S, ld, c.across == 0 ? 0 : c.across);
+    if (all_finite(c.v, c.rows, width, ld) && all_finite(answers, c.rows, width, ld)) {
+      scale_rows(c.kq, c.kq, c.out_of, c.rows, padded(x.K), plan.ldk);
+      product(x.K, width, c.rows, columns_of(c.kq, plan.ldk), c.v, ld, m.S, ld, c.across);
     } else {
       read_values(c, x, plan, item, t);
       by_tokens(c, m.S, answers, x, plan, item, t);
@@ -324,7 +322,7 @@ void replay(const GatedDeltaBackward& x, const Plan& plan, const Item& item, Bac
     solve(c.rows, width, rows_of(m.a, LD_CHUNK), W, ld, false);
     if (t + CHUNK >= end) break;
     float* next = m.stretch.entry[index + 1];
-    scale_rows(c.kq, c.kq, c.out_of, 1, c.rows, padded(x.K), plan.ldk);
+    scale_rows(c.kq, c.kq, c.out_of, c.rows, padded(x.K), plan.ldk);
     memcpy(next, S, x.K * ld * sizeof(float));
     product(x.K, width, c.rows, columns_of(c.kq, plan.ldk), W, ld, next, ld, c.across);
   }
@@ -348,7 +346,7 @@ void chunk_back(const GatedDeltaBackward& x, const Plan& plan, const Item& item,
 
   form_A(c, m.a);
   form_M(c, m.m, x.scale);
-  scale_rows(m.yk, c.kq, c.out_of, 1, n, wide, ldk);                                           // K_out
+  scale_rows(m.yk, c.kq, c.out_of, n, wide, ldk);                                           // K_out
   product(n, width, x.K, rows_of(m.yk, ldk), m.dS, ld, dR, ld);
   product(n, width, n, columns_of(m.m, LD_CHUNK), dO, ld, dR, ld, 1, Filled::upper);           // dW
   solve(n, width, rows_of(m.a, LD_CHUNK), dR, ld, true);
@@ -435,8 +433,8 @@ void chunk_back(const GatedDeltaBackward& x, const Plan& plan, const Item& item,
   }
 
   // dS = across dS' + [into K; into Q]^T [-beta dR; scale dO].
-  scale_rows(c.kq, c.kq, c.into, 1, n, wide, ldk);
-  scale_rows(c.kq + n * ldk, c.kq + n * ldk, c.into, 1, n, wide, ldk);
+  scale_rows(c.kq, c.kq, c.into, n, wide, ldk);
+  scale_rows(c.kq + n * ldk, c.kq + n * ldk, c.into, n, wide, ldk);
   product(x.K, width, 2 * n, columns_of(c.kq, ldk), m.zs, ld, m.dS, ld, c.across);
 }
 
@@ -473,8 +471,7 @@ void sum_parts(const Rows& to, const float* from, long parts, long heads, long s
       for (long i = 0; i < n; i++) total[i] = 0;
       for (long p = 0; p < parts; p++)
         for (long i = 0; i < n; i++) total[i] += first[p * size + j + i];
-      if (to.dtype == DType::bf16) narrow(to.at<bf16>(t, h * size + j), total, n);
-      else narrow(to.at<float>(t, h * size + j), total, n);
+      write(to, t, h * size + j, total, n);
     }
   }
 }
@@ -562,10 +559,6 @@ void step_panel(float* S, long ld, const float* k, const float* q, long K, float
     }
 }
 
-}  // namespace
-
-namespace {
-
 constexpr int STEP_VECTORS = 64 / VW < 4 ? 64 / VW : 4;
 constexpr long PANEL = STEP_VECTORS * VW;
 
@@ -578,11 +571,6 @@ void step_head(float* S, const float* k, const float* q, const float* v, float* 
     step_panel<STEP_VECTORS>(S + column, V, k, q, K, decay, beta, overlap, scale, v + column, out + column, PANEL);
   for (; column < V; column += VW)
     step_panel<1>(S + column, V, k, q, K, decay, beta, overlap, scale, v + column, out + column, V - column);
-}
-
-void unit_length(float* x, long padded_size) {
-  const float size = 1.0f / __builtin_sqrtf(dot(x, x, padded_size) + L2_EPS);
-  for (long j = 0; j < padded_size; j += VW) store(x + j, size * load(x + j));
 }
 
 }  // namespace

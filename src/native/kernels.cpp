@@ -25,7 +25,6 @@
 extern const Kernels TABLE(INTERLACE_ISA);
 const Kernels TABLE(INTERLACE_ISA) = {
     NAME(INTERLACE_ISA),
-    INTERLACE_VECTOR_FLOATS,
     INTERLACE_ISA::gated_delta_forward,
     INTERLACE_ISA::gated_delta_backward,
     INTERLACE_ISA::gated_delta_step,

@@ -11,19 +11,16 @@ void convolve_step(const MixerStep& x, long n, long channel, long count, float* 
   T* window = static_cast<T*>(x.window) + n * (x.W - 1) * channels + channel;
   for (long d = 0; d < count; d += VW) {
     const long left = least(VW, count - d);
-    float tap[VW] = {}, sums[VW];
+    float tap[VW] = {};
     vec y = {};
     for (long j = 0; j < x.W; j++) {
       T* row = window + j * channels + d;
       vec input = load_up_to(j < x.W - 1 ? row : now + d, left);
       if (j > 0) store_up_to(row - channels, input, left);
-      T column[VW] = {};
-      for (long i = 0; i < left; i++) column[i] = taps[(d + i) * x.W + j];
-      widen(tap, column, VW);
+      for (long i = 0; i < left; i++) tap[i] = value(taps + (d + i) * x.W + j);
       y += load(tap) * input;
     }
-    store(sums, silu(y));
-    store(to + d, load(sums));
+    store(to + d, silu(y));
   }
 }
 
@@ -32,8 +29,8 @@ inline float softplus(float x) { return x > 20.0f ? x : __builtin_log1pf(__built
 
 template <class T>
 void mixer_step_of(const MixerStep& x) {
-  const long group = x.G / x.H, ldk = padded(x.K), ldv = padded(x.V), floats = 2 * ldk + 2 * ldv + padded(x.V);
-  const long key = x.H * x.K, value = 2 * key, gate = value + x.G * x.V, decay = gate + x.G * x.V, beta = decay + x.G;
+  const long group = x.G / x.H, ldk = padded(x.K), ldv = padded(x.V), floats = 2 * ldk + 3 * ldv;
+  const long key = x.H * x.K, values = 2 * key, gate = values + x.G * x.V, decay = gate + x.G * x.V, beta = decay + x.G;
   float* memory = scratch_memory(size_t(x.threads) * floats);
   parallel(x.N * x.H, x.threads, [&](long index) {
     const long n = index / x.H, h = index % x.H;
@@ -44,11 +41,9 @@ void mixer_step_of(const MixerStep& x) {
     unit_length(q, ldk), unit_length(k, ldk);
     widen(weight, static_cast<const T*>(x.norm), x.V);
     for (long g = h * group; g < (h + 1) * group; g++) {
-      convolve_step<T>(x, n, value + g * x.V, x.V, v);
-      float raw[2][VW];
-      store(raw[0], load_first(projected + decay + g, 1)), store(raw[1], load_first(projected + beta + g, 1));
-      const float log_decay = -__builtin_expf(x.A_log[g]) * softplus(raw[0][0] + x.dt_bias[g]);
-      const float write = (x.negative ? 2.0f : 1.0f) * plain_sigmoid(raw[1][0]);
+      convolve_step<T>(x, n, values + g * x.V, x.V, v);
+      const float log_decay = -__builtin_expf(x.A_log[g]) * softplus(value(projected + decay + g) + x.dt_bias[g]);
+      const float write = (x.negative ? 2.0f : 1.0f) * plain_sigmoid(value(projected + beta + g));
       step_head(x.memory + (n * x.G + g) * x.K * x.V, k, q, v, out, x.K, x.V, log_decay, write, x.scale);
       const float inverse = 1.0f / __builtin_sqrtf(dot(out, out, ldv) / x.V + x.eps);
       const T* opening = projected + gate + g * x.V;

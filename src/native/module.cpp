@@ -95,8 +95,9 @@ T* pointer(size_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// (query, key, value, dtypes of query and key, and of value, rows' strides, log_decay, beta, offsets, state), sizes.
 using Address = size_t;
+
+// tensors: query, key, value, log_decay, beta, offsets, state; sizes as ops/gated_delta/native.py's `prepare` has them.
 void fill(GatedDeltaArguments& x, const std::vector<Address>& tensors, const std::vector<long>& sizes, float scale) {
   x.query = pointer<void>(tensors[0]), x.key = pointer<void>(tensors[1]), x.value = pointer<void>(tensors[2]);
   x.log_decay = pointer<float>(tensors[3]), x.beta = pointer<float>(tensors[4]);

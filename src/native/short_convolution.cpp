@@ -14,29 +14,37 @@ struct Block {
   long segment, first, end, start;  // tokens [first, end) of the segment [start, ...)
 };
 
-long token_blocks(const ShortConvolution& x) {
-  long count = 0;
-  for (long n = 0; n < x.N; n++) count += (x.offsets[n + 1] - x.offsets[n] + TOKENS - 1) / TOKENS;
-  return count;
-}
-
-void fill_blocks(const ShortConvolution& x, Block* blocks) {
-  for (long n = 0; n < x.N; n++)
-    for (long t = x.offsets[n]; t < x.offsets[n + 1]; t += TOKENS)
-      *blocks++ = {n, t, least(t + TOKENS, x.offsets[n + 1]), x.offsets[n]};
-}
-
 // taps [W, D] as floats, from weight [D, W].
 template <class U>
 void lay_taps(float* taps, const void* weight, long D, long W, long ld) {
   for (long d = 0; d < D; d++)
-    for (long j = 0; j < W; j++) {
-      const U* w = static_cast<const U*>(weight) + d * W + j;
-      float buffer[VW];
-      store(buffer, load_first(w, 1));
-      taps[j * ld + d] = buffer[0];
-    }
+    for (long j = 0; j < W; j++) taps[j * ld + d] = value(static_cast<const U*>(weight) + d * W + j);
 }
+
+// How the work is cut, and what all its items read: taps as floats, a row of zeros, the blocks of tokens.
+struct Cut {
+  long ld, strip, strips, blocks = 0;  // strips of channels
+  float *taps, *zeros;
+  Block* list;
+
+  explicit Cut(const ShortConvolution& x) : ld(leading(x.D)), strip(strip_of(x)), strips((x.D + strip - 1) / strip) {
+    for (long n = 0; n < x.N; n++) blocks += (x.offsets[n + 1] - x.offsets[n] + TOKENS - 1) / TOKENS;
+  }
+
+  long floats(long W) const { return W * ld + strip + blocks * (sizeof(Block) / sizeof(float)); }
+
+  // Fills `memory`; returns what comes after it.
+  float* lay(const ShortConvolution& x, float* memory) {
+    taps = memory, zeros = taps + x.W * ld, list = reinterpret_cast<Block*>(zeros + strip);
+    memset(taps, 0, (x.W * ld + strip) * sizeof(float));
+    x.weight_dtype == DType::bf16 ? lay_taps<bf16>(taps, x.weight, x.D, x.W, ld) : lay_taps<float>(taps, x.weight, x.D, x.W, ld);
+    Block* next = list;
+    for (long n = 0; n < x.N; n++)
+      for (long t = x.offsets[n]; t < x.offsets[n + 1]; t += TOKENS)
+        *next++ = {n, t, least(t + TOKENS, x.offsets[n + 1]), x.offsets[n]};
+    return memory + floats(x.W);
+  }
+};
 
 // The inputs of one item as rows of the same channels: a row before the segment's start is the state's, or zero.
 template <class T>
@@ -77,21 +85,16 @@ void forward_rows(const ShortConvolution& x, const Inputs<T>& in, const float* t
 
 template <class T>
 void forward(const ShortConvolution& x) {
-  const long ld = leading(x.D), blocks = token_blocks(x), strip = strip_of(x), strips = (x.D + strip - 1) / strip;
-  float* memory = scratch_memory(x.W * ld + blocks * (sizeof(Block) / sizeof(float)) + strip);
-  float *taps = memory, *zeros = taps + x.W * ld;
-  Block* list = reinterpret_cast<Block*>(zeros + strip);
-  fill_blocks(x, list);
-  memset(taps, 0, (x.W * ld + strip) * sizeof(float));
-  x.weight_dtype == DType::bf16 ? lay_taps<bf16>(taps, x.weight, x.D, x.W, ld) : lay_taps<float>(taps, x.weight, x.D, x.W, ld);
-  parallel(blocks * strips, x.threads, [&](long index) {
-    const Block& block = list[index / strips];
-    const long channel = index % strips * strip, columns = least(strip, x.D - channel);
-    Inputs<T> in = {x, block.segment, block.start, channel, reinterpret_cast<const T*>(zeros)};
+  Cut cut(x);
+  cut.lay(x, scratch_memory(cut.floats(x.W)));
+  parallel(cut.blocks * cut.strips, x.threads, [&](long index) {
+    const Block& block = cut.list[index / cut.strips];
+    const long channel = index % cut.strips * cut.strip, columns = least(cut.strip, x.D - channel);
+    Inputs<T> in = {x, block.segment, block.start, channel, reinterpret_cast<const T*>(cut.zeros)};
     with_width(x.W, [&](auto fixed) {
       constexpr int F = decltype(fixed)::value;
-      if (x.activated) forward_rows<T, F, true>(x, in, taps + channel, ld, block.first, block.end, columns);
-      else forward_rows<T, F, false>(x, in, taps + channel, ld, block.first, block.end, columns);
+      if (x.activated) forward_rows<T, F, true>(x, in, cut.taps + channel, cut.ld, block.first, block.end, columns);
+      else forward_rows<T, F, false>(x, in, cut.taps + channel, cut.ld, block.first, block.end, columns);
     });
     if (block.end != x.offsets[block.segment + 1]) return;
     for (long j = 0; j < x.W - 1; j++) {  // the window that the segment's next token will see
@@ -160,24 +163,20 @@ void backward_rows(const ShortConvolution& x, const Inputs<T>& in, const Block& 
 
 template <class T>
 void backward(const ShortConvolution& x) {
-  const long ld = leading(x.D), blocks = token_blocks(x), strip = strip_of(x), strips = (x.D + strip - 1) / strip;
-  const long part = x.W * strip, list_floats = blocks * (sizeof(Block) / sizeof(float));
-  float* memory = scratch_memory(x.W * ld + strip + list_floats + blocks * strips * part + x.threads * part);
-  float *taps = memory, *zeros = taps + x.W * ld, *parts = zeros + strip + list_floats, *rings = parts + blocks * strips * part;
-  Block* list = reinterpret_cast<Block*>(zeros + strip);
-  fill_blocks(x, list);
-  memset(taps, 0, (x.W * ld + strip) * sizeof(float));
-  x.weight_dtype == DType::bf16 ? lay_taps<bf16>(taps, x.weight, x.D, x.W, ld) : lay_taps<float>(taps, x.weight, x.D, x.W, ld);
+  Cut cut(x);
+  const long strip = cut.strip, strips = cut.strips, blocks = cut.blocks, part = x.W * strip;
+  float* parts = cut.lay(x, scratch_memory(cut.floats(x.W) + (blocks * strips + x.threads) * part));
+  float* rings = parts + blocks * strips * part;
   parallel(blocks * strips, x.threads, [&](long index) {
-    const Block& block = list[index / strips];
+    const Block& block = cut.list[index / strips];
     const long channel = index % strips * strip, columns = least(strip, x.D - channel);
     float *d_taps = parts + index * part, *ring = rings + thread_index() * part;
     memset(d_taps, 0, part * sizeof(float));
-    Inputs<T> in = {x, block.segment, block.start, channel, reinterpret_cast<const T*>(zeros)};
+    Inputs<T> in = {x, block.segment, block.start, channel, reinterpret_cast<const T*>(cut.zeros)};
     with_width(x.W, [&](auto fixed) {
       constexpr int F = decltype(fixed)::value;
-      if (x.activated) backward_rows<T, F, true>(x, in, block, taps + channel, d_taps, ld, ring, columns);
-      else backward_rows<T, F, false>(x, in, block, taps + channel, d_taps, ld, ring, columns);
+      if (x.activated) backward_rows<T, F, true>(x, in, block, cut.taps + channel, d_taps, cut.ld, ring, columns);
+      else backward_rows<T, F, false>(x, in, block, cut.taps + channel, d_taps, cut.ld, ring, columns);
     });
   });
   parallel(strips, x.threads, [&](long which) {  // the blocks' parts in their order, whoever made them

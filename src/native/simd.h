@@ -76,6 +76,9 @@ inline void store_first(T* p, vec x, long n) {
   memcpy(p, buffer, n * sizeof(T));
 }
 
+inline float value(const float* p) { return *p; }
+inline float value(const bf16* p) { return load_first(p, 1)[0]; }
+
 template <class T>
 inline vec load_up_to(const T* p, long n) { return n >= VW ? load(p) : load_first(p, n); }
 template <class T>
@@ -223,6 +226,13 @@ inline float sum(vec x) {
   x += Count<VW>::template crossed<2>(x);
   x += Count<VW>::template crossed<1>(x);
   return x[0];
+}
+
+inline bool all_finite(const float* x, long rows, long width, long ld) {
+  vec wrong = {};  // becomes NaN where anything is not finite
+  for (long r = 0; r < rows; r++)
+    for (long d = 0; d < width; d += VW) wrong += 0.0f * load(x + r * ld + d);
+  return sum(wrong) == 0;
 }
 
 inline float dot(const float* a, const float* b, long padded) {

@@ -80,18 +80,19 @@ def generate(
 
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ConfigError(f"dtype: must be auto, float32 or bfloat16, got {dtype!r}")
-    model = interlace.load(checkpoint, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device)
-    if dtype == "auto" and model.dtype == torch.bfloat16 and choose_precision("auto", model.device) == "float32":
-        model = model.float()
     if weights not in ("auto", "int8"):
         raise ConfigError(f"weights: must be auto or int8, got {weights!r}")
     if weights_loss is not None and weights != "int8":
         raise ConfigError("weights_loss: measures what --weights int8 costs; give both or neither")
-    before = score_text(model, weights_loss) if weights_loss is not None else None
-    model = lay_out_for_decoding(model, int8=weights == "int8")
+    model = interlace.load(checkpoint, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device)
+    if dtype == "auto" and model.dtype == torch.bfloat16 and choose_precision("auto", model.device) == "float32":
+        model = model.float()
     loss = None
-    if weights_loss is not None and before is not None:
-        after = score_text(model, weights_loss)
+    if weights_loss is None:
+        lay_out_for_decoding(model, int8=weights == "int8")
+    else:
+        before = score_text(model, weights_loss)
+        after = score_text(lay_out_for_decoding(model, int8=True), weights_loss)
         loss = {"bits_per_byte": before, "bits_per_byte_int8": after, "bits_per_byte_lost": after - before}
         err.print(
             f"int8 weights: {after:.4f} bits per byte instead of {before:.4f} ({after - before:+.4f})", style="dim"

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from interlace.base.errors import ConfigError, DataError
 from interlace.data.batches import IGNORE, Batches
@@ -13,6 +14,12 @@ from interlace.data.tokens import Corpus
 from interlace.model.model import HybridLM
 
 BLOCK = 1024  # tokens whose logits exist at a time
+
+
+def nats_of(logits: Tensor, targets: Tensor) -> float:
+    """-log p of targets [rows] under logits [rows, vocabulary], summed."""
+    log_p = torch.log_softmax(logits.float(), dim=-1)
+    return -float(log_p.gather(1, targets.to(log_p.device)[:, None]).double().sum())
 
 
 class HeldOut:
@@ -42,9 +49,7 @@ class HeldOut:
             scored = (batch.targets != IGNORE) & (lengths > 0)
             for rows in torch.arange(hidden.shape[0]).split(BLOCK):
                 rows = rows[scored[rows]]
-                log_p = torch.log_softmax(model.logits(hidden[rows.to(hidden.device)]).float(), dim=-1)
-                picked = log_p.gather(1, batch.targets[rows].to(log_p.device)[:, None])
-                nats -= float(picked.double().sum())
+                nats += nats_of(model.logits(hidden[rows.to(hidden.device)]), batch.targets[rows])
             size_bytes += int(lengths[scored].sum())
             count += int(scored.sum())
         model.train(training)
@@ -75,7 +80,6 @@ def score_text(model: HybridLM, file: Path, most_tokens: int = 65_536) -> float:
     for start in range(0, ids.numel() - 1, BLOCK):
         stop = min(start + BLOCK, ids.numel() - 1)
         logits, state = model(ids[start:stop].to(model.device), state=state)
-        picked = torch.log_softmax(logits.float(), dim=-1).cpu().gather(1, ids[start + 1 : stop + 1, None])
-        nats -= float(picked.double().sum())
+        nats += nats_of(logits, ids[start + 1 : stop + 1])
     size_bytes = int(model.tokenizer.byte_lengths()[ids[1:]].sum())
     return nats / math.log(2) / max(1, size_bytes)

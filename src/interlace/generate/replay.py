@@ -20,6 +20,8 @@ from interlace.model.state import ModelState
 from interlace.ops import native
 from interlace.ops.attention.state import AttentionState
 
+UNTRIED = "no pass was made yet"
+
 # What torch may do between kernel calls without computing: new buffers and views of old ones.
 _HARMLESS = {
     "alias",
@@ -76,7 +78,7 @@ class Decoder:
         """model: laid out for decoding or not; state: used up."""
         self.model, self.state = model, state
         self.recording: native.Recording | None = None
-        self.reason = "no pass was made yet" if native.available() else native.missing
+        self.reason = UNTRIED if native.available() else native.missing
         self.segments = Segments.equal(state.count, 1)
         self.x = model.embedding.weight.new_empty(state.count, model.config.width)
         self.logits: Tensor
@@ -88,14 +90,14 @@ class Decoder:
         if tokens.shape != (self.state.count,):
             raise ShapeError(f"tokens: must be [{self.state.count}], one per sequence, got {list(tokens.shape)}")
         if self.recording is not None and self.room == 0:  # the caches are full: a pass that makes room comes first
-            self.recording, self.reason = None, "no pass was made yet"
+            self.recording, self.reason = None, UNTRIED
         if self.recording is not None:
             self.room -= 1
             self._advance()
             torch.index_select(self.model.embedding.weight, 0, tokens, out=self.x)
             self.recording.replay()
             return self.logits
-        if self.reason == "no pass was made yet":
+        if self.reason == UNTRIED:
             return self._first(tokens)
         logits, self.state = self.model(tokens, self.segments, self.state, last_only=True)
         return logits

@@ -6,9 +6,8 @@ of them at once: training stacks a group's weights for each product; a model tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +72,8 @@ class Projections(nn.Module):
         """x [rows, D] through all layers of a group, side by side; residual is added."""
         if self.packed and not torch.is_grad_enabled():
             packed, first = self.packed[group], self._layers(group)[0].weight
-            if packed.scales is None and packed.weight.data_ptr() != first.data_ptr():  # a copy, or weights replaced
+            # Weights that were cast, moved, copied or replaced no longer are the packed ones.
+            if packed.scales is None and packed.weight.data_ptr() != first.data_ptr():
                 self.pack()
                 packed = self.packed[group]
             return packed(x, residual)
@@ -100,13 +100,6 @@ class Projections(nn.Module):
             parts = weight.split([layer.weight.shape[0] for layer in layers])
             for layer, part in zip(layers, parts, strict=True):  # the same memory, not a second copy
                 layer.weight.data = part.new_empty(0, part.shape[1]) if int8 else part
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """A cast or a move leaves the packed weights behind, so they are packed again."""
-        super()._apply(fn, recurse)
-        if any(packed.scales is None for packed in self.packed.values()):
-            self.pack()
-        return self
 
     def _layers(self, group: str) -> list[nn.Linear]:
         names = next(names for names in self.GROUPS if names[0] == group)

@@ -33,6 +33,14 @@ class Backend:
     devices: tuple[str, ...] = ()
     missing: str = ""
 
+    def obstacle(self, *tensors: Any) -> str | None:
+        """Why it cannot serve a call on these tensors, or None."""
+        if self.run is None:
+            return self.missing or "this build does not contain it"
+        if self.devices and tensors[0].device.type not in self.devices:
+            return f"it serves tensors on {' and '.join(self.devices)}, not on {tensors[0].device.type}"
+        return self.refuses(*tensors)
+
 
 @functools.cache
 def announce(message: str) -> None:
@@ -51,21 +59,17 @@ def choose(operator: str, backends: Sequence[Backend], backend: str, *tensors: A
         for candidate in backends:
             if candidate.devices and tensors[0].device.type not in candidate.devices:
                 continue
-            reason = candidate.missing if candidate.run is None else candidate.refuses(*tensors)
+            reason = candidate.obstacle(*tensors)
             if candidate.run is not None and reason is None:
                 return candidate.run
-            if reason and not torch.compiler.is_compiling():
+            expected = candidate.run is not None or candidate.missing
+            if expected and not torch.compiler.is_compiling():
                 announce(f"backend '{candidate.name}' cannot serve {operator} ({reason}); taking a slower one")
         raise BackendUnavailable(f"{operator}: no backend can serve this call")
     named = {b.name: b for b in backends}
     if backend not in named:
         raise ConfigError(f"{operator}: backend '{backend}' is unknown; {nearest(backend, ['auto', *named])}")
-    run, devices = named[backend].run, named[backend].devices
-    reason = (named[backend].missing or "this build does not contain it") if run is None else None
-    if run is not None and devices and tensors[0].device.type not in devices:
-        reason = f"it serves tensors on {' and '.join(devices)}, not on {tensors[0].device.type}"
-    elif run is not None:
-        reason = named[backend].refuses(*tensors)
+    run, reason = named[backend].run, named[backend].obstacle(*tensors)
     if run is None or reason is not None:
         raise BackendUnavailable(f"{operator}: backend '{backend}' cannot serve this call: {reason}; use 'auto'")
     return run

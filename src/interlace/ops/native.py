@@ -91,12 +91,18 @@ def keep_memory() -> None:
 @contextmanager
 def using(instruction_set: str) -> Iterator[None]:
     """Run the kernels of this instruction set inside the block."""
+    assert _module is not None, missing
     before = active()
-    kernels().use(instruction_set)
+    _module.use(instruction_set)
     try:
         yield
     finally:
-        kernels().use(before)
+        _module.use(before)
+
+
+def wants_gradients(*tensors: Tensor | None) -> bool:
+    """Whether autograd will want to go back through a call on these tensors."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def wants_graph(*tensors: Tensor | None) -> bool:
@@ -106,7 +112,7 @@ def wants_graph(*tensors: Tensor | None) -> bool:
     """
     if torch.compiler.is_compiling() or any(x is not None and x.device.type == "meta" for x in tensors):
         return True
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    return wants_gradients(*tensors)
 
 
 def refuses(*tensors: Tensor | None) -> str | None:

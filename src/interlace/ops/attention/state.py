@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 
 from interlace.base.segments import Segments
-
-
-def needs_grad(*tensors: Tensor) -> bool:
-    """Whether autograd will want to go back through these tensors."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+from interlace.ops.native import wants_gradients
 
 
 class AttentionState:
@@ -95,7 +91,7 @@ class AttentionState:
 
     def append(self, key: Tensor, value: Tensor, segments: Segments) -> AttentionState:
         """The state after these tokens [total, heads, ...]. In place where autograd allows: self is used up."""
-        if needs_grad(key, value, self.keys, self.values):
+        if wants_gradients(key, value, self.keys, self.values):
             return self._append_functional(key, value, segments)
         lengths = segments.lengths
         self._make_room(max(p + t for p, t in zip(self.positions, lengths, strict=True)))

@@ -33,12 +33,12 @@ BACKENDS = (
 
 def cross_entropy_(
     logits: Float[Tensor, "rows D"],
-    targets: Int64[Tensor, rows],
+    targets: Int64[Tensor, " rows"],
     *,
     ignored: int = -100,
     factor: float = 1.0,
     backend: str = "auto",
-) -> Float[Tensor, rows]:
+) -> Float[Tensor, " rows"]:
     """-log softmax(logits)[target] of each row; the logits are replaced by `factor` times their gradient.
 
     Args:

@@ -200,29 +200,15 @@ def gated_delta_step(
     _check(query, key, value, log_decay, beta, rows, rows, state)
     if not state.is_contiguous():
         raise ShapeError("gated_delta_step: state is not contiguous, and would not be changed; pass state.contiguous()")
-    return gated_delta_step_unchecked(query, key, value, log_decay, beta, state, scale, normalise)
-
-
-@torch.no_grad()
-def gated_delta_step_unchecked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    state: Tensor,
-    scale: float | None = None,
-    normalise: bool = False,
-) -> Tensor:
-    """`gated_delta_step` for callers that built their arguments themselves, as the layer does."""
     scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
     on_cpu = query.device.type == "cpu" and state.dtype == torch.float32
-    if native.available() and on_cpu and native.refuses(query, key, value) is None:
-        return compiled.step(query, key, value, log_decay, beta, state, scale, normalise)
-    if normalise:
-        query, key = normalised(query), normalised(key)
-    out, after = step(query, key, value, log_decay, beta, state, scale)
-    state.copy_(after)
+    with torch.no_grad():
+        if native.available() and on_cpu and native.refuses(query, key, value) is None:
+            return compiled.step(query, key, value, log_decay, beta, state, scale, normalise)
+        if normalise:
+            query, key = normalised(query), normalised(key)
+        out, after = step(query, key, value, log_decay, beta, state, scale)
+        state.copy_(after)
     return out
 
 

@@ -26,9 +26,19 @@ _GRADIENTS = ", ".join(["Tensor"] * 6)
 
 
 def prepare(
-    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, offsets: Tensor, state: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    offsets: Tensor | None,
+    state: Tensor | None,
+    normalise: bool,
 ) -> tuple[list[Tensor | None], list[int]]:
-    """The tensors as the kernels read them, and sizes, strides and dtypes; the tensors must outlive the call."""
+    """The tensors as the kernels read them, and sizes, strides and dtypes; the tensors must outlive the call.
+
+    Without offsets every token is a segment.
+    """
     if query.dtype != key.dtype:
         query, key = floats(query), floats(key)
     query, key, value = rows(query), rows(key), rows(value)
@@ -38,12 +48,13 @@ def prepare(
         value,
         floats(log_decay),
         floats(beta),
-        native.borders(offsets),
+        None if offsets is None else native.borders(offsets),
         None if state is None else floats(state),
     ]
-    count, (heads, key_dim), (groups, value_dim) = offsets.shape[0] - 1, query.shape[1:], value.shape[1:]
-    strides = [x.stride(0) for x in (query, key, value)]
-    return tensors, [count, heads, groups, key_dim, value_dim, *strides, DTYPES[query.dtype], DTYPES[value.dtype]]
+    count = value.shape[0] if offsets is None else offsets.shape[0] - 1
+    sizes = [count, query.shape[1], value.shape[1], query.shape[2], value.shape[2]]
+    sizes += [x.stride(0) for x in (query, key, value)]
+    return tensors, [*sizes, DTYPES[query.dtype], DTYPES[value.dtype], normalise, torch.get_num_threads()]
 
 
 @torch.library.custom_op(
@@ -65,8 +76,7 @@ def _forward(
     differentiable: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _empty(query, key, value, log_decay, beta, offsets, state, scale, normalise, differentiable)
-    tensors, sizes = prepare(query, key, value, log_decay, beta, offsets, state)
-    sizes += [normalise, torch.get_num_threads()]
+    tensors, sizes = prepare(query, key, value, log_decay, beta, offsets, state, normalise)
     to = [address(x) if x.numel() else native.NONE for x in outputs]
     native.kernels().gated_delta_forward([address(x) for x in tensors], sizes, scale, to)
     return outputs
@@ -101,8 +111,7 @@ def _backward(
     scale: float,
     normalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tensors, sizes = prepare(query, key, value, log_decay, beta, offsets, state)
-    sizes += [normalise, torch.get_num_threads()]
+    tensors, sizes = prepare(query, key, value, log_decay, beta, offsets, state, normalise)
     d_out = d_out.to(value.dtype).contiguous()
     d_final = None if d_final is None else floats(d_final)
     qk = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors[:2]]  # type: ignore[arg-type]
@@ -156,11 +165,11 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """`gated_delta` on CPU tensors of float32 or bfloat16."""
     inputs = (query, key, value, log_decay, beta)
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, state) if x is not None)
     if segments.time == 1 and state is not None and not native.wants_graph(*inputs, state):
         memory = state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         return step(*inputs, memory, scale, normalise), memory
-    return _forward(*inputs, segments.offsets, state, scale, normalise, wanted)[:2]
+    differentiable = native.wants_gradients(*inputs, state)
+    return _forward(*inputs, segments.offsets, state, scale, normalise, differentiable)[:2]
 
 
 def step(
@@ -174,9 +183,7 @@ def step(
     normalise: bool,
 ) -> Tensor:
     """One token for each of N sequences; memory float32 [N, G, K, V], contiguous, is changed in place. No autograd."""
-    no_borders = query.new_empty(memory.shape[0] + 1, dtype=torch.int32)  # every segment is one token
-    tensors, sizes = prepare(query, key, value, log_decay, beta, no_borders, None)
-    sizes += [normalise, torch.get_num_threads()]
+    tensors, sizes = prepare(query, key, value, log_decay, beta, None, None, normalise)
     out = torch.empty_like(value, memory_format=torch.contiguous_format)
     native.kernels().gated_delta_step([address(x) for x in tensors], sizes, scale, address(out), address(memory))
     torch.autograd.graph.increment_version(memory)

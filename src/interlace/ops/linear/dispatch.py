@@ -76,7 +76,8 @@ def linear(
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tensor.shape != shape:
             raise ShapeError(f"linear: {name} has shape {list(tensor.shape)}, but it must be {list(shape)}")
-    if backend == "auto" and (x.shape[0] > FEW or not native.available() or _refuses(x, weight, residual, scales)):
-        return _plain(x, weight, residual, scales)
-    run = choose("linear", BACKENDS, backend, x, weight, residual, scales)
-    return run(x, weight, residual, scales)
+    operands = (x, weight, residual, scales)
+    if backend != "auto":
+        return choose("linear", BACKENDS, backend, *operands)(*operands)
+    few = x.shape[0] <= FEW and BACKENDS[0].obstacle(*operands) is None
+    return _run_native(*operands) if few else _plain(*operands)

@@ -20,7 +20,7 @@ BACKENDS = (
 
 def rms_norm(
     x: Float[Tensor, "*rows D"],
-    weight: Float[Tensor, D],
+    weight: Float[Tensor, " D"],
     eps: float,
     *,
     before: Float[Tensor, "*rows D"] | None = None,

@@ -40,11 +40,7 @@ def _forward(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, total, inverse = _empty(x, weight, before, gate, after, eps, dtype)
-    tensors, sizes = prepare(x, weight, before, gate, after, dtype)
-    to = [address(out), NONE if before is None else address(total), address(inverse)]
-    native.kernels().rms_norm_forward([address(t) for t in tensors], sizes, eps, to)
-    return out, total, inverse
+    return immediately(x, weight, before, gate, after, eps, dtype)
 
 
 @_forward.register_fake
@@ -127,6 +123,23 @@ def _autograd(ctx: Any, d_out: Tensor | None, d_sum: Tensor | None, _: None) -> 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
+def immediately(
+    x: Tensor,
+    weight: Tensor,
+    before: Tensor | None,
+    gate: Tensor | None,
+    after: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Without autograd: out, the sum (empty without `before`), and 1 / rms of each row."""
+    out, total, inverse = _empty(x, weight, before, gate, after, eps, dtype)
+    tensors, sizes = prepare(x, weight, before, gate, after, dtype)
+    to = [address(out), NONE if before is None else address(total), address(inverse)]
+    native.kernels().rms_norm_forward([address(t) for t in tensors], sizes, eps, to)
+    return out, total, inverse
+
+
 def run(
     x: Tensor,
     weight: Tensor,
@@ -137,12 +150,6 @@ def run(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """`rms_norm` on CPU tensors of float32 or bfloat16."""
-    if native.wants_graph(x, weight, before, gate, after):
-        out, total, _ = _forward(x, weight, before, gate, after, eps, dtype)
-        return out, x if before is None else total
-    out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-    total = x if before is None else torch.empty_like(x, memory_format=torch.contiguous_format)
-    tensors, sizes = prepare(x, weight, before, gate, after, dtype)
-    to = [address(out), NONE if before is None else address(total), NONE]
-    native.kernels().rms_norm_forward([address(t) for t in tensors], sizes, eps, to)
-    return out, total
+    forward = _forward if native.wants_graph(x, weight, before, gate, after) else immediately
+    out, total, _ = forward(x, weight, before, gate, after, eps, dtype)
+    return out, x if before is None else total

@@ -79,7 +79,7 @@ def _empty_gradients(d_out, d_windows, x, weight, offsets, state, activated):  #
     return (
         dx,
         torch.empty_like(weight, memory_format=torch.contiguous_format),
-        x.new_empty(0) if state is None else torch.empty_like(state),
+        x.new_empty(0) if state is None else torch.empty_like(state, memory_format=torch.contiguous_format),
     )
 
 
