@@ -64,19 +64,20 @@ struct ShortConvolution {
 };
 
 struct RMSNorm {
-  // s = x + before; y = weight s / sqrt(mean(s^2) + eps) SiLU(gate) + after. Rows of D; absent tensors are null.
+  // s = x + before; y = (weight + offset) s / sqrt(mean(s^2) + eps) act(gate) + after. Rows of D; absent tensors are null.
   const void *x, *before, *after, *gate, *weight;
   DType x_dtype, before_dtype, after_dtype, gate_dtype, weight_dtype, out_dtype;
   long x_row, before_row, after_row, gate_row;  // from one group of `heads` rows to the next; they lie side by side
   long rows, heads, D;
-  float eps;
+  float eps, offset;
+  bool sigmoid, gate_first, per_head;  // the gate's activation, SiLU if false; s is gated before the norm; weight [heads, D]
   int threads;
   void *out, *sum;  // contiguous; sum in x_dtype, or null
   float* inverse;   // [rows]: 1 / sqrt(...), or null
   // backward: `x` is the sum, and `before` and `after` are not read
   const void *d_out, *d_sum;           // contiguous, in out_dtype and x_dtype; d_sum may be null
   void *d_x, *d_before, *d_gate;       // contiguous, in x_dtype, before_dtype and gate_dtype; d_before and d_gate or null
-  float* d_weight;                     // [D]
+  float* d_weight;                     // as weight
 };
 
 struct SwiGLU {

@@ -160,28 +160,30 @@ void short_convolution_backward(std::vector<Address> in, std::vector<long> sizes
   active->short_convolution_backward(x);
 }
 
-RMSNorm norm(const std::vector<Address>& in, const std::vector<long>& sizes, float eps) {
+RMSNorm norm(const std::vector<Address>& in, const std::vector<long>& sizes, std::vector<float> numbers) {
   RMSNorm x{};
   x.x = pointer<void>(in[0]), x.before = pointer<void>(in[1]), x.after = pointer<void>(in[2]);
   x.gate = pointer<void>(in[3]), x.weight = pointer<void>(in[4]);
   x.x_dtype = DType(sizes[0]), x.before_dtype = DType(sizes[1]), x.after_dtype = DType(sizes[2]);
   x.gate_dtype = DType(sizes[3]), x.weight_dtype = DType(sizes[4]), x.out_dtype = DType(sizes[5]);
   x.x_row = sizes[6], x.before_row = sizes[7], x.after_row = sizes[8], x.gate_row = sizes[9];
-  x.rows = sizes[10], x.heads = sizes[11], x.D = sizes[12], x.threads = sizes[13], x.eps = eps;
+  x.rows = sizes[10], x.heads = sizes[11], x.D = sizes[12], x.threads = sizes[13];
+  x.sigmoid = sizes[14], x.gate_first = sizes[15], x.per_head = sizes[16];
+  x.eps = numbers[0], x.offset = numbers[1];
   return x;
 }
 
-void rms_norm_forward(std::vector<Address> in, std::vector<long> sizes, float eps, std::vector<Address> out) {
+void rms_norm_forward(std::vector<Address> in, std::vector<long> sizes, std::vector<float> numbers, std::vector<Address> out) {
   nb::gil_scoped_release released;
-  RMSNorm x = norm(in, sizes, eps);
+  RMSNorm x = norm(in, sizes, numbers);
   x.out = pointer<void>(out[0]), x.sum = pointer<void>(out[1]), x.inverse = pointer<float>(out[2]);
   active->rms_norm_forward(x);
 }
 
-void rms_norm_backward(std::vector<Address> in, std::vector<long> sizes, float eps, std::vector<Address> given,
+void rms_norm_backward(std::vector<Address> in, std::vector<long> sizes, std::vector<float> numbers, std::vector<Address> given,
                        std::vector<Address> out) {
   nb::gil_scoped_release released;
-  RMSNorm x = norm(in, sizes, eps);
+  RMSNorm x = norm(in, sizes, numbers);
   x.d_out = pointer<void>(given[0]), x.d_sum = pointer<void>(given[1]), x.inverse = pointer<float>(given[2]);
   x.d_x = pointer<void>(out[0]), x.d_before = pointer<void>(out[1]), x.d_gate = pointer<void>(out[2]);
   x.d_weight = pointer<float>(out[3]);

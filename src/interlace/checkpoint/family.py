@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from interlace.base.errors import CheckpointError
 from interlace.layers.attention import AttentionConfig
-from interlace.layers.base import MixerConfig
+from interlace.layers.moe import MoEConfig
 from interlace.layers.rope import RopeConfig
 from interlace.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a published tensor goes: rows [first, end) of one of our parameters (None: all of it).
+    """Rows [first, end) of one of our parameters (None: all of it), whose rows are all its axes but the last.
 
-    `middle` says that the published tensor has an axis of size 1 in the middle, as nn.Conv1d's weights do.
+    `shape` is that of the published tensor where it differs, as for nn.Conv1d's weights with their axis of size 1.
     """
 
     name: str
     rows: tuple[int, int] | None = None
-    middle: bool = False
+    shape: tuple[int, ...] | None = None
+
+
+Slots = dict[str, tuple[Slot, ...]]  # a published tensor is one slot, or several one above the other
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,34 @@ class Family:
         architecture: the class that `transformers` opens it with.
         read_config: its config.json to ours.
         write_config: ours to its config.json, or None if the family cannot express this model.
-        slots: published name to slot, for saving and loading.
+        slots: published name to slots, for saving and loading.
         aliases: other names and cuts seen in the wild to slots, for loading only; given the stored shapes by name.
         optional: published names that may be there and are not needed.
+        kept: pattern of tensors that the model does not use, carried along and saved back (multi-token prediction).
+        kept_keys: keys of config.json that belong to them.
+        ignored: pattern of tensors that belong to another model in the same file (a vision tower).
+        also: other `model_type`s that hold such a model.
     """
 
     model_type: str
     architecture: str | None
     read_config: Callable[[Mapping[str, Any]], ModelConfig]
     write_config: Callable[[ModelConfig], dict[str, Any] | None]
-    slots: Callable[[ModelConfig], dict[str, Slot]]
-    aliases: Callable[[ModelConfig, Mapping[str, tuple[int, ...]]], dict[str, Slot]] = field(default=lambda *_: {})
+    slots: Callable[[ModelConfig], Slots]
+    aliases: Callable[[ModelConfig, Mapping[str, tuple[int, ...]]], Slots] = field(default=lambda *_: {})
     optional: Callable[[ModelConfig], set[str]] = field(default=lambda _: set())
+    kept: str | None = None
+    kept_keys: tuple[str, ...] = ()
+    ignored: str | None = None
+    also: tuple[str, ...] = ()
+
+    def keeps(self, name: str) -> bool:
+        """Whether a tensor is carried along."""
+        return self.kept is not None and re.match(self.kept, name) is not None
+
+    def ignores(self, name: str) -> bool:
+        """Whether a tensor belongs to another model."""
+        return self.ignored is not None and re.match(self.ignored, name) is not None
 
 
 def need(config: Mapping[str, Any], key: str) -> Any:
@@ -75,15 +95,13 @@ def write_tokens(config: ModelConfig) -> dict[str, Any]:
     return {"bos_token_id": config.tokens.bos, "eos_token_id": one, "pad_token_id": config.tokens.pad}
 
 
-def read_trunk(config: Mapping[str, Any], eps: float) -> dict[str, Any]:
-    """What Olmo 3 and Olmo Hybrid say alike about everything but the mixers; `eps` is the family's default."""
-    refuse_unless(config, "hidden_act", "silu")
+def read_trunk(config: Mapping[str, Any], eps: float, eps_key: str = "rms_norm_eps") -> dict[str, Any]:
+    """What families say alike about everything but the layers; `eps` is the family's default."""
     return {
         "width": need(config, "hidden_size"),
         "depth": need(config, "num_hidden_layers"),
         "vocabulary": need(config, "vocab_size"),
-        "mlp": {"width": need(config, "intermediate_size")},
-        "norm_eps": config.get("rms_norm_eps", eps),
+        "norm_eps": config.get(eps_key, eps),
         "tied_embeddings": config.get("tie_word_embeddings", False),
         "max_positions": config.get("max_position_embeddings"),
         "init_std": config.get("initializer_range", 0.02),
@@ -91,101 +109,202 @@ def read_trunk(config: Mapping[str, Any], eps: float) -> dict[str, Any]:
     }
 
 
-def write_trunk(config: ModelConfig, attention: AttentionConfig) -> dict[str, Any]:
-    """The inverse of `read_trunk`, with what both families say about attention."""
+def write_trunk(config: ModelConfig, eps_key: str = "rms_norm_eps") -> dict[str, Any]:
+    """The inverse of `read_trunk`."""
     return {
         "hidden_size": config.width,
-        "intermediate_size": config.mlp.width,
         "num_hidden_layers": config.depth,
         "vocab_size": config.vocabulary,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
+        eps_key: config.norm_eps,
         "tie_word_embeddings": config.tied_embeddings,
         "initializer_range": config.init_std,
         **({} if config.max_positions is None else {"max_position_embeddings": config.max_positions}),
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.groups,
-        "attention_bias": attention.bias,
         **write_tokens(config),
     }
+
+
+def plain_trunk(config: ModelConfig, **allowed: Any) -> bool:
+    """Whether the model-wide settings are the usual ones, but for those in `allowed`."""
+    usual = {
+        "zero_centred_norms": False,
+        "embedding_multiplier": 1.0,
+        "residual_multiplier": 1.0,
+        "logits_divisor": 1.0,
+        "float32_residual": False,
+    }
+    return all(getattr(config, name) == value for name, value in {**usual, **allowed}.items())
+
+
+def read_mlp(config: Mapping[str, Any], bias_key: str = "mlp_bias") -> dict[str, Any]:
+    """A SwiGLU layer as most families describe it."""
+    refuse_unless(config, "hidden_act", "silu", None)
+    return {"width": need(config, "intermediate_size"), "bias": bool(config.get(bias_key, False))}
+
+
+def used_layers(config: ModelConfig) -> tuple[set[Any], set[Any]]:
+    """The different layer configs that a model's pattern uses, and the different feed-forward configs after mixers."""
+    mixers = {config.kind(i) for i in range(config.depth)}
+    mlps = {config.mlp_of(i) for i in range(config.depth) if config.mlp_of(i) is not None}
+    return mixers, mlps
+
+
+def only(layers: Iterable[Any], kind: type) -> Any:
+    """The one config of this kind among these; None where there is none, or more than one."""
+    found = [x for x in layers if isinstance(x, kind)]
+    return found[0] if len(found) == 1 else None
 
 
 def is_olmo_attention(config: ModelConfig, attention: AttentionConfig) -> bool:
     """Whether an attention kind is what Olmo 2, Olmo 3 and Olmo Hybrid call attention."""
     return (
         attention.norm == "output"
-        and attention.mlp
+        and attention.mlp is True
         and attention.qk_norm == "projection"
         and attention.head_dim == config.width // attention.heads
+        and attention.scale is None
+        and not attention.gate
+        and attention.rope.fraction == 1
     )
+
+
+def is_plain_mlp(mlp: Any, bias: bool = False) -> bool:
+    """Whether a feed-forward config is SwiGLU, without biases unless they are allowed."""
+    return getattr(mlp, "activation", "") == "swiglu" and not isinstance(mlp, MoEConfig) and (bias or not mlp.bias)
+
+
+def write_attention(attention: AttentionConfig) -> dict[str, Any]:
+    """What most families say about attention's sizes."""
+    return {
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.groups,
+        "attention_bias": attention.bias,
+    }
+
+
+_SCALINGS: dict[str, dict[str, str]] = {  # published kinds of scaling, and their keys beside `factor`
+    "linear": {},
+    "yarn": {
+        "original_max_position_embeddings": "original_context",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "attention_factor": "attention_factor",
+        "truncate": "truncate",
+    },
+    "llama3": {
+        "original_max_position_embeddings": "original_context",
+        "low_freq_factor": "low_frequency_factor",
+        "high_freq_factor": "high_frequency_factor",
+    },
+}
+_REQUIRED = {"linear": (), "yarn": ("original_max_position_embeddings",), "llama3": tuple(_SCALINGS["llama3"])}
+
+
+def rope_parameters(config: Mapping[str, Any], theta: float) -> dict[str, Any]:
+    """The rope parameters of a config of any age: one table, or the top-level keys of transformers 4."""
+    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    for key, default in (("rope_theta", theta), ("partial_rotary_factor", None)):
+        if given.get(key) is None:
+            given[key] = config.get(key) if config.get(key) is not None else default
+    return given
 
 
 def read_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Our rope table from published rope parameters.
 
     Raises:
-        CheckpointError: a kind of scaling that is not implemented.
+        CheckpointError: a kind of scaling that is not implemented, or a key of it that is missing.
     """
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     table: dict[str, Any] = {"theta": float(parameters["rope_theta"])}
+    if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
+        table["fraction"] = float(parameters["partial_rotary_factor"])
     if kind == "default":
         return table
-    if kind not in ("linear", "yarn"):
-        raise CheckpointError(f"config.json: rope_type {kind!r} is not supported; known: default, linear, yarn")
+    if kind not in _SCALINGS:
+        raise CheckpointError(
+            f"config.json: rope_type {kind!r} is not supported; known: default, {', '.join(_SCALINGS)}"
+        )
+    if parameters.get("mscale") or parameters.get("mscale_all_dim"):
+        raise CheckpointError("config.json: rope parameter 'mscale' is not supported")
+    for key in ("factor", *_REQUIRED[kind]):
+        if parameters.get(key) is None:
+            raise CheckpointError(f"config.json: {kind} rope needs '{key}'")
     table |= {"scaling": kind, "factor": float(parameters["factor"])}
-    if kind == "yarn":
-        if parameters.get("mscale") or parameters.get("mscale_all_dim"):
-            raise CheckpointError("config.json: rope parameter 'mscale' is not supported")
-        names = {"original_max_position_embeddings": "original_context"}
-        for key in ("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"):
-            if parameters.get(key) is not None:
-                table[names.get(key, key)] = parameters[key]
-        if "original_context" not in table:
-            raise CheckpointError("config.json: yarn rope needs 'original_max_position_embeddings'")
-    return table
+    return table | {ours: parameters[key] for key, ours in _SCALINGS[kind].items() if parameters.get(key) is not None}
 
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:
     """Published rope parameters from our rope table."""
+    published: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
+    if rope.fraction != 1:
+        published["partial_rotary_factor"] = rope.fraction
     if rope.scaling == "none":
-        return {"rope_type": "default", "rope_theta": rope.theta}
-    published: dict[str, Any] = {"rope_type": rope.scaling, "rope_theta": rope.theta, "factor": rope.factor}
-    if rope.scaling == "yarn":
-        published |= {
-            "original_max_position_embeddings": rope.original_context,
-            "beta_fast": rope.beta_fast,
-            "beta_slow": rope.beta_slow,
-            "truncate": rope.truncate,
-        }
-        if rope.attention_factor is not None:
-            published["attention_factor"] = rope.attention_factor
-    return published
+        return published
+    published |= {"rope_type": rope.scaling, "factor": rope.factor}
+    values = {key: getattr(rope, ours) for key, ours in _SCALINGS[rope.scaling].items()}
+    return published | {key: value for key, value in values.items() if value is not None}
 
 
-def attention_slots(layer: str, block: str, kind: MixerConfig) -> dict[str, Slot]:
-    """The names that Olmo 2, Olmo 3 and Olmo Hybrid share for an attention layer's mixer."""
-    bias = getattr(kind, "bias", False)
-    names = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
-    slots = {f"{layer}.self_attn.{p}.weight": Slot(f"{block}.mixer.{o}.weight") for p, o in names.items()}
-    if bias:
-        slots |= {f"{layer}.self_attn.{p}.bias": Slot(f"{block}.mixer.{o}.bias") for p, o in names.items()}
-    return slots | {
-        f"{layer}.self_attn.q_norm.weight": Slot(f"{block}.mixer.query_norm.weight"),
-        f"{layer}.self_attn.k_norm.weight": Slot(f"{block}.mixer.key_norm.weight"),
-        f"{layer}.post_attention_layernorm.weight": Slot(f"{block}.mixer_norm.weight"),
-        f"{layer}.post_feedforward_layernorm.weight": Slot(f"{block}.mlp_norm.weight"),
-    }
+def whole(names: Mapping[str, str]) -> Slots:
+    """Published names whose tensors are our parameters as they are."""
+    return {published: (Slot(ours),) for published, ours in names.items()}
 
 
-def mlp_slots(layer: str, block: str) -> dict[str, Slot]:
-    """The names of a SwiGLU layer."""
-    return {f"{layer}.mlp.{n}_proj.weight": Slot(f"{block}.mlp.{n}.weight") for n in ("gate", "up", "down")}
+def stacked(name: str, *sizes: int, first: int = 0) -> list[Slot]:
+    """Slots for consecutive rows of one parameter."""
+    slots = []
+    for size in sizes:
+        slots.append(Slot(name, (first, first + size)))
+        first += size
+    return slots
 
 
-def trunk_slots(config: ModelConfig) -> dict[str, Slot]:
+def linear_slots(published: str, ours: str, names: Mapping[str, str], bias: bool = False) -> Slots:
+    """Linear layers by their published names under one prefix, with their biases if they have some."""
+    kinds = ("weight", "bias") if bias else ("weight",)
+    return whole({f"{published}.{p}.{k}": f"{ours}.{o}.{k}" for p, o in names.items() for k in kinds})
+
+
+ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "output"}
+
+
+def attention_slots(published: str, ours: str, kind: AttentionConfig) -> Slots:
+    """An attention mixer under the names that nearly all families share."""
+    slots = linear_slots(published, ours, ATTENTION, kind.bias)
+    if kind.qk_norm != "none":
+        names = {"q_norm": "query_norm", "k_norm": "key_norm"}
+        slots |= whole({f"{published}.{p}.weight": f"{ours}.{o}.weight" for p, o in names.items()})
+    return slots
+
+
+def convolution_slots(published: str, ours: str, channels: int, taps: int) -> Slots:
+    """nn.Conv1d's weight, whose axis of size 1 we do not keep."""
+    return {f"{published}.weight": (Slot(f"{ours}.convolution", shape=(channels, 1, taps)),)}
+
+
+def mlp_slots(published: str, ours: str, bias: bool = False) -> Slots:
+    """A SwiGLU layer."""
+    return linear_slots(published, ours, {f"{n}_proj": n for n in ("gate", "up", "down")}, bias)
+
+
+def expert_slots(published: str, ours: str, moe: MoEConfig, width: int, names: tuple[str, ...]) -> Slots:
+    """Experts stored one by one: `names` are those of gate, up and down, or of up and down; `width` is the model's."""
+    slots: Slots = {}
+    *into, out = names
+    outputs = moe.latent or width
+    for e in range(moe.experts):
+        rows = stacked(f"{ours}.first", *[moe.width] * len(into), first=e * len(into) * moe.width)
+        slots |= {f"{published}.{e}.{name}.weight": (slot,) for name, slot in zip(into, rows, strict=True)}
+        slots[f"{published}.{e}.{out}.weight"] = tuple(stacked(f"{ours}.second", outputs, first=e * outputs))
+    return slots
+
+
+def trunk_slots(
+    config: ModelConfig, embedding: str = "model.embed_tokens.weight", norm: str = "model.norm.weight"
+) -> Slots:
     """Embedding, last norm, and the head unless it is the embedding."""
-    slots = {"model.embed_tokens.weight": Slot("embedding.weight"), "model.norm.weight": Slot("norm.weight")}
-    return slots if config.tied_embeddings else slots | {"lm_head.weight": Slot("head.weight")}
+    slots = whole({embedding: "embedding.weight", norm: "norm.weight"})
+    return slots if config.tied_embeddings else slots | whole({"lm_head.weight": "head.weight"})
 
 
 def tied_head(config: ModelConfig) -> set[str]:

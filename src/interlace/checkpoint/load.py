@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interlace.base.errors import CheckpointError, nearest
-from interlace.checkpoint.family import Family, Slot
+from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.checkpoint.folder import read_config, read_entries, resolve
 from interlace.checkpoint.registry import FAMILIES
 from interlace.checkpoint.tensors import Entry, read_into
 from interlace.data.tokenizer import Tokenizer
 from interlace.model.config import ModelConfig
-from interlace.model.model import HybridLM
+from interlace.model.model import HybridLM, Source
 
 
 def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = None) -> HybridLM:
@@ -30,51 +32,82 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
         CheckpointError: the folder is damaged, unsafe, or not of a known family.
     """
     folder = resolve(source)
-    family, config = describe(folder)
+    family, config, raw = describe(folder)
     entries = read_entries(folder)
     plan = match(family, config, entries)
-    stored = next(e.dtype for name, e in entries.items() if plan.get(name) == Slot("embedding.weight"))
-    model = empty_model(config, dtype or stored, device)
+    stored = next(entries[name].dtype for name, slots in plan.items() if slots == (Slot("embedding.weight"),))
+    wide = {slots[0].name: entries[n].dtype for n, slots in plan.items() if len(slots) == 1}
+    model = empty_model(config, dtype or stored, device, wide if dtype is None else {})
     parameters = dict(model.named_parameters())
-    for name, slot in plan.items():
-        target = parameters[slot.name]
-        read_into(entries[name], name, target if slot.rows is None else target[slice(*slot.rows)])
+    for name, slots in plan.items():
+        done = 0
+        for slot in slots:
+            target = rows_of(parameters[slot.name], slot)
+            read_into(entries[name], name, target, done)
+            done += target.numel()
     model.tokenizer = Tokenizer.from_folder(folder)
     if model.tokenizer is not None and model.tokenizer.vocabulary > config.vocabulary:
         raise CheckpointError(
             f"{folder}: the tokenizer has {model.tokenizer.vocabulary} ids, but the model's vocabulary is "
             f"{config.vocabulary}; they do not belong together"
         )
+    model.source = Source(
+        family.model_type,
+        {name: entries[name].dtype for name in plan},
+        {name: _read_kept(entry, name, dtype) for name, entry in entries.items() if family.keeps(name)},
+        {key: raw[key] for key in family.kept_keys if key in raw},
+    )
     return model.eval()
 
 
-def describe(folder: Path) -> tuple[Family, ModelConfig]:
-    """The family and config of a folder, without its weights."""
+def _read_kept(entry: Entry, name: str, dtype: torch.dtype | None) -> Tensor:
+    target = torch.empty(entry.shape, dtype=(dtype or entry.dtype) if entry.dtype.is_floating_point else entry.dtype)
+    read_into(entry, name, target)
+    return target
+
+
+def rows_of(parameter: Tensor, slot: Slot) -> Tensor:
+    """The part of a parameter that a slot means, [rows, last axis] unless it is all of it."""
+    if slot.rows is None:
+        return parameter
+    return (parameter.flatten(0, -2) if parameter.ndim > 1 else parameter)[slice(*slot.rows)]
+
+
+def describe(folder: Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
+    """The family of a folder, its config as we say it and as the family does, without its weights."""
     raw = read_config(folder)
-    families = {f.model_type: f for f in FAMILIES}
+    families = {kind: f for f in FAMILIES for kind in (f.model_type, *f.also)}
     kind = raw.get("model_type")
     if kind not in families:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: model_type {kind!r} is not supported; {nearest(str(kind), families)}"
-        )
-    return families[kind], families[kind].read_config(raw)
+        near, known = nearest(str(kind), families), ", ".join(sorted(families))
+        advice = f"{near}; known: {known}" if near.startswith("did you mean") else f"known: {known}"
+        raise CheckpointError(f"{folder / 'config.json'}: model_type {kind!r} is not supported; {advice}")
+    return families[kind], families[kind].read_config(raw), raw
 
 
-def empty_model(config: ModelConfig, dtype: torch.dtype, device: Any) -> HybridLM:
-    """A model whose parameters are allocated and not yet written."""
+def empty_model(config: ModelConfig, dtype: torch.dtype, device: Any, stored: Mapping[str, torch.dtype]) -> HybridLM:
+    """A model whose parameters are allocated and not yet written.
+
+    Parameters that no matrix product reads keep the dtype in `stored` where that is wider than the model's.
+    """
     model = HybridLM(config, device="meta")
     model.to(dtype)
-    for module in model.modules():
+    for prefix, module in model.named_modules():
+        product = isinstance(module, nn.Linear | nn.Embedding)
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(torch.empty_like(parameter, device=device or "cpu"))
+                own = parameter.dtype
+                kept = own if product else stored.get(f"{prefix}.{name}", own)
+                kept = kept if kept.is_floating_point and kept.itemsize > own.itemsize else own
+                empty = torch.empty_like(parameter, dtype=kept, device=device or "cpu")
+                module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     if config.tied_embeddings:
         model.head.weight = model.embedding.weight
     return model
 
 
-def match(family: Family, config: ModelConfig, entries: dict[str, Entry]) -> dict[str, Slot]:
-    """Stored name to slot, such that every element of every parameter is given exactly once.
+def match(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> Slots:
+    """Stored name to slots, such that every element of every parameter is given exactly once.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, given twice, or has another shape.
@@ -84,31 +117,40 @@ def match(family: Family, config: ModelConfig, entries: dict[str, Entry]) -> dic
     shapes = {n: tuple(p.shape) for n, p in HybridLM(config, device="meta").named_parameters()}
     plan, given = {}, dict.fromkeys(shapes, 0)
     for name, entry in entries.items():
-        if name in optional:
+        if name in optional or family.keeps(name) or family.ignores(name):
             continue
         if name not in known:
             raise CheckpointError(
-                f"{entry.path}: tensor '{name}' does not belong to this model; {nearest(name, known)}"
+                f"{entry.path}: tensor '{name}' does not belong to this model ({family.model_type}); "
+                f"{nearest(name, known)}"
             )
-        slot, want = known[name], published_shape(known[name], shapes)
+        want = published_shape(known[name], shapes)
         if entry.shape != want:
             raise CheckpointError(
                 f"{entry.path}: tensor '{name}' has shape {list(entry.shape)}, but config.json asks for {list(want)}"
             )
-        plan[name] = slot
-        given[slot.name] += want[0]
+        plan[name] = known[name]
+        for slot in known[name]:
+            given[slot.name] += row_count(slot, shapes)
     for parameter, rows in given.items():
-        if rows != shapes[parameter][0]:
-            names = [n for n, s in slots.items() if s.name == parameter and n not in plan]
-            fault = (
-                f"tensor '{names[0]}' is missing" if rows < shapes[parameter][0] else f"'{parameter}' is given twice"
-            )
+        wanted = row_count(Slot(parameter), shapes)
+        if rows != wanted:
+            names = [n for n, parts in slots.items() if any(s.name == parameter for s in parts) and n not in plan]
+            fault = f"tensor '{names[0]}' is missing" if rows < wanted else f"'{parameter}' is given twice"
             raise CheckpointError(f"{next(iter(entries.values())).path.parent}: {fault}")
     return plan
 
 
-def published_shape(slot: Slot, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape under which a slot's tensor is stored."""
+def row_count(slot: Slot, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many rows of its parameter a slot means."""
     first, *rest = shapes[slot.name]
-    rows = first if slot.rows is None else slot.rows[1] - slot.rows[0]
-    return (rows, 1, *rest) if slot.middle else (rows, *rest)
+    return math.prod((first, *rest[:-1])) if slot.rows is None else slot.rows[1] - slot.rows[0]
+
+
+def published_shape(slots: tuple[Slot, ...], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape under which the tensor of these slots is stored."""
+    if len(slots) == 1 and slots[0].shape is not None:
+        return slots[0].shape
+    if len(slots) == 1 and slots[0].rows is None:
+        return shapes[slots[0].name]
+    return (sum(row_count(slot, shapes) for slot in slots), *shapes[slots[0].name][1:][-1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interlace.checkpoint.family import Family, Slot, need
+from interlace.checkpoint.family import Family, Slots, need, whole
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 
@@ -20,9 +20,9 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
     return {"model": config.to_dict(), "vocab_size": config.vocabulary}
 
 
-def slots(config: ModelConfig) -> dict[str, Slot]:
+def slots(config: ModelConfig) -> Slots:
     """Every parameter under its own name."""
-    return {name: Slot(name) for name, _ in HybridLM(config, device="meta").named_parameters()}
+    return whole({name: name for name, _ in HybridLM(config, device="meta").named_parameters()})
 
 
 FAMILY = Family("interlace", None, read_config, write_config, slots)

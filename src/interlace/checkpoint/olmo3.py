@@ -12,19 +12,27 @@ from typing import Any
 
 from interlace.checkpoint.family import (
     Family,
-    Slot,
+    Slots,
     attention_slots,
     is_olmo_attention,
+    is_plain_mlp,
     mlp_slots,
     need,
+    only,
+    plain_trunk,
+    read_mlp,
     read_rope,
     read_trunk,
     tied_head,
     trunk_slots,
+    used_layers,
+    whole,
+    write_attention,
     write_rope,
     write_trunk,
 )
 from interlace.layers.attention import AttentionConfig
+from interlace.layers.mlp import MLPConfig
 from interlace.model.config import ModelConfig
 
 KINDS = {"sliding_attention": "sliding", "full_attention": "attention"}
@@ -50,7 +58,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         window = need(config, "sliding_window")
         tables["sliding"] = {"type": "attention", **base, "window": window, "rope": ropes["sliding_attention"]}
     pattern = [KINDS.get(t, t) for t in types]
-    return ModelConfig.from_dict({**trunk, "pattern": pattern, **tables}, where="config.json")
+    return ModelConfig.from_dict({**trunk, "pattern": pattern, "mlp": read_mlp(config), **tables}, where="config.json")
 
 
 def _ropes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -68,8 +76,11 @@ def _ropes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
-    used = {config.layers[name] for name in config.kinds}
+    used, mlps = used_layers(config)
     if not all(isinstance(x, AttentionConfig) for x in used) or len({x.window is None for x in used}) != len(used):
+        return None
+    mlp = only(mlps, MLPConfig)
+    if len(mlps) != 1 or not is_plain_mlp(mlp) or not plain_trunk(config):
         return None
     one = next(iter(used))
     if any(x.model_copy(update={"window": one.window, "rope": one.rope}) != one for x in used):
@@ -80,20 +91,29 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     types = ["full_attention" if config.kind(i).window is None else "sliding_attention" for i in range(config.depth)]  # type: ignore[attr-defined]
     sliding = by_type.get("sliding_attention")
     return {
-        **write_trunk(config, one),
+        **write_trunk(config),
+        **write_attention(one),
+        "intermediate_size": mlp.width,
+        "hidden_act": "silu",
         "layer_types": types,
         "sliding_window": sliding.window if sliding else 4096,
         "rope_parameters": {kind: write_rope(by_type.get(kind, one).rope) for kind in KINDS},
     }
 
 
-def slots(config: ModelConfig) -> dict[str, Slot]:
-    """The released names."""
+def slots(config: ModelConfig) -> Slots:
+    """The released names, which are those of Olmo 2 as well."""
     found = trunk_slots(config)
     for i in range(config.depth):
-        layer, block = f"model.layers.{i}", f"blocks.{i}"
-        found |= mlp_slots(layer, block) | attention_slots(layer, block, config.kind(i))
+        found |= layer_slots(f"model.layers.{i}", f"blocks.{i}", config.kind(i))
     return found
+
+
+def layer_slots(layer: str, block: str, kind: AttentionConfig) -> Slots:
+    """One layer of attention, as Olmo 2, Olmo 3 and Olmo Hybrid name it."""
+    norms = {"post_attention_layernorm": "mixer_norm", "post_feedforward_layernorm": "mlp_norm"}
+    found = attention_slots(f"{layer}.self_attn", f"{block}.mixer", kind) | mlp_slots(f"{layer}.mlp", f"{block}.mlp")
+    return found | whole({f"{layer}.{p}.weight": f"{block}.{o}.weight" for p, o in norms.items()})
 
 
 FAMILY = Family("olmo3", "Olmo3ForCausalLM", read_config, write_config, slots, optional=tied_head)

@@ -9,29 +9,46 @@ theta 10,000 by transformers 5.23, so a model without positions is saved with an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from interlace.checkpoint.family import (
     Family,
     Slot,
-    attention_slots,
+    Slots,
     is_olmo_attention,
+    is_plain_mlp,
+    linear_slots,
     mlp_slots,
     need,
+    only,
+    plain_trunk,
+    read_mlp,
     read_rope,
     read_trunk,
+    stacked,
     tied_head,
     trunk_slots,
+    used_layers,
+    whole,
+    write_attention,
     write_rope,
     write_trunk,
 )
+from interlace.checkpoint.olmo3 import layer_slots
 from interlace.layers.attention import AttentionConfig
 from interlace.layers.gated_delta import GatedDeltaConfig
+from interlace.layers.mlp import MLPConfig
 from interlace.model.config import ModelConfig
 
 NOPE = {"rope_type": "default", "rope_theta": None}
 KINDS = {"linear_attention": "gated_delta", "full_attention": "attention"}
+NORMS = {
+    "linear_attn.o_norm": "mixer.norm",
+    "input_layernorm": "mixer_norm",
+    "post_attention_layernorm": "mlp_norm",
+}
 PROJECTIONS = {
     "q_proj": "query",
     "k_proj": "key",
@@ -73,7 +90,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         **_position(config),
     }
     pattern = [KINDS.get(t, t) for t in types]
-    tables = {"pattern": pattern, "gated_delta": delta, "attention": attention}
+    tables = {"pattern": pattern, "gated_delta": delta, "attention": attention, "mlp": read_mlp(config)}
     return ModelConfig.from_dict({**trunk, **tables}, where="config.json")
 
 
@@ -89,17 +106,19 @@ def _position(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
-    used = {config.layers[name] for name in config.kinds}
-    delta = next((x for x in used if isinstance(x, GatedDeltaConfig)), None)
-    attention = next((x for x in used if isinstance(x, AttentionConfig)), None)
-    if delta is None or attention is None or len(used) != 2:
+    used, mlps = used_layers(config)
+    delta, attention, mlp = only(used, GatedDeltaConfig), only(used, AttentionConfig), only(mlps, MLPConfig)
+    if delta is None or attention is None or mlp is None or len(used) != 2 or len(mlps) != 1:
         return None
-    fits = delta.norm == "input" and delta.mlp and attention.window is None and is_olmo_attention(config, attention)
-    if not fits:
+    fits = delta.norm == "input" and delta.mlp is True and delta.norm_eps == 1e-5 and attention.window is None
+    if not (fits and is_olmo_attention(config, attention) and is_plain_mlp(mlp) and plain_trunk(config)):
         return None
     types = [k for name in config.kinds for k, v in KINDS.items() if isinstance(config.layers[name], _CLASSES[v])]
     return {
-        **write_trunk(config, attention),
+        **write_trunk(config),
+        **write_attention(attention),
+        "intermediate_size": mlp.width,
+        "hidden_act": "silu",
         "layer_types": types,
         "rope_parameters": write_rope(attention.rope) if attention.position == "rope" else NOPE,
         "linear_num_key_heads": delta.heads,
@@ -119,54 +138,55 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
 _CLASSES = {"gated_delta": GatedDeltaConfig, "attention": AttentionConfig}
 
 
-def slots(config: ModelConfig) -> dict[str, Slot]:
+def slots(config: ModelConfig) -> Slots:
     """The released names."""
     found = trunk_slots(config)
     for i in range(config.depth):
         layer, block, kind = f"model.layers.{i}", f"blocks.{i}", config.kind(i)
-        found |= mlp_slots(layer, block)
         if not isinstance(kind, GatedDeltaConfig):
-            found |= attention_slots(layer, block, kind)
+            found |= layer_slots(layer, block, kind)
             continue
-        mixer = f"{layer}.linear_attn"
-        found |= {f"{mixer}.{p}.weight": Slot(f"{block}.mixer.{o}.weight") for p, o in PROJECTIONS.items()}
-        found |= {f"{mixer}.{name}": Slot(f"{block}.mixer.{name}") for name in ("A_log", "dt_bias")}
-        found[f"{mixer}.o_norm.weight"] = Slot(f"{block}.mixer.norm.weight")
-        first = 0
-        for letter, size in zip("qkv", kind.channels, strict=True):
-            rows = (first, first + size)
-            found[f"{mixer}.{letter}_conv1d.weight"] = Slot(f"{block}.mixer.convolution", rows, middle=True)
-            first += size
-        found[f"{layer}.input_layernorm.weight"] = Slot(f"{block}.mixer_norm.weight")
-        found[f"{layer}.post_attention_layernorm.weight"] = Slot(f"{block}.mlp_norm.weight")
+        theirs, ours = f"{layer}.linear_attn", f"{block}.mixer"
+        found |= mlp_slots(f"{layer}.mlp", f"{block}.mlp") | linear_slots(theirs, ours, PROJECTIONS)
+        found |= whole({f"{theirs}.{name}": f"{ours}.{name}" for name in ("A_log", "dt_bias")})
+        found |= _convolutions(theirs, ours, kind, kind.channels)
+        found |= whole({f"{layer}.{p}.weight": f"{block}.{o}.weight" for p, o in NORMS.items()})
     return found
 
 
-def aliases(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
+def _convolutions(theirs: str, ours: str, kind: GatedDeltaConfig, cuts: Sequence[int]) -> Slots:
+    """The convolution, cut in three."""
+    rows = stacked(f"{ours}.convolution", *cuts)
+    shapes = [(size, 1, kind.convolution) for size in cuts]
+    names = [f"{theirs}.{letter}_conv1d.weight" for letter in "qkv"]
+    return {n: (replace(slot, shape=shape),) for n, slot, shape in zip(names, rows, shapes, strict=True)}
+
+
+def aliases(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Slots:
     """Names that transformers' converters and OLMo-core's exporter have written, and convolutions in equal thirds."""
-    found: dict[str, Slot] = {}
+    found: Slots = {}
     for i in range(config.depth):
         kind = config.kind(i)
         layer, block = f"model.layers.{i}", f"blocks.{i}"
         if not isinstance(kind, GatedDeltaConfig):
             # transformers renames a recurrent layer's norms back when it saves, and this one of attention with them
-            found[f"{layer}.feedforward_layer_norm.weight"] = Slot(f"{block}.mixer_norm.weight")
+            found |= whole({f"{layer}.feedforward_layer_norm.weight": f"{block}.mixer_norm.weight"})
             continue
-        found |= {
-            f"{layer}.linear_attn.conv1d.weight": Slot(f"{block}.mixer.convolution", middle=True),
-            f"{layer}.linear_attn.out_proj.weight": Slot(f"{block}.mixer.output.weight"),
-            f"{layer}.linear_attn.norm.weight": Slot(f"{block}.mixer.norm.weight"),
-            f"{layer}.attention_layer_norm.weight": Slot(f"{block}.mixer_norm.weight"),
-            f"{layer}.feedforward_layer_norm.weight": Slot(f"{block}.mlp_norm.weight"),
-        }
-        names = [f"{layer}.linear_attn.{letter}_conv1d.weight" for letter in "qkv"]
-        cuts = [shapes[n][0] if shapes.get(n) else 0 for n in names]
-        third = -(-sum(kind.channels) // 3)
-        if cuts == [third, third, sum(kind.channels) - 2 * third]:
-            first = 0
-            for name, size in zip(names, cuts, strict=True):
-                found[name] = Slot(f"{block}.mixer.convolution", (first, first + size), middle=True)
-                first += size
+        theirs, ours, channels = f"{layer}.linear_attn", f"{block}.mixer", sum(kind.channels)
+        found |= whole(
+            {
+                f"{theirs}.out_proj.weight": f"{ours}.output.weight",
+                f"{theirs}.norm.weight": f"{ours}.norm.weight",
+                f"{layer}.attention_layer_norm.weight": f"{block}.mixer_norm.weight",
+                f"{layer}.feedforward_layer_norm.weight": f"{block}.mlp_norm.weight",
+            }
+        )
+        shape = (channels, 1, kind.convolution)
+        found[f"{theirs}.conv1d.weight"] = (Slot(f"{ours}.convolution", shape=shape),)
+        third = -(-channels // 3)
+        thirds = [third, third, channels - 2 * third]
+        if [(shapes.get(f"{theirs}.{letter}_conv1d.weight") or [0])[0] for letter in "qkv"] == thirds:
+            found |= _convolutions(theirs, ours, kind, thirds)
     return found
 
 

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from interlace.checkpoint import native, olmo3, olmo_hybrid
+from interlace.checkpoint import llama, native, olmo2, olmo3, olmo_hybrid, qwen3, qwen3_5, qwen3_next
 from interlace.checkpoint.family import Family
 
-FAMILIES: tuple[Family, ...] = (olmo_hybrid.FAMILY, olmo3.FAMILY, native.FAMILY)
+FAMILIES: tuple[Family, ...] = (
+    olmo_hybrid.FAMILY,
+    olmo3.FAMILY,
+    olmo2.FAMILY,
+    llama.FAMILY,
+    qwen3.FAMILY,
+    qwen3_5.DENSE,
+    qwen3_5.SPARSE,
+    qwen3_next.FAMILY,
+    native.FAMILY,
+)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from interlace.base.errors import CheckpointError
 from interlace.base.files import new_folder
 from interlace.checkpoint.family import Family
-from interlace.checkpoint.load import published_shape
+from interlace.checkpoint.load import published_shape, rows_of
 from interlace.checkpoint.registry import FAMILIES
 from interlace.checkpoint.tensors import write
 from interlace.model.config import ModelConfig
@@ -22,8 +23,9 @@ SHARD_BYTES = 5_000_000_000
 def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Write config.json, safetensors (sharded past `shard_bytes`) and the tokenizer's files.
 
-    A model that Olmo Hybrid or Olmo 3 can express is saved in their released names, which `transformers` opens
-    without our code; any other in our own format.
+    A model that a published family can express is saved in its released names, which `transformers` opens without our
+    code, and in the family that it was loaded from if that one can; any other in our own format. A tensor is written
+    in the dtype it was loaded from as long as that loses nothing.
 
     Raises:
         CheckpointError: the model was laid out for decoding with int8 weights.
@@ -37,7 +39,10 @@ def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -
     """The files of a model, into a folder that exists."""
     if model.packed_head is not None:
         raise CheckpointError("model: its weights were rounded to int8 for decoding; load it again to save it")
-    family, config = family_of(model.config)
+    source = model.source
+    family, config = family_of(model.config, source and source.model_type)
+    if source is not None and source.model_type == family.model_type:
+        config = {**source.keys, **config}
     head = {"architectures": [family.architecture]} if family.architecture else {}
     dtype = str(model.dtype).removeprefix("torch.")
     document = {**head, "model_type": family.model_type, "dtype": dtype, **config}
@@ -58,9 +63,9 @@ def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -
         model.tokenizer.write(folder)
 
 
-def family_of(config: ModelConfig) -> tuple[Family, dict[str, object]]:
-    """The family that saves a config, and the config as that family writes it."""
-    for family in FAMILIES:
+def family_of(config: ModelConfig, preferred: str | None = None) -> tuple[Family, dict[str, object]]:
+    """The family that saves a config, the preferred one if it can, and the config as that family writes it."""
+    for family in sorted(FAMILIES, key=lambda f: f.model_type != preferred):
         published = family.write_config(config)
         if published is not None:
             return family, published
@@ -70,12 +75,24 @@ def family_of(config: ModelConfig) -> tuple[Family, dict[str, object]]:
 def _tensors(model: HybridLM, family: Family) -> list[tuple[str, tuple[int, ...], Tensor]]:
     parameters = dict(model.named_parameters())
     shapes = {n: tuple(p.shape) for n, p in parameters.items()}
+    source = model.source if model.source is not None and model.source.model_type == family.model_type else None
     found = []
-    for name, slot in family.slots(model.config).items():
-        tensor = parameters[slot.name]
-        rows = tensor if slot.rows is None else tensor[slice(*slot.rows)]
-        found.append((name, published_shape(slot, shapes), rows))
-    return found
+    for name, slots in family.slots(model.config).items():
+        parts = [rows_of(parameters[slot.name].detach(), slot) for slot in slots]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if source is not None:
+            tensor = _narrowed(tensor, source.dtypes.get(name, tensor.dtype))
+        found.append((name, published_shape(slots, shapes), tensor))
+    kept = {} if source is None else source.tensors
+    return found + [(name, tuple(tensor.shape), tensor) for name, tensor in kept.items()]
+
+
+def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in a narrower dtype if that holds all its values."""
+    if dtype.itemsize >= tensor.dtype.itemsize:
+        return tensor
+    narrow = tensor.to(dtype)
+    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
 def _shards(

@@ -87,8 +87,8 @@ def _entry(path: Path, name: str, fields: object, base: int, size: int) -> Entry
     return Entry(path, DTYPES[dtype], tuple(shape), base + start, base + stop)
 
 
-def read_into(entry: Entry, name: str, target: Tensor) -> None:
-    """Fill a contiguous tensor of equally many elements, converting dtype on the way, 16 MiB at a time.
+def read_into(entry: Entry, name: str, target: Tensor, skip: int = 0) -> None:
+    """Fill a contiguous tensor from the stored elements after `skip`, converting dtype on the way, 16 MiB at a time.
 
     Raises:
         CheckpointError: the file ends early, or holds a value that is not finite.
@@ -98,7 +98,7 @@ def read_into(entry: Entry, name: str, target: Tensor) -> None:
     window = scratch.numpy().data
     done = 0
     with open(entry.path, "rb", buffering=0) as file:
-        file.seek(entry.start)
+        file.seek(entry.start + skip * entry.dtype.itemsize)
         while done < flat.numel():
             wanted = min(len(window), (flat.numel() - done) * entry.dtype.itemsize)
             got = 0

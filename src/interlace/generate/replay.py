@@ -80,7 +80,7 @@ class Decoder:
         self.recording: native.Recording | None = None
         self.reason = UNTRIED if native.available() else native.missing
         self.segments = Segments.equal(state.count, 1)
-        self.x = model.embedding.weight.new_empty(state.count, model.config.width)
+        self.x = model.embed(torch.zeros(state.count, dtype=torch.int64, device=model.device))
         self.logits: Tensor
         self.room = 0  # replays until a cache is full
 
@@ -94,7 +94,7 @@ class Decoder:
         if self.recording is not None:
             self.room -= 1
             self._advance()
-            torch.index_select(self.model.embedding.weight, 0, tokens, out=self.x)
+            self.x.copy_(self.model.embed(tokens))
             self.recording.replay()
             return self.logits
         if self.reason == UNTRIED:
@@ -110,7 +110,7 @@ class Decoder:
                 layer.count_step()
 
     def _first(self, tokens: Tensor) -> Tensor:
-        torch.index_select(self.model.embedding.weight, 0, tokens, out=self.x)
+        self.x.copy_(self.model.embed(tokens))
         stream = Stream(self.segments, self.state.positions.to(self.model.device))
         with native.recording() as recording, _Foreign() as foreign:
             hidden, layers = self.model.body(self.x, stream, self.state.layers)

@@ -1,4 +1,4 @@
-"""Softmax attention: grouped heads, QK-norm over the projection or per head, RoPE or no position at all."""
+"""Softmax attention: grouped heads, QK-norm over the projection or per head, RoPE or no position, an output gate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from interlace.base.segments import Segments
 from interlace.layers.base import MixerConfig, Stream
-from interlace.layers.norm import RMSNorm
+from interlace.layers.norm import NormStyle
 from interlace.layers.projection import Projections
 from interlace.layers.rope import RopeConfig, rotate
 from interlace.ops.attention.dispatch import attention
@@ -27,6 +27,8 @@ class AttentionConfig(MixerConfig):
         rope: frequencies, where position is "rope".
         window: how many tokens a query sees, itself included; None for all.
         qk_norm: RMSNorm of queries and keys over the whole "projection" (Olmo), per "head", or "none".
+        scale: multiplies the scores; None for head_dim ** -0.5.
+        gate: a second output of the query projection opens each head's result through a sigmoid (Qwen3-Next).
         bias: whether the four projections have biases.
     """
 
@@ -37,6 +39,8 @@ class AttentionConfig(MixerConfig):
     rope: RopeConfig = RopeConfig()
     window: int | None = Field(default=None, gt=0)
     qk_norm: Literal["projection", "head", "none"] = "projection"
+    scale: float | None = None
+    gate: bool = False
     bias: bool = False
 
     def dim(self, width: int) -> int:
@@ -56,25 +60,28 @@ class AttentionConfig(MixerConfig):
             )
         if self.heads % self.groups:
             raise ValueError(f"kv_heads: {self.groups} does not divide heads = {self.heads}")
-        if self.position == "rope" and self.dim(width) % 2:
-            raise ValueError(f"head_dim: rope needs an even size, got {self.dim(width)}; use position = 'none'")
+        turning = self.rope.turning(self.dim(width))
+        if self.position == "rope" and (turning % 2 or not turning):
+            raise ValueError(f"head_dim: rope needs an even size, got {turning}; use position = 'none'")
 
-    def build(self, width: int, eps: float) -> Attention:
+    def build(self, width: int, style: NormStyle) -> Attention:
         """The module."""
-        return Attention(width, self, eps)
+        return Attention(width, self, style)
 
     def parameters(self, width: int) -> int:
         """Projections, their biases and the norms."""
         d = self.dim(width)
         wide, narrow = self.heads * d, self.groups * d
         norms = {"projection": wide + narrow, "head": 2 * d, "none": 0}[self.qk_norm]
-        return 2 * width * (wide + narrow) + norms + self.bias * (wide + 2 * narrow + width)
+        gate = self.gate * wide * (width + self.bias)
+        return 2 * width * (wide + narrow) + gate + norms + self.bias * (wide + 2 * narrow + width)
 
     def flops_per_token(self, width: int, context: float) -> float:
         """Projections, and scores and sums over the visible tokens."""
         d = self.dim(width)
         visible = min(context, self.window or context)
-        return 4.0 * width * d * (self.heads + self.groups) + 4.0 * self.heads * d * visible
+        projections = 4.0 * width * d * (self.heads + self.groups) + 2.0 * self.gate * width * self.heads * d
+        return projections + 4.0 * self.heads * d * visible
 
     def state_bytes(self, context: int, element_bytes: int) -> int:
         """Attention has no recurrent state."""
@@ -91,20 +98,20 @@ class Attention(Projections):
 
     GROUPS = (("query", "key", "value"), ("output",))
 
-    def __init__(self, width: int, config: AttentionConfig, eps: float):
-        """width: the model's; eps: of the QK-norms."""
+    def __init__(self, width: int, config: AttentionConfig, style: NormStyle):
+        """width: the model's; style: of the QK-norms."""
         super().__init__()
         self.config, self.dim = config, config.dim(width)
         self.rope_name = f"{self.dim} {config.rope.model_dump_json()}"
         wide, narrow = config.heads * self.dim, config.groups * self.dim
-        self.query = nn.Linear(width, wide, bias=config.bias)
+        self.query = nn.Linear(width, (1 + config.gate) * wide, bias=config.bias)  # each head's query, then its gate
         self.key = nn.Linear(width, narrow, bias=config.bias)
         self.value = nn.Linear(width, narrow, bias=config.bias)
         self.output = nn.Linear(wide, width, bias=config.bias)
         if config.qk_norm != "none":
             per_head = config.qk_norm == "head"
-            self.query_norm = RMSNorm(self.dim if per_head else wide, eps)
-            self.key_norm = RMSNorm(self.dim if per_head else narrow, eps)
+            self.query_norm = style.build(self.dim if per_head else wide)
+            self.key_norm = style.build(self.dim if per_head else narrow)
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> AttentionState:
         """The state of `rows` sequences that have seen nothing."""
@@ -113,8 +120,11 @@ class Attention(Projections):
 
     def forward(self, x: Tensor, stream: Stream, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
         """x [total, D] to ([total, D], the state after these tokens)."""
-        sizes = (self.config.heads * self.dim, self.config.groups * self.dim, self.config.groups * self.dim)
-        query, key, value = self.project("query", x).split(sizes, dim=-1)
+        narrow = self.config.groups * self.dim
+        query, key, value = self.project("query", x).split((self.query.out_features, narrow, narrow), dim=-1)
+        gate = None
+        if self.config.gate:
+            query, gate = (y.flatten(1) for y in query.unflatten(-1, (-1, 2, self.dim)).unbind(2))
         if self.config.qk_norm == "projection":
             query, key = self.query_norm(query), self.key_norm(key)
         query, key, value = (y.unflatten(-1, (-1, self.dim)) for y in (query, key, value))
@@ -124,5 +134,7 @@ class Attention(Projections):
             cos, sin = stream.rotary(self.rope_name, self.config.rope, self.dim)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         segments: Segments = stream.segments
-        mixed, state = attention(query, key, value, segments=segments, state=state, window=self.config.window)
-        return self.project("output", mixed.flatten(1)), state
+        scale, window = self.config.scale, self.config.window
+        mixed, state = attention(query, key, value, segments=segments, state=state, scale=scale, window=window)
+        mixed = mixed.flatten(1)
+        return self.project("output", mixed if gate is None else mixed * gate.sigmoid()), state

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from interlace.base.segments import Segments
+from interlace.layers.norm import NormStyle
 from interlace.layers.rope import RopeConfig, rotary
 
 
@@ -55,20 +56,18 @@ class Stream:
         return self._rotary[name]
 
 
-class MixerConfig(Closed):
+class LayerConfig(Closed):
     """One kind of layer as a recipe's table describes it.
 
     Attributes:
-        norm: "input" normalises what the mixer and its MLP read; "output" what they add (Olmo 2's reordered norm).
-        mlp: whether the layer has an MLP after its mixer.
+        norm: "input" normalises what the layer's branches read; "output" what they add (Olmo 2's reordered norm).
     """
 
     norm: Literal["input", "output"] = "input"
-    mlp: bool = True
 
     @abstractmethod
-    def build(self, width: int, eps: float) -> Any:
-        """The mixer module: forward(x [total, D], stream, state) -> (y [total, D], state)."""
+    def build(self, width: int, style: NormStyle) -> Any:
+        """The module."""
 
     @abstractmethod
     def check(self, width: int) -> None:
@@ -76,7 +75,11 @@ class MixerConfig(Closed):
 
     @abstractmethod
     def parameters(self, width: int) -> int:
-        """The mixer's parameters."""
+        """Its parameters."""
+
+    def idle_parameters(self, width: int) -> int:
+        """Those of its parameters that one token leaves unread."""
+        return 0
 
     @abstractmethod
     def flops_per_token(self, width: int, context: float) -> float:
@@ -88,4 +91,26 @@ class MixerConfig(Closed):
 
     @abstractmethod
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """Bytes of keys and values per sequence after `context` tokens."""
+        """Bytes per sequence that grow with context, after `context` tokens: keys and values."""
+
+
+class MixerConfig(LayerConfig):
+    """A layer that carries something from token to token: forward(x [total, D], stream, state) -> (y, state).
+
+    Attributes:
+        mlp: the feed-forward layer after the mixer: true for the table `mlp`, the name of another table, or false.
+    """
+
+    mlp: bool | str = True
+
+
+class FeedForwardConfig(LayerConfig):
+    """A layer that treats each token alone: forward(x [total, D], residual) -> y; after a mixer, or by itself."""
+
+    def state_bytes(self, context: int, element_bytes: int) -> int:
+        """It carries nothing."""
+        return 0
+
+    def cache_bytes(self, context: int, element_bytes: int) -> int:
+        """It keeps nothing."""
+        return 0

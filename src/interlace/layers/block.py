@@ -1,4 +1,4 @@
-"""One layer of a model: a mixer and its MLP, each on a residual branch, normalised before or after."""
+"""One layer of a model: a mixer, a feed-forward layer or both, each on a residual branch with its norm."""
 
 from __future__ import annotations
 
@@ -6,35 +6,60 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from interlace.layers.base import MixerConfig, Stream
-from interlace.layers.mlp import MLP, MLPConfig
-from interlace.layers.norm import RMSNorm
+from interlace.layers.base import FeedForwardConfig, LayerConfig, Stream
+from interlace.layers.norm import NormStyle
 from interlace.layers.projection import compute_dtype
 
 
 class Block(nn.Module):
-    """x <- x + mixer(norm x); x <- x + mlp(norm x), or with the norms on what is added."""
+    """x <- x + mixer(norm x); x <- x + mlp(norm x), or with the norms on what is added; either branch may be absent."""
 
-    def __init__(self, width: int, kind: MixerConfig, mlp: MLPConfig | None, eps: float):
-        """kind: the mixer's config; mlp: None for a layer without one."""
+    def __init__(
+        self, width: int, kind: LayerConfig, mlp: FeedForwardConfig | None, style: NormStyle, multiplier: float = 1.0
+    ):
+        """kind: a mixer's config, or a feed-forward layer's that stands alone; mlp: what follows a mixer, or None.
+
+        multiplier: of what each branch adds.
+        """
         super().__init__()
-        self.norm_input = kind.norm == "input"
-        self.mixer = kind.build(width, eps)
-        self.mixer_norm = RMSNorm(width, eps)
+        self.norm_input, self.multiplier = kind.norm == "input", multiplier
+        self.has_mixer, self.has_mlp = not isinstance(kind, FeedForwardConfig), mlp is not None
+        if self.has_mixer:
+            self.mixer = kind.build(width, style)
+            self.mixer_norm = style.build(width)
+        else:
+            mlp, self.has_mlp = kind, True  # type: ignore[assignment]
         if mlp is not None:
-            self.mlp = MLP(width, mlp)
-            self.mlp_norm = RMSNorm(width, eps)
-        self.has_mlp = mlp is not None
+            self.mlp = mlp.build(width, style)
+            self.mlp_norm = style.build(width)
+
+    def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> Any:
+        """The mixer's state of `rows` sequences that have seen nothing; None without a mixer."""
+        return self.mixer.initial_state(rows, like, reserve) if self.has_mixer else None
 
     def forward(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any]:
         """x [total, D] to ([total, D], the mixer's state)."""
-        if self.norm_input:
-            dtype = compute_dtype(x)
-            mixed, state = self.mixer(self.mixer_norm(x, dtype), stream, state)
-            if not self.has_mlp:
-                return x + mixed, state
-            normed, x = self.mlp_norm.after_sum(x, mixed, dtype)
-            return self.mlp(normed, x), state
-        mixed, state = self.mixer(x, stream, state)
-        x = self.mixer_norm.into_sum(mixed, x)
-        return (self.mlp_norm.into_sum(self.mlp(x), x) if self.has_mlp else x), state
+        return self._pre_norm(x, stream, state) if self.norm_input else self._post_norm(x, stream, state)
+
+    def _pre_norm(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any]:
+        dtype = compute_dtype((self.mixer_norm if self.has_mixer else self.mlp_norm).weight)
+        if not self.has_mixer:
+            return self._feed(self.mlp_norm(x, dtype), x), None
+        mixed, state = self.mixer(self.mixer_norm(x, dtype), stream, state)
+        mixed = self._scaled(mixed)
+        if not self.has_mlp:
+            return x + mixed, state
+        normed, x = self.mlp_norm.after_sum(x, mixed, dtype)
+        return self._feed(normed, x), state
+
+    def _post_norm(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any]:
+        if self.has_mixer:
+            mixed, state = self.mixer(x, stream, state)
+            x = self.mixer_norm.into_sum(self._scaled(mixed), x)
+        return (self.mlp_norm.into_sum(self._scaled(self.mlp(x)), x) if self.has_mlp else x), state
+
+    def _scaled(self, branch: Tensor) -> Tensor:
+        return branch if self.multiplier == 1 else branch * self.multiplier
+
+    def _feed(self, normed: Tensor, x: Tensor) -> Tensor:
+        return self.mlp(normed, x) if self.multiplier == 1 else x + self._scaled(self.mlp(normed))

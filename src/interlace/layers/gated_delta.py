@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -13,14 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from interlace.layers.base import MixerConfig, Stream
-from interlace.layers.norm import GatedRMSNorm
+from interlace.layers.norm import GatedRMSNorm, NormStyle
 from interlace.layers.projection import Projections
 from interlace.ops.gated_delta.dispatch import gated_delta_unchecked
 from interlace.ops.gated_delta.flops import flops_per_token_and_head
 from interlace.ops.gated_delta.mixer_step import mixer_step, mixer_step_serves
 from interlace.ops.short_convolution.dispatch import short_convolution
-
-NORM_EPS = 1e-5  # the released weights' gated norm, whatever the model's own eps is
 
 
 @dataclass
@@ -61,6 +58,7 @@ class GatedDeltaConfig(MixerConfig):
         value_dim: size of a value head (V).
         convolution: taps of the short convolution (W).
         negative_eigenvalues: doubles beta, so that a token may reflect the state and not only erase from it.
+        norm_eps: of the gated norm, whatever the model's own eps is.
         decay_range, step_range, step_floor: the initial decay rate A and step dt are drawn from these.
     """
 
@@ -70,6 +68,7 @@ class GatedDeltaConfig(MixerConfig):
     value_dim: int = Field(gt=0)
     convolution: int = Field(default=4, ge=2)
     negative_eigenvalues: bool = True
+    norm_eps: float = Field(default=1e-5, gt=0)
     decay_range: tuple[float, float] = Field(default=(0.0, 16.0), strict=False)
     step_range: tuple[float, float] = Field(default=(1e-3, 1e-1), strict=False)
     step_floor: float = 1e-4
@@ -89,7 +88,7 @@ class GatedDeltaConfig(MixerConfig):
         if self.groups % self.heads:
             raise ValueError(f"value_heads: {self.groups} is not a multiple of heads = {self.heads}")
 
-    def build(self, width: int, eps: float) -> GatedDelta:
+    def build(self, width: int, style: NormStyle) -> GatedDelta:
         """The module."""
         return GatedDelta(width, self)
 
@@ -137,7 +136,7 @@ class GatedDelta(Projections):
         self.convolution = nn.Parameter(torch.empty(2 * key + value, config.convolution))
         self.A_log = nn.Parameter(torch.empty(G, dtype=torch.float32))
         self.dt_bias = nn.Parameter(torch.empty(G, dtype=torch.float32))
-        self.norm = GatedRMSNorm(config.value_dim, NORM_EPS)
+        self.norm = GatedRMSNorm(config.value_dim, config.norm_eps)
         self.initialise()
 
     @torch.no_grad()
@@ -150,16 +149,6 @@ class GatedDelta(Projections):
         self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
         self.A_log.uniform_(*config.decay_range).clamp_(min=1e-6).log_()
         self.convolution.uniform_(-1, 1).mul_(config.convolution**-0.5)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Casts leave A_log and dt_bias in float32, bit for bit; moves take them along."""
-        kept = {name: getattr(self, name).data for name in self.FLOAT32}
-        super()._apply(fn, recurse)
-        for name, before in kept.items():
-            parameter = getattr(self, name)
-            if parameter.dtype.itemsize < 4:
-                parameter.data = before.to(parameter.device, torch.float32)
-        return self
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> GatedDeltaState:
         """The state of `rows` sequences that have seen nothing."""

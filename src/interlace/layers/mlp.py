@@ -1,45 +1,69 @@
-"""The SwiGLU feed-forward layer."""
+"""The feed-forward layer: SwiGLU, or a squared ReLU without a gate."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
-from interlace.layers.base import Closed
+from interlace.layers.base import FeedForwardConfig
+from interlace.layers.norm import NormStyle
 from interlace.layers.projection import Projections
 from interlace.ops.swiglu.dispatch import swiglu
 
+Activation = Literal["swiglu", "relu2"]
 
-class MLPConfig(Closed):
-    """down(SiLU(gate x) * up x), without biases.
+
+def activate(hidden: Tensor, activation: str) -> Tensor:
+    """SiLU(gate) up of [rows, gate and up side by side], or ReLU squared."""
+    return swiglu(hidden) if activation == "swiglu" else relu(hidden).square()
+
+
+class MLPConfig(FeedForwardConfig):
+    """down(SiLU(gate x) * up x), or down(ReLU(up x)^2).
 
     Attributes:
         width: the hidden size.
+        activation: "swiglu", or "relu2" (squared ReLU, no gate; Nemotron).
+        bias: whether the projections have biases.
     """
 
     width: int = Field(gt=0)
+    activation: Activation = "swiglu"
+    bias: bool = False
+
+    def check(self, width: int) -> None:
+        """Any sizes fit together."""
+
+    def build(self, width: int, style: NormStyle) -> MLP:
+        """The module."""
+        return MLP(width, self)
 
     def parameters(self, width: int) -> int:
-        """Parameters at the model's width."""
-        return 3 * width * self.width
+        """Matrices and biases."""
+        matrices = 3 if self.activation == "swiglu" else 2
+        return matrices * width * self.width + self.bias * ((matrices - 1) * self.width + width)
 
-    def flops_per_token(self, width: int) -> float:
-        """Forward FLOPs per token."""
-        return 2.0 * self.parameters(width)
+    def flops_per_token(self, width: int, context: float) -> float:
+        """Two for each element of a matrix."""
+        return 2.0 * (3 if self.activation == "swiglu" else 2) * width * self.width
 
 
 class MLP(Projections):
-    """Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202."""
-
-    GROUPS = (("gate", "up"), ("down",))
+    """Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202; So et al., "Primer", arXiv 2109.08668."""
 
     def __init__(self, width: int, config: MLPConfig):
         """width: the model's."""
         super().__init__()
-        self.gate = nn.Linear(width, config.width, bias=False)
-        self.up = nn.Linear(width, config.width, bias=False)
-        self.down = nn.Linear(config.width, width, bias=False)
+        self.activation = config.activation
+        if config.activation == "swiglu":
+            self.gate = nn.Linear(width, config.width, bias=config.bias)
+        self.up = nn.Linear(width, config.width, bias=config.bias)
+        self.down = nn.Linear(config.width, width, bias=config.bias)
+        self.GROUPS = (("gate", "up") if config.activation == "swiglu" else ("up",), ("down",))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """[total, D] to the same; residual is added."""
-        return self.project("down", swiglu(self.project("gate", x)), residual)
+        return self.project("down", activate(self.project(self.GROUPS[0][0], x), self.activation), residual)

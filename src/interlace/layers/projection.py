@@ -6,8 +6,9 @@ of them at once: training stacks a group's weights for each product; a model tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,15 +59,27 @@ class Projections(nn.Module):
 
     Attributes:
         GROUPS: names of the linear layers that read the same input.
+        FLOAT32: parameters that stay in float32 at least, whatever the model is cast to.
         packed: by group, once `pack` was called.
     """
 
-    GROUPS: ClassVar[tuple[tuple[str, ...], ...]]
+    GROUPS: tuple[tuple[str, ...], ...] = ()
+    FLOAT32: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         """Nothing is packed."""
         super().__init__()
         self.packed: dict[str, Packed] = {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Casts leave the parameters of FLOAT32 as they are, bit for bit; moves take them along."""
+        kept = {name: getattr(self, name).data for name in self.FLOAT32 if getattr(self, name) is not None}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            parameter = getattr(self, name)
+            if parameter.dtype.itemsize < 4:
+                parameter.data = before.to(parameter.device, torch.float32)
+        return self
 
     def project(self, group: str, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x [rows, D] through all layers of a group, side by side; residual is added."""
@@ -100,6 +113,10 @@ class Projections(nn.Module):
             parts = weight.split([layer.weight.shape[0] for layer in layers])
             for layer, part in zip(layers, parts, strict=True):  # the same memory, not a second copy
                 layer.weight.data = part.new_empty(0, part.shape[1]) if int8 else part
+            if bias is not None:
+                sizes = [layer.bias.shape[0] for layer in layers]
+                for layer, part in zip(layers, bias.split(sizes), strict=True):
+                    layer.bias.data = part
 
     def _layers(self, group: str) -> list[nn.Linear]:
         names = next(names for names in self.GROUPS if names[0] == group)

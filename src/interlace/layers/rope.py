@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 
@@ -15,24 +15,34 @@ class RopeConfig(BaseModel):
 
     Attributes:
         theta: the base.
-        scaling: "none", "linear" (positions divided by factor) or "yarn" (arXiv 2309.00071).
+        fraction: the part of each head that turns; the rest has no position.
+        scaling: "none", "linear" (positions divided by factor), "yarn" (arXiv 2309.00071) or "llama3" (frequencies
+            slower than the original context are divided by factor, with a blend between two borders).
         factor: by how much the context is stretched.
-        original_context: tokens the model was first trained on (yarn).
+        original_context: tokens the model was first trained on (yarn, llama3).
         beta_fast, beta_slow: rotations over the original context between which yarn blends.
         attention_factor: multiplies cos and sin; None for yarn's 0.1 ln(factor) + 1.
         truncate: whether yarn's blend borders are rounded to whole dimensions.
+        low_frequency_factor, high_frequency_factor: llama3's borders, in turns over the original context.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     theta: float = 500_000.0
-    scaling: Literal["none", "linear", "yarn"] = "none"
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    scaling: Literal["none", "linear", "yarn", "llama3"] = "none"
     factor: float = 1.0
     original_context: int | None = None
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
     truncate: bool = True
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+
+    def turning(self, dim: int) -> int:
+        """How many elements of a head turn."""
+        return int(dim * self.fraction)
 
 
 def frequencies(rope: RopeConfig, dim: int, device: torch.device | None = None) -> tuple[Tensor, float]:
@@ -44,6 +54,11 @@ def frequencies(rope: RopeConfig, dim: int, device: torch.device | None = None) 
     if rope.scaling == "linear":
         return plain / rope.factor, 1.0
     assert rope.original_context is not None
+    if rope.scaling == "llama3":
+        turns = rope.original_context * plain / (2 * math.pi)
+        low, high = rope.low_frequency_factor, rope.high_frequency_factor
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return plain * kept + plain / rope.factor * (1 - kept), 1.0
 
     def dimension(rotations: float) -> float:  # where a frequency turns `rotations` times over the original context
         ratio = rope.original_context / (rotations * 2 * math.pi)  # type: ignore[operator]
@@ -61,15 +76,21 @@ def frequencies(rope: RopeConfig, dim: int, device: torch.device | None = None) 
 
 
 def rotary(positions: Tensor, rope: RopeConfig, dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [total, dim], each half of the last axis holding the same angles."""
-    inverse, factor = frequencies(rope, dim, positions.device)
+    """cos and sin, float32 [total, turning], each half of the last axis holding the same angles."""
+    inverse, factor = frequencies(rope, rope.turning(dim), positions.device)
     angles = positions[:, None].float() * inverse
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos() * factor, angles.sin() * factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x [total, heads, dim] by the angles of its token; float32 arithmetic at least, x's dtype out."""
-    low, high = x.chunk(2, dim=-1)
+    """Turn x [total, heads, dim] by the angles of its token; float32 arithmetic at least, x's dtype out.
+
+    Where the angles are fewer than dim, the first elements of each head turn and the rest stay.
+    """
+    turning = cos.shape[-1]
+    part = x[..., :turning]
+    low, high = part.chunk(2, dim=-1)
     turned = torch.cat((-high, low), dim=-1)
-    return (x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)).to(x.dtype)
+    turned = (part * cos.unsqueeze(1) + turned * sin.unsqueeze(1)).to(x.dtype)
+    return turned if turning == x.shape[-1] else torch.cat((turned, x[..., turning:]), dim=-1)

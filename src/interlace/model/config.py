@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from interlace.base.errors import ConfigError, nearest
-from interlace.layers.base import Closed, MixerConfig
-from interlace.layers.mlp import MLPConfig
+from interlace.layers.base import Closed, FeedForwardConfig, LayerConfig, MixerConfig
+from interlace.layers.norm import NormStyle
 from interlace.layers.registry import KINDS
 
 M = TypeVar("M", bound=BaseModel)
@@ -79,14 +79,20 @@ class ModelConfig(Closed):
         type = "attention"
         window = 4096
 
+    After each mixer comes the feed-forward layer that its `mlp` names, by default the table `mlp`. A pattern may also
+    name a feed-forward table, as a layer that is nothing else.
+
     Attributes:
         width: size of the residual stream (D).
         depth: number of layers.
         vocabulary: number of token ids.
         pattern: names of layer tables, repeated over the depth.
         layers: the tables by name; None values are filled in, so configs that mean the same are equal.
-        mlp: the feed-forward layer that follows each mixer.
         norm_eps: of every RMSNorm but the recurrent mixers' own.
+        zero_centred_norms: whether those norms' weights are stored as their difference from 1 (Qwen3-Next).
+        embedding_multiplier, residual_multiplier: of the embedding, and of what each branch adds (Granite).
+        logits_divisor: what logits are divided by (Granite's logits_scaling).
+        float32_residual: whether the residual stream is float32 whatever the weights are (Mamba).
         tied_embeddings: whether the output head is the embedding.
         max_positions: the longest context the model is meant for; None for no limit.
         init_std: deviation of the normal distribution that matrices are drawn from.
@@ -98,8 +104,12 @@ class ModelConfig(Closed):
     vocabulary: int = Field(gt=0)
     pattern: tuple[str, ...] = Field(min_length=1, strict=False)
     layers: dict[str, Any]
-    mlp: MLPConfig
     norm_eps: float = Field(default=1e-6, gt=0)
+    zero_centred_norms: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_divisor: float = Field(default=1.0, gt=0)
+    float32_residual: bool = False
     tied_embeddings: bool = False
     max_positions: int | None = Field(default=None, gt=0)
     init_std: float = Field(default=0.02, gt=0)
@@ -124,12 +134,26 @@ class ModelConfig(Closed):
                 known = f"; {nearest(name, KINDS)}" if name not in KINDS else f"; add a table [model.{name}]"
                 raise ValueError(f"pattern: no layer kind is called '{name}'{known}")
         for name, table in self.layers.items():
-            if isinstance(table, MixerConfig):
+            if isinstance(table, LayerConfig):
                 continue
             self.layers[name] = self._layer(name, dict(table))
+        for name, layer in self.layers.items():
+            after = self._mlp_name(layer)
+            if after is not None and not isinstance(self.layers.get(after), FeedForwardConfig):
+                kinds = [n for n, kind in KINDS.items() if issubclass(kind, FeedForwardConfig)]
+                raise ValueError(
+                    f"{name}.mlp: there is no table [model.{after}] of kind {' or '.join(kinds)}; add it, or set "
+                    "mlp = false"
+                )
         return self
 
-    def _layer(self, name: str, table: dict[str, Any]) -> MixerConfig:
+    @staticmethod
+    def _mlp_name(layer: LayerConfig) -> str | None:
+        if not isinstance(layer, MixerConfig) or layer.mlp is False:
+            return None
+        return "mlp" if layer.mlp is True else layer.mlp
+
+    def _layer(self, name: str, table: dict[str, Any]) -> LayerConfig:
         kind = table.pop("type", name)
         if kind not in KINDS:
             raise ValueError(f"{name}: no layer kind is called '{kind}'; {nearest(kind, KINDS)}")
@@ -171,6 +195,20 @@ class ModelConfig(Closed):
         """The layer table of each of the `depth` layers."""
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.depth))
 
-    def kind(self, index: int) -> MixerConfig:
-        """The config of layer `index`."""
+    def kind(self, index: int) -> Any:
+        """The config of layer `index`: a mixer's, or a feed-forward layer's that stands alone."""
         return self.layers[self.kinds[index]]
+
+    def mlp_name(self, index: int) -> str | None:
+        """The table of the feed-forward layer after the mixer of layer `index`; None where there is none."""
+        return self._mlp_name(self.kind(index))
+
+    def mlp_of(self, index: int) -> Any:
+        """The config that `mlp_name` names, or None."""
+        name = self.mlp_name(index)
+        return None if name is None else self.layers[name]
+
+    @property
+    def norm_style(self) -> NormStyle:
+        """What all norms but the mixers' own have in common."""
+        return NormStyle(self.norm_eps, self.zero_centred_norms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +12,27 @@ from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
 from interlace.layers.base import Stream
 from interlace.layers.block import Block
-from interlace.layers.norm import RMSNorm
 from interlace.layers.projection import Packed, compute_dtype
 from interlace.model.config import ModelConfig
 from interlace.model.state import ModelState
 from interlace.ops.linear.dispatch import linear
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a loaded model came from, so that it can be saved back as it was.
+
+    Attributes:
+        model_type: of its family.
+        dtypes: of the stored tensors, by published name.
+        tensors: stored tensors that the model does not use, by published name.
+        keys: of config.json, that belong to those.
+    """
+
+    model_type: str
+    dtypes: dict[str, torch.dtype]
+    tensors: dict[str, Tensor]
+    keys: dict[str, Any]
 
 
 class HybridLM(nn.Module):
@@ -24,6 +41,7 @@ class HybridLM(nn.Module):
     Attributes:
         config: what it was built from.
         tokenizer: the tokenizer that came with it, or None.
+        source: the checkpoint that it was loaded from, or None.
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype | None = None, device: Any = None):
@@ -34,14 +52,15 @@ class HybridLM(nn.Module):
         super().__init__()
         self.config = config
         self.tokenizer: Any = None
+        self.source: Source | None = None
         self.packed_head: Packed | None = None
         with torch.device(device or "cpu"):
             self.embedding = nn.Embedding(config.vocabulary, config.width)
+            style, multiplier = config.norm_style, config.residual_multiplier
             self.blocks = nn.ModuleList(
-                Block(config.width, config.kind(i), config.mlp if config.kind(i).mlp else None, config.norm_eps)
-                for i in range(config.depth)
+                Block(config.width, config.kind(i), config.mlp_of(i), style, multiplier) for i in range(config.depth)
             )
-            self.norm = RMSNorm(config.width, config.norm_eps)
+            self.norm = style.build(config.width)
             self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
@@ -58,6 +77,8 @@ class HybridLM(nn.Module):
                 nn.init.normal_(module.weight, std=self.config.init_std)
                 if getattr(module, "bias", None) is not None:
                     nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            for name in getattr(module, "MATRICES", ()):
+                nn.init.normal_(getattr(module, name), std=self.config.init_std)
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +94,7 @@ class HybridLM(nn.Module):
         """The state of `rows` sequences that have seen nothing; caches will allocate `reserve_tokens` at once."""
         like = self.embedding.weight
         blocks: list[Any] = list(self.blocks)
-        layers = [block.mixer.initial_state(rows, like, reserve_tokens) for block in blocks]
+        layers = [block.initial_state(rows, like, reserve_tokens) for block in blocks]
         return ModelState(layers, torch.zeros(rows, dtype=torch.int64))
 
     def forward(
@@ -126,9 +147,16 @@ class HybridLM(nn.Module):
             raise ShapeError(f"state: holds {state.count} sequences, but segments has {segments.count}")
         before = None if state is None else state.positions
         stream = Stream(segments, segments.positions(before).to(tokens.device))
-        hidden, layers = self.body(self.embedding(tokens.reshape(-1)), stream, None if state is None else state.layers)
+        hidden, layers = self.body(self.embed(tokens.reshape(-1)), stream, None if state is None else state.layers)
         lengths = torch.diff(segments.offsets).long()
         return hidden, segments, ModelState(layers, lengths if before is None else before + lengths)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What the first layer reads, [total, D]."""
+        x = self.embedding(tokens)
+        if self.config.float32_residual:
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return x if self.config.embedding_multiplier == 1 else x * self.config.embedding_multiplier
 
     def body(self, x: Tensor, stream: Stream, layers: list[Any] | None) -> tuple[Tensor, list[Any]]:
         """All between embedding and head: x [total, D] and the layers' states to the same after these tokens."""
@@ -136,4 +164,5 @@ class HybridLM(nn.Module):
         for index, block in enumerate(self.blocks):
             x, state = block(x, stream, None if layers is None else layers[index])
             after.append(state)
-        return self.norm(x, compute_dtype(x)), after
+        hidden = self.norm(x, compute_dtype(self.norm.weight))
+        return (hidden if self.config.logits_divisor == 1 else hidden / self.config.logits_divisor), after

@@ -17,8 +17,9 @@ class Sizes:
     """What a model costs.
 
     Attributes:
-        parameters: by part: "embedding", "head" (0 if tied), each layer kind's "mixers", "mlps", "norms".
+        parameters: by part: "embedding", "head" (0 if tied), each layer table by name, "norms".
         total: all parameters.
+        active: those that one token reads, the embedding included: less than `total` in a mixture of experts.
         non_embedding: all but embedding and head.
         flops_per_token: forward FLOPs by context, half of it visible on average (a multiply-add counts 2).
         training_flops_per_token: three times the forward at the same context.
@@ -28,6 +29,7 @@ class Sizes:
 
     parameters: dict[str, int]
     total: int
+    active: int
     non_embedding: int
     flops_per_token: dict[int, float]
     training_flops_per_token: dict[int, float]
@@ -41,22 +43,23 @@ class Sizes:
 
 def sizes(config: ModelConfig, contexts: tuple[int, ...] = CONTEXTS, element_bytes: int = 2) -> Sizes:
     """The sizes of a model; `element_bytes` is the width of activations and of cached keys (2 for bf16)."""
-    width, layers = config.width, [config.kind(i) for i in range(config.depth)]
+    width = config.width
+    names = [name for i in range(config.depth) for name in (config.kinds[i], config.mlp_name(i)) if name is not None]
+    layers = [config.layers[name] for name in names]
     parts = {"embedding": config.vocabulary * width}
     parts["head"] = 0 if config.tied_embeddings else config.vocabulary * width
-    for name, layer in zip(config.kinds, layers, strict=True):
-        parts[f"{name} mixers"] = parts.get(f"{name} mixers", 0) + layer.parameters(width)
-    with_mlp = sum(layer.mlp for layer in layers)
-    parts["mlps"] = with_mlp * config.mlp.parameters(width)
-    parts["norms"] = (len(layers) + with_mlp + 1) * width
+    for name, layer in zip(names, layers, strict=True):
+        parts[name] = parts.get(name, 0) + layer.parameters(width)
+    parts["norms"] = (len(layers) + 1) * width
     total = sum(parts.values())
     flops = {}
     for context in contexts:
-        mixers = sum(layer.flops_per_token(width, (context + 1) / 2) for layer in layers)
-        flops[context] = mixers + with_mlp * config.mlp.flops_per_token(width) + 2.0 * config.vocabulary * width
+        inside = sum(layer.flops_per_token(width, (context + 1) / 2) for layer in layers)
+        flops[context] = inside + 2.0 * config.vocabulary * width
     return Sizes(
         parameters=parts,
         total=total,
+        active=total - sum(layer.idle_parameters(width) for layer in layers),
         non_embedding=total - parts["embedding"] - parts["head"],
         flops_per_token=flops,
         training_flops_per_token={c: 3 * f for c, f in flops.items()},
@@ -77,7 +80,10 @@ def all_attention(config: ModelConfig) -> ModelConfig:
         layer = AttentionConfig(heads=heads)
     table = layer.model_dump(mode="json", exclude_none=True)
     data = {k: v for k, v in config.to_dict().items() if k not in config.layers}
-    return ModelConfig.from_dict({**data, "pattern": ["attention"], "attention": table})
+    mlp = {name: config.to_dict()[name] for name in {config.mlp_name(i) for i in range(config.depth)} if name}
+    if layer.mlp is not False and ("mlp" if layer.mlp is True else layer.mlp) not in mlp:
+        table["mlp"] = False
+    return ModelConfig.from_dict({**data, **mlp, "pattern": ["attention"], "attention": table})
 
 
 def match_parameters(config: ModelConfig, non_embedding: int, tolerance: float = 0.01) -> ModelConfig:
@@ -86,14 +92,19 @@ def match_parameters(config: ModelConfig, non_embedding: int, tolerance: float =
     Raises:
         ConfigError: no MLP width of at least 8 gets there; the message says how close it comes.
     """
-    base = sizes(config.replace(mlp={"width": 8}), contexts=())
-    layers = sum(config.kind(i).mlp for i in range(config.depth))
-    per_unit = 3 * config.width * layers
-    wanted = 8 + round((non_embedding - base.non_embedding) / per_unit) if layers else 8
+    table = config.to_dict().get("mlp", {"width": 8})
+
+    def widened(width: int) -> ModelConfig:
+        return config.replace(mlp={**table, "width": width})
+
+    base, one_more = (sizes(widened(width), contexts=()).non_embedding for width in (8, 9))
+    layers = sum("mlp" in (config.kinds[i], config.mlp_name(i)) for i in range(config.depth))
+    per_unit = one_more - base
+    wanted = 8 + round((non_embedding - base) / per_unit) if layers else 8
     wanted = max(8, wanted)
     tried = dict.fromkeys([max(8, 8 * round(wanted / 8)), wanted])  # a multiple of 8 where it is close enough
     for width in tried:
-        solved = config.replace(mlp={"width": width})
+        solved = widened(width)
         error = sizes(solved, contexts=()).non_embedding / non_embedding - 1
         if abs(error) <= tolerance:
             return solved

@@ -6,6 +6,7 @@ that work on each token alone (norm, activation, loss, product) have no state; t
 
 from interlace.ops.attention.dispatch import attention
 from interlace.ops.cross_entropy.dispatch import cross_entropy_
+from interlace.ops.experts.dispatch import experts
 from interlace.ops.gated_delta.dispatch import gated_delta, gated_delta_step
 from interlace.ops.linear.dispatch import linear
 from interlace.ops.rms_norm.dispatch import rms_norm
@@ -15,6 +16,7 @@ from interlace.ops.swiglu.dispatch import swiglu
 __all__ = [
     "attention",
     "cross_entropy_",
+    "experts",
     "gated_delta",
     "gated_delta_step",
     "linear",

@@ -162,7 +162,7 @@ def attention_case(
 
 
 def rms_norm_case(lengths: list[int], label: str, dressed: bool, seed: int = 0) -> Case:
-    """An odd width, rows of very different size and one of zeros; dressed: with before, gate and after."""
+    """An odd width, rows of very different size and one of zeros; dressed: with all operands, in all forms."""
     draw = torch.Generator().manual_seed(seed)
     T, heads, D = sum(lengths), 3, 37
     tensors = {"x": torch.randn(T, heads, D, generator=draw, dtype=torch.float64)}
@@ -171,10 +171,27 @@ def rms_norm_case(lengths: list[int], label: str, dressed: bool, seed: int = 0) 
     tensors["weight"] = torch.randn(D, generator=draw, dtype=torch.float64)
     for name in ("before", "gate", "after") if dressed else ():
         tensors[name] = torch.randn(T, heads, D, generator=draw, dtype=torch.float64)
+    if dressed:
+        tensors["weights"] = torch.randn(heads, D, generator=draw, dtype=torch.float64)
 
     def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
-        out, total = rms_norm_dispatch.rms_norm(**x, eps=1e-5, backend=backend)  # type: ignore[arg-type]
-        return [out, total] if dressed else [out]
+        if not dressed:
+            return [rms_norm_dispatch.rms_norm(x["x"], x["weight"], 1e-5, backend=backend)[0]]
+        rest = {n: x[n] for n in ("before", "gate", "after")}
+        outputs = []
+        for weight, first in (("weight", False), ("weights", True)):
+            for activation, offset in (("silu", 0.0), ("sigmoid", 1.0)):
+                outputs += rms_norm_dispatch.rms_norm(
+                    x["x"],
+                    x[weight],
+                    1e-5,
+                    **rest,  # type: ignore[arg-type]
+                    offset=offset,
+                    activation=activation,
+                    gate_first=first,
+                    backend=backend,
+                )
+        return outputs
 
     return Case("rms_norm", label, tensors, call, truth="plain")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -10,13 +11,21 @@ from torch import Tensor
 
 from interlace.ops import native
 from interlace.ops.native import DTYPES, NONE, address, rows
+from interlace.ops.rms_norm.plain import Form
 
 # Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
-_INPUTS = "Tensor x, Tensor weight, Tensor? before, Tensor? gate, Tensor? after, float eps, ScalarType dtype"
+_FORM = "float eps, float offset, str activation, bool gate_first"
+_INPUTS = f"Tensor x, Tensor weight, Tensor? before, Tensor? gate, Tensor? after, {_FORM}, ScalarType dtype"
 
 
 def prepare(
-    x: Tensor, weight: Tensor, before: Tensor | None, gate: Tensor | None, after: Tensor | None, dtype: torch.dtype
+    x: Tensor,
+    weight: Tensor,
+    before: Tensor | None,
+    gate: Tensor | None,
+    after: Tensor | None,
+    form: Form,
+    dtype: torch.dtype,
 ) -> tuple[list[Tensor | None], list[int]]:
     """The tensors as the kernels read them, and their dtypes, strides and sizes; the tensors must outlive the call."""
     heads = math.prod(x.shape[1:-1])
@@ -25,6 +34,7 @@ def prepare(
     strides = [0 if y is None or y.ndim == 1 else y.stride(0) for y in operands]
     count = math.prod(x.shape[:-1])
     sizes = [*dtypes, DTYPES[dtype], *strides, count, heads, x.shape[-1], torch.get_num_threads()]
+    sizes += [form.activation == "sigmoid", form.gate_first, weight.ndim == 2]
     return [*operands, weight.contiguous()], sizes
 
 
@@ -38,13 +48,16 @@ def _forward(
     gate: Tensor | None,
     after: Tensor | None,
     eps: float,
+    offset: float,
+    activation: str,
+    gate_first: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return immediately(x, weight, before, gate, after, eps, dtype)
+    return immediately(x, weight, Form(eps, offset, activation, gate_first), before, gate, after, dtype)
 
 
 @_forward.register_fake
-def _empty(x, weight, before, gate, after, eps, dtype):  # type: ignore[no-untyped-def]
+def _empty(x, weight, before, gate, after, eps, offset, activation, gate_first, dtype):  # type: ignore[no-untyped-def]
     out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     total = x.new_empty(0) if before is None else torch.empty_like(x, memory_format=torch.contiguous_format)
     return out, total, x.new_empty(x.shape[:-1], dtype=torch.float32)
@@ -53,8 +66,8 @@ def _empty(x, weight, before, gate, after, eps, dtype):  # type: ignore[no-untyp
 @torch.library.custom_op(
     "interlace::rms_norm_native_backward",
     mutates_args=(),
-    schema="(Tensor d_out, Tensor? d_sum, Tensor x, Tensor weight, Tensor? gate, Tensor inverse, ScalarType? before) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor d_out, Tensor? d_sum, Tensor x, Tensor weight, Tensor? gate, Tensor inverse, ScalarType? before, "
+    f"{_FORM}) -> (Tensor, Tensor, Tensor, Tensor)",
     device_types="cpu",
 )
 def _backward(
@@ -65,27 +78,31 @@ def _backward(
     gate: Tensor | None,
     inverse: Tensor,
     before: torch.dtype | None,
+    eps: float,
+    offset: float,
+    activation: str,
+    gate_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grads = _empty_gradients(d_out, d_sum, x, weight, gate, inverse, before)
-    tensors, sizes = prepare(x, weight, None, gate, None, d_out.dtype)
+    grads = _empty_gradients(d_out, d_sum, x, weight, gate, inverse, before, eps, offset, activation, gate_first)
+    tensors, sizes = prepare(x, weight, None, gate, None, Form(eps, offset, activation, gate_first), d_out.dtype)
     sizes[1] = DTYPES[before or torch.float32]
     d_out, d_sum = d_out.contiguous(), None if d_sum is None else d_sum.to(x.dtype).contiguous()
     given = [address(d_out), address(d_sum), address(inverse)]
     to = [address(g) if g.numel() else NONE for g in grads]
-    native.kernels().rms_norm_backward([address(t) for t in tensors], sizes, 0.0, given, to)
+    native.kernels().rms_norm_backward([address(t) for t in tensors], sizes, [eps, offset], given, to)
     return grads
 
 
 @_backward.register_fake
-def _empty_gradients(d_out, d_sum, x, weight, gate, inverse, before):  # type: ignore[no-untyped-def]
+def _empty_gradients(d_out, d_sum, x, weight, gate, inverse, before, *form):  # type: ignore[no-untyped-def]
     d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     d_before = x.new_empty(0) if before in (None, x.dtype) else torch.empty_like(d_x, dtype=before)
     d_gate = x.new_empty(0) if gate is None else torch.empty_like(gate, memory_format=torch.contiguous_format)
-    return d_x, d_before, d_gate, torch.empty_like(weight, dtype=torch.float32)
+    return d_x, d_before, d_gate, torch.empty_like(weight, dtype=torch.float32, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, before, gate, after, _, _ = inputs
+    x, weight, before, gate, after, *ctx.form, _ = inputs
     _, total, inverse = output
     ctx.save_for_backward(x if before is None else total, weight, gate, inverse)
     ctx.before, ctx.after = (None if y is None else y.dtype for y in (before, after))
@@ -96,17 +113,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _autograd(ctx: Any, d_out: Tensor | None, d_sum: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     x, weight, gate, inverse = ctx.saved_tensors
     if d_out is None:
-        return (
-            d_sum,
-            None,
-            None if ctx.before is None or d_sum is None else d_sum.to(ctx.before),
-            None,
-            None,
-            None,
-            None,
-        )
+        d_before = None if ctx.before is None or d_sum is None else d_sum.to(ctx.before)
+        return d_sum, None, d_before, *(None,) * 7
     d_sum = None if ctx.before is None else d_sum
-    d_x, d_before, d_gate, d_weight = _backward(d_out, d_sum, x, weight, gate, inverse, ctx.before)
+    d_x, d_before, d_gate, d_weight = _backward(d_out, d_sum, x, weight, gate, inverse, ctx.before, *ctx.form)
     if ctx.before == x.dtype:
         d_before = d_x
     return (
@@ -115,8 +125,7 @@ def _autograd(ctx: Any, d_out: Tensor | None, d_sum: Tensor | None, _: None) -> 
         None if ctx.before is None else d_before,
         None if gate is None else d_gate,
         None if ctx.after is None else d_out.to(ctx.after),
-        None,
-        None,
+        *(None,) * 5,
     )
 
 
@@ -126,30 +135,32 @@ _forward.register_autograd(_autograd, setup_context=_setup_context)
 def immediately(
     x: Tensor,
     weight: Tensor,
+    form: Form,
     before: Tensor | None,
     gate: Tensor | None,
     after: Tensor | None,
-    eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Without autograd: out, the sum (empty without `before`), and 1 / rms of each row."""
-    out, total, inverse = _empty(x, weight, before, gate, after, eps, dtype)
-    tensors, sizes = prepare(x, weight, before, gate, after, dtype)
+    out, total, inverse = _empty(x, weight, before, gate, after, *astuple(form), dtype)
+    tensors, sizes = prepare(x, weight, before, gate, after, form, dtype)
     to = [address(out), NONE if before is None else address(total), address(inverse)]
-    native.kernels().rms_norm_forward([address(t) for t in tensors], sizes, eps, to)
+    native.kernels().rms_norm_forward([address(t) for t in tensors], sizes, [form.eps, form.offset], to)
     return out, total, inverse
 
 
 def run(
     x: Tensor,
     weight: Tensor,
-    eps: float,
+    form: Form,
     before: Tensor | None,
     gate: Tensor | None,
     after: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """`rms_norm` on CPU tensors of float32 or bfloat16."""
-    forward = _forward if native.wants_graph(x, weight, before, gate, after) else immediately
-    out, total, _ = forward(x, weight, before, gate, after, eps, dtype)
+    if native.wants_graph(x, weight, before, gate, after):
+        out, total, _ = _forward(x, weight, before, gate, after, *astuple(form), dtype)
+    else:
+        out, total, _ = immediately(x, weight, form, before, gate, after, dtype)
     return out, x if before is None else total

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import sigmoid, silu
+
+
+@dataclass(frozen=True)
+class Form:
+    """Which of its variants the norm is.
+
+    Attributes:
+        eps: keeps a row of zeros finite.
+        offset: added to the weight (1 where the weight is stored as its difference from 1).
+        activation: of the gate, "silu" or "sigmoid".
+        gate_first: whether the gate opens what is normalised, and not the result.
+    """
+
+    eps: float
+    offset: float = 0.0
+    activation: str = "silu"
+    gate_first: bool = False
 
 
 def plain(
     x: Tensor,
     weight: Tensor,
-    eps: float,
+    form: Form,
     before: Tensor | None,
     gate: Tensor | None,
     after: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """s = x + before; out = weight s / sqrt(mean(s^2) + eps) SiLU(gate) + after; statistics in float32 at least."""
+    """s = x + before; out = (weight + offset) s / sqrt(mean(s^2) + eps) act(gate) + after; float32 statistics."""
     wide = torch.promote_types(x.dtype, torch.float32)
     s = x if before is None else (x.to(wide) + before.to(wide)).to(x.dtype)
     y = s.to(wide)
-    out = weight * (y * torch.rsqrt((y * y).sum(-1, keepdim=True) / y.shape[-1] + eps))
-    if gate is not None:
-        out = out * silu(gate.to(wide))
+    opened = None if gate is None else (silu if form.activation == "silu" else sigmoid)(gate.to(wide))
+    if opened is not None and form.gate_first:
+        y = y * opened
+    out = (weight.to(wide) + form.offset) * (y * torch.rsqrt((y * y).sum(-1, keepdim=True) / y.shape[-1] + form.eps))
+    if opened is not None and not form.gate_first:
+        out = out * opened
     if after is not None:
         out = out + after.to(wide)
     return out.to(dtype), s

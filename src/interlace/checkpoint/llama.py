@@ -1,0 +1,98 @@
+"""Llama: the plain pre-norm transformer, without QK-norm; grouped heads, RoPE in all its stretched forms.
+
+Source: arXiv 2407.21783; huggingface/transformers src/transformers/models/llama. `rotary_emb.inv_freq`, which old
+conversions stored, is not needed. Traps: head_dim need not be width / heads; "rope_scaling" is the older key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from interlace.checkpoint.family import (
+    Family,
+    Slots,
+    attention_slots,
+    is_plain_mlp,
+    mlp_slots,
+    need,
+    only,
+    plain_trunk,
+    read_mlp,
+    read_rope,
+    read_trunk,
+    rope_parameters,
+    tied_head,
+    trunk_slots,
+    used_layers,
+    whole,
+    write_attention,
+    write_rope,
+    write_trunk,
+)
+from interlace.layers.attention import AttentionConfig
+from interlace.layers.mlp import MLPConfig
+from interlace.model.config import ModelConfig
+
+NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "mlp_norm"}
+
+
+def read_config(config: Mapping[str, Any]) -> ModelConfig:
+    """config.json to ours; raises CheckpointError or ConfigError."""
+    trunk, heads = read_trunk(config, eps=1e-6), need(config, "num_attention_heads")
+    attention = {
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": config.get("head_dim") or trunk["width"] // heads,
+        "bias": config.get("attention_bias", False),
+        "rope": read_rope(rope_parameters(config, 10_000.0)),
+        "qk_norm": "none",
+    }
+    tables = {"pattern": ["attention"], "attention": attention, "mlp": read_mlp(config)}
+    return ModelConfig.from_dict({**trunk, **tables}, where="config.json")
+
+
+def write_config(config: ModelConfig) -> dict[str, Any] | None:
+    """Ours to config.json, or None where the family cannot say it."""
+    used, mlps = used_layers(config)
+    attention, mlp = only(used, AttentionConfig), only(mlps, MLPConfig)
+    if attention is None or mlp is None or len(used) != 1 or len(mlps) != 1:
+        return None
+    fits = is_plain_attention(attention) and attention.qk_norm == "none" and attention.window is None
+    if not fits or not is_plain_mlp(mlp, bias=True) or not plain_trunk(config):
+        return None
+    return {
+        **write_trunk(config),
+        **write_attention(attention),
+        "head_dim": attention.head_dim,
+        "intermediate_size": mlp.width,
+        "mlp_bias": mlp.bias,
+        "hidden_act": "silu",
+        "rope_parameters": write_rope(attention.rope),
+    }
+
+
+def is_plain_attention(attention: AttentionConfig) -> bool:
+    """Whether an attention kind is pre-norm, with RoPE over whole heads and nothing else."""
+    usual = attention.norm == "input" and attention.mlp is True and attention.position == "rope"
+    return usual and attention.scale is None and not attention.gate and attention.rope.fraction == 1
+
+
+def slots(config: ModelConfig) -> Slots:
+    """The released names, which Qwen3 shares."""
+    found = trunk_slots(config)
+    for i in range(config.depth):
+        layer, block = f"model.layers.{i}", f"blocks.{i}"
+        found |= attention_slots(f"{layer}.self_attn", f"{block}.mixer", config.kind(i))
+        found |= mlp_slots(f"{layer}.mlp", f"{block}.mlp", config.mlp_of(i).bias)
+        found |= whole({f"{layer}.{p}.weight": f"{block}.{o}.weight" for p, o in NORMS.items()})
+    return found
+
+
+def optional(config: ModelConfig) -> set[str]:
+    """A tied head stored a second time, and frequencies that old conversions stored."""
+    frequencies = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(config.depth)}
+    return tied_head(config) | frequencies
+
+
+FAMILY = Family("llama", "LlamaForCausalLM", read_config, write_config, slots, optional=optional)
