@@ -50,17 +50,17 @@ struct GatedDeltaStep : GatedDeltaArguments {  // one token per segment
 };
 
 struct ShortConvolution {
-  const void *x, *weight, *state;  // [total, D] rows x_row apart, [D, W], [N, W - 1, D] or null
+  const void *x, *weight, *state;  // [total, D] rows x_row apart, [D, W + biased], [N, W - 1, D] or null
   DType dtype, weight_dtype;       // of x, state, out, windows and their gradients; of weight and its gradient
   long x_row;
   const int32_t* offsets;
   long N, D, W;
-  bool activated;
+  bool activated, biased;          // biased: the last column of weight is added to every output
   int threads;
   void *out, *windows;                  // forward: [total, D], [N, W - 1, D]
   const void *d_out, *d_windows;        // backward; d_windows may be null
   void *d_x, *d_state;                  // d_state null where state is
-  float* d_weight;                      // [D, W]
+  float* d_weight;                      // as weight
 };
 
 struct RMSNorm {

@@ -140,7 +140,7 @@ ShortConvolution convolution(const std::vector<Address>& in, const std::vector<l
   x.x = pointer<void>(in[0]), x.weight = pointer<void>(in[1]), x.offsets = pointer<int32_t>(in[2]);
   x.state = pointer<void>(in[3]);
   x.N = sizes[0], x.D = sizes[1], x.W = sizes[2], x.x_row = sizes[3];
-  x.dtype = DType(sizes[4]), x.weight_dtype = DType(sizes[5]), x.activated = sizes[6], x.threads = sizes[7];
+  x.dtype = DType(sizes[4]), x.weight_dtype = DType(sizes[5]), x.activated = sizes[6], x.biased = sizes[7], x.threads = sizes[8];
   return x;
 }
 

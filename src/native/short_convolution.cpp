@@ -14,7 +14,9 @@ struct Block {
   long segment, first, end, start;  // tokens [first, end) of the segment [start, ...)
 };
 
-// taps [W, D] as floats, from weight [D, W].
+inline long columns_of(const ShortConvolution& x) { return x.W + x.biased; }
+
+// taps [W + biased, D] as floats, from weight [D, W + biased].
 template <class U>
 void lay_taps(float* taps, const void* weight, long D, long W, long ld) {
   for (long d = 0; d < D; d++)
@@ -31,18 +33,19 @@ struct Cut {
     for (long n = 0; n < x.N; n++) blocks += (x.offsets[n + 1] - x.offsets[n] + TOKENS - 1) / TOKENS;
   }
 
-  long floats(long W) const { return W * ld + strip + blocks * (sizeof(Block) / sizeof(float)); }
+  long floats(long rows) const { return rows * ld + strip + blocks * (sizeof(Block) / sizeof(float)); }
 
   // Fills `memory`; returns what comes after it.
   float* lay(const ShortConvolution& x, float* memory) {
-    taps = memory, zeros = taps + x.W * ld, list = reinterpret_cast<Block*>(zeros + strip);
-    memset(taps, 0, (x.W * ld + strip) * sizeof(float));
-    x.weight_dtype == DType::bf16 ? lay_taps<bf16>(taps, x.weight, x.D, x.W, ld) : lay_taps<float>(taps, x.weight, x.D, x.W, ld);
+    const long rows = columns_of(x);
+    taps = memory, zeros = taps + rows * ld, list = reinterpret_cast<Block*>(zeros + strip);
+    memset(taps, 0, (rows * ld + strip) * sizeof(float));
+    x.weight_dtype == DType::bf16 ? lay_taps<bf16>(taps, x.weight, x.D, rows, ld) : lay_taps<float>(taps, x.weight, x.D, rows, ld);
     Block* next = list;
     for (long n = 0; n < x.N; n++)
       for (long t = x.offsets[n]; t < x.offsets[n + 1]; t += TOKENS)
         *next++ = {n, t, least(t + TOKENS, x.offsets[n + 1]), x.offsets[n]};
-    return memory + floats(x.W);
+    return memory + floats(rows);
   }
 };
 
@@ -75,7 +78,7 @@ void forward_rows(const ShortConvolution& x, const Inputs<T>& in, const float* t
     for (long j = 0; j < W; j++) rows[j] = in.row(t - (W - 1) + j);
     T* out = static_cast<T*>(x.out) + t * x.D + in.channel;
     along_row(columns, [&](long d, auto part) {
-      vec y = {};
+      vec y = x.biased ? load(taps + W * ld + d) : vec{};
 #pragma GCC unroll 4
       for (long j = 0; j < W; j++) y += load(taps + j * ld + d) * load_part(rows[j], d, columns, part);
       store_part(out, ACTIVATED ? silu(y) : y, d, columns, part);
@@ -86,7 +89,7 @@ void forward_rows(const ShortConvolution& x, const Inputs<T>& in, const float* t
 template <class T>
 void forward(const ShortConvolution& x) {
   Cut cut(x);
-  cut.lay(x, scratch_memory(cut.floats(x.W)));
+  cut.lay(x, scratch_memory(cut.floats(columns_of(x))));
   parallel(cut.blocks * cut.strips, x.threads, [&](long index) {
     const Block& block = cut.list[index / cut.strips];
     const long channel = index % cut.strips * cut.strip, columns = least(cut.strip, x.D - channel);
@@ -113,7 +116,8 @@ void slopes(const ShortConvolution& x, const Inputs<T>& in, long t, const float*
   for (long j = 0; j < W; j++) rows[j] = in.row(t - (W - 1) + j);
   const T* d_out = static_cast<const T*>(x.d_out) + t * x.D + in.channel;
   along_row(columns, [&](long d, auto part) {
-    vec slope = load_part(d_out, d, columns, part), y = {}, inputs[FIXED ? FIXED : MOST_TAPS];
+    vec slope = load_part(d_out, d, columns, part), y = x.biased ? load(taps + W * ld + d) : vec{};
+    vec inputs[FIXED ? FIXED : MOST_TAPS];
 #pragma GCC unroll 4
     for (long j = 0; j < W; j++) {
       inputs[j] = load_part(rows[j], d, columns, part);
@@ -127,6 +131,7 @@ void slopes(const ShortConvolution& x, const Inputs<T>& in, long t, const float*
       float* to = d_taps + j * wide + d;
       store(to, load(to) + slope * inputs[j]);
     }
+    if (x.biased) store(d_taps + W * wide + d, load(d_taps + W * wide + d) + slope);
   });
 }
 
@@ -164,8 +169,8 @@ void backward_rows(const ShortConvolution& x, const Inputs<T>& in, const Block& 
 template <class T>
 void backward(const ShortConvolution& x) {
   Cut cut(x);
-  const long strip = cut.strip, strips = cut.strips, blocks = cut.blocks, part = x.W * strip;
-  float* parts = cut.lay(x, scratch_memory(cut.floats(x.W) + (blocks * strips + x.threads) * part));
+  const long strip = cut.strip, strips = cut.strips, blocks = cut.blocks, rows = columns_of(x), part = rows * strip;
+  float* parts = cut.lay(x, scratch_memory(cut.floats(rows) + (blocks * strips + x.threads) * part));
   float* rings = parts + blocks * strips * part;
   parallel(blocks * strips, x.threads, [&](long index) {
     const Block& block = cut.list[index / strips];
@@ -185,7 +190,7 @@ void backward(const ShortConvolution& x) {
     for (long block = 1; block < blocks; block++)
       for (long i = 0; i < part; i += VW) store(total + i, load(total + i) + load(parts + (block * strips + which) * part + i));
     for (long d = 0; d < columns; d++)
-      for (long j = 0; j < x.W; j++) x.d_weight[(channel + d) * x.W + j] = total[j * strip + d];
+      for (long j = 0; j < rows; j++) x.d_weight[(channel + d) * rows + j] = total[j * strip + d];
   });
 }
 

@@ -76,9 +76,7 @@ def cut(case, tensors, lengths, pieces):
     for p in range(pieces):
         rows = torch.cat([torch.arange(x[p], x[p + 1]) for x in bounds])
         segments = Segments.from_lengths([x[p + 1] - x[p] for x in bounds])
-        part = {n: x[rows] for n, x in tensors.items() if n not in ("state", "weight")}
-        if "weight" in tensors:
-            part["weight"] = tensors["weight"]
+        part = {n: x if n in ("weight", "bias") else x[rows] for n, x in tensors.items() if n != "state"}
         if case.operator == "attention" and state is None:
             window = options(case).get("window")
             state = AttentionState.empty(len(lengths), 2, 12, 20, window, tensors["key"])
@@ -163,7 +161,8 @@ def test_flops_of_the_chunked_form_are_what_is_predicted():
     """Law 6 for the operator: counted in the running code, on whole chunks."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from interlace.ops.gated_delta import chunked
+    from interlace.ops import chunks
+    from interlace.ops.gated_delta.chunked import Grid
     from interlace.ops.gated_delta.flops import flops_per_token_and_head
 
     H, G, K, V, T = 2, 4, 12, 20, 256
@@ -171,5 +170,5 @@ def test_flops_of_the_chunked_form_are_what_is_predicted():
     x = case.tensors
     inputs = [x[n] for n in ("query", "key", "value", "log_decay", "beta")]
     with FlopCounterMode(display=False) as counter:
-        chunked.forward(*inputs, torch.tensor([0, T], dtype=torch.int32), x["state"], 1.0, T)
+        chunks.forward(Grid, *inputs, torch.tensor([0, T], dtype=torch.int32), x["state"], 1.0, T)
     assert counter.get_total_flops() == T * G * flops_per_token_and_head(K, V, G // H)

@@ -108,7 +108,9 @@ CONFIGS = {
     "llama biases": lambda: llama(attention_bias=True, mlp_bias=True, head_dim=10, rms_norm_eps=1e-4),
     "qwen3": lambda: qwen3(),
     "qwen3 tied": lambda: qwen3(tie_word_embeddings=True, attention_bias=True, head_dim=18, rope_parameters=YARN),
-    "qwen3 sliding": lambda: qwen3(num_key_value_heads=4, use_sliding_window=True, sliding_window=11, max_window_layers=1),
+    "qwen3 sliding": lambda: qwen3(
+        num_key_value_heads=4, use_sliding_window=True, sliding_window=11, max_window_layers=1
+    ),
     "qwen3_next": lambda: qwen3_next(),
     "qwen3_next dense layers": lambda: qwen3_next(mlp_only_layers=[1, 3], norm_topk_prob=False, attention_bias=True),
     "qwen3_next odd": lambda: qwen3_next(

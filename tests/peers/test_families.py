@@ -99,7 +99,9 @@ def test_what_we_save_they_open(pair):
     interlace.save(interlace.load(folder / "narrow"), folder / "narrow again")
     stored, again = (load_file(folder / f / "model.safetensors") for f in ("narrow", "narrow again"))
     same = stored.keys() & again.keys()
-    if ours.source.model_type == "olmo_hybrid":  # theirs cuts the convolutions in thirds, whatever the projections' sizes
+    if (
+        ours.source.model_type == "olmo_hybrid"
+    ):  # theirs cuts the convolutions in thirds, whatever the projections' sizes
         same = {name for name in same if not name.endswith("_conv1d.weight")}
     for name in same:
         assert stored[name].dtype == again[name].dtype, name

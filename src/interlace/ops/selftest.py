@@ -132,6 +132,7 @@ def short_convolution_case(
     }
     if with_state:
         tensors["state"] = torch.randn(len(lengths), W - 1, D, generator=draw, dtype=torch.float64)
+        tensors["bias"] = torch.randn(D, generator=draw, dtype=torch.float64)
     segments = Segments.from_lengths(lengths)
 
     def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,84 +10,14 @@ from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
 from interlace.ops import native
 from interlace.ops.backends import Backend, choose
-from interlace.ops.gated_delta import chunked
+from interlace.ops.chunked_operator import define
 from interlace.ops.gated_delta import native as compiled
+from interlace.ops.gated_delta.chunked import Grid
 from interlace.ops.gated_delta.normalise import normalised
 from interlace.ops.gated_delta.recurrent import recurrent
 from interlace.ops.gated_delta.step import step
 
-# Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
-_INPUTS = (
-    "Tensor query, Tensor key, Tensor value, Tensor log_decay, Tensor beta, Tensor offsets, Tensor? state, "
-    "float scale, SymInt time"
-)
-_GRADIENTS = ", ".join(["Tensor"] * 6)
-
-
-@torch.library.custom_op("interlace::gated_delta", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
-def _chunked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    offsets: Tensor,
-    state: Tensor | None,
-    scale: float,
-    time: int,
-) -> tuple[Tensor, Tensor]:
-    return chunked.forward(query, key, value, log_decay, beta, offsets, state, scale, time)
-
-
-@_chunked.register_fake
-def _chunked_fake(query, key, value, log_decay, beta, offsets, state, scale, time):  # type: ignore[no-untyped-def]
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    final = value.new_empty(offsets.shape[0] - 1, value.shape[1], key.shape[2], value.shape[2], dtype=dtype)
-    return torch.empty_like(value, memory_format=torch.contiguous_format), final
-
-
-@torch.library.custom_op(
-    "interlace::gated_delta_backward",
-    mutates_args=(),
-    schema=f"(Tensor d_out, Tensor? d_final, {_INPUTS}) -> ({_GRADIENTS})",
-)
-def _backward(
-    d_out: Tensor,
-    d_final: Tensor | None,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    offsets: Tensor,
-    state: Tensor | None,
-    scale: float,
-    time: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (query, key, value, log_decay, beta)
-    return chunked.backward(d_out, d_final, *inputs, offsets, state, scale, time)  # type: ignore[return-value]
-
-
-@_backward.register_fake
-def _backward_fake(d_out, d_final, query, key, value, log_decay, beta, offsets, state, scale, time):  # type: ignore[no-untyped-def]
-    like = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value, log_decay, beta)]
-    return *like, query.new_empty(0) if state is None else torch.empty_like(state)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.scale, ctx.time = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)
-
-
-def _autograd(ctx: Any, d_out: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
-    *inputs, offsets, state = ctx.saved_tensors
-    d_out = torch.zeros_like(inputs[2]) if d_out is None else d_out
-    *grads, d_state = _backward(d_out.contiguous(), d_final, *inputs, offsets, state, ctx.scale, ctx.time)
-    return *grads, None, None if state is None else d_state, None, None
-
-
-_chunked.register_autograd(_autograd, setup_context=_setup_context)
+_chunked = define("gated_delta", Grid)
 
 
 def _run_chunked(

@@ -12,17 +12,24 @@ from interlace.ops import native
 from interlace.ops.native import DTYPES, address, rows
 
 # Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
-_INPUTS = "Tensor x, Tensor weight, Tensor offsets, Tensor? state, bool activated"
+_INPUTS = "Tensor x, Tensor weight, Tensor offsets, Tensor? state, bool activated, bool biased"
 
 
 def prepare(
-    x: Tensor, weight: Tensor, offsets: Tensor, state: Tensor | None, activated: bool
+    x: Tensor, weight: Tensor, offsets: Tensor, state: Tensor | None, activated: bool, biased: bool
 ) -> tuple[list[Tensor | None], list[int]]:
     """The tensors as the kernels read them, and sizes, strides and dtypes; the tensors must outlive the call."""
     x, weight = rows(x), weight.contiguous()
     state = None if state is None else state.to(x.dtype).contiguous()
-    sizes = [offsets.shape[0] - 1, x.shape[1], weight.shape[1], x.stride(0), DTYPES[x.dtype], DTYPES[weight.dtype]]
-    return [x, weight, native.borders(offsets), state], [*sizes, activated, torch.get_num_threads()]
+    sizes = [
+        offsets.shape[0] - 1,
+        x.shape[1],
+        weight.shape[1] - biased,
+        x.stride(0),
+        DTYPES[x.dtype],
+        DTYPES[weight.dtype],
+    ]
+    return [x, weight, native.borders(offsets), state], [*sizes, activated, biased, torch.get_num_threads()]
 
 
 @torch.library.custom_op(
@@ -32,17 +39,17 @@ def prepare(
     device_types="cpu",
 )
 def _forward(
-    x: Tensor, weight: Tensor, offsets: Tensor, state: Tensor | None, activated: bool
+    x: Tensor, weight: Tensor, offsets: Tensor, state: Tensor | None, activated: bool, biased: bool
 ) -> tuple[Tensor, Tensor]:
-    out, windows = _empty(x, weight, offsets, state, activated)
-    tensors, sizes = prepare(x, weight, offsets, state, activated)
+    out, windows = _empty(x, weight, offsets, state, activated, biased)
+    tensors, sizes = prepare(x, weight, offsets, state, activated, biased)
     native.kernels().short_convolution_forward([address(t) for t in tensors], sizes, address(out), address(windows))
     return out, windows
 
 
 @_forward.register_fake
-def _empty(x, weight, offsets, state, activated):  # type: ignore[no-untyped-def]
-    windows = x.new_empty(offsets.shape[0] - 1, weight.shape[1] - 1, x.shape[1])
+def _empty(x, weight, offsets, state, activated, biased):  # type: ignore[no-untyped-def]
+    windows = x.new_empty(offsets.shape[0] - 1, weight.shape[1] - biased - 1, x.shape[1])
     return torch.empty_like(x, memory_format=torch.contiguous_format), windows
 
 
@@ -60,8 +67,9 @@ def _backward(
     offsets: Tensor,
     state: Tensor | None,
     activated: bool,
+    biased: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tensors, sizes = prepare(x, weight, offsets, state, activated)
+    tensors, sizes = prepare(x, weight, offsets, state, activated, biased)
     d_out = d_out.to(x.dtype).contiguous()
     d_windows = None if d_windows is None else d_windows.to(x.dtype).contiguous()
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -74,7 +82,7 @@ def _backward(
 
 
 @_backward.register_fake
-def _empty_gradients(d_out, d_windows, x, weight, offsets, state, activated):  # type: ignore[no-untyped-def]
+def _empty_gradients(d_out, d_windows, x, weight, offsets, state, activated, biased):  # type: ignore[no-untyped-def]
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     return (
         dx,
@@ -84,7 +92,7 @@ def _empty_gradients(d_out, d_windows, x, weight, offsets, state, activated):  #
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.activated = inputs
+    *tensors, ctx.activated, ctx.biased = inputs
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)
 
@@ -92,8 +100,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _autograd(ctx: Any, d_out: Tensor | None, d_windows: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, offsets, state = ctx.saved_tensors
     d_out = torch.zeros_like(x) if d_out is None else d_out
-    dx, d_weight, d_state = _backward(d_out, d_windows, x, weight, offsets, state, ctx.activated)
-    return dx, d_weight, None, None if state is None else d_state, None
+    dx, d_weight, d_state = _backward(d_out, d_windows, x, weight, offsets, state, ctx.activated, ctx.biased)
+    return dx, d_weight, None, None if state is None else d_state, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -107,7 +115,7 @@ def refuses(x: Tensor, weight: Tensor) -> str | None:
 
 
 def run(
-    x: Tensor, weight: Tensor, segments: Segments, state: Tensor | None, activation: str | None
+    x: Tensor, weight: Tensor, segments: Segments, state: Tensor | None, activation: str | None, biased: bool
 ) -> tuple[Tensor, Tensor]:
-    """`short_convolution` on CPU tensors of float32 or bfloat16."""
-    return _forward(x, weight, segments.offsets, state, activation == "silu")
+    """`short_convolution` on CPU tensors of float32 or bfloat16; where biased, weight's last column is the bias."""
+    return _forward(x, weight, segments.offsets, state, activation == "silu", biased)

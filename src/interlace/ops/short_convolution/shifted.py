@@ -59,11 +59,11 @@ def last_rows(x: Tensor, past: Tensor | None, history: int) -> Tensor:
 
 
 def forward(
-    x: Tensor, weight: Tensor, offsets: Tensor, state: Tensor | None, activated: bool, time: int
+    x: Tensor, weight: Tensor, offsets: Tensor, state: Tensor | None, activated: bool, biased: bool, time: int
 ) -> tuple[Tensor, Tensor]:
     """(out [total, D], windows [N, W-1, D]); arithmetic in float32 at least."""
-    y = linear(x, weight, offsets, state, time)
-    history = weight.shape[1] - 1
+    y = linear(x, weight, offsets, state, biased, time)
+    history = weight.shape[1] - biased - 1
     windows = [
         last_rows(view, None if state is None else state[rows].to(x.dtype), history)
         for rows, view in views(x, offsets, time)
@@ -71,14 +71,15 @@ def forward(
     return (silu(y) if activated else y).to(x.dtype), torch.cat(windows).clone()
 
 
-def linear(x: Tensor, weight: Tensor, offsets: Tensor, state: Tensor | None, time: int) -> Tensor:
+def linear(x: Tensor, weight: Tensor, offsets: Tensor, state: Tensor | None, biased: bool, time: int) -> Tensor:
     """The convolution before its activation, [total, D] in float32 at least."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    x, taps = x.to(dtype), weight.to(dtype).T.contiguous()
+    x, columns = x.to(dtype), weight.to(dtype).T.contiguous()
+    taps = columns[: columns.shape[0] - biased]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     for (rows, source), (_, target) in zip(views(x, offsets, time), views(y, offsets, time), strict=True):
         convolve(source, taps, None if state is None else state[rows].to(dtype), target)
-    return y
+    return y.add_(columns[-1]) if biased else y
 
 
 def backward(
@@ -89,25 +90,29 @@ def backward(
     offsets: Tensor,
     state: Tensor | None,
     activated: bool,
+    biased: bool,
     time: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and state (empty if None); the pre-activation is computed again."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     d = d_out.to(dtype)
     if activated:
-        d = torch.ops.aten.silu_backward(d, linear(x, weight, offsets, state, time))
-    source, taps = x.to(dtype), weight.to(dtype).T.contiguous()
-    dx, dtaps = torch.empty_like(source, memory_format=torch.contiguous_format), torch.zeros_like(taps)
+        d = torch.ops.aten.silu_backward(d, linear(x, weight, offsets, state, biased, time))
+    source, columns = x.to(dtype), weight.to(dtype).T.contiguous()
+    dx, dcolumns = torch.empty_like(source, memory_format=torch.contiguous_format), torch.zeros_like(columns)
+    taps, dtaps = (c[: c.shape[0] - biased] for c in (columns, dcolumns))
+    if biased:
+        dcolumns[-1] = d.sum(0)
     dpast = None if state is None else torch.zeros_like(state, dtype=dtype)
     parts = zip(*(views(z, offsets, time) for z in (d.contiguous(), source, dx)), strict=True)
     for (rows, dv), (_, xv), (_, dxv) in parts:
         past = None if state is None else state[rows].to(dtype)
         convolve_back(dv, xv, taps, past, dxv, dtaps, None if dpast is None else dpast[rows])
         if d_windows is not None:
-            history, T = weight.shape[1] - 1, xv.shape[1]
+            history, T = taps.shape[0] - 1, xv.shape[1]
             kept = min(history, T)
             dxv[:, T - kept :] += d_windows[rows, history - kept :]
             if dpast is not None and history > T:
                 dpast[rows, T:] += d_windows[rows, : history - T]
     d_state = x.new_zeros(0) if dpast is None or state is None else dpast.to(state.dtype)
-    return dx.to(x.dtype), dtaps.T.contiguous().to(weight.dtype), d_state
+    return dx.to(x.dtype), dcolumns.T.contiguous().to(weight.dtype), d_state
