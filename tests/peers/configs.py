@@ -69,6 +69,66 @@ def qwen3_5_moe(**changes):
     return transformers.Qwen3_5MoeTextConfig(**{**TRUNK, **DELTA, **EXPERTS, **changes})
 
 
+def kimi_linear(**changes):
+    base = {
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 20,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "kv_lora_rank": 20,
+        "qk_rope_head_dim": 6,
+        "qk_nope_head_dim": 10,
+        "v_head_dim": 12,
+        "linear_head_dim": 8,
+        "linear_num_heads": 4,
+    }
+    return transformers.KimiLinearConfig(**{**DENSE, **base, **changes})
+
+
+def nemotron_h(**changes):
+    base = {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "linear_attention", "mlp"],
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "ssm_state_size": 10,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 12,
+        "n_groups": 2,
+        "n_routed_experts": 4,
+        "moe_intermediate_size": 20,
+        "moe_shared_expert_intermediate_size": 28,
+        "time_step_min": 1e-9,  # theirs floors dt there in prompts only; see the family's docstring
+    }
+    trunk = {k: v for k, v in DENSE.items() if k != "num_hidden_layers"}
+    return transformers.NemotronHConfig(**{**trunk, **base, **changes})
+
+
+def granite(**changes):
+    base = {
+        "intermediate_size": 20,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 2,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "mamba_n_heads": 8,
+        "mamba_d_state": 10,
+        "mamba_d_head": 12,
+        "shared_intermediate_size": 28,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.3,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+    }
+    return transformers.GraniteMoeHybridConfig(**{**DENSE, **base, **changes})
+
+
+def mamba2(**changes):
+    base = {"hidden_size": 48, "num_hidden_layers": 3, "state_size": 10, "num_heads": 8, "head_dim": 12, "n_groups": 2}
+    return transformers.Mamba2Config(**{**SMALL, **base, **changes})
+
+
 CONFIGS = {
     "olmo_hybrid": lambda: olmo_hybrid(),
     "olmo_hybrid rope": lambda: olmo_hybrid(rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}),
@@ -132,4 +192,45 @@ CONFIGS = {
     "qwen3_5_moe": lambda: qwen3_5_moe(),
     "qwen3_5_moe biased": lambda: qwen3_5_moe(attention_bias=True, num_experts_per_tok=4, tie_word_embeddings=True),
     "qwen3_5_moe odd": lambda: qwen3_5_moe(hidden_size=56, num_experts=3, linear_num_value_heads=6, head_dim=24),
+    "kimi_linear": lambda: kimi_linear(),
+    "kimi_linear groups": lambda: kimi_linear(
+        n_group=4, topk_group=2, num_experts_per_tok=3, norm_topk_prob=False, n_shared_experts=2
+    ),
+    "kimi_linear odd": lambda: kimi_linear(
+        q_lora_rank=18,
+        attention_bias=True,
+        linear_head_dim=7,
+        linear_num_heads=3,
+        linear_conv_kernel_dim=3,
+        layer_types=["full_attention", "linear_attention"] * 2 + ["linear_attention"],
+        mlp_layer_types=["dense", "sparse", "dense", "sparse", "sparse"],
+    ),
+    "nemotron_h": lambda: nemotron_h(),
+    "nemotron_h latent": lambda: nemotron_h(
+        moe_latent_size=16, mlp_bias=True, use_bias=True, n_routed_experts=8, n_group=2, topk_group=1
+    ),
+    "nemotron_h no experts": lambda: nemotron_h(
+        layers_block_type=["linear_attention", "mlp", "full_attention", "mlp"] * 2,
+        use_conv_bias=False,
+        n_groups=1,
+        num_key_value_heads=4,
+        head_dim=10,
+        conv_kernel=3,
+    ),
+    "granitemoehybrid": lambda: granite(),
+    "granitemoehybrid dense": lambda: granite(num_local_experts=0, tie_word_embeddings=True, mamba_conv_bias=False),
+    "granitemoehybrid rope": lambda: granite(
+        position_embedding_type="rope",
+        attention_bias=True,
+        mamba_proj_bias=True,
+        mamba_n_groups=2,
+        mamba_d_conv=3,
+        time_step_limit=(0.0, 5.0),
+        layer_types=["full_attention", "linear_attention", "linear_attention"],
+    ),
+    "mamba2": lambda: mamba2(),
+    "mamba2 tied": lambda: mamba2(tie_word_embeddings=True, use_bias=True, n_groups=1, residual_in_fp32=False),
+    "mamba2 odd": lambda: mamba2(
+        hidden_size=45, num_heads=6, head_dim=15, n_groups=3, conv_kernel=3, use_conv_bias=False
+    ),
 }

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from interlace.checkpoint import llama, native, olmo2, olmo3, olmo_hybrid, qwen3, qwen3_5, qwen3_next
+from interlace.checkpoint import (
+    granitemoehybrid,
+    kimi_linear,
+    llama,
+    mamba2,
+    native,
+    nemotron_h,
+    olmo2,
+    olmo3,
+    olmo_hybrid,
+    qwen3,
+    qwen3_5,
+    qwen3_next,
+)
 from interlace.checkpoint.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -14,5 +27,9 @@ FAMILIES: tuple[Family, ...] = (
     qwen3_5.DENSE,
     qwen3_5.SPARSE,
     qwen3_next.FAMILY,
+    kimi_linear.FAMILY,
+    nemotron_h.FAMILY,
+    granitemoehybrid.FAMILY,
+    mamba2.FAMILY,
     native.FAMILY,
 )

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -14,38 +10,12 @@ from torch.nn.functional import softplus
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import GatedRMSNorm, NormStyle
 from interlace.layers.projection import Projections
+from interlace.layers.recurrent_state import RecurrentState
+from interlace.layers.timescale import draw_steps
 from interlace.ops.gated_delta.dispatch import gated_delta_unchecked
 from interlace.ops.gated_delta.flops import flops_per_token_and_head
 from interlace.ops.gated_delta.mixer_step import mixer_step, mixer_step_serves
 from interlace.ops.short_convolution.dispatch import short_convolution
-
-
-@dataclass
-class GatedDeltaState:
-    """What one layer carries for N sequences.
-
-    Attributes:
-        window: [N, W - 1, channels], the convolution's last inputs, in the activations' dtype.
-        memory: float32 [N, G, K, V], the recurrent state.
-    """
-
-    window: Tensor
-    memory: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return self.window.nbytes + self.memory.nbytes
-
-    def select(self, rows: Sequence[int]) -> GatedDeltaState:
-        """A copy that holds these sequences, in this order."""
-        index = torch.as_tensor(list(rows), device=self.memory.device)
-        return GatedDeltaState(self.window[index], self.memory[index])
-
-    @staticmethod
-    def concat(states: Sequence[GatedDeltaState]) -> GatedDeltaState:
-        """The sequences of several states, in order."""
-        return GatedDeltaState(torch.cat([s.window for s in states]), torch.cat([s.memory for s in states]))
 
 
 class GatedDeltaConfig(MixerConfig):
@@ -143,22 +113,17 @@ class GatedDelta(Projections):
     def initialise(self) -> None:
         """A uniform, dt log-uniform and stored through the inverse of softplus; taps as nn.Conv1d draws them."""
         config = self.config
-        low, high = (math.log(x) for x in config.step_range)
-        dt = torch.rand(self.dt_bias.shape, device=self.dt_bias.device) * (high - low) + low
-        dt = dt.exp().clamp(min=config.step_floor)
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        draw_steps(self.dt_bias, *config.step_range, config.step_floor)
         self.A_log.uniform_(*config.decay_range).clamp_(min=1e-6).log_()
         self.convolution.uniform_(-1, 1).mul_(config.convolution**-0.5)
 
-    def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> GatedDeltaState:
+    def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> RecurrentState:
         """The state of `rows` sequences that have seen nothing."""
         c = self.config
-        memory = like.new_zeros(
-            rows, c.groups, c.key_dim, c.value_dim, dtype=torch.promote_types(like.dtype, torch.float32)
-        )
-        return GatedDeltaState(like.new_zeros(rows, c.convolution - 1, sum(c.channels)), memory)
+        memory = (c.groups, c.key_dim, c.value_dim)
+        return RecurrentState.empty(rows, c.convolution - 1, sum(c.channels), memory, like)
 
-    def forward(self, x: Tensor, stream: Stream, state: GatedDeltaState | None) -> tuple[Tensor, GatedDeltaState]:
+    def forward(self, x: Tensor, stream: Stream, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
         """x [total, D] to ([total, D], the state after these tokens)."""
         c, G, (key, _, value) = self.config, self.config.groups, self.config.channels
         projected = self.project("query", x)
@@ -176,9 +141,9 @@ class GatedDelta(Projections):
         inputs = (query_heads, key_heads, value_heads.unflatten(-1, (-1, c.value_dim)), log_decay, beta)
         out, memory = gated_delta_unchecked(*inputs, stream.segments, before[1], normalise=True)
         out = self.norm(out, gate.unflatten(-1, (-1, c.value_dim)))
-        return self.project("output", out.flatten(1)), GatedDeltaState(window, memory)
+        return self.project("output", out.flatten(1)), RecurrentState(window, memory)
 
-    def steps(self, projected: Tensor, taps: Tensor, stream: Stream, state: GatedDeltaState | None) -> bool:
+    def steps(self, projected: Tensor, taps: Tensor, stream: Stream, state: RecurrentState | None) -> bool:
         """Whether this is one token per sequence that the fused step can serve."""
         return (
             state is not None
@@ -194,7 +159,7 @@ class GatedDelta(Projections):
             )
         )
 
-    def step(self, projected: Tensor, taps: Tensor, state: GatedDeltaState) -> Tensor:
+    def step(self, projected: Tensor, taps: Tensor, state: RecurrentState) -> Tensor:
         """One token per sequence between the projections, [N, G V]; the state is changed in place, being used up."""
         c = self.config
         return mixer_step(

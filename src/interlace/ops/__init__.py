@@ -8,9 +8,11 @@ from interlace.ops.attention.dispatch import attention
 from interlace.ops.cross_entropy.dispatch import cross_entropy_
 from interlace.ops.experts.dispatch import experts
 from interlace.ops.gated_delta.dispatch import gated_delta, gated_delta_step
+from interlace.ops.kimi_delta.dispatch import kimi_delta
 from interlace.ops.linear.dispatch import linear
 from interlace.ops.rms_norm.dispatch import rms_norm
 from interlace.ops.short_convolution.dispatch import short_convolution
+from interlace.ops.state_space.dispatch import state_space
 from interlace.ops.swiglu.dispatch import swiglu
 
 __all__ = [
@@ -19,8 +21,10 @@ __all__ = [
     "experts",
     "gated_delta",
     "gated_delta_step",
+    "kimi_delta",
     "linear",
     "rms_norm",
     "short_convolution",
+    "state_space",
     "swiglu",
 ]

@@ -1,4 +1,4 @@
-"""A chunked rule as torch custom ops: one node for torch.compile, with its own backward and shapes on the meta device."""
+"""A chunked rule as torch custom ops: one node for torch.compile, its own backward, shapes on the meta device."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the chunked forms of recurrent operators share: lanes, chunks, pieces, and the decay inside a chunk.
 
-A recurrence keeps a matrix S [K, V] per sequence and value head. Its chunked form works on *lanes*: equally long segments
-are lanes of one batch; ragged segments lie on a single lane whose chunks may hold several *pieces*, a piece being the
+A recurrence keeps a matrix S [K, V] per sequence and value head. Its chunked form works on *lanes*: equal segments are
+lanes of one batch; ragged segments lie on a single lane whose chunks may hold several *pieces*, a piece being the
 part of one segment inside one chunk. No token is padded in either case.
 
 Numbers: float32 (float64 for float64 inputs) whatever the inputs are; the cumulated log decay is float64 until

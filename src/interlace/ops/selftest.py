@@ -5,6 +5,7 @@ The laws and `interlace doctor` both run this, so what is tested on our machines
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ from interlace.ops import native
 from interlace.ops.attention import dispatch as attention_dispatch
 from interlace.ops.backends import Backend
 from interlace.ops.cross_entropy import dispatch as cross_entropy_dispatch
+from interlace.ops.experts import dispatch as experts_dispatch
 from interlace.ops.gated_delta import dispatch as gated_delta_dispatch
+from interlace.ops.kimi_delta import dispatch as kimi_delta_dispatch
 from interlace.ops.linear import dispatch as linear_dispatch
 from interlace.ops.rms_norm import dispatch as rms_norm_dispatch
 from interlace.ops.short_convolution import dispatch as short_convolution_dispatch
+from interlace.ops.state_space import dispatch as state_space_dispatch
 from interlace.ops.swiglu import dispatch as swiglu_dispatch
 
 # Relative error of values and gradients against float64. float32: the recurrence is a product of up to a few hundred
@@ -48,6 +52,7 @@ class Case:
         label: what is nasty here.
         tensors: float64 inputs by argument name, the state's included; all take part in the gradient check.
         call: (backend, tensors) to the list of outputs that are compared.
+        shared: names of the tensors that are not one row to a token: weights, and a state.
         truth: the backend that defines the operator.
         differentiable: whether gradients of the outputs are compared too.
     """
@@ -56,6 +61,7 @@ class Case:
     label: str
     tensors: dict[str, Tensor]
     call: Callable[[str, dict[str, Tensor]], list[Tensor]]
+    shared: tuple[str, ...] = ("state",)
     truth: str = "recurrent"
     differentiable: bool = True
 
@@ -77,12 +83,17 @@ class Finding:
         return self.values <= self.tolerance and (self.gradients is None or self.gradients <= self.tolerance)
 
 
-def gated_delta_case(
-    lengths: list[int], label: str, with_state: bool, seed: int = 0, shape: tuple[int, int, int, int] = (2, 4, 12, 20)
+def recurrence_case(
+    operator: str,
+    lengths: list[int],
+    label: str,
+    with_state: bool,
+    seed: int = 0,
+    shape: tuple[int, int, int, int] = (2, 4, 12, 20),
 ) -> Case:
     """H != G, K != V; keys nearly parallel; beta at 0, 1, 2 and between; log_decay at 0, -30 and between.
 
-    With a state, queries and keys are of any length and the operator normalises them.
+    With a state, queries and keys are of any length and the operator normalises them, if it is a delta rule.
     """
     draw = torch.Generator().manual_seed(seed)
 
@@ -99,25 +110,37 @@ def gated_delta_case(
     T, (H, G, K, V) = sum(lengths), shape
     parallel = normalize(normal(1, H, K), dim=-1)
     key = normalize(parallel + 0.1 * normal(T, H, K), dim=-1)
-    weak = torch.randint(2, (T, G), generator=draw).double()  # half the tokens hardly decay
+    gate = (T, G, K) if operator == "kimi_delta" else (T, G)
+    weak = torch.randint(2, gate, generator=draw).double()  # half of them hardly decay
+    strength = "step" if operator == "state_space" else "beta"
     tensors = {
         "query": normalize(normal(T, H, K), dim=-1),
         "key": key.where(torch.randint(2, (T, 1, 1), generator=draw) > 0, normalize(normal(T, H, K), dim=-1)),
         "value": normal(T, G, V),
-        "log_decay": pick([-30.0, 0.0], T, G) * (1 - weak) - 0.05 * weak * normal(T, G).abs(),
-        "beta": pick([0.0, 1.0, 2.0], T, G),
+        "log_decay": pick([-30.0, 0.0], *gate) * (1 - weak) - 0.05 * weak * normal(*gate).abs(),
+        strength: pick([0.0, 1.0, 2.0], T, G),
     }
     if with_state:
         tensors["state"] = normal(len(lengths), G, K, V)
         tensors["query"] = tensors["query"] * normal(T, H, 1).exp()
         tensors["key"] = tensors["key"] * normal(T, H, 1).exp()
     segments = Segments.from_lengths(lengths)
+    run: Callable[..., tuple[Tensor, Tensor]] = {
+        "gated_delta": gated_delta_dispatch.gated_delta,
+        "kimi_delta": kimi_delta_dispatch.kimi_delta,
+        "state_space": state_space_dispatch.state_space,
+    }[operator]
+    options = {} if operator == "state_space" else {"normalise": with_state}
 
     def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
-        operator = gated_delta_dispatch.gated_delta
-        return list(operator(**x, segments=segments, normalise=with_state, backend=backend))  # type: ignore[arg-type]
+        return list(run(**x, segments=segments, **options, backend=backend))
 
-    return Case("gated_delta", label, tensors, call)
+    return Case(operator, label, tensors, call)
+
+
+gated_delta_case = functools.partial(recurrence_case, "gated_delta")
+kimi_delta_case = functools.partial(recurrence_case, "kimi_delta")
+state_space_case = functools.partial(recurrence_case, "state_space")
 
 
 def short_convolution_case(
@@ -139,7 +162,7 @@ def short_convolution_case(
         operator = short_convolution_dispatch.short_convolution
         return list(operator(**x, segments=segments, backend=backend))  # type: ignore[arg-type]
 
-    return Case("short_convolution", label, tensors, call)
+    return Case("short_convolution", label, tensors, call, shared=("weight", "bias", "state"))
 
 
 def attention_case(
@@ -197,6 +220,25 @@ def rms_norm_case(lengths: list[int], label: str, dressed: bool, seed: int = 0) 
     return Case("rms_norm", label, tensors, call, truth="plain")
 
 
+def experts_case(lengths: list[int], label: str, gated: bool, seed: int = 0) -> Case:
+    """One expert that nobody chose, one that all did; gated: SwiGLU, else ReLU squared."""
+    draw = torch.Generator().manual_seed(seed)
+    rows, D, E, k, inner = sum(lengths), 11, 5, 2, 7
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    tensors = {"x": normal(rows, D), "weights": normal(rows, k), "second": normal(E, 9, inner)}
+    tensors["first"] = normal(E, 2 * inner if gated else inner, D)
+    chosen = torch.stack((torch.ones(rows, dtype=torch.int64), 2 + torch.randint(3, (rows,), generator=draw)), dim=1)
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        where = chosen.to(x["x"].device)
+        return [experts_dispatch.experts(**x, chosen=where, activation="swiglu" if gated else "relu2", backend=backend)]  # type: ignore[arg-type]
+
+    return Case("experts", label, tensors, call, shared=("first", "second"), truth="plain")
+
+
 def swiglu_case(lengths: list[int], label: str, large: bool, seed: int = 0) -> Case:
     """An odd width; large: values whose exponentials overflow."""
     draw = torch.Generator().manual_seed(seed)
@@ -244,20 +286,27 @@ def linear_case(lengths: list[int], label: str, residual: bool, seed: int = 0) -
 
 CASES: dict[str, Callable[[list[int], str, bool], Case]] = {
     "gated_delta": gated_delta_case,
+    "kimi_delta": kimi_delta_case,
+    "state_space": state_space_case,
     "short_convolution": short_convolution_case,
     "attention": lambda lengths, label, windowed: attention_case(lengths, label, 5 if windowed else None),
     "rms_norm": rms_norm_case,
     "swiglu": swiglu_case,
+    "experts": experts_case,
     "cross_entropy_": cross_entropy_case,
     "linear": linear_case,
 }
-MIXERS = ("gated_delta", "short_convolution", "attention")  # those that carry something from token to token
+# Those that carry something from token to token.
+MIXERS = ("gated_delta", "kimi_delta", "state_space", "short_convolution", "attention")
 _TABLES: dict[str, tuple[Backend, ...]] = {
     "gated_delta": gated_delta_dispatch.BACKENDS,
+    "kimi_delta": kimi_delta_dispatch.BACKENDS,
+    "state_space": state_space_dispatch.BACKENDS,
     "short_convolution": short_convolution_dispatch.BACKENDS,
     "attention": attention_dispatch.BACKENDS,
     "rms_norm": rms_norm_dispatch.BACKENDS,
     "swiglu": swiglu_dispatch.BACKENDS,
+    "experts": experts_dispatch.BACKENDS,
     "cross_entropy_": cross_entropy_dispatch.BACKENDS,
     "linear": linear_dispatch.BACKENDS,
 }
@@ -302,7 +351,7 @@ def relative(value: Tensor, truth: Tensor) -> float:
 
 def given_dtype(operator: str, name: str, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which an argument is handed over when the model's is `dtype`: states and decays stay wide."""
-    wide = operator == "gated_delta" and name in ("state", "log_decay")
+    wide = name == "log_decay" or (name == "state" and operator != "short_convolution")
     return torch.promote_types(dtype, torch.float32) if wide else dtype
 
 

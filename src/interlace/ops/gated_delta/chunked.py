@@ -40,21 +40,25 @@ class Grid(chunks.Grid):
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float, pieces: list[Piece]):
         """q, k [lanes, H, n, C, K]; v [lanes, G, n, C, V]; g, beta [lanes, G, n, C], g in float64."""
-        lanes, H, n, C, K = q.shape
+        lanes, H, n, C, _ = q.shape
         super().__init__(lanes, H, v.shape[1], n, C, q.dtype, pieces)
-        self.scale, G = scale, v.shape[1]
+        self.scale = scale
         self.q_heads, self.k_heads = q, k
         products = torch.cat((q, k), dim=-2) @ k.transpose(-1, -2)
         self.q, self.k, self.qk, self.kk = (self.spread(x) for x in (q, k, *products.split(C, dim=-2)))
-        self.v, self.beta = v.reshape(lanes * G, n, C, -1), beta.reshape(lanes * G, n, C, 1)
-        self.decays(g.reshape(lanes * G, n, C))
+        self.v, self.beta = v.flatten(0, 1), beta.flatten(0, 1).unsqueeze(-1)
+        self.decays(g.flatten(0, 1))
         self.A = (self.beta * self.kk * self.D).tril_(-1)
-        self.T = invert(self.A)
         self.M = scale * self.qk * self.D
+        self.solve()
+
+    def solve(self) -> None:
+        """What the scan uses, from A (strictly lower), M, and the decays: T = (I + A)^-1, U, R, K_out."""
         right = torch.cat((self.beta * self.v, (self.beta * self.into) * self.k), dim=-1)
+        self.T = invert(self.A)
         self.X = self.T @ right
-        self.U, W = self.X.split((v.shape[-1], K), dim=-1)
-        self.R = torch.stack((W, (scale * self.into) * self.q), dim=-2)
+        self.U, W = self.X.split((self.v.shape[-1], self.k.shape[-1]), dim=-1)
+        self.R = torch.stack((W, (self.scale * self.into) * self.q), dim=-2)
         self.K_out = self.out_of * self.k
         self.written: Tensor  # V': what each token writes, set by `scan`
 
@@ -70,6 +74,10 @@ class Grid(chunks.Grid):
     def across(self, p: Piece) -> Tensor:
         """The decay [L, 1, 1] from a piece's start to its end."""
         return self.into[:, p.chunk, p.end - 1, :, None]
+
+    def across_back(self, d: Tensor) -> Tensor:
+        """The gradient of `across` [L], from that of across S times S."""
+        return d.sum((1, 2))
 
     def scan(self, initial: Tensor | None, carried: Tensor | None, finals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Run the pieces in order; return (out [L, n, C, V], the last state); ended segments go to `finals`."""
@@ -102,7 +110,7 @@ class Grid(chunks.Grid):
         """
         d_written = self.M.transpose(-1, -2) @ d_out
         d_R, d_K_out = torch.zeros_like(self.R), torch.zeros_like(self.K_out)
-        d_across = self.into.new_zeros(len(self.pieces), self.into.shape[0])
+        d_across = [torch.zeros_like(self.across_back(self.across(p))) for p in self.pieces]
         for index, p in reversed(list(enumerate(self.pieces))):
             rows = (slice(None), p.chunk, slice(p.first, p.end))
             S = self.entries[index]
@@ -118,24 +126,27 @@ class Grid(chunks.Grid):
             d_R[rows] = (Z @ S.transpose(1, 2)).unflatten(1, (-1, 2))
             d_S = self.R[rows].flatten(1, 2).transpose(1, 2) @ Z
             if d_state is not None:
-                d_across[index] = (S * d_state).sum((1, 2))
+                d_across[index] = self.across_back(S * d_state)
                 d_S += self.across(p) * d_state
             d_state = d_S
             if p.starts and d_initial is not None:
                 d_initial[p.row] = d_S
-        return self.within_back(d_out, d_written, d_R, d_K_out, d_across), d_state
+        return self.within_back(d_out, d_written, d_R, d_K_out, torch.stack(d_across)), d_state
 
-    def within_back(
-        self, d_out: Tensor, d_written: Tensor, d_R: Tensor, d_K_out: Tensor, d_across: Tensor
-    ) -> tuple[Tensor, ...]:
-        """Gradients of this grid's inputs from those of what the scan used."""
+    def solve_back(self, d_out: Tensor, d_written: Tensor, d_R: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of A, M, beta V, beta K (decayed into) and of Q (so too), from those of what the scan used."""
         d_X = torch.cat((d_written, d_R[..., 0, :]), dim=-1)
         d_right = self.T.transpose(-1, -2) @ d_X
         d_A = (d_right @ self.X.transpose(-1, -2)).neg_().tril_(-1)
         d_bv, d_bk = d_right.split((self.v.shape[-1], self.k.shape[-1]), dim=-1)
         d_M = d_out @ self.written.transpose(-1, -2)
-        d_q_in = d_R[..., 1, :]
+        return d_A, d_M, d_bv, d_bk, d_R[..., 1, :]
 
+    def within_back(
+        self, d_out: Tensor, d_written: Tensor, d_R: Tensor, d_K_out: Tensor, d_across: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Gradients of this grid's inputs from those of what the scan used."""
+        d_A, d_M, d_bv, d_bk, d_q_in = self.solve_back(d_out, d_written, d_R)
         d_kk, d_qk = self.beta * self.D * d_A, self.scale * self.D * d_M
         E = d_A * self.A + d_M * self.M  # the gradient of log D: D's own strict zeros mask it
         bk_k, q_in_q, K_out_k = (d_bk * self.k).sum(-1), (d_q_in * self.q).sum(-1), (d_K_out * self.k).sum(-1)

@@ -1,0 +1,162 @@
+"""Multi-head latent attention, without positions: keys and values of all heads are read out of one small latent.
+
+What is cached is the latent. A prompt's keys and values are read out of it head by head, as in plain attention; a
+single token instead takes its query to the latent, and the mixed latent to its values, which is the same sum in another
+order and never builds the past's keys and values.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from interlace.layers.base import MixerConfig, Stream
+from interlace.layers.norm import NormStyle, RMSNorm
+from interlace.layers.projection import Projections
+from interlace.ops.attention.dispatch import attention
+from interlace.ops.attention.ragged import causal, heads_first
+from interlace.ops.attention.state import AttentionState
+
+LATENT_EPS = 1e-6  # of the norms inside, whatever the model's own eps is
+EXPANDED_BYTES = 1 << 28  # of keys and values that a prompt's past is expanded to at a time
+
+
+class LatentAttentionConfig(MixerConfig):
+    """Multi-head latent attention.
+
+    Attributes:
+        heads: of queries, keys and values.
+        latent: size of what keys and values are read out of.
+        key_dim: the part of a head's key that is read out of the latent.
+        shared_dim: the part that all heads share, beside the latent.
+        value_dim: size of a value head.
+        query_latent: size of what queries are read out of; None to read them from the input.
+        bias: whether the projections that read the input, and the output's, have biases.
+    """
+
+    heads: int = Field(gt=0)
+    latent: int = Field(gt=0)
+    key_dim: int = Field(gt=0)
+    shared_dim: int = Field(gt=0)
+    value_dim: int = Field(gt=0)
+    query_latent: int | None = Field(default=None, gt=0)
+    bias: bool = False
+
+    @property
+    def query_dim(self) -> int:
+        """Size of a query head."""
+        return self.key_dim + self.shared_dim
+
+    def check(self, width: int) -> None:
+        """Any sizes fit together."""
+
+    def build(self, width: int, style: NormStyle) -> LatentAttention:
+        """The module."""
+        return LatentAttention(width, self)
+
+    def _matrices(self, width: int) -> int:
+        queries = self.heads * self.query_dim
+        read = width * queries if self.query_latent is None else self.query_latent * (width + queries)
+        kept = width * (self.latent + self.shared_dim)
+        return read + kept + self.heads * (self.latent * (self.key_dim + self.value_dim) + self.value_dim * width)
+
+    def parameters(self, width: int) -> int:
+        """Projections, biases and the latents' norms."""
+        biases = self.latent + self.shared_dim + width + (self.query_latent or 0)
+        return self._matrices(width) + self.bias * biases + self.latent + (self.query_latent or 0)
+
+    def flops_per_token(self, width: int, context: float) -> float:
+        """Projections, and scores and sums over the visible tokens, as a prompt's are computed."""
+        return 2.0 * self._matrices(width) + 2.0 * self.heads * (self.query_dim + self.value_dim) * context
+
+    def state_bytes(self, context: int, element_bytes: int) -> int:
+        """Attention has no recurrent state."""
+        return 0
+
+    def cache_bytes(self, context: int, element_bytes: int) -> int:
+        """The latents and shared keys."""
+        return context * (self.latent + self.shared_dim) * element_bytes
+
+
+class LatentAttention(Projections):
+    """Source: DeepSeek-V2, arXiv 2405.04434, section 2.1; without RoPE as in Kimi Linear, arXiv 2510.26692."""
+
+    def __init__(self, width: int, config: LatentAttentionConfig):
+        """width: the model's."""
+        super().__init__()
+        self.config = c = config
+        queries = c.heads * c.query_dim
+        if c.query_latent is None:
+            self.query = nn.Linear(width, queries, bias=False)
+            self.GROUPS = (("query",), ("compress",), ("output",))
+        else:
+            self.query_down = nn.Linear(width, c.query_latent, bias=c.bias)
+            self.query_norm = RMSNorm(c.query_latent, LATENT_EPS)
+            self.query = nn.Linear(c.query_latent, queries, bias=False)
+            self.GROUPS = (("query_down",), ("query",), ("compress",), ("output",))
+        self.compress = nn.Linear(width, c.latent + c.shared_dim, bias=c.bias)
+        self.latent_norm = RMSNorm(c.latent, LATENT_EPS)
+        self.expand = nn.Linear(c.latent, c.heads * (c.key_dim + c.value_dim), bias=False)
+        self.output = nn.Linear(c.heads * c.value_dim, width, bias=c.bias)
+
+    def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> AttentionState:
+        """The state of `rows` sequences that have seen nothing: its keys are latents beside shared keys."""
+        return AttentionState.empty(rows, 1, self.config.latent + self.config.shared_dim, 0, None, like, reserve)
+
+    def forward(self, x: Tensor, stream: Stream, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
+        """x [total, D] to ([total, D], the state after these tokens)."""
+        c, segments = self.config, stream.segments
+        source = x if c.query_latent is None else self.query_norm(self.project("query_down", x))
+        query = self.project("query", source).unflatten(-1, (c.heads, -1))
+        latent, shared = self.project("compress", x).split((c.latent, c.shared_dim), dim=-1)
+        kept = torch.cat((self.latent_norm(latent), shared), dim=-1).unsqueeze(1)
+        if state is None:
+            key, value = self.read_out(kept.squeeze(1), range(c.heads))
+            mixed, _ = attention(query, key, value, segments=segments)
+            return self.project("output", mixed.flatten(1)), AttentionState.of_tokens(
+                kept, kept[..., :0], segments, None
+            )
+        state = state.append(kept, kept[..., :0], segments)
+        step = segments.time == 1 and len(set(state.positions)) == 1 and not torch.is_grad_enabled()
+        mixed = self.step(query, state) if step else self.after_past(query, state, segments.spans())
+        return self.project("output", mixed.flatten(1)), state
+
+    def read_out(self, kept: Tensor, heads: range) -> tuple[Tensor, Tensor]:
+        """kept [total, latent + shared] to keys [total, heads, query_dim] and values [total, heads, value_dim]."""
+        c = self.config
+        latent, shared = kept.split((c.latent, c.shared_dim), dim=-1)
+        rows = c.key_dim + c.value_dim
+        weight = self.expand.weight[heads.start * rows : heads.stop * rows]
+        both = nn.functional.linear(latent, weight.to(latent.dtype))
+        key, value = both.unflatten(-1, (len(heads), -1)).split((c.key_dim, c.value_dim), dim=-1)
+        return torch.cat((key, shared.unsqueeze(1).expand(-1, len(heads), -1)), dim=-1), value
+
+    def after_past(self, query: Tensor, state: AttentionState, spans: list[tuple[int, int]]) -> Tensor:
+        """Each sequence's queries over all it has seen, a few heads at a time, so that memory is bounded."""
+        c = self.config
+        rows = []
+        for row, (a, b) in enumerate(spans):
+            kept = state.keys[row, : state.held(row), 0]
+            one_head = kept.shape[0] * (c.query_dim + c.value_dim) * kept.element_size()
+            size = c.heads if torch.is_grad_enabled() else max(1, min(c.heads, EXPANDED_BYTES // one_head))
+            parts = []
+            for first in range(0, c.heads, size):
+                heads = range(first, min(first + size, c.heads))
+                key, value = self.read_out(kept, heads)
+                lanes = [heads_first(y, 1) for y in (query[a:b, heads.start : heads.stop], key, value)]
+                parts.append(causal(lanes[0], lanes[1], lanes[2], c.query_dim**-0.5, None).squeeze(0).transpose(0, 1))
+            rows.append(torch.cat(parts, dim=1))
+        return torch.cat(rows)
+
+    def step(self, query: Tensor, state: AttentionState) -> Tensor:
+        """One token per sequence, all having seen equally much: query [N, heads, query_dim] to the mixed values."""
+        c = self.config
+        weight = self.expand.weight.to(query.dtype).unflatten(0, (c.heads, -1))
+        to_keys, to_values = weight.split((c.key_dim, c.value_dim), dim=1)
+        own, shared = query.split((c.key_dim, c.shared_dim), dim=-1)
+        taken = torch.bmm(own.transpose(0, 1), to_keys).transpose(0, 1)  # [N, heads, latent]
+        kept = state.keys[:, : state.held(0)].transpose(1, 2)
+        wide = torch.cat((taken, shared), dim=-1).unsqueeze(2)
+        mixed = causal(wide, kept, kept[..., : c.latent], c.query_dim**-0.5, None).squeeze(2)
+        return torch.bmm(mixed.transpose(0, 1), to_values.transpose(1, 2)).transpose(0, 1)

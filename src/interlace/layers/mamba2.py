@@ -1,0 +1,144 @@
+"""Mamba-2: one projection, a short convolution, a state space with a scalar decay per head, a gate before the norm."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from interlace.layers.base import MixerConfig, Stream
+from interlace.layers.norm import GroupedGatedRMSNorm, NormStyle
+from interlace.layers.projection import Projections
+from interlace.layers.recurrent_state import RecurrentState
+from interlace.layers.timescale import draw_steps
+from interlace.ops.short_convolution.dispatch import short_convolution
+from interlace.ops.state_space.dispatch import state_space_unchecked
+from interlace.ops.state_space.flops import flops_per_token_and_head
+
+
+class Mamba2Config(MixerConfig):
+    """Mamba-2.
+
+    Attributes:
+        heads: value heads (G).
+        head_dim: size of a value head (V).
+        groups: of heads that share B and C (H); the norm's statistics are taken over each group too.
+        state_dim: size of B and C (K).
+        convolution: taps of the short convolution (W).
+        convolution_bias: whether it has a bias.
+        bias: whether the two projections have biases.
+        min_step, max_step: limits of dt after softplus; None for no upper one.
+        norm_eps: of the gated norm.
+        step_range, step_floor: the initial dt is drawn from these.
+    """
+
+    heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    groups: int = Field(default=1, gt=0)
+    state_dim: int = Field(gt=0)
+    convolution: int = Field(default=4, ge=2)
+    convolution_bias: bool = True
+    bias: bool = False
+    min_step: float = Field(default=0.0, ge=0)
+    max_step: float | None = Field(default=None, gt=0)
+    norm_eps: float = Field(default=1e-5, gt=0)
+    step_range: tuple[float, float] = Field(default=(1e-3, 1e-1), strict=False)
+    step_floor: float = 1e-4
+
+    @property
+    def inner(self) -> int:
+        """Size of all value heads."""
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Sizes of what the convolution reads: x, B and C."""
+        return self.inner, self.groups * self.state_dim, self.groups * self.state_dim
+
+    def check(self, width: int) -> None:
+        """Heads must divide."""
+        if self.heads % self.groups:
+            raise ValueError(f"groups: {self.groups} does not divide heads = {self.heads}")
+
+    def build(self, width: int, style: NormStyle) -> Mamba2:
+        """The module."""
+        return Mamba2(width, self)
+
+    def parameters(self, width: int) -> int:
+        """Projections, convolution, the three scalars of each head, and norm."""
+        into = self.inner + sum(self.channels) + self.heads
+        projections = into * (width + self.bias) + width * (self.inner + self.bias)
+        convolution = sum(self.channels) * (self.convolution + self.convolution_bias)
+        return projections + convolution + 3 * self.heads + self.inner
+
+    def flops_per_token(self, width: int, context: float) -> float:
+        """Projections, convolution and the chunked rule; the same at any context."""
+        products = 2.0 * width * (2 * self.inner + sum(self.channels) + self.heads)
+        rule = self.heads * flops_per_token_and_head(self.state_dim, self.head_dim, self.heads // self.groups)
+        return products + 2.0 * self.convolution * sum(self.channels) + rule
+
+    def state_bytes(self, context: int, element_bytes: int) -> int:
+        """The float32 memory, and the convolution's window in the activations' dtype."""
+        window = (self.convolution - 1) * sum(self.channels) * element_bytes
+        return 4 * self.heads * self.state_dim * self.head_dim + window
+
+    def cache_bytes(self, context: int, element_bytes: int) -> int:
+        """No keys and values are kept."""
+        return 0
+
+
+class Mamba2(Projections):
+    """Source: arXiv 2405.21060; state-spaces/mamba, mamba_ssm/modules/mamba2.py (norm_before_gate false)."""
+
+    FLOAT32 = ("A_log", "dt_bias", "D")
+    GROUPS = (("input",), ("output",))
+
+    def __init__(self, width: int, config: Mamba2Config):
+        """width: the model's."""
+        super().__init__()
+        self.config = config
+        channels = sum(config.channels)
+        self.input = nn.Linear(width, config.inner + channels + config.heads, bias=config.bias)  # z, x, B, C, dt
+        self.output = nn.Linear(config.inner, width, bias=config.bias)
+        self.convolution = nn.Parameter(torch.empty(channels, config.convolution))
+        self.convolution_bias = nn.Parameter(torch.empty(channels)) if config.convolution_bias else None
+        self.A_log = nn.Parameter(torch.empty(config.heads, dtype=torch.float32))
+        self.dt_bias = nn.Parameter(torch.empty(config.heads, dtype=torch.float32))
+        self.D = nn.Parameter(torch.ones(config.heads, dtype=torch.float32))
+        self.norm = GroupedGatedRMSNorm(config.inner, config.norm_eps, config.groups)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """A uniform in [1, 16], dt log-uniform, D one; taps as nn.Conv1d draws them."""
+        config = self.config
+        draw_steps(self.dt_bias, *config.step_range, config.step_floor)
+        self.A_log.uniform_(1.0, 16.0).log_()
+        self.convolution.uniform_(-1, 1).mul_(config.convolution**-0.5)
+        if self.convolution_bias is not None:
+            self.convolution_bias.zero_()
+
+    def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> RecurrentState:
+        """The state of `rows` sequences that have seen nothing."""
+        c = self.config
+        memory = (c.heads, c.state_dim, c.head_dim)
+        return RecurrentState.empty(rows, c.convolution - 1, sum(c.channels), memory, like)
+
+    def forward(self, x: Tensor, stream: Stream, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
+        """x [total, D] to ([total, D], the state after these tokens)."""
+        c = self.config
+        window, memory = (None, None) if state is None else (state.window, state.memory)
+        gate, mixed, dt = self.project("input", x).split((c.inner, sum(c.channels), c.heads), dim=-1)
+        taps, bias = self.convolution, self.convolution_bias
+        mixed, window = short_convolution(mixed, taps, bias=bias, segments=stream.segments, state=window)
+        value, key, query = mixed.split(c.channels, dim=-1)
+        value = value.unflatten(-1, (c.heads, -1))
+        query, key = (y.unflatten(-1, (c.groups, -1)) for y in (query, key))
+        step = softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
+        if c.min_step > 0 or c.max_step is not None:
+            step = step.clamp(c.min_step, c.max_step)
+        log_decay = -self.A_log.exp() * step
+        out, memory = state_space_unchecked(query, key, value, log_decay, step, stream.segments, memory)
+        out = out + self.D.to(out.dtype)[:, None] * value
+        return self.project("output", self.norm(out.flatten(1), gate)), RecurrentState(window, memory)
