@@ -136,9 +136,7 @@ def test_memory_is_what_inspect_predicts(name, monkeypatch):
 # A pass that is taken down once and replayed
 
 NATIVE = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.missing}")
-REPLAYED = [
-    name for name in PRESETS if name not in ("tiny-hybrid-rope", "tiny-transformer", "tiny-sliding", "tiny-bare")
-]
+REPLAYED = ["tiny-hybrid", "tiny-recurrent"]  # all that they compute has native kernels
 
 
 def relative(a, b):
@@ -169,8 +167,10 @@ def test_token_by_token_equals_prefill(name, dtype, instruction_set):
         logits = torch.stack([x[row] for x in found])
         if dtype == torch.float32:
             assert relative(logits, want[row]) < 2e-5  # sums in another order
-        else:  # rounded at other places than prefill, and no further from the exact model than prefill is
-            assert relative(logits, truth[row]) < 1.3 * relative(want[row], truth[row]) + 1e-3
+        else:  # rounded at other places than prefill, and no further from the exact model than prefill is;
+            # with experts, a token at the border between two may be sent to the other
+            slack = 1.6 if "moe" in model.config.layers else 1.3
+            assert relative(logits, truth[row]) < slack * relative(want[row], truth[row]) + 1e-3
 
 
 @NATIVE

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import interlace
 from interlace.base.segments import Segments
+from interlace.layers.attention import AttentionConfig
+from interlace.layers.gated_delta import GatedDeltaConfig
+from interlace.layers.hyena import HyenaConfig
+from interlace.layers.kimi_delta import KimiDeltaConfig
+from interlace.layers.latent_attention import LatentAttentionConfig
+from interlace.layers.lstm import LSTMConfig
+from interlace.layers.mamba import MambaConfig
+from interlace.layers.mamba2 import Mamba2Config
+from interlace.layers.mlp import MLPConfig
+from interlace.layers.moe import MoE, MoEConfig
 from interlace.layers.registry import KINDS
 from interlace.model.model import HybridLM
 from interlace.model.presets import PRESETS, preset
 from interlace.model.sizes import sizes
 from interlace.model.state import ModelState
+from interlace.ops.gated_delta.flops import flops_per_token_and_head as gated_delta_flops
+from interlace.ops.kimi_delta.flops import flops_per_token_and_head as kimi_delta_flops
+from interlace.ops.state_space.flops import flops_per_token_and_head as state_space_flops
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}  # float64: sums in another order
 every_model = pytest.mark.parametrize("name", list(PRESETS))
@@ -60,7 +75,7 @@ def test_gradients_pass_through_a_cut(name):
             logits, state = model(part, state=state)
             total = total + torch.logsumexp(logits, -1).sum() + logits[:, 3].sum()
         total.backward()
-        results.append([p.grad.clone() for p in model.parameters()])
+        results.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-8, atol=1e-10)
 
@@ -145,28 +160,59 @@ def test_predicted_sizes_are_the_models(name):
         for token in tokens[:time].split(1):
             _, state = built(token, state=state)
     # the prediction is for float32 memories; this model's are float64, as all of it is
-    memories = sum(s.memory.nbytes // 2 for s in state.layers if hasattr(s, "memory"))
+    wide = [getattr(s, name).nbytes for s in state.layers for name in ("memory", "hidden", "cell") if hasattr(s, name)]
+    memories = sum(wide) // 2
     assert state.nbytes - memories == predicted.state_bytes[time] + predicted.cache_bytes[time]
 
 
 def matmul_flops(config, time):
     """What a counter sees: linear layers and attention over the whole square; our own operators count nothing there."""
     model = HybridLM(config, device="meta")
-    linear = 2 * time * sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
-    square = 0
+    flops = 2 * time * sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     for i in range(config.depth):
         layer = config.kind(i)
-        if hasattr(layer, "window"):
-            visible = time
-            square += 4 * layer.heads * layer.head_dim * time * visible
-            if layer.window and layer.window < time:  # blocks of `window` queries, each with the keys it can see
-                square -= 4 * layer.heads * layer.head_dim * time * visible
-                for start in range(0, time, layer.window):
-                    stop = min(start + layer.window, time)
-                    square += (
-                        4 * layer.heads * layer.head_dim * (stop - start) * (stop - max(0, start - layer.window + 1))
-                    )
-    return linear + square
+        if isinstance(layer, LatentAttentionConfig):
+            flops += 2 * layer.heads * (layer.query_dim + layer.value_dim) * time * time
+        if isinstance(layer, AttentionConfig):
+            if layer.window is None or layer.window >= time:
+                flops += 4 * layer.heads * layer.head_dim * time * time
+                continue
+            for start in range(0, time, layer.window):  # blocks of `window` queries, each with the keys it can see
+                stop = min(start + layer.window, time)
+                seen = stop - max(0, start - layer.window + 1)
+                flops += 4 * layer.heads * layer.head_dim * (stop - start) * seen
+    return flops
+
+
+def attention_flops(layer, width, time):
+    return 4 * layer.heads * layer.head_dim * min((time + 1) / 2, layer.window or time)
+
+
+def hyena_flops(layer, width, time):
+    return 6 * layer.channels * layer.convolution + 15 * layer.channels * math.log2(2 * time)
+
+
+# What each kind of layer computes for a token beside its linear layers, half of the sequence visible on average.
+OWN = {
+    AttentionConfig: attention_flops,
+    LatentAttentionConfig: lambda c, _, time: 2 * c.heads * (c.query_dim + c.value_dim) * (time + 1) / 2,
+    GatedDeltaConfig: lambda c, *_: (
+        c.groups * gated_delta_flops(c.key_dim, c.value_dim, c.groups // c.heads) + 2 * c.convolution * sum(c.channels)
+    ),
+    KimiDeltaConfig: lambda c, *_: (
+        c.heads * kimi_delta_flops(c.key_dim, c.value_dim) + 2 * c.convolution * sum(c.channels)
+    ),
+    Mamba2Config: lambda c, *_: (
+        c.heads * state_space_flops(c.state_dim, c.head_dim, c.heads // c.groups) + 2 * c.convolution * sum(c.channels)
+    ),
+    MambaConfig: lambda c, *_: 2 * c.convolution * c.inner + 6 * c.inner * c.state_dim,
+    HyenaConfig: hyena_flops,
+    LSTMConfig: lambda *_: 0,
+    MLPConfig: lambda *_: 0,
+    MoEConfig: lambda c, width, _: (
+        2 * c.chosen * (3 if c.activation == "swiglu" else 2) * c.width * (c.latent or width)
+    ),
+}
 
 
 @every_model
@@ -174,22 +220,24 @@ def test_predicted_flops_add_up(name):
     """Law 6: the prediction is linear layers + operators + the half square that causal attention needs."""
     config, time = preset(name), 64
     predicted = sizes(config, (time,)).flops_per_token[time] * time
-    linear = (
-        2
-        * time
-        * sum(m.weight.numel() for m in HybridLM(config, device="meta").modules() if isinstance(m, torch.nn.Linear))
-    )
-    own = 0.0
-    for i in range(config.depth):
-        layer = config.kind(i)
-        if hasattr(layer, "window"):
-            own += 4 * layer.heads * layer.head_dim * min((time + 1) / 2, layer.window or time) * time
-        else:
-            from interlace.ops.gated_delta.flops import flops_per_token_and_head
+    model = HybridLM(config, device="meta")
+    linear = 2 * time * sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    layers = [x for i in range(config.depth) for x in (config.kind(i), config.mlp_of(i)) if x is not None]
+    own = sum(OWN[type(layer)](layer, config.width, time) for layer in layers)
+    assert predicted == pytest.approx(linear + own * time, rel=1e-12)
 
-            rule = flops_per_token_and_head(layer.key_dim, layer.value_dim, layer.groups // layer.heads)
-            own += time * (layer.groups * rule + 2 * layer.convolution * sum(layer.channels))
-    assert predicted == pytest.approx(linear + own, rel=1e-12)
+
+@every_model
+def test_active_parameters_leave_out_the_experts_that_are_not_chosen(name):
+    config = preset(name)
+    model = HybridLM(config, device="meta")
+    idle = 0
+    for module in model.modules():
+        if isinstance(module, MoE):
+            c = module.config
+            idle += (c.experts - c.chosen) * (module.first[0].numel() + module.second[0].numel())
+    size = sizes(config)
+    assert size.total - size.active == idle
 
 
 @every_model

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import nullcontext
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import interlace.ops as ops
 from interlace.base.segments import Segments
-from interlace.ops import native, selftest
+from interlace.ops import chunks, native, selftest
 from interlace.ops.attention.state import AttentionState
 
 ALL = [case for operator in selftest.CASES for case in selftest.cases(operator)]
@@ -100,7 +102,7 @@ def test_any_cut_carries_the_state(operator, extra, pieces, kernels, dtype):
         truth = case.call(case.truth, case.tensors)
         found, state = cut(case, given(case, dtype), lengths, pieces)
     torch.testing.assert_close(found.double(), truth[0], **close(dtype))
-    if operator != "attention":
+    if isinstance(state, torch.Tensor):
         torch.testing.assert_close(state.double(), truth[1], **close(dtype))
 
 
@@ -123,12 +125,13 @@ def test_packed_segments_equal_separate_runs(operator, kernels, dtype):
     lengths = [3, 1, 66, 20]
     case = selftest.CASES[operator](lengths, "packed", False)
     tensors = given(case, dtype)
-    poisoned = "x" if operator == "short_convolution" else "value"
+    poisoned = "value" if "value" in tensors else "x"
     tensors[poisoned] = tensors[poisoned].clone()
     tensors[poisoned][4:70] *= 1e100 if dtype == torch.float64 else 1e30
     with torch.no_grad(), running(kernels):
         served = {v.backend for v in selftest.variants(operator)}
-        backend = "native" if kernels != "auto" and "native" in served else "chunked"
+        first = next(b for b in ("chunked", "fourier") if b in served)
+        backend = "native" if kernels != "auto" and "native" in served else first
         packed = case.call(backend, tensors)[0]
         for a, b in Segments.from_lengths(lengths).spans():
             alone = {n: x if n in case.shared else x[a:b] for n, x in tensors.items()}
@@ -160,18 +163,18 @@ def test_gradients_pass_through_a_cut(operator, kernels, dtype):
         torch.testing.assert_close(a, b, **close(dtype))
 
 
-def test_flops_of_the_chunked_form_are_what_is_predicted():
-    """Law 6 for the operator: counted in the running code, on whole chunks."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from interlace.ops import chunks
-    from interlace.ops.gated_delta.chunked import Grid
-    from interlace.ops.gated_delta.flops import flops_per_token_and_head
-
+@pytest.mark.parametrize("operator", ["gated_delta", "kimi_delta", "state_space"])
+def test_flops_of_the_chunked_form_are_what_is_predicted(operator):
+    """Law 6 for operators: counted in the running code, on whole chunks."""
     H, G, K, V, T = 2, 4, 12, 20, 256
-    case = selftest.gated_delta_case([T], "flops", True)
-    x = case.tensors
-    inputs = [x[n] for n in ("query", "key", "value", "log_decay", "beta")]
+    chunked = importlib.import_module(f"interlace.ops.{operator}.chunked")
+    flops = importlib.import_module(f"interlace.ops.{operator}.flops").flops_per_token_and_head
+    case = selftest.recurrence_case(operator, [T], "flops", True)
+    inputs = [
+        case.tensors[n] for n in ("query", "key", "value", "log_decay", "step" if "space" in operator else "beta")
+    ]
     with FlopCounterMode(display=False) as counter:
-        chunks.forward(Grid, *inputs, torch.tensor([0, T], dtype=torch.int32), x["state"], 1.0, T)
-    assert counter.get_total_flops() == T * G * flops_per_token_and_head(K, V, G // H)
+        offsets = torch.tensor([0, T], dtype=torch.int32)
+        chunks.forward(chunked.Grid, *inputs, offsets, case.tensors["state"], 1.0, T)
+    group = () if operator == "kimi_delta" else (G // H,)
+    assert counter.get_total_flops() == T * G * flops(K, V, *group)

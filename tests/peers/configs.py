@@ -129,6 +129,10 @@ def mamba2(**changes):
     return transformers.Mamba2Config(**{**SMALL, **base, **changes})
 
 
+def mamba(**changes):
+    return transformers.MambaConfig(**{**SMALL, "hidden_size": 48, "num_hidden_layers": 3, "state_size": 8, **changes})
+
+
 CONFIGS = {
     "olmo_hybrid": lambda: olmo_hybrid(),
     "olmo_hybrid rope": lambda: olmo_hybrid(rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}),
@@ -233,4 +237,7 @@ CONFIGS = {
     "mamba2 odd": lambda: mamba2(
         hidden_size=45, num_heads=6, head_dim=15, n_groups=3, conv_kernel=3, use_conv_bias=False
     ),
+    "mamba": lambda: mamba(),
+    "mamba biases": lambda: mamba(use_bias=True, use_conv_bias=False, time_step_rank=5, tie_word_embeddings=False),
+    "mamba odd": lambda: mamba(hidden_size=45, expand=3, conv_kernel=3, state_size=5, residual_in_fp32=False),
 }

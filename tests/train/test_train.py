@@ -221,7 +221,7 @@ def test_every_parameter_is_in_one_group(recipe):
         ("model.gated_delta.heads=2.5", "model: gated_delta.heads: input should be a valid integer"),
         ("model.gated_delta.hads=2", "gated_delta.hads: unknown key; did you mean 'heads'?"),
         ("model.attention.qk_norm=both", "attention.qk_norm"),
-        ("model.mamba.heads=2", "no layer kind is called 'mamba'"),
+        ("model.rwkv.heads=2", "no layer kind is called 'rwkv'"),
         ("data.rows=0", "data.rows"),
         ("optimizer.name=x", "optimizer: unknown key"),
         ("nonsense", "dotted.key=value"),

@@ -136,13 +136,13 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     scales = {ours: getattr(config, ours) for ours in MULTIPLIERS.values()}
     if not plain_trunk(config, **scales) or not (is_plain_mlp(mlp) if moe is None else _is_granite(moe)):
         return None
-    types = {Mamba2Config: "linear_attention", AttentionConfig: "full_attention"}
+    names: dict[type, str] = {Mamba2Config: "linear_attention", AttentionConfig: "full_attention"}
     rope = attention.position == "rope"
     document = {
         **write_trunk(config),
         **write_attention(attention),
         "hidden_act": "silu",
-        "layer_types": [types[type(config.kind(i))] for i in range(config.depth)],
+        "layer_types": [names[type(config.kind(i))] for i in range(config.depth)],
         "attention_multiplier": attention.head_dim**-0.5 if attention.scale is None else attention.scale,
         **{theirs: getattr(config, ours) for theirs, ours in MULTIPLIERS.items()},
         "position_embedding_type": "rope" if rope else None,

@@ -54,7 +54,12 @@ KINDS = {
     "mlp": "mlp",
     "-": "mlp",
 }
-WRITTEN = {Mamba2Config: "linear_attention", AttentionConfig: "full_attention", MoEConfig: "moe", MLPConfig: "mlp"}
+WRITTEN: dict[type, str] = {
+    Mamba2Config: "linear_attention",
+    AttentionConfig: "full_attention",
+    MoEConfig: "moe",
+    MLPConfig: "mlp",
+}
 MLP_NAMES = {"up_proj": "up", "down_proj": "down"}
 LATENTS = {"fc1_latent_proj": "compress", "fc2_latent_proj": "expand"}
 

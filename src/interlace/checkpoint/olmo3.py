@@ -88,7 +88,7 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     if one.position != "rope" or not is_olmo_attention(config, one):
         return None
     by_type = {"full_attention" if x.window is None else "sliding_attention": x for x in used}
-    types = ["full_attention" if config.kind(i).window is None else "sliding_attention" for i in range(config.depth)]  # type: ignore[attr-defined]
+    types = ["full_attention" if config.kind(i).window is None else "sliding_attention" for i in range(config.depth)]
     sliding = by_type.get("sliding_attention")
     return {
         **write_trunk(config),

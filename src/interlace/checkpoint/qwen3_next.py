@@ -137,7 +137,7 @@ def write_layers(config: ModelConfig) -> tuple[dict[str, Any], MoEConfig | None]
     fits = fits and attention.position == "rope" and attention.window is None and attention.scale is None
     if not fits or not plain_trunk(config, zero_centred_norms=True):
         return None
-    names = {GatedDeltaConfig: "linear_attention", AttentionConfig: "full_attention"}
+    names: dict[type, str] = {GatedDeltaConfig: "linear_attention", AttentionConfig: "full_attention"}
     document = {
         **write_trunk(config),
         **write_attention(attention),
@@ -182,6 +182,7 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     if written is None or written[1] is None:
         return None
     document, moe = written
+    assert moe is not None
     sizes = write_experts(moe)
     dense = [i for i in range(config.depth) if not isinstance(config.mlp_of(i), MoEConfig)]
     sparse = {"decoder_sparse_step": 1, "mlp_only_layers": dense, "norm_topk_prob": moe.normalise}

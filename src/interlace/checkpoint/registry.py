@@ -6,6 +6,7 @@ from interlace.checkpoint import (
     granitemoehybrid,
     kimi_linear,
     llama,
+    mamba,
     mamba2,
     native,
     nemotron_h,
@@ -31,5 +32,6 @@ FAMILIES: tuple[Family, ...] = (
     nemotron_h.FAMILY,
     granitemoehybrid.FAMILY,
     mamba2.FAMILY,
+    mamba.FAMILY,
     native.FAMILY,
 )

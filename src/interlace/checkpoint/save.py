@@ -40,7 +40,7 @@ def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -
     if model.packed_head is not None:
         raise CheckpointError("model: its weights were rounded to int8 for decoding; load it again to save it")
     source = model.source
-    family, config = family_of(model.config, source and source.model_type)
+    family, config = family_of(model.config, None if source is None else source.model_type)
     if source is not None and source.model_type == family.model_type:
         config = {**source.keys, **config}
     head = {"architectures": [family.architecture]} if family.architecture else {}

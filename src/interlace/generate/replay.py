@@ -94,13 +94,21 @@ class Decoder:
         if self.recording is not None:
             self.room -= 1
             self._advance()
-            self.x.copy_(self.model.embed(tokens))
+            self._read(tokens)
             self.recording.replay()
             return self.logits
         if self.reason == UNTRIED:
             return self._first(tokens)
         logits, self.state = self.model(tokens, self.segments, self.state, last_only=True)
         return logits
+
+    def _read(self, tokens: Tensor) -> None:
+        """What the first layer reads, into the memory that the recording knows."""
+        weight, config = self.model.embedding.weight, self.model.config
+        if config.embedding_multiplier == 1 and self.x.dtype == weight.dtype:
+            torch.index_select(weight, 0, tokens, out=self.x)
+        else:
+            self.x.copy_(self.model.embed(tokens))
 
     def _advance(self) -> None:
         """Count a replayed token in the states, which the kernels have already changed in place."""
@@ -110,7 +118,7 @@ class Decoder:
                 layer.count_step()
 
     def _first(self, tokens: Tensor) -> Tensor:
-        self.x.copy_(self.model.embed(tokens))
+        self._read(tokens)
         stream = Stream(self.segments, self.state.positions.to(self.model.device))
         with native.recording() as recording, _Foreign() as foreign:
             hidden, layers = self.model.body(self.x, stream, self.state.layers)

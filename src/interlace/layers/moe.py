@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from interlace.layers.base import FeedForwardConfig
 from interlace.layers.mlp import MLP, Activation, MLPConfig
 from interlace.layers.norm import NormStyle
-from interlace.layers.projection import Projections, compute_dtype
+from interlace.layers.projection import Projections, compute_dtype, without_autocast
 from interlace.ops.experts.dispatch import experts
 
 
@@ -166,7 +166,7 @@ class MoE(Projections):
         c = self.config
         wide = torch.promote_types(x.dtype, torch.float32)
         dtype = wide if c.wide_router else compute_dtype(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             logits = nn.functional.linear(x.to(dtype), self.router.weight.to(dtype)).to(wide)
         scores = logits.softmax(-1) if c.scores == "softmax" else logits.sigmoid()
         ranking = scores if self.correction is None else scores + self.correction
@@ -187,7 +187,11 @@ class MoE(Projections):
         chosen, weights, scores = self.route(x)
         if self.training:
             shares = scores / scores.sum(-1, keepdim=True)
-            self.load = Load(torch.bincount(chosen.flatten(), minlength=c.experts), shares.mean(0))
+            flat = chosen.flatten()
+            counts = torch.zeros(c.experts, dtype=torch.int64, device=x.device).scatter_add_(
+                0, flat, torch.ones_like(flat)
+            )
+            self.load = Load(counts, shares.mean(0))
         x = x.to(compute_dtype(x))
         inner = x if c.latent is None else self.project("compress", x)
         out = experts(inner, chosen, weights, self.first, self.second, activation=c.activation)
@@ -206,4 +210,4 @@ class MoE(Projections):
         assert self.correction is not None, "the config has no correction"
         if self.load is not None:
             counts = self.load.counts.to(self.correction.dtype)
-            self.correction += rate * torch.sign(counts.mean() - counts)
+            self.correction.add_(rate * torch.sign(counts.mean() - counts))

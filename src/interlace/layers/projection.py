@@ -7,6 +7,7 @@ of them at once: training stacks a group's weights for each product; a model tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +24,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return x.dtype
     return torch.get_autocast_dtype(kind)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Products inside keep the dtype of their operands."""
+    kind = x.device.type
+    return nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 @dataclass

@@ -10,7 +10,9 @@ from interlace.ops.experts.dispatch import experts
 from interlace.ops.gated_delta.dispatch import gated_delta, gated_delta_step
 from interlace.ops.kimi_delta.dispatch import kimi_delta
 from interlace.ops.linear.dispatch import linear
+from interlace.ops.long_convolution.dispatch import long_convolution
 from interlace.ops.rms_norm.dispatch import rms_norm
+from interlace.ops.selective_scan.dispatch import selective_scan
 from interlace.ops.short_convolution.dispatch import short_convolution
 from interlace.ops.state_space.dispatch import state_space
 from interlace.ops.swiglu.dispatch import swiglu
@@ -23,7 +25,9 @@ __all__ = [
     "gated_delta_step",
     "kimi_delta",
     "linear",
+    "long_convolution",
     "rms_norm",
+    "selective_scan",
     "short_convolution",
     "state_space",
     "swiglu",

@@ -62,6 +62,11 @@ class Grid:
         self.group = G // H
         self.entries: list[Tensor | None] = []  # the state each piece starts from
 
+    @classmethod
+    def of(cls, parts: Sequence[Tensor], scale: float, pieces: list[Piece]) -> Grid:
+        """The grid of these five tensors."""
+        return cls(*parts, scale, pieces)  # type: ignore[arg-type, call-arg]
+
     def scan(self, initial: Tensor | None, carried: Tensor | None, finals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Run the pieces in order; (out [L, n, C, V], the last state), L = lanes x G; ended segments go to `finals`."""
         raise NotImplementedError
@@ -152,7 +157,7 @@ def grids(
         if stop > start:
             pieces = pieces_of(spans, start, stop, size)
             parts = [x[:, :, start:stop].unflatten(2, (-1, size)).contiguous() for x in (q, k, v, g, beta)]
-            yield rule(*parts, scale, pieces)  # type: ignore[arg-type]
+            yield rule.of(parts, scale, pieces)
 
 
 def lay_states(state: Tensor | None, time: int, dtype: torch.dtype) -> Tensor | None:

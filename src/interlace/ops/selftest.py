@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ from interlace.ops.experts import dispatch as experts_dispatch
 from interlace.ops.gated_delta import dispatch as gated_delta_dispatch
 from interlace.ops.kimi_delta import dispatch as kimi_delta_dispatch
 from interlace.ops.linear import dispatch as linear_dispatch
+from interlace.ops.long_convolution import dispatch as long_convolution_dispatch
 from interlace.ops.rms_norm import dispatch as rms_norm_dispatch
+from interlace.ops.selective_scan import dispatch as selective_scan_dispatch
 from interlace.ops.short_convolution import dispatch as short_convolution_dispatch
 from interlace.ops.state_space import dispatch as state_space_dispatch
 from interlace.ops.swiglu import dispatch as swiglu_dispatch
@@ -125,11 +128,12 @@ def recurrence_case(
         tensors["query"] = tensors["query"] * normal(T, H, 1).exp()
         tensors["key"] = tensors["key"] * normal(T, H, 1).exp()
     segments = Segments.from_lengths(lengths)
-    run: Callable[..., tuple[Tensor, Tensor]] = {
+    operators: dict[str, Callable[..., Any]] = {
         "gated_delta": gated_delta_dispatch.gated_delta,
         "kimi_delta": kimi_delta_dispatch.kimi_delta,
         "state_space": state_space_dispatch.state_space,
-    }[operator]
+    }
+    run = operators[operator]
     options = {} if operator == "state_space" else {"normalise": with_state}
 
     def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
@@ -202,7 +206,7 @@ def rms_norm_case(lengths: list[int], label: str, dressed: bool, seed: int = 0) 
         if not dressed:
             return [rms_norm_dispatch.rms_norm(x["x"], x["weight"], 1e-5, backend=backend)[0]]
         rest = {n: x[n] for n in ("before", "gate", "after")}
-        outputs = []
+        outputs: list[Tensor] = []
         for weight, first in (("weight", False), ("weights", True)):
             for activation, offset in (("silu", 0.0), ("sigmoid", 1.0)):
                 outputs += rms_norm_dispatch.rms_norm(
@@ -220,6 +224,44 @@ def rms_norm_case(lengths: list[int], label: str, dressed: bool, seed: int = 0) 
     return Case("rms_norm", label, tensors, call, truth="plain")
 
 
+def selective_scan_case(lengths: list[int], label: str, with_state: bool, seed: int = 0) -> Case:
+    """Steps at 0, at 3 (where half the state is gone at once) and between; decays at 0 and at -30 to a step."""
+    draw = torch.Generator().manual_seed(seed)
+    T, D, K = sum(lengths), 9, 5
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    tensors = {"x": normal(T, D), "step": (normal(T, D) * 2).clamp(0, 3), "B": normal(T, K), "C": normal(T, K)}
+    tensors["A"] = -normal(D, K).abs()
+    tensors["A"][0], tensors["A"][1] = 0, -30
+    if with_state:
+        tensors["state"] = normal(len(lengths), D, K)
+    segments = Segments.from_lengths(lengths)
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        return list(selective_scan_dispatch.selective_scan(**x, segments=segments, backend=backend))
+
+    return Case("selective_scan", label, tensors, call, shared=("A", "state"))
+
+
+def long_convolution_case(lengths: list[int], label: str, slow: bool, seed: int = 0) -> Case:
+    """More taps than any sequence has tokens; slow: taps that hardly fall, else taps that are soon forgotten."""
+    draw = torch.Generator().manual_seed(seed)
+    T, D, L = sum(lengths), 7, max(lengths) + 5
+    fall = torch.exp(-torch.arange(L, dtype=torch.float64) / (1000 if slow else 3))
+    tensors = {
+        "x": torch.randn(T, D, generator=draw, dtype=torch.float64),
+        "taps": torch.randn(L, D, generator=draw, dtype=torch.float64) * fall[:, None],
+    }
+    segments = Segments.from_lengths(lengths)
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        return [long_convolution_dispatch.long_convolution(**x, segments=segments, backend=backend)[0]]  # type: ignore[arg-type]
+
+    return Case("long_convolution", label, tensors, call, shared=("taps",))
+
+
 def experts_case(lengths: list[int], label: str, gated: bool, seed: int = 0) -> Case:
     """One expert that nobody chose, one that all did; gated: SwiGLU, else ReLU squared."""
     draw = torch.Generator().manual_seed(seed)
@@ -234,7 +276,7 @@ def experts_case(lengths: list[int], label: str, gated: bool, seed: int = 0) -> 
 
     def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
         where = chosen.to(x["x"].device)
-        return [experts_dispatch.experts(**x, chosen=where, activation="swiglu" if gated else "relu2", backend=backend)]  # type: ignore[arg-type]
+        return [experts_dispatch.experts(**x, chosen=where, activation="swiglu" if gated else "relu2", backend=backend)]
 
     return Case("experts", label, tensors, call, shared=("first", "second"), truth="plain")
 
@@ -288,6 +330,8 @@ CASES: dict[str, Callable[[list[int], str, bool], Case]] = {
     "gated_delta": gated_delta_case,
     "kimi_delta": kimi_delta_case,
     "state_space": state_space_case,
+    "selective_scan": selective_scan_case,
+    "long_convolution": long_convolution_case,
     "short_convolution": short_convolution_case,
     "attention": lambda lengths, label, windowed: attention_case(lengths, label, 5 if windowed else None),
     "rms_norm": rms_norm_case,
@@ -297,11 +341,21 @@ CASES: dict[str, Callable[[list[int], str, bool], Case]] = {
     "linear": linear_case,
 }
 # Those that carry something from token to token.
-MIXERS = ("gated_delta", "kimi_delta", "state_space", "short_convolution", "attention")
+MIXERS = (
+    "gated_delta",
+    "kimi_delta",
+    "state_space",
+    "selective_scan",
+    "long_convolution",
+    "short_convolution",
+    "attention",
+)
 _TABLES: dict[str, tuple[Backend, ...]] = {
     "gated_delta": gated_delta_dispatch.BACKENDS,
     "kimi_delta": kimi_delta_dispatch.BACKENDS,
     "state_space": state_space_dispatch.BACKENDS,
+    "selective_scan": selective_scan_dispatch.BACKENDS,
+    "long_convolution": long_convolution_dispatch.BACKENDS,
     "short_convolution": short_convolution_dispatch.BACKENDS,
     "attention": attention_dispatch.BACKENDS,
     "rms_norm": rms_norm_dispatch.BACKENDS,
@@ -351,7 +405,7 @@ def relative(value: Tensor, truth: Tensor) -> float:
 
 def given_dtype(operator: str, name: str, dtype: torch.dtype) -> torch.dtype:
     """The dtype in which an argument is handed over when the model's is `dtype`: states and decays stay wide."""
-    wide = name == "log_decay" or (name == "state" and operator != "short_convolution")
+    wide = name in ("log_decay", "A", "step") or (name == "state" and operator != "short_convolution")
     return torch.promote_types(dtype, torch.float32) if wide else dtype
 
 

@@ -1,0 +1,187 @@
+"""Hyena: a gated convolution as long as the sequence, whose taps a small network makes from their age.
+
+Decoding keeps every input and sums over all of them for each token: its memory and its work grow with the context, as
+`cache_bytes` and `flops_per_token` say. (StripedHyena's filters, sums of exponentials, can be decoded from a fixed
+state; filters from a network cannot.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from interlace.layers.base import MixerConfig, Stream
+from interlace.layers.norm import NormStyle
+from interlace.layers.projection import Projections, without_autocast
+from interlace.ops.attention.state import AttentionState
+from interlace.ops.long_convolution.dispatch import long_convolution
+from interlace.ops.short_convolution.dispatch import short_convolution
+
+STEPS = 64  # tokens by which a filter that is kept between calls grows at least
+
+
+@dataclass
+class HyenaState:
+    """What one layer carries for N sequences.
+
+    Attributes:
+        window: [N, W - 1, 3 D], the short convolution's last inputs.
+        past: every input of the long convolution, as attention keeps its keys.
+    """
+
+    window: Tensor
+    past: AttentionState
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self.window.nbytes + self.past.nbytes
+
+    def select(self, rows: Sequence[int]) -> HyenaState:
+        """A copy that holds these sequences, in this order."""
+        index = torch.as_tensor(list(rows), device=self.window.device)
+        return HyenaState(self.window[index], self.past.select(rows))
+
+    @staticmethod
+    def concat(states: Sequence[HyenaState]) -> HyenaState:
+        """The sequences of several states, in order."""
+        past = AttentionState.concat([s.past for s in states])
+        return HyenaState(torch.cat([s.window for s in states]), past)
+
+
+class HyenaConfig(MixerConfig):
+    """Hyena of order two.
+
+    Attributes:
+        channels: of the convolution (D).
+        convolution: taps of the short convolution before it (W).
+        filter_width: hidden size of the network that makes the taps.
+        filter_bands: how many sines and cosines of a tap's age it reads.
+        reach: the age, in tokens, that the slowest of them turns once in; taps may be older.
+        fast, slow: after how many tokens a channel's taps have fallen to 1/e, from the first channel to the last.
+    """
+
+    channels: int = Field(gt=0)
+    convolution: int = Field(default=3, ge=2)
+    filter_width: int = Field(default=64, gt=0)
+    filter_bands: int = Field(default=8, gt=0)
+    reach: int = Field(default=8192, gt=0)
+    fast: float = Field(default=8.0, gt=0)
+    slow: float = Field(default=2048.0, gt=0)
+
+    @property
+    def features(self) -> int:
+        """What the network reads of an age."""
+        return 1 + 2 * self.filter_bands
+
+    def check(self, width: int) -> None:
+        """Any sizes fit together."""
+
+    def build(self, width: int, style: NormStyle) -> Hyena:
+        """The module."""
+        return Hyena(width, self)
+
+    def _matrices(self, width: int) -> int:
+        D, hidden = self.channels, self.filter_width
+        return 4 * width * D + hidden * (self.features + hidden + D)
+
+    def parameters(self, width: int) -> int:
+        """Projections, short convolution, and the network that makes the taps."""
+        D = self.channels
+        return self._matrices(width) + 3 * D * self.convolution + 2 * self.filter_width + 2 * D
+
+    def flops_per_token(self, width: int, context: float) -> float:
+        """Projections, a tap for each token of one sequence, and three transforms of twice the sequence's length."""
+        D = self.channels
+        length = 2 * context - 1  # `context` is half of the sequence, on average
+        transforms = 3 * 5.0 * D * math.log2(2 * length) if length > 1 else 0.0
+        return 2.0 * self._matrices(width) + 2.0 * self.convolution * 3 * D + transforms
+
+    def state_bytes(self, context: int, element_bytes: int) -> int:
+        """The short convolution's window."""
+        return (self.convolution - 1) * 3 * self.channels * element_bytes
+
+    def cache_bytes(self, context: int, element_bytes: int) -> int:
+        """Every input of the long convolution."""
+        return context * self.channels * element_bytes
+
+
+class Hyena(Projections):
+    """Source: Poli et al., "Hyena Hierarchy", arXiv 2302.10866, section 3."""
+
+    FLOAT32 = ("log_rate",)
+    GROUPS = (("input",), ("output",))
+
+    def __init__(self, width: int, config: HyenaConfig):
+        """width: the model's."""
+        super().__init__()
+        self.config, self.size = config, config.channels
+        self.input = nn.Linear(width, 3 * self.size, bias=False)  # two gates and a value
+        self.output = nn.Linear(self.size, width, bias=False)
+        self.convolution = nn.Parameter(torch.empty(3 * self.size, config.convolution))
+        hidden = config.filter_width
+        self.age = nn.Linear(config.features, hidden)
+        self.mix = nn.Linear(hidden, hidden)
+        self.taps = nn.Linear(hidden, self.size, bias=False)
+        self.log_rate = nn.Parameter(torch.empty(self.size, dtype=torch.float32))
+        self.skip = nn.Parameter(torch.ones(self.size))
+        self.kept: tuple[tuple[object, ...], Tensor] | None = None
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Rates log-uniform from fast to slow, in order; taps of the short convolution as nn.Conv1d draws them."""
+        c = self.config
+        spread = torch.linspace(0, 1, self.size, device=self.log_rate.device)
+        self.log_rate.copy_(-(math.log(c.fast) * (1 - spread) + math.log(c.slow) * spread))
+        self.convolution.uniform_(-1, 1).mul_(c.convolution**-0.5)
+
+    def filter(self, length: int) -> Tensor:
+        """The taps [length, D] of ages 0 and up, in float32 at least; kept between calls that need no gradients."""
+        weights = [self.age.weight, self.age.bias, self.mix.weight, self.mix.bias, self.taps.weight, self.log_rate]
+        if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
+            return self._filter(length)
+        version = tuple((w.data_ptr(), w._version) for w in weights)
+        if self.kept is None or self.kept[0] != version or self.kept[1].shape[0] < length:
+            grown = 0 if self.kept is None else self.kept[1].shape[0] + max(STEPS, self.kept[1].shape[0] // 4)
+            self.kept = version, self._filter(max(length, grown))
+        return self.kept[1][:length]
+
+    def _filter(self, length: int) -> Tensor:
+        c = self.config
+        dtype = self.log_rate.dtype
+        age = torch.arange(length, device=self.log_rate.device, dtype=dtype)
+        turns = age[:, None] / c.reach * torch.arange(1, c.filter_bands + 1, device=age.device, dtype=dtype)
+        angles = 2 * math.pi * turns
+        features = torch.cat(((age / c.reach)[:, None], angles.sin(), angles.cos()), dim=1)
+        with without_autocast(age):
+            hidden = features
+            for layer in (self.age, self.mix):
+                hidden = torch.sin(nn.functional.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype)))
+            taps = nn.functional.linear(hidden, self.taps.weight.to(dtype))
+        return taps * torch.exp(-age[:, None] * self.log_rate.exp())
+
+    def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> HyenaState:
+        """The state of `rows` sequences that have seen nothing."""
+        window = like.new_zeros(rows, self.config.convolution - 1, 3 * self.size)
+        return HyenaState(window, AttentionState.empty(rows, 1, self.size, 0, None, like, reserve))
+
+    def forward(self, x: Tensor, stream: Stream, state: HyenaState | None) -> tuple[Tensor, HyenaState]:
+        """x [total, D] to ([total, D], the state after these tokens)."""
+        segments = stream.segments
+        window, past = (None, None) if state is None else (state.window, state.past)
+        mixed, window = short_convolution(
+            self.project("input", x), self.convolution, segments=segments, state=window, activation=None
+        )
+        outer, inner, value = mixed.chunk(3, dim=-1)
+        value = inner * value
+        seen = [0] * segments.count if past is None else past.positions
+        taps = self.filter(max(p + t for p, t in zip(seen, segments.lengths, strict=True)))
+        out, past = long_convolution(value, taps, segments=segments, state=past)
+        out = outer * (out + self.skip.to(out.dtype) * value)
+        return self.project("output", out), HyenaState(window, past)

@@ -1,0 +1,132 @@
+"""LSTM: the recurrence whose next state is no linear function of the last; torch's own, over ragged sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from interlace.base.segments import Segments
+from interlace.layers.base import MixerConfig, Stream
+from interlace.layers.norm import NormStyle
+from interlace.layers.projection import Projections, without_autocast
+
+
+@dataclass
+class LSTMState:
+    """What one layer carries for N sequences.
+
+    Attributes:
+        hidden, cell: float32 [N, H].
+    """
+
+    hidden: Tensor
+    cell: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return self.hidden.nbytes + self.cell.nbytes
+
+    def select(self, rows: Sequence[int]) -> LSTMState:
+        """A copy that holds these sequences, in this order."""
+        index = torch.as_tensor(list(rows), device=self.hidden.device)
+        return LSTMState(self.hidden[index], self.cell[index])
+
+    @staticmethod
+    def concat(states: Sequence[LSTMState]) -> LSTMState:
+        """The sequences of several states, in order."""
+        return LSTMState(torch.cat([s.hidden for s in states]), torch.cat([s.cell for s in states]))
+
+
+class LSTMConfig(MixerConfig):
+    """LSTM.
+
+    Attributes:
+        hidden: size of the hidden state and of the cell (H).
+    """
+
+    hidden: int = Field(gt=0)
+
+    def check(self, width: int) -> None:
+        """Any sizes fit together."""
+
+    def build(self, width: int, style: NormStyle) -> LSTM:
+        """The module."""
+        return LSTM(width, self)
+
+    def _matrices(self, width: int) -> int:
+        return self.hidden * (4 * width + 4 * self.hidden + width)
+
+    def parameters(self, width: int) -> int:
+        """Gates, their bias, and the output's projection."""
+        return self._matrices(width) + 4 * self.hidden
+
+    def flops_per_token(self, width: int, context: float) -> float:
+        """Two for each element of a matrix; the same at any context."""
+        return 2.0 * self._matrices(width)
+
+    def state_bytes(self, context: int, element_bytes: int) -> int:
+        """Hidden state and cell, in float32."""
+        return 8 * self.hidden
+
+    def cache_bytes(self, context: int, element_bytes: int) -> int:
+        """No keys and values are kept."""
+        return 0
+
+
+class LSTM(Projections):
+    """Source: Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997, with a forget gate; one bias for torch's two."""
+
+    GROUPS = (("output",),)
+
+    def __init__(self, width: int, config: LSTMConfig):
+        """width: the model's."""
+        super().__init__()
+        self.config = config
+        self.input = nn.Linear(width, 4 * config.hidden)  # input, forget, cell and output gates
+        self.recurrent = nn.Linear(config.hidden, 4 * config.hidden, bias=False)
+        self.output = nn.Linear(config.hidden, width, bias=False)
+
+    def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> LSTMState:
+        """The state of `rows` sequences that have seen nothing."""
+        wide = torch.promote_types(like.dtype, torch.float32)
+        return LSTMState(*(like.new_zeros(rows, self.config.hidden, dtype=wide) for _ in range(2)))
+
+    def forward(self, x: Tensor, stream: Stream, state: LSTMState | None) -> tuple[Tensor, LSTMState]:
+        """x [total, D] to ([total, D], the state after these tokens)."""
+        segments = stream.segments
+        wide = torch.promote_types(x.dtype, torch.float32)
+        before = self.initial_state(segments.count, x) if state is None else state
+        sizes, order, rows = packed_order(segments)
+        order, back = order.to(x.device), torch.argsort(order).to(x.device)
+        rows = rows.to(x.device)
+        weights = [self.input.weight, self.recurrent.weight, self.input.bias, torch.zeros_like(self.input.bias)]
+        with without_autocast(x):
+            out, hidden, cell = torch.lstm(
+                x.to(wide)[order],
+                sizes,
+                [y[rows].unsqueeze(0) for y in (before.hidden, before.cell)],
+                [w.to(wide) for w in weights],
+                True,
+                1,
+                0.0,
+                False,
+                False,
+            )
+        at = torch.argsort(rows)
+        after = LSTMState(hidden[0, at], cell[0, at])
+        return self.project("output", out[back].to(x.dtype)), after
+
+
+def packed_order(segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
+    """How torch packs ragged sequences: rows alive at each time (falling), tokens in that order, sequences likewise."""
+    lengths = torch.tensor(segments.lengths)
+    rows = torch.argsort(lengths, descending=True, stable=True)
+    times = torch.arange(int(lengths.max()))
+    alive = lengths[rows][None, :] > times[:, None]
+    starts = torch.tensor([first for first, _ in segments.spans()])
+    return alive.sum(1), (starts[rows][None, :] + times[:, None])[alive], rows

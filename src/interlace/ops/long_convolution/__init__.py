@@ -1,0 +1,1 @@
+"""A causal convolution as long as the sequence."""

@@ -1,0 +1,121 @@
+"""The public operator `long_convolution`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interlace.base.errors import ShapeError
+from interlace.base.segments import Segments
+from interlace.ops.attention.state import AttentionState
+from interlace.ops.backends import Backend, choose
+from interlace.ops.long_convolution import fourier
+from interlace.ops.long_convolution.recurrent import recurrent
+
+# Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
+_INPUTS = "Tensor x, Tensor taps, Tensor offsets, SymInt time"
+
+
+@torch.library.custom_op("interlace::long_convolution", mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
+def _fourier(x: Tensor, taps: Tensor, offsets: Tensor, time: int) -> Tensor:
+    return fourier.forward(x, taps, offsets, time)
+
+
+@_fourier.register_fake
+def _fourier_fake(x, taps, offsets, time):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op(
+    "interlace::long_convolution_backward", mutates_args=(), schema=f"(Tensor d_out, {_INPUTS}) -> (Tensor, Tensor)"
+)
+def _backward(d_out: Tensor, x: Tensor, taps: Tensor, offsets: Tensor, time: int) -> tuple[Tensor, Tensor]:
+    return fourier.backward(d_out, x, taps, offsets, time)
+
+
+@_backward.register_fake
+def _backward_fake(d_out, x, taps, offsets, time):  # type: ignore[no-untyped-def]
+    return tuple(torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, taps))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.time = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+    return *_backward(d_out.contiguous(), *ctx.saved_tensors, ctx.time), None, None
+
+
+_fourier.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def _run_fourier(x: Tensor, taps: Tensor, segments: Segments) -> Tensor:
+    return _fourier(x, taps, segments.offsets, segments.time or 0)
+
+
+BACKENDS = (Backend("fourier", _run_fourier), Backend("recurrent", recurrent))
+
+
+def long_convolution(
+    x: Float[Tensor, "total D"],
+    taps: Float[Tensor, "L D"],
+    *,
+    segments: Segments | None = None,
+    state: AttentionState | None = None,
+    backend: str = "auto",
+) -> tuple[Float[Tensor, "total D"], AttentionState]:
+    """out_t = sum_{j <= t} taps_j x_{t-j}, over the tokens of the same sequence only.
+
+    Args:
+        x: [total, D].
+        taps: [L, D], the tap of age 0 first; at least as many as the longest sequence has tokens, its past included.
+        segments: where sequences start; None means one sequence.
+        state: the inputs before each sequence, kept as attention keeps its keys; it grows with them. Used up.
+        backend: "auto", "fourier" or "recurrent".
+
+    Returns:
+        out [total, D] in x's dtype, and the state after these tokens.
+
+    Raises:
+        ShapeError: arguments disagree, or there are too few taps.
+
+    Source: arXiv 2302.10866, section 2; README.md beside this file has the gradients.
+    """
+    segments = segments or Segments.from_lengths([x.shape[0]])
+    if x.ndim != 2 or x.shape[0] != segments.total or not x.numel():
+        raise ShapeError(f"long_convolution: x has shape {list(x.shape)}, but it must be [{segments.total}, D]")
+    past = [0] * segments.count if state is None else state.positions
+    if len(past) != segments.count:
+        raise ShapeError(f"long_convolution: state holds {len(past)} sequences, but segments has {segments.count}")
+    longest = max(p + t for p, t in zip(past, segments.lengths, strict=True))
+    if taps.ndim != 2 or taps.shape[1] != x.shape[1] or taps.shape[0] < longest:
+        raise ShapeError(
+            f"long_convolution: taps has shape {list(taps.shape)}, but it must be [L, {x.shape[1]}] with L at least "
+            f"{longest}, the longest sequence"
+        )
+    run = choose("long_convolution", BACKENDS, backend, x, taps)
+    kept = x.unsqueeze(1)
+    if state is None:
+        return run(x, taps, segments), AttentionState.of_tokens(kept, kept[..., :0], segments, None)
+    state = state.append(kept, kept[..., :0], segments)
+    if segments.time == 1 and not torch.is_grad_enabled():
+        return _step(taps, state).to(x.dtype), state
+    whole = Segments.from_lengths(state.positions)
+    seen = torch.cat([state.keys[row, : state.held(row), 0] for row in range(segments.count)])
+    ends = [slice(b - t, b) for (_, b), t in zip(whole.spans(), segments.lengths, strict=True)]
+    out = run(seen, taps, whole)
+    return torch.cat([out[rows] for rows in ends]), state
+
+
+def _step(taps: Tensor, state: AttentionState) -> Tensor:
+    """The newest token's output of each sequence: one sum over all it has seen, [N, D]."""
+    dtype = torch.promote_types(taps.dtype, torch.float32)
+    sums = []
+    for row in range(len(state.positions)):
+        held = state.held(row)
+        sums.append(torch.einsum("td,td->d", state.keys[row, :held, 0].to(dtype), taps[:held].flip(0).to(dtype)))
+    return torch.stack(sums)
