@@ -175,7 +175,7 @@ def test_full_disk_leaves_the_previous_checkpoint(folder, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("interlace.checkpoint.save.write", full)
+    monkeypatch.setattr("interlace.checkpoint.save.write_planned", full)
     with pytest.raises(Failure, match="the disk is full") as caught:
         interlace.save(HybridLM(preset("tiny-recurrent")), folder)
     assert caught.value.exit_code == 1
@@ -210,3 +210,106 @@ else:
     ratio, weights = (float(x) for x in done.stdout.split())
     assert weights > 500e6
     assert ratio < 1.1, ratio
+
+
+# Folders of several files, and configs that ask for what they should not
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    interlace.save(HybridLM(preset("tiny-hybrid")), tmp_path / "model", shard_bytes=40_000)
+    return tmp_path / "model"
+
+
+def configure(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_shard_that_is_listed_and_absent(sharded):
+    (sharded / "model-00002-of-00003.safetensors").unlink()
+    refused(sharded, "model-00002-of-00003.safetensors", "missing", "index.json lists it")
+
+
+def test_a_tensor_in_two_shards(sharded):
+    first, second = (sharded / f"model-0000{i}-of-00003.safetensors" for i in (1, 2))
+    tensors = load_file(second)
+    name, value = next(iter(load_file(first).items()))
+    save_file({**tensors, name: value}, second)
+    refused(sharded, name, "again", first.name, second.name)
+
+
+@pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/passwd", "a\\b", 3, None])
+def test_an_index_that_leaves_the_folder(sharded, shard):
+    index = sharded / "model.safetensors.index.json"
+    document = json.loads(index.read_text())
+    document["weight_map"] = dict.fromkeys(document["weight_map"], shard)
+    index.write_text(json.dumps(document))
+    refused(sharded, "index.json", "outside its own folder")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_link_that_leaves_the_folder(folder, tmp_path, name):
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    refused(folder, name, "leaves its folder")
+
+
+def test_the_hubs_own_links_are_followed(folder, tmp_path):
+    """Its cache keeps the files by hash, and links a snapshot's names to them."""
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0f", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True), blobs.mkdir()
+    for file in folder.iterdir():
+        file.rename(blobs / file.name)
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    interlace.load(snapshot)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"auto_map": {"AutoModel": "modeling_x.X"}}, ["auto_map", "code"]),
+        ({"text_config": {"auto_map": {"AutoModel": "x.X"}}}, ["auto_map", "code"]),
+        ({"_attn_implementation": "stranger/kernels"}, ["_attn_implementation", "stranger/kernels", "sdpa"]),
+        ({"attn_implementation": {"full": "stranger/kernels"}}, ["attn_implementation", "fetched"]),
+        ({"hidden_size": 1 << 40}, ["hidden_size", "absurd"]),
+        ({"intermediate_size": 1 << 30}, ["asks for", "the files hold"]),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "spiral"}}, ["spiral", "yarn", "llama3"]),
+        ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "llama3", "factor": 2.0}}, ["llama3", "needs"]),
+        ({"num_hidden_layers": 5}, ["layers.4", "missing"]),
+    ],
+    ids=str,
+)
+def test_configs_that_are_refused(folder, changes, words):
+    configure(folder, **changes)
+    if "num_hidden_layers" in changes:
+        types = json.loads((folder / "config.json").read_text())["layer_types"]
+        configure(folder, layer_types=[*types, "linear_attention"])
+    refused(folder, *words)
+
+
+def test_absurd_depth_is_refused_at_once(folder):
+    configure(folder, num_hidden_layers=1 << 30, layer_types=["full_attention", "linear_attention"])
+    refused(folder, "depth", "10000", error=ConfigError)
+
+
+def test_an_unknown_family_lists_those_that_are_known(folder):
+    configure(folder, model_type="zebra")
+    refused(folder, "zebra", "kimi_linear", "nemotron_h", "granitemoehybrid", "qwen3_5_moe")
+
+
+def test_keys_of_two_families_mixed(folder, tmp_path):
+    """A transformer's tensors in a hybrid's folder, and one of them beside the right ones."""
+    interlace.save(HybridLM(preset("tiny-transformer")), tmp_path / "other")
+    strange = load_file(tmp_path / "other" / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    change(folder, lambda t: t.update({name: strange[name]}))
+    refused(folder, name, "does not belong to this model (olmo_hybrid)")
+
+
+def test_a_tied_head_that_is_not_the_embedding(tmp_path):
+    interlace.save(HybridLM(preset("tiny-transformer").replace(tied_embeddings=True)), tmp_path / "model")
+    change(tmp_path / "model", lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    interlace.load(tmp_path / "model")
+    change(tmp_path / "model", lambda t: t["lm_head.weight"].add_(1))
+    refused(tmp_path / "model", "ties the head", "lm_head.weight")

@@ -14,10 +14,11 @@ from interlace.base.errors import CheckpointError, nearest
 from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.checkpoint.folder import read_config, read_entries, resolve
 from interlace.checkpoint.registry import FAMILIES
-from interlace.checkpoint.tensors import Entry, read_into
+from interlace.checkpoint.tensors import Entry, read_into, same_values
 from interlace.data.tokenizer import Tokenizer
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM, Source
+from interlace.model.sizes import sizes
 
 
 def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = None) -> HybridLM:
@@ -34,7 +35,9 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
     folder = resolve(source)
     family, config, raw = describe(folder)
     entries = read_entries(folder)
+    check_sizes(folder, config, entries)
     plan = match(family, config, entries)
+    _check_tied_head(family, config, entries)
     stored = next(entries[name].dtype for name, slots in plan.items() if slots == (Slot("embedding.weight"),))
     wide = {slots[0].name: entries[n].dtype for n, slots in plan.items() if len(slots) == 1}
     model = empty_model(config, dtype or stored, device, wide if dtype is None else {})
@@ -58,6 +61,29 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
         {key: raw[key] for key in family.kept_keys if key in raw},
     )
     return model.eval()
+
+
+def check_sizes(folder: Path, config: ModelConfig, entries: Mapping[str, Entry]) -> None:
+    """A config may not ask for several times what the files hold: refused before anything is laid out."""
+    asked, held = sizes(config, contexts=()).total, sum(entry.elements for entry in entries.values())
+    if asked > 4 * held:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: asks for {asked:,} parameters, but the files hold {held:,} numbers; "
+            "they do not belong together"
+        )
+
+
+def _check_tied_head(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> None:
+    """A head that is stored although it is tied must be the embedding."""
+    head = next((name for name in family.optional(config) & set(entries) if name.endswith("lm_head.weight")), None)
+    if head is None or not config.tied_embeddings:
+        return
+    stored = [n for n, slots in family.slots(config).items() if slots == (Slot("embedding.weight"),) and n in entries]
+    if stored and not same_values(entries[head], entries[stored[0]]):
+        raise CheckpointError(
+            f"{entries[head].path}: config.json ties the head to the embedding, but '{head}' differs from "
+            f"'{stored[0]}'; set tie_word_embeddings to false, or remove one of them"
+        )
 
 
 def _read_kept(entry: Entry, name: str, dtype: torch.dtype | None) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +13,10 @@ from torch import Tensor
 from interlace.base.errors import CheckpointError
 from interlace.base.files import new_folder
 from interlace.checkpoint.family import Family
+from interlace.checkpoint.folder import INDEX, SINGLE
 from interlace.checkpoint.load import published_shape, rows_of
 from interlace.checkpoint.registry import FAMILIES
-from interlace.checkpoint.tensors import write
+from interlace.checkpoint.tensors import Planned, planned, write_planned
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 
@@ -43,24 +46,28 @@ def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -
     family, config = family_of(model.config, None if source is None else source.model_type)
     if source is not None and source.model_type == family.model_type:
         config = {**source.keys, **config}
-    head = {"architectures": [family.architecture]} if family.architecture else {}
-    dtype = str(model.dtype).removeprefix("torch.")
-    document = {**head, "model_type": family.model_type, "dtype": dtype, **config}
-    (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    shards = _shards(_tensors(model, family), shard_bytes)
-    if len(shards) == 1:
-        write(folder / "model.safetensors", shards[0])
-    else:
-        weight_map: dict[str, str] = {}
-        for index, shard in enumerate(shards, start=1):
-            name = f"model-{index:05}-of-{len(shards):05}.safetensors"
-            write(folder / name, shard)
-            weight_map |= {tensor: name for tensor, _, _ in shard}
-        total = sum(t.nbytes for shard in shards for _, _, t in shard)
-        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(document(family, config, model.dtype), indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    shards = in_shards([planned(*triple) for triple in _tensors(model, family)], shard_bytes)
+    for name, shard in shards.items():
+        write_planned(folder / name, shard)
+    if len(shards) > 1:
+        (folder / INDEX).write_text(json.dumps(index_of(shards), indent=2) + "\n", encoding="utf-8")
     if model.tokenizer is not None:
         model.tokenizer.write(folder)
+
+
+def document(family: Family, config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """config.json."""
+    head = {"architectures": [family.architecture]} if family.architecture else {}
+    return {**head, "model_type": family.model_type, "dtype": str(dtype).removeprefix("torch."), **config}
+
+
+def index_of(shards: Mapping[str, Sequence[Planned]]) -> dict[str, Any]:
+    """model.safetensors.index.json: which file holds which tensor."""
+    where = {p.name: name for name, shard in shards.items() for p in shard}
+    total = sum(p.nbytes for shard in shards.values() for p in shard)
+    return {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
 
 
 def family_of(config: ModelConfig, preferred: str | None = None) -> tuple[Family, dict[str, object]]:
@@ -95,15 +102,16 @@ def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
-def _shards(
-    tensors: list[tuple[str, tuple[int, ...], Tensor]], limit: int
-) -> list[list[tuple[str, tuple[int, ...], Tensor]]]:
-    shards: list[list[tuple[str, tuple[int, ...], Tensor]]] = [[]]
+def in_shards(tensors: Sequence[Planned], limit: int) -> dict[str, list[Planned]]:
+    """The tensors by file, each file of at most `limit` bytes unless one tensor is larger."""
+    shards: list[list[Planned]] = [[]]
     size = 0
     for item in tensors:
-        if shards[-1] and size + item[2].nbytes > limit:
+        if shards[-1] and size + item.nbytes > limit:
             shards.append([])
             size = 0
         shards[-1].append(item)
-        size += item[2].nbytes
-    return shards
+        size += item.nbytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, start=1)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,11 @@ class Entry:
     shape: tuple[int, ...]
     start: int
     stop: int
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -114,23 +119,73 @@ def read_into(entry: Entry, name: str, target: Tensor, skip: int = 0) -> None:
             done += block.numel()
 
 
-def write(path: Path, tensors: Iterable[tuple[str, tuple[int, ...], Tensor]]) -> None:
-    """Write (name, shape, contiguous tensor) triples; the same triples always give the same bytes."""
+def same_values(a: Entry, b: Entry) -> bool:
+    """Whether two stored tensors hold the same bytes in the same shape, 16 MiB of each in memory at a time."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        return False
+    with open(a.path, "rb") as one, open(b.path, "rb") as two:
+        one.seek(a.start), two.seek(b.start)
+        left = a.stop - a.start
+        while left:
+            count = min(BLOCK, left)
+            if one.read(count) != two.read(count):
+                return False
+            left -= count
+    return True
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor to be written.
+
+    Attributes:
+        name, shape, dtype: as they will be stored.
+        fill: writes its elements into a contiguous tensor of that dtype.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fill: Callable[[Tensor], None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> Tensor:
+        """The tensor itself."""
+        target = torch.empty(self.shape, dtype=self.dtype)
+        self.fill(target)
+        return target
+
+
+def write_planned(path: Path, planned: Sequence[Planned]) -> None:
+    """Write tensors, of which one at a time is in memory; the same ones always give the same bytes."""
     codes = {v: k for k, v in DTYPES.items()}
-    ordered = sorted(tensors, key=lambda t: (-t[2].dtype.itemsize, t[0]))
+    ordered = sorted(planned, key=lambda p: (-p.dtype.itemsize, p.name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
-    for name, shape, tensor in ordered:
-        stop = position + tensor.nbytes
-        header[name] = {"dtype": codes[tensor.dtype], "shape": list(shape), "data_offsets": [position, stop]}
+    for p in ordered:
+        stop = position + p.nbytes
+        header[p.name] = {"dtype": codes[p.dtype], "shape": list(p.shape), "data_offsets": [position, stop]}
         position = stop
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     with open(path, "wb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
-        for _, _, tensor in ordered:
-            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            for block in flat.split(BLOCK):
+        for p in ordered:
+            for block in p.read().view(-1).view(torch.uint8).split(BLOCK):
                 file.write(block.numpy().data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write(path: Path, tensors: Iterable[tuple[str, tuple[int, ...], Tensor]]) -> None:
+    """Write (name, shape, tensor) triples; the same triples always give the same bytes."""
+    write_planned(path, [planned(*triple) for triple in tensors])
+
+
+def planned(name: str, shape: tuple[int, ...], tensor: Tensor) -> Planned:
+    """A tensor in memory, to be written under this shape."""
+    return Planned(name, shape, tensor.dtype, lambda target: target.copy_(tensor.detach().reshape(shape)))  # type: ignore[arg-type]

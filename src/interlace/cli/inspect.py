@@ -22,7 +22,7 @@ def inspect(source: str, *, json: Annotated[bool, Parameter(negative="")] = Fals
     Parameters
     ----------
     source: str
-        A checkpoint or run folder, a hub id, or a recipe.
+        A checkpoint or run folder (its config.json is enough), a hub id, or a recipe.
     json: bool
         Print one JSON document.
     """
@@ -38,7 +38,10 @@ def inspect(source: str, *, json: Annotated[bool, Parameter(negative="")] = Fals
         return
     kinds = " ".join(f"{n} x {config.kinds.count(n)}" for n in dict.fromkeys(config.kinds))
     parts = [[name, f"{n:,}", f"{n / model.total:.1%}"] for name, n in model.parameters.items()]
-    parts += [["total", f"{model.total:,}", ""], ["without embeddings", f"{model.non_embedding:,}", ""]]
+    parts += [["total", f"{model.total:,}", ""]]
+    if model.active != model.total:
+        parts += [["read by one token", f"{model.active:,}", f"{model.active / model.total:.1%}"]]
+    parts += [["without embeddings", f"{model.non_embedding:,}", ""]]
     print_table(f"{source}: width {config.width}, {config.depth} layers ({kinds})", ["parameters", "", "share"], parts)
     rows = [
         [

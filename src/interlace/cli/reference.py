@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from interlace.cli import data, doctor, generate, quickstart, train
+from interlace.cli import convert_checkpoint, data, doctor, generate, quickstart, train
 from interlace.cli import inspect as inspect_verb
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -16,6 +16,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "data inspect": data.inspect,
     "generate": generate.generate,
     "inspect": inspect_verb.inspect,
+    "convert-checkpoint": convert_checkpoint.convert_checkpoint,
     "doctor": doctor.doctor,
 }
 

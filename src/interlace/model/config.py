@@ -100,7 +100,7 @@ class ModelConfig(Closed):
     """
 
     width: int = Field(gt=0)
-    depth: int = Field(gt=0)
+    depth: int = Field(gt=0, le=10_000)
     vocabulary: int = Field(gt=0)
     pattern: tuple[str, ...] = Field(min_length=1, strict=False)
     layers: dict[str, Any]
