@@ -7,6 +7,8 @@ from typing import Any
 
 from interlace.base.errors import ConfigError
 from interlace.layers.attention import AttentionConfig
+from interlace.layers.base import FeedForwardConfig
+from interlace.layers.latent_attention import LatentAttentionConfig
 from interlace.model.config import ModelConfig
 
 CONTEXTS = (1024, 8192, 65_536, 262_144, 1_048_576)
@@ -69,21 +71,29 @@ def sizes(config: ModelConfig, contexts: tuple[int, ...] = CONTEXTS, element_byt
 
 
 def all_attention(config: ModelConfig) -> ModelConfig:
-    """The same model with every layer attention: its own attention kind without a window, or one of equal width."""
-    own = [layer for layer in config.layers.values() if isinstance(layer, AttentionConfig)]
+    """The same model with every mixer attention: its own attention kind without a window, or one of equal width."""
+    own = [x for x in config.layers.values() if isinstance(x, AttentionConfig | LatentAttentionConfig)]
     if own:
-        layer = next((a for a in own if a.window is None), own[0]).model_copy(update={"window": None})
+        layer = next((a for a in own if getattr(a, "window", None) is None), own[0])
+        layer = layer.model_copy(update={"window": None} if isinstance(layer, AttentionConfig) else {})
     else:
         heads = max(1, config.width // 64)
         while config.width % heads or (config.width // heads) % 2:
             heads -= 1
         layer = AttentionConfig(heads=heads)
-    table = layer.model_dump(mode="json", exclude_none=True)
-    data = {k: v for k, v in config.to_dict().items() if k not in config.layers}
-    mlp = {name: config.to_dict()[name] for name in {config.mlp_name(i) for i in range(config.depth)} if name}
-    if layer.mlp is not False and ("mlp" if layer.mlp is True else layer.mlp) not in mlp:
-        table["mlp"] = False
-    return ModelConfig.from_dict({**data, **mlp, "pattern": ["attention"], "attention": table})
+    kind = "attention" if isinstance(layer, AttentionConfig) else "latent_attention"
+    table = {"type": kind, **layer.model_dump(mode="json", exclude_none=True)}
+    data = config.to_dict()
+    tables: dict[str, Any] = {name: data[name] for name, x in config.layers.items() if isinstance(x, FeedForwardConfig)}
+    pattern = []
+    for i in range(config.depth):
+        mlp = config.mlp_name(i)
+        name = config.kinds[i] if isinstance(config.kind(i), FeedForwardConfig) else f"all_attention_{mlp}"
+        pattern.append(name)
+        if name not in tables:
+            tables[name] = {**table, "mlp": mlp or False}
+    rest = {k: v for k, v in data.items() if k not in config.layers}
+    return ModelConfig.from_dict({**rest, **tables, "pattern": pattern})
 
 
 def match_parameters(config: ModelConfig, non_embedding: int, tolerance: float = 0.01) -> ModelConfig:
