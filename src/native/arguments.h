@@ -49,6 +49,18 @@ struct GatedDeltaStep : GatedDeltaArguments {  // one token per segment
   float* memory;  // [N, G, K, V], changed in place
 };
 
+struct SelectiveScan {
+  const void *x, *B, *C;           // [total, D] rows x_row apart; [total, K] rows b_row and c_row apart
+  DType dtype;                     // of x, B, C and out
+  long x_row, b_row, c_row;
+  const float *step, *A, *state;   // [total, D], [D, K], [N, D, K] or null
+  const int32_t* offsets;          // [N + 1], or null: every token is a segment
+  long N, D, K;
+  int threads;
+  void* out;                       // [total, D]
+  float* final_state;              // [N, D, K]; may be `state`
+};
+
 struct ShortConvolution {
   const void *x, *weight, *state;  // [total, D] rows x_row apart, [D, W + biased], [N, W - 1, D] or null
   DType dtype, weight_dtype;       // of x, state, out, windows and their gradients; of weight and its gradient
@@ -107,6 +119,17 @@ struct Linear {
   void* out;
 };
 
+struct Experts {
+  const void *x, *first, *second;  // [rows, D], [E, A, D], [E, outputs, I], all contiguous
+  const int64_t* chosen;           // [rows, k], each below E
+  const float* weights;            // [rows, k]
+  DType dtype;
+  long rows, k, D, A, I, outputs;
+  bool gated;                      // A = 2 I and SiLU(gate) up, or A = I and ReLU squared
+  int threads;
+  void* out;                       // [rows, outputs]
+};
+
 struct MixerStep {  // one token of a Gated DeltaNet layer between its projections
   const void* projected;  // [N, columns]: query, key, value, gate, decay and beta side by side
   DType dtype;            // of projected, window, taps, norm and out
@@ -153,6 +176,11 @@ struct Kernels {
   void (*gated_delta_forward)(const GatedDeltaForward&);
   void (*gated_delta_backward)(const GatedDeltaBackward&);
   void (*gated_delta_step)(const GatedDeltaStep&);
+  void (*state_space_forward)(const GatedDeltaForward&);
+  void (*state_space_step)(const GatedDeltaStep&);
+  void (*kimi_delta_forward)(const GatedDeltaForward&);
+  void (*kimi_delta_step)(const GatedDeltaStep&);
+  void (*selective_scan)(const SelectiveScan&);
   void (*short_convolution_forward)(const ShortConvolution&);
   void (*short_convolution_backward)(const ShortConvolution&);
   void (*rms_norm_forward)(const RMSNorm&);
@@ -161,6 +189,7 @@ struct Kernels {
   void (*swiglu_backward)(const SwiGLU&);
   void (*cross_entropy)(const CrossEntropy&);
   void (*linear)(const Linear&);
+  void (*experts)(const Experts&);
   void (*mixer_step)(const MixerStep&);
   void (*attention_step)(const AttentionStep&);
   void (*attention_forward)(const Attention&);

@@ -11,9 +11,13 @@
 #include "attention.cpp"
 #include "cross_entropy.cpp"
 #include "gated_delta.cpp"
+#include "kimi_delta.cpp"
+#include "state_space.cpp"
 #include "linear.cpp"
+#include "experts.cpp"
 #include "mixer_step.cpp"
 #include "rms_norm.cpp"
+#include "selective_scan.cpp"
 #include "short_convolution.cpp"
 #include "swiglu.cpp"
 
@@ -28,6 +32,11 @@ const Kernels TABLE(INTERLACE_ISA) = {
     INTERLACE_ISA::gated_delta_forward,
     INTERLACE_ISA::gated_delta_backward,
     INTERLACE_ISA::gated_delta_step,
+    INTERLACE_ISA::state_space_forward,
+    INTERLACE_ISA::state_space_step,
+    INTERLACE_ISA::kimi_delta_forward,
+    INTERLACE_ISA::kimi_delta_step,
+    INTERLACE_ISA::selective_scan,
     INTERLACE_ISA::short_convolution_forward,
     INTERLACE_ISA::short_convolution_backward,
     INTERLACE_ISA::rms_norm_forward,
@@ -36,6 +45,7 @@ const Kernels TABLE(INTERLACE_ISA) = {
     INTERLACE_ISA::swiglu_backward,
     INTERLACE_ISA::cross_entropy,
     INTERLACE_ISA::linear,
+    INTERLACE_ISA::experts,
     INTERLACE_ISA::mixer_step,
     INTERLACE_ISA::attention_step,
     INTERLACE_ISA::attention_forward,

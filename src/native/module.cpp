@@ -108,12 +108,36 @@ void fill(GatedDeltaArguments& x, const std::vector<Address>& tensors, const std
   x.normalise = sizes[10], x.threads = sizes[11], x.scale = scale;
 }
 
-void gated_delta_forward(std::vector<Address> in, std::vector<long> sizes, float scale, std::vector<Address> out) {
+using Forward = void (*Kernels::*)(const GatedDeltaForward&);
+using Step = void (*Kernels::*)(const GatedDeltaStep&);
+
+template <Forward kernel>
+void rule_forward(std::vector<Address> in, std::vector<long> sizes, float scale, std::vector<Address> out) {
   nb::gil_scoped_release released;
   GatedDeltaForward x{};
   fill(x, in, sizes, scale);
   x.out = pointer<void>(out[0]), x.final_state = pointer<float>(out[1]), x.snapshots = pointer<float>(out[2]);
-  active->gated_delta_forward(x);
+  (active->*kernel)(x);
+}
+
+template <Step kernel>
+void rule_step(std::vector<Address> in, std::vector<long> sizes, float scale, Address out, Address memory) {
+  nb::gil_scoped_release released;
+  GatedDeltaStep x{};
+  fill(x, in, sizes, scale);
+  x.out = pointer<void>(out), x.memory = pointer<float>(memory);
+  (active->*kernel)(x);
+}
+
+void selective_scan(std::vector<Address> in, std::vector<long> sizes, Address out, Address final_state) {
+  nb::gil_scoped_release released;
+  SelectiveScan x{};
+  x.x = pointer<void>(in[0]), x.step = pointer<float>(in[1]), x.A = pointer<float>(in[2]);
+  x.B = pointer<void>(in[3]), x.C = pointer<void>(in[4]), x.offsets = pointer<int32_t>(in[5]), x.state = pointer<float>(in[6]);
+  x.N = sizes[0], x.D = sizes[1], x.K = sizes[2], x.x_row = sizes[3], x.b_row = sizes[4], x.c_row = sizes[5];
+  x.dtype = DType(sizes[6]), x.threads = sizes[7];
+  x.out = pointer<void>(out), x.final_state = pointer<float>(final_state);
+  active->selective_scan(x);
 }
 
 void gated_delta_backward(std::vector<Address> in, std::vector<long> sizes, float scale, std::vector<Address> given,
@@ -125,14 +149,6 @@ void gated_delta_backward(std::vector<Address> in, std::vector<long> sizes, floa
   x.d_query = pointer<void>(out[0]), x.d_key = pointer<void>(out[1]), x.d_value = pointer<void>(out[2]);
   x.d_log_decay = pointer<float>(out[3]), x.d_beta = pointer<float>(out[4]), x.d_state = pointer<float>(out[5]);
   active->gated_delta_backward(x);
-}
-
-void gated_delta_step(std::vector<Address> in, std::vector<long> sizes, float scale, Address out, Address memory) {
-  nb::gil_scoped_release released;
-  GatedDeltaStep x{};
-  fill(x, in, sizes, scale);
-  x.out = pointer<void>(out), x.memory = pointer<float>(memory);
-  active->gated_delta_step(x);
 }
 
 ShortConvolution convolution(const std::vector<Address>& in, const std::vector<long>& sizes) {
@@ -221,6 +237,20 @@ void linear(Address x, Address weight, Address residual, Address scales, int dty
                   outputs, D, threads, pointer<void>(out)});
 }
 
+// Whether every choice names an expert; nothing is read or written otherwise.
+bool experts(std::vector<Address> in, std::vector<long> sizes, Address out) {
+  nb::gil_scoped_release released;
+  Experts x{};
+  x.x = pointer<void>(in[0]), x.chosen = pointer<int64_t>(in[1]), x.weights = pointer<float>(in[2]);
+  x.first = pointer<void>(in[3]), x.second = pointer<void>(in[4]);
+  x.dtype = DType(sizes[0]), x.rows = sizes[1], x.k = sizes[2], x.D = sizes[3], x.A = sizes[4], x.I = sizes[5];
+  x.outputs = sizes[6], x.gated = sizes[7], x.threads = sizes[8], x.out = pointer<void>(out);
+  for (long p = 0; p < x.rows * x.k; p++)
+    if (x.chosen[p] < 0 || x.chosen[p] >= sizes[9]) return false;
+  active->experts(x);
+  return true;
+}
+
 void attention_step(std::vector<Address> in, std::vector<long> sizes, float scale, Address out) {
   nb::gil_scoped_release released;
   AttentionStep x{};
@@ -279,9 +309,14 @@ NB_MODULE(_native, m) {
   m.def("active", [] { return std::string(active->name); }, "The instruction set in use.");
   m.def("threads_of_torch", &threads_of_torch, "Threads of the OpenMP runtime; torch's number if it is the same one.");
   m.def("keep_memory", &keep_memory, "Never give freed memory back to the system; false where malloc has no such switch.");
-  m.def("gated_delta_forward", &gated_delta_forward);
+  m.def("gated_delta_forward", &rule_forward<&Kernels::gated_delta_forward>);
   m.def("gated_delta_backward", &gated_delta_backward);
-  m.def("gated_delta_step", &gated_delta_step);
+  m.def("gated_delta_step", &rule_step<&Kernels::gated_delta_step>);
+  m.def("state_space_forward", &rule_forward<&Kernels::state_space_forward>);
+  m.def("state_space_step", &rule_step<&Kernels::state_space_step>);
+  m.def("kimi_delta_forward", &rule_forward<&Kernels::kimi_delta_forward>);
+  m.def("kimi_delta_step", &rule_step<&Kernels::kimi_delta_step>);
+  m.def("selective_scan", &selective_scan);
   m.def("short_convolution_forward", &short_convolution_forward);
   m.def("short_convolution_backward", &short_convolution_backward);
   m.def("rms_norm_forward", &rms_norm_forward);
@@ -290,6 +325,7 @@ NB_MODULE(_native, m) {
   m.def("swiglu_backward", &swiglu_backward);
   m.def("cross_entropy", &cross_entropy);
   m.def("linear", &linear);
+  m.def("experts", &experts);
   m.def("mixer_step", &mixer_step);
   m.def("attention_step", &attention_step);
   m.def("attention_forward", &attention_forward);

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import interlace.ops as ops
 from interlace.base.errors import BackendUnavailable, ShapeError
 from interlace.base.segments import Segments
 from interlace.ops import (
@@ -28,6 +29,7 @@ from interlace.ops import (
 from interlace.ops.gated_delta import native as gated_delta_native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.missing}")
+COMPILED = [name for name in selftest.CASES if any(v.backend == "native" for v in selftest.variants(name))]
 every_instruction_set = pytest.mark.parametrize("instruction_set", native.instruction_sets())
 NATIVE = selftest.Variant("native", native.active())
 
@@ -102,7 +104,7 @@ def test_the_same_bits_for_any_number_of_threads(instruction_set):
             torch.set_num_threads(threads)
             found = []
             with native.using(instruction_set):
-                for operator in selftest.CASES:
+                for operator in COMPILED:
                     case = selftest.CASES[operator]([70, 1, 300], "threads", True)
                     values, gradients = selftest.outputs_and_gradients(
                         case, "native", torch.bfloat16, torch.bfloat16, "cpu"
@@ -132,10 +134,9 @@ def holds(case, dtype):
 
 @DRAWN
 @given(lengths, st.integers(1, 3), st.integers(1, 3), sizes, sizes, st.booleans(), dtypes, st.integers(0, 99))
-def test_gated_delta_of_any_shape(lengths, H, group, K, V, with_state, dtype, seed):
-    # a key of one or two numbers, normalised, has a gradient that is nearly nothing, and nearly all rounding
-    K = max(K, 4) if with_state else K
-    holds(selftest.gated_delta_case(lengths, "drawn", with_state, seed, (H, H * group, K, V)), dtype)
+def test_recurrences_of_any_shape(lengths, H, group, K, V, with_state, dtype, seed):
+    for rule in ("gated_delta", "kimi_delta", "state_space"):
+        holds(selftest.recurrence_case(rule, lengths, "drawn", with_state, seed, (H, H * group, K, V)), dtype)
 
 
 @DRAWN
@@ -188,9 +189,6 @@ def misaligned(x):
 def of_wider_rows(x):
     """The same values as a slice of wider rows."""
     return torch.cat((x, x, x), dim=-1)[..., x.shape[-1] : 2 * x.shape[-1]]
-
-
-COMPILED = [name for name in selftest.CASES if any(v.backend == "native" for v in selftest.variants(name))]
 
 
 @pytest.mark.parametrize("laid", [strided, misaligned, of_wider_rows])
@@ -254,25 +252,35 @@ def test_other_dtypes_are_refused_by_name_and_served_by_auto(dtype):
 
 
 @every_instruction_set
-@pytest.mark.parametrize("name", ["query", "key", "value", "log_decay", "beta", "state"])
+@pytest.mark.parametrize("rule", ["gated_delta", "kimi_delta", "state_space"])
+@pytest.mark.parametrize("name", ["query", "key", "value", "log_decay", "strength", "state"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")], ids=str)
-def test_what_is_not_finite_spreads_as_in_the_recurrence(name, bad, instruction_set):
+def test_what_is_not_finite_spreads_as_in_the_recurrence(rule, name, bad, instruction_set):
     """Not to tokens before it, not to other sequences; and what is finite has the recurrence's value."""
     if name == "log_decay" and bad == float("inf"):
         pytest.skip("refused: the state would grow")
-    lengths = [40, 70, 20]
-    x = {n: t.float() for n, t in selftest.gated_delta_case(lengths, "bad", True).tensors.items()}
+    if name == "strength":
+        name = "step" if rule == "state_space" else "beta"
+    lengths, operator = [40, 70, 20], getattr(ops, rule)
+    x = {n: t.float() for n, t in selftest.recurrence_case(rule, lengths, "bad", True).tensors.items()}
     x[name] = x[name].clone()
     place = (1, 0, 3, 5) if name == "state" else (75, *[0] * (x[name].ndim - 1))
     x[name][place] = bad
     segments = Segments.from_lengths(lengths)
     with torch.no_grad(), native.using(instruction_set):
-        found = gated_delta(**x, segments=segments, backend="native")
-        want = gated_delta(**{n: t.double() for n, t in x.items()}, segments=segments, backend="recurrent")
+        found = operator(**x, segments=segments, backend="native")
+        want = operator(**{n: t.double() for n, t in x.items()}, segments=segments, backend="recurrent")
     for a, b in zip(found, want, strict=True):
         assert torch.equal(a.isfinite(), b.isfinite())
         fine = b.isfinite()
         torch.testing.assert_close(a[fine].double(), b[fine], rtol=1e-4, atol=1e-4)
+
+
+def test_a_choice_of_no_expert_is_refused():
+    x, first, second = torch.randn(2, 8), torch.randn(3, 4, 8), torch.randn(3, 8, 2)
+    for bad in (-1, 3):
+        with pytest.raises(ShapeError, match=r"chosen must lie in \[0, 3\)"):
+            ops.experts(x, torch.tensor([[0, 1], [2, bad]]), torch.ones(2, 2), first, second, backend="native")
 
 
 def test_gradients_of_other_sequences_stay_finite():

@@ -240,4 +240,5 @@ CONFIGS = {
     "mamba": lambda: mamba(),
     "mamba biases": lambda: mamba(use_bias=True, use_conv_bias=False, time_step_rank=5, tie_word_embeddings=False),
     "mamba odd": lambda: mamba(hidden_size=45, expand=3, conv_kernel=3, state_size=5, residual_in_fp32=False),
+    "qwen3_5_moe all attention": lambda: qwen3_5_moe(layer_types=["full_attention"] * 4),
 }

@@ -6,10 +6,12 @@ the shard it was at. At the end every tensor is read back and compared with its 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.base.errors import CheckpointError
+from interlace.base.errors import CheckpointError, DataError
 from interlace.base.files import PARTIAL, disk_errors, read_json, sync, write_file
 from interlace.checkpoint.family import Family, Slot, Slots
-from interlace.checkpoint.folder import INDEX, read_entries, resolve
+from interlace.checkpoint.folder import INDEX, inside, read_entries, resolve
 from interlace.checkpoint.load import check_sizes, describe, match, published_shape, row_count
 from interlace.checkpoint.save import SHARD_BYTES, document, in_shards, index_of
 from interlace.checkpoint.tensors import Entry, Planned, read_header, read_into, write_planned
@@ -78,6 +80,12 @@ def convert(
     family, config, raw = describe(folder)
     entries = read_entries(folder)
     check_sizes(folder, config, entries)
+    written = family.write_config(config)
+    if written is None:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: holds a {family.model_type} model that transformers has no way to say; load it "
+            "and save it, which writes our own format"
+        )
     planned = plan(family, config, entries, dtype)
     shards = in_shards(planned, shard_bytes)
     partial = target.with_name(target.name + PARTIAL)
@@ -95,7 +103,9 @@ def convert(
             done += sum(p.nbytes for p in shard)
             report("writing", done, total)
         _check(partial, shards, report, total)
-        _finish(partial, target, folder, family, config, raw, shards)
+        keys = {key: raw[key] for key in family.kept_keys if key in raw}
+        embedding = next(p for p in planned if p.shape == (config.vocabulary, config.width))
+        _finish(partial, target, folder, document(family, {**keys, **written}, embedding.dtype), shards)
     return Result(family.model_type, len(planned), len(shards), total, kept)
 
 
@@ -111,10 +121,10 @@ def plan(family: Family, config: ModelConfig, entries: Mapping[str, Entry], dtyp
     planned = []
     for name, slots in family.slots(config).items():
         sources = [piece for slot in slots for piece in _pieces(slot, places, shapes)]
-        stored = entries[sources[0][0]].dtype
-        keep = dtype is None or not stored.is_floating_point or slots[0].name in wide
-        shape = published_shape(slots, shapes)
-        planned.append(Planned(name, shape, stored if keep else dtype, _reader(entries, sources)))  # type: ignore[arg-type]
+        to = functools.reduce(torch.promote_types, [entries[piece[0]].dtype for piece in sources])
+        if dtype is not None:
+            to = torch.promote_types(dtype, torch.float32) if slots[0].name in wide else dtype
+        planned.append(Planned(name, published_shape(slots, shapes), to, _reader(entries, sources)))
     for name, entry in entries.items():
         if family.keeps(name):
             to = entry.dtype if dtype is None or not entry.dtype.is_floating_point else dtype
@@ -176,8 +186,9 @@ def _open(
     stamps = {str(p.resolve()): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
     wanted = {"files": stamps, "dtype": str(dtype), "shard_bytes": shard_bytes}
     note = partial / STATE
-    if note.is_file() and read_json(note, "the note of an unfinished conversion") == wanted:
-        return True
+    with suppress(DataError):  # a note that was cut short is other work
+        if note.is_file() and read_json(note, "the note of an unfinished conversion") == wanted:
+            return True
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     write_file(note, json.dumps(wanted))
@@ -214,29 +225,17 @@ def _check(
 
 
 def _finish(
-    partial: Path,
-    target: Path,
-    folder: Path,
-    family: Family,
-    config: ModelConfig,
-    raw: Mapping[str, Any],
-    shards: Mapping[str, list[Planned]],
+    partial: Path, target: Path, folder: Path, content: dict[str, Any], shards: Mapping[str, list[Planned]]
 ) -> None:
     """config.json, the index and what lay beside the source's weights; then the folder takes its name."""
-    written = family.write_config(config)
-    if written is None:
-        raise CheckpointError(f"{folder}: {family.model_type} cannot say the config that it was read from")
-    keys = {key: raw[key] for key in family.kept_keys if key in raw}
-    embedding = next(p for shard in shards.values() for p in shard if p.shape == (config.vocabulary, config.width))
     for pattern in ALONGSIDE:
         for file in folder.glob(pattern):
-            if file.is_file() and not file.is_symlink() and file.name not in ("config.json", INDEX):
-                shutil.copyfile(file, partial / file.name)
-    content = document(family, {**keys, **written}, embedding.dtype)
+            if file.is_file() and file.name not in ("config.json", INDEX, STATE):
+                shutil.copyfile(inside(folder, file), partial / file.name)
     write_file(partial / "config.json", json.dumps(content, indent=2) + "\n")
     if len(shards) > 1:
         write_file(partial / INDEX, json.dumps(index_of(shards), indent=2) + "\n")
-    (partial / STATE).unlink()
     sync(partial)
     os.rename(partial, target)
     sync(target.parent)
+    (target / STATE).unlink()

@@ -26,6 +26,7 @@ class Slot:
     shape: tuple[int, ...] | None = None
 
 
+DEEPEST = 10_000  # layers
 Slots = dict[str, tuple[Slot, ...]]  # a published tensor is one slot, or several one above the other
 
 
@@ -45,6 +46,7 @@ class Family:
         kept_keys: keys of config.json that belong to them.
         ignored: pattern of tensors that belong to another model in the same file (a vision tower).
         also: other `model_type`s that hold such a model.
+        text: the part of config.json that describes the text model; all of it unless the family says otherwise.
     """
 
     model_type: str
@@ -58,6 +60,7 @@ class Family:
     kept_keys: tuple[str, ...] = ()
     ignored: str | None = None
     also: tuple[str, ...] = ()
+    text: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda config: config)
 
     def keeps(self, name: str) -> bool:
         """Whether a tensor is carried along."""
@@ -66,6 +69,29 @@ class Family:
     def ignores(self, name: str) -> bool:
         """Whether a tensor belongs to another model."""
         return self.ignored is not None and re.match(self.ignored, name) is not None
+
+
+def whole_number(config: Mapping[str, Any], key: str, most: int) -> int:
+    """A key that must be an integer from 1 to `most`."""
+    value = need(config, key)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise CheckpointError(f"config.json: {key} must be a whole number from 1 to {most:,}, got {value!r}")
+    return value
+
+
+def layer_names(config: Mapping[str, Any], key: str, depth: int, known: Iterable[str]) -> list[str] | None:
+    """A list of one known word for each layer, or None where the key is not there."""
+    names = config.get(key)
+    if names is None:
+        return None
+    if not isinstance(names, list) or len(names) != depth:
+        count = f"{len(names)} entries" if isinstance(names, list) else repr(names)
+        raise CheckpointError(f"config.json: {key} must be a list of {depth} words, one for each layer, got {count}")
+    words = list(known)
+    unknown = [name for name in names if name not in words]
+    if unknown:
+        raise CheckpointError(f"config.json: {key} holds {unknown[0]!r}, not supported; known: {', '.join(words)}")
+    return names
 
 
 def need(config: Mapping[str, Any], key: str) -> Any:
@@ -98,9 +124,9 @@ def write_tokens(config: ModelConfig) -> dict[str, Any]:
 def read_trunk(config: Mapping[str, Any], eps: float, eps_key: str = "rms_norm_eps") -> dict[str, Any]:
     """What families say alike about everything but the layers; `eps` is the family's default."""
     return {
-        "width": need(config, "hidden_size"),
-        "depth": need(config, "num_hidden_layers"),
-        "vocabulary": need(config, "vocab_size"),
+        "width": whole_number(config, "hidden_size", 1 << 20),
+        "depth": whole_number(config, "num_hidden_layers", DEEPEST),
+        "vocabulary": whole_number(config, "vocab_size", 1 << 28),
         "norm_eps": config.get(eps_key, eps),
         "tied_embeddings": config.get("tie_word_embeddings", False),
         "max_positions": config.get("max_position_embeddings"),
@@ -160,7 +186,7 @@ def is_olmo_attention(config: ModelConfig, attention: AttentionConfig) -> bool:
         attention.norm == "output"
         and attention.mlp is True
         and attention.qk_norm == "projection"
-        and attention.head_dim == config.width // attention.heads
+        and attention.dim(config.width) * attention.heads == config.width
         and attention.scale is None
         and not attention.gate
         and attention.rope.fraction == 1

@@ -19,6 +19,7 @@ from interlace.checkpoint.family import (
     Slots,
     attention_slots,
     is_plain_mlp,
+    layer_names,
     linear_slots,
     need,
     only,
@@ -31,6 +32,7 @@ from interlace.checkpoint.family import (
     trunk_slots,
     used_layers,
     whole,
+    whole_number,
     write_attention,
     write_rope,
     write_trunk,
@@ -57,10 +59,9 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     refuse_unless(config, "hidden_act", "silu")
     trunk, heads = read_trunk(config, eps=1e-6), need(config, "num_attention_heads")
     width, mamba_heads = trunk["width"], need(config, "mamba_n_heads")
-    types = config.get("layer_types") or config.get("layers_block_type") or ["linear_attention"] * trunk["depth"]
-    unknown = [t for t in types if t not in KINDS]
-    if unknown:
-        raise CheckpointError(f"config.json: layer type {unknown[0]!r} is not supported; known: {', '.join(KINDS)}")
+    depth = trunk["depth"]
+    types = layer_names(config, "layer_types", depth, KINDS) or layer_names(config, "layers_block_type", depth, KINDS)
+    types = types or ["linear_attention"] * depth
     head_dim = config.get("mamba_d_head", "auto")
     inner = config.get("mamba_expand", 2) * width
     experts = config.get("num_local_experts", 8)
@@ -90,7 +91,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         },
     }
     tables = {name: table for name, table in tables.items() if name in pattern}
-    shared = need(config, "shared_intermediate_size")
+    shared = whole_number(config, "shared_intermediate_size", 1 << 20)
     if experts:
         tables["moe"] = {
             "experts": experts,
@@ -119,19 +120,16 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     used, mlps = used_layers(config)
     mixer, attention = only(used, Mamba2Config), only(used, AttentionConfig)
     mlp, moe = only(mlps, MLPConfig), only(mlps, MoEConfig)
-    if (
-        mixer is None
-        or attention is None
-        or len(used) != 2
-        or len(mlps) != 1
-        or None in map(config.mlp_of, range(config.depth))
-    ):
+    kinds = (mixer is not None) + (attention is not None)
+    if mixer is None or len(used) != kinds or len(mlps) != 1 or None in map(config.mlp_of, range(config.depth)):
         return None
+    if attention is None:  # of a model without attention
+        attention = AttentionConfig(heads=1, kv_heads=1, head_dim=config.width, position="none", qk_norm="none")
     expand = mixer.inner / config.width
     if any(x.norm != "input" for x in used) or mixer.norm_eps != config.norm_eps or expand != int(expand):
         return None
     plain = attention.qk_norm == "none" and attention.window is None and not attention.gate
-    if not plain or attention.head_dim != config.width // attention.heads or attention.rope.fraction != 1:
+    if not plain or attention.dim(config.width) * attention.heads != config.width or attention.rope.fraction != 1:
         return None
     scales = {ours: getattr(config, ours) for ours in MULTIPLIERS.values()}
     if not plain_trunk(config, **scales) or not (is_plain_mlp(mlp) if moe is None else _is_granite(moe)):
@@ -181,12 +179,7 @@ def slots(config: ModelConfig) -> Slots:
             found |= attention_slots(f"{layer}.self_attn", f"{block}.mixer", kind)
         moe = config.mlp_of(i)
         if isinstance(moe, MoEConfig):
-            names = {
-                "input_linear.weight": "first",
-                "output_linear.weight": "second",
-                "router.layer.weight": "router.weight",
-            }
-            found |= whole({f"{layer}.block_sparse_moe.{p}": f"{block}.mlp.{o}" for p, o in names.items()})
+            found |= whole({f"{layer}.block_sparse_moe.{p}.weight": f"{block}.mlp.{o}" for p, o in EXPERTS.items()})
         shared = f"{block}.mlp.shared" if isinstance(moe, MoEConfig) else f"{block}.mlp"
         both = (Slot(f"{shared}.gate.weight"), Slot(f"{shared}.up.weight"))
         found |= {f"{layer}.shared_mlp.input_linear.weight": both}

@@ -16,12 +16,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from interlace.base.errors import CheckpointError
 from interlace.checkpoint.family import (
     Family,
     Slot,
     Slots,
     expert_slots,
     is_plain_mlp,
+    layer_names,
     linear_slots,
     mlp_slots,
     need,
@@ -35,6 +37,7 @@ from interlace.checkpoint.family import (
     trunk_slots,
     used_layers,
     whole,
+    whole_number,
     write_trunk,
 )
 from interlace.layers.kimi_delta import KimiDeltaConfig
@@ -68,12 +71,13 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
     refuse_unless(config, "moe_router_activation_func", "sigmoid")
     refuse_unless(config, "mla_use_nope", True)
+    refuse_unless(config, "hidden_act", "silu", None)
     refuse_unless(config, "moe_layer_freq", 1)
     trunk, heads = read_trunk(config, eps=1e-5), need(config, "num_attention_heads")
     trunk["max_positions"] = _either(config, "model_max_length", "max_position_embeddings")
     depth, linear = trunk["depth"], config.get("linear_attn_config") or {}
-    types = config.get("layer_types") or _listed(linear, depth)
-    feeds = config.get("mlp_layer_types")
+    types = layer_names(config, "layer_types", depth, KINDS) or _listed(linear, depth)
+    feeds = layer_names(config, "mlp_layer_types", depth, ("dense", "sparse"))
     if feeds is None:
         feeds = ["dense" if i < config.get("first_k_dense_replace", 1) else "sparse" for i in range(depth)]
     head_dim = linear.get("head_dim", config.get("linear_head_dim", 128))
@@ -105,7 +109,10 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     if "dense" in feeds:
         tables["mlp"] = read_mlp(config)
     if "sparse" in feeds:
-        width = need(config, "moe_intermediate_size")
+        width = whole_number(config, "moe_intermediate_size", 1 << 20)
+        shared = _either(config, "num_shared_experts", "n_shared_experts", default=1)
+        if not shared:
+            raise CheckpointError("config.json: num_shared_experts = 0 is not supported; every Kimi Linear has one")
         tables["moe"] = {
             "experts": _either(config, "num_experts", "num_local_experts", default=256),
             "chosen": _either(config, "num_experts_per_token", "num_experts_per_tok", default=8),
@@ -116,7 +123,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
             "correction": True,
             "groups": _either(config, "num_expert_group", "n_group", default=1),
             "chosen_groups": config.get("topk_group") or 1,
-            "shared_width": width * _either(config, "num_shared_experts", "n_shared_experts", default=1),
+            "shared_width": width * shared,
         }
     return ModelConfig.from_dict({**trunk, "pattern": pattern, **tables}, where="config.json")
 

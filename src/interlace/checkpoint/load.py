@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.base.errors import CheckpointError, nearest
+from interlace.base.errors import CheckpointError, InterlaceError, nearest
 from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.checkpoint.folder import read_config, read_entries, resolve
 from interlace.checkpoint.registry import FAMILIES
@@ -37,9 +37,12 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
     entries = read_entries(folder)
     check_sizes(folder, config, entries)
     plan = match(family, config, entries)
-    _check_tied_head(family, config, entries)
+    _check_tied_head(family, config, entries, plan)
     stored = next(entries[name].dtype for name, slots in plan.items() if slots == (Slot("embedding.weight"),))
-    wide = {slots[0].name: entries[n].dtype for n, slots in plan.items() if len(slots) == 1}
+    wide: dict[str, torch.dtype] = {}  # by parameter, what holds all that is stored of it
+    for name, slots in plan.items():
+        for slot in slots:
+            wide[slot.name] = torch.promote_types(entries[name].dtype, wide.get(slot.name, entries[name].dtype))
     model = empty_model(config, dtype or stored, device, wide if dtype is None else {})
     parameters = dict(model.named_parameters())
     for name, slots in plan.items():
@@ -73,16 +76,16 @@ def check_sizes(folder: Path, config: ModelConfig, entries: Mapping[str, Entry])
         )
 
 
-def _check_tied_head(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> None:
+def _check_tied_head(family: Family, config: ModelConfig, entries: Mapping[str, Entry], plan: Slots) -> None:
     """A head that is stored although it is tied must be the embedding."""
     head = next((name for name in family.optional(config) & set(entries) if name.endswith("lm_head.weight")), None)
     if head is None or not config.tied_embeddings:
         return
-    stored = [n for n, slots in family.slots(config).items() if slots == (Slot("embedding.weight"),) and n in entries]
-    if stored and not same_values(entries[head], entries[stored[0]]):
+    embedding = next(name for name, slots in plan.items() if slots == (Slot("embedding.weight"),))
+    if not same_values(entries[head], entries[embedding]):
         raise CheckpointError(
             f"{entries[head].path}: config.json ties the head to the embedding, but '{head}' differs from "
-            f"'{stored[0]}'; set tie_word_embeddings to false, or remove one of them"
+            f"'{embedding}'; set tie_word_embeddings to false, or remove one of them"
         )
 
 
@@ -99,16 +102,25 @@ def rows_of(parameter: Tensor, slot: Slot) -> Tensor:
     return (parameter.flatten(0, -2) if parameter.ndim > 1 else parameter)[slice(*slot.rows)]
 
 
-def describe(folder: Path) -> tuple[Family, ModelConfig, dict[str, Any]]:
-    """The family of a folder, its config as we say it and as the family does, without its weights."""
+def describe(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
+    """The family of a folder, its config as we say it and the part of config.json that it is, without its weights."""
     raw = read_config(folder)
     families = {kind: f for f in FAMILIES for kind in (f.model_type, *f.also)}
     kind = raw.get("model_type")
-    if kind not in families:
+    if not isinstance(kind, str) or kind not in families:
         near, known = nearest(str(kind), families), ", ".join(sorted(families))
         advice = f"{near}; known: {known}" if near.startswith("did you mean") else f"known: {known}"
         raise CheckpointError(f"{folder / 'config.json'}: model_type {kind!r} is not supported; {advice}")
-    return families[kind], families[kind].read_config(raw), raw
+    family = families[kind]
+    try:
+        return family, family.read_config(raw), family.text(raw)
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
+        if isinstance(error, InterlaceError):
+            raise
+        raise CheckpointError(
+            f"{folder / 'config.json'}: a value is not what {kind} has there ({type(error).__name__}: {error}); "
+            "compare it with the released config"
+        ) from None
 
 
 def empty_model(config: ModelConfig, dtype: torch.dtype, device: Any, stored: Mapping[str, torch.dtype]) -> HybridLM:
@@ -154,6 +166,11 @@ def match(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> 
         if entry.shape != want:
             raise CheckpointError(
                 f"{entry.path}: tensor '{name}' has shape {list(entry.shape)}, but config.json asks for {list(want)}"
+            )
+        if not entry.dtype.is_floating_point:
+            raise CheckpointError(
+                f"{entry.path}: tensor '{name}' holds {str(entry.dtype).removeprefix('torch.')}, not floating-point "
+                "weights; quantised checkpoints are not supported"
             )
         plan[name] = known[name]
         for slot in known[name]:

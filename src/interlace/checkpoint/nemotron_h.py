@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interlace.base.errors import CheckpointError
 from interlace.checkpoint.family import (
     ATTENTION,
     Family,
     Slots,
     expert_slots,
+    layer_names,
     linear_slots,
     need,
     only,
@@ -33,6 +33,7 @@ from interlace.checkpoint.family import (
     trunk_slots,
     used_layers,
     whole,
+    whole_number,
     write_trunk,
 )
 from interlace.checkpoint.mamba2 import EMBEDDING, NORM, mixer_slots, read_steps, write_steps
@@ -71,9 +72,8 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     refuse_unless(config, "attention_bias", False)
     refuse_unless(config, "sliding_window", None)
     types = config.get("layers_block_type") or config.get("layer_types") or need(config, "hybrid_override_pattern")
-    unknown = [t for t in types if t not in KINDS]
-    if unknown:
-        raise CheckpointError(f"config.json: layer type {unknown[0]!r} is not supported; known: {', '.join(KINDS)}")
+    depth = config.get("num_hidden_layers") or len(types)
+    types = layer_names({"layer types": list(types)}, "layer types", depth, KINDS) or []
     trunk = read_trunk({"num_hidden_layers": len(types), **config}, eps=1e-5, eps_key="layer_norm_epsilon")
     trunk["depth"] = len(types)
     pattern = [KINDS[t] for t in types]
@@ -111,7 +111,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
             "correction": True,
             "groups": config.get("n_group", 1),
             "chosen_groups": config.get("topk_group", 1),
-            "shared_width": need(config, "moe_shared_expert_intermediate_size"),
+            "shared_width": whole_number(config, "moe_shared_expert_intermediate_size", 1 << 20),
             "latent": config.get("moe_latent_size"),
             "bias": bias,
         },
@@ -133,8 +133,10 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     mixer, attention = only(used, Mamba2Config), only(used, AttentionConfig)
     mlp, moe = only(used, MLPConfig), only(used, MoEConfig)
     present = [x for x in (mixer, attention, mlp, moe) if x is not None]
-    if mixer is None or attention is None or after or len(present) != len(used):
+    if mixer is None or after or len(present) != len(used):
         return None
+    if attention is None:  # of a model without attention
+        attention = AttentionConfig(heads=1, kv_heads=1, head_dim=1, position="none", qk_norm="none")
     if any(x.norm != "input" for x in used) or mixer.norm_eps != config.norm_eps:
         return None
     bare = attention.position == "none" and attention.qk_norm == "none" and attention.window is None
@@ -144,6 +146,8 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     if any(x.activation != "relu2" for x in feeds) or len({x.bias for x in feeds}) > 1:
         return None
     if not plain_trunk(config, float32_residual=config.float32_residual):
+        return None
+    if moe is not None and not moe.shared_width:
         return None
     if moe is not None and (moe.scores != "sigmoid" or not moe.correction or moe.shared_gate or not moe.wide_router):
         return None

@@ -16,6 +16,7 @@ from interlace.checkpoint.family import (
     attention_slots,
     is_olmo_attention,
     is_plain_mlp,
+    layer_names,
     mlp_slots,
     need,
     only,
@@ -43,7 +44,8 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
     trunk, heads = read_trunk(config, eps=1e-5), need(config, "num_attention_heads")
     depth = trunk["depth"]
-    types = config.get("layer_types") or ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(depth)]
+    types = layer_names(config, "layer_types", depth, KINDS)
+    types = types or ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(depth)]
     ropes = _ropes(config)
     base = {
         "heads": heads,

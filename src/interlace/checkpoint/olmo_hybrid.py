@@ -19,6 +19,7 @@ from interlace.checkpoint.family import (
     Slots,
     is_olmo_attention,
     is_plain_mlp,
+    layer_names,
     linear_slots,
     mlp_slots,
     need,
@@ -64,7 +65,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
     trunk, heads = read_trunk(config, eps=1e-6), need(config, "num_attention_heads")
     width, depth = trunk["width"], trunk["depth"]
-    types = config.get("layer_types")
+    types = layer_names(config, "layer_types", depth, KINDS)
     if types is None:
         types = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(depth)]
         types = types if "full_attention" in types else [*types[:-1], "full_attention"]

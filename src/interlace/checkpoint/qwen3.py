@@ -13,6 +13,7 @@ from interlace.checkpoint import llama
 from interlace.checkpoint.family import (
     Family,
     is_plain_mlp,
+    layer_names,
     need,
     only,
     plain_trunk,
@@ -53,8 +54,8 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 def _layer_types(config: Mapping[str, Any], depth: int) -> list[str]:
     kinds = {"full_attention": "attention", "sliding_attention": "sliding"}
-    if config.get("layer_types"):
-        return [kinds.get(t, t) for t in config["layer_types"]]
+    if (names := layer_names(config, "layer_types", depth, kinds)) is not None:
+        return [kinds[name] for name in names]
     slides = config.get("use_sliding_window") and config.get("sliding_window") is not None
     first = config.get("max_window_layers", 28) if slides else depth
     return ["sliding" if i >= first else "attention" for i in range(depth)]

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.checkpoint.family import (
+    DEEPEST,
     Family,
     Slots,
     expert_slots,
@@ -24,6 +25,7 @@ from interlace.checkpoint.family import (
     tied_head,
     trunk_slots,
     whole,
+    whole_number,
 )
 from interlace.checkpoint.qwen3_next import (
     MTP,
@@ -42,14 +44,14 @@ PROJECTIONS = {"in_proj_z": "gate", "in_proj_b": "beta", "in_proj_a": "decay"}
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The text model's config, which may stand inside that of a model with a vision tower."""
-    inner = config.get("text_config")
-    return config if inner is None else {"tie_word_embeddings": config.get("tie_word_embeddings", False), **inner}
+    inner: Mapping[str, Any] | None = config.get("text_config")
+    return config if inner is None else inner
 
 
 def read_dense(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
     text = _text(config)
-    return read_layers(text, set(range(need(text, "num_hidden_layers"))), None)
+    return read_layers(text, set(range(whole_number(text, "num_hidden_layers", DEEPEST))), None)
 
 
 def read_sparse(config: Mapping[str, Any]) -> ModelConfig:
@@ -122,6 +124,7 @@ DENSE = Family(
     kept_keys=MTP_KEYS,
     ignored=r"model\.visual\.",
     also=("qwen3_5",),
+    text=_text,
 )
 SPARSE = Family(
     "qwen3_5_moe_text",
@@ -135,4 +138,5 @@ SPARSE = Family(
     kept_keys=MTP_KEYS,
     ignored=r"model\.visual\.",
     also=("qwen3_5_moe",),
+    text=_text,
 )

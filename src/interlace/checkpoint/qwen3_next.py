@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.checkpoint.family import (
+    DEEPEST,
     Family,
     Slot,
     Slots,
@@ -19,6 +20,7 @@ from interlace.checkpoint.family import (
     convolution_slots,
     expert_slots,
     is_plain_mlp,
+    layer_names,
     linear_slots,
     mlp_slots,
     need,
@@ -27,11 +29,13 @@ from interlace.checkpoint.family import (
     read_mlp,
     read_rope,
     read_trunk,
+    refuse_unless,
     rope_parameters,
     tied_head,
     trunk_slots,
     used_layers,
     whole,
+    whole_number,
     write_attention,
     write_rope,
     write_trunk,
@@ -50,7 +54,7 @@ MTP_KEYS = ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "num_nextn_
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    depth, step = need(config, "num_hidden_layers"), config.get("decoder_sparse_step", 1)
+    depth, step = whole_number(config, "num_hidden_layers", DEEPEST), config.get("decoder_sparse_step") or 1
     dense = {
         i
         for i in range(depth)
@@ -74,9 +78,10 @@ def read_layers(config: Mapping[str, Any], dense: set[int], moe: dict[str, Any] 
     """What Qwen3-Next and Qwen3.5 say alike; layers not in `dense` have experts."""
     trunk, heads = read_trunk(config, eps=1e-6), need(config, "num_attention_heads")
     depth = trunk["depth"]
-    types = config.get("layer_types")
+    refuse_unless(config, "hidden_act", "silu", None)
+    types = layer_names(config, "layer_types", depth, KINDS)
     if types is None:
-        interval = config.get("full_attention_interval", 4)
+        interval = config.get("full_attention_interval") or 4
         types = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(depth)]
     rope = rope_parameters(config, 10_000.0)
     if rope.get("partial_rotary_factor") is None:
@@ -123,35 +128,37 @@ def write_layers(config: ModelConfig) -> tuple[dict[str, Any], MoEConfig | None]
     mixers = {x.model_copy(update={"mlp": True}) for x in used}
     delta, attention = only(mixers, GatedDeltaConfig), only(mixers, AttentionConfig)
     mlp, moe = only(mlps, MLPConfig), only(mlps, MoEConfig)
-    if (
-        delta is None
-        or attention is None
-        or len(mixers) != 2
-        or any(config.mlp_of(i) is None for i in range(config.depth))
-    ):
+    if len(mixers) != (delta is not None) + (attention is not None) or None in map(config.mlp_of, range(config.depth)):
         return None
     if len(mlps) != (mlp is not None) + (moe is not None) or (mlp is not None and not is_plain_mlp(mlp)):
         return None
-    fits = delta.norm == attention.norm == "input" and delta.norm_eps == config.norm_eps
-    fits = fits and not delta.negative_eigenvalues and attention.gate and attention.qk_norm == "head"
-    fits = fits and attention.position == "rope" and attention.window is None and attention.scale is None
-    if not fits or not plain_trunk(config, zero_centred_norms=True):
+    if any(x.norm != "input" for x in mixers) or not plain_trunk(config, zero_centred_norms=True):
         return None
     names: dict[type, str] = {GatedDeltaConfig: "linear_attention", AttentionConfig: "full_attention"}
     document = {
         **write_trunk(config),
-        **write_attention(attention),
-        "head_dim": attention.head_dim,
         "hidden_act": "silu",
         "layer_types": [names[type(config.kind(i))] for i in range(config.depth)],
-        "rope_parameters": {"partial_rotary_factor": attention.rope.fraction, **write_rope(attention.rope)},
-        "linear_num_key_heads": delta.heads,
-        "linear_num_value_heads": delta.groups,
-        "linear_key_head_dim": delta.key_dim,
-        "linear_value_head_dim": delta.value_dim,
-        "linear_conv_kernel_dim": delta.convolution,
+        "num_attention_heads": 1,  # of a model without attention
+        "num_key_value_heads": 1,
         **({} if mlp is None else {"intermediate_size": mlp.width}),
     }
+    if attention is not None:
+        gated = attention.gate and attention.qk_norm == "head" and attention.position == "rope"
+        if not gated or attention.window is not None or attention.scale is not None:
+            return None
+        rope = {"partial_rotary_factor": attention.rope.fraction, **write_rope(attention.rope)}
+        document |= {**write_attention(attention), "head_dim": attention.head_dim, "rope_parameters": rope}
+    if delta is not None:
+        if delta.norm_eps != config.norm_eps or delta.negative_eigenvalues:
+            return None
+        document |= {
+            "linear_num_key_heads": delta.heads,
+            "linear_num_value_heads": delta.groups,
+            "linear_key_head_dim": delta.key_dim,
+            "linear_value_head_dim": delta.value_dim,
+            "linear_conv_kernel_dim": delta.convolution,
+        }
     return document, moe
 
 

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -66,6 +67,8 @@ def read_header(path: Path) -> dict[str, Entry]:
             header = json.loads(file.read(length))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header is not JSON ({error}); download the file again") from None
     if not isinstance(header, dict):
@@ -92,6 +95,13 @@ def _entry(path: Path, name: str, fields: object, base: int, size: int) -> Entry
     return Entry(path, DTYPES[dtype], tuple(shape), base + start, base + stop)
 
 
+def _opened(path: Path) -> FileIO:
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
 def read_into(entry: Entry, name: str, target: Tensor, skip: int = 0) -> None:
     """Fill a contiguous tensor from the stored elements after `skip`, converting dtype on the way, 16 MiB at a time.
 
@@ -102,7 +112,7 @@ def read_into(entry: Entry, name: str, target: Tensor, skip: int = 0) -> None:
     scratch = torch.empty(min(BLOCK, entry.stop - entry.start), dtype=torch.uint8)
     window = scratch.numpy().data
     done = 0
-    with open(entry.path, "rb", buffering=0) as file:
+    with _opened(entry.path) as file:
         file.seek(entry.start + skip * entry.dtype.itemsize)
         while done < flat.numel():
             wanted = min(len(window), (flat.numel() - done) * entry.dtype.itemsize)
@@ -115,7 +125,11 @@ def read_into(entry: Entry, name: str, target: Tensor, skip: int = 0) -> None:
             block = scratch[:wanted].view(entry.dtype)
             if entry.dtype.is_floating_point and not bool(torch.isfinite(block).all()):
                 raise CheckpointError(f"{entry.path}: tensor '{name}' holds NaN or infinity; the weights are damaged")
-            flat[done : done + block.numel()].copy_(block)
+            part = flat[done : done + block.numel()].copy_(block)
+            name_of = str(target.dtype).removeprefix("torch.")
+            narrows = target.dtype.is_floating_point and target.dtype.itemsize < entry.dtype.itemsize
+            if narrows and not bool(torch.isfinite(part).all()):
+                raise CheckpointError(f"{entry.path}: tensor '{name}' holds values too large for {name_of}")
             done += block.numel()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from interlace.layers.base import FeedForwardConfig, LayerConfig, Stream
-from interlace.layers.norm import NormStyle
+from interlace.layers.norm import NormStyle, RMSNorm
 from interlace.layers.projection import compute_dtype
 
 
@@ -54,9 +54,14 @@ class Block(nn.Module):
 
     def _post_norm(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any]:
         if self.has_mixer:
-            mixed, state = self.mixer(x, stream, state)
-            x = self.mixer_norm.into_sum(self._scaled(mixed), x)
-        return (self.mlp_norm.into_sum(self._scaled(self.mlp(x)), x) if self.has_mlp else x), state
+            mixed, state = self.mixer(x.to(compute_dtype(self.mixer_norm.weight)), stream, state)
+            x = self._normed_into(self.mixer_norm, mixed, x)
+        if self.has_mlp:
+            x = self._normed_into(self.mlp_norm, self.mlp(x.to(compute_dtype(self.mlp_norm.weight))), x)
+        return x, state
+
+    def _normed_into(self, norm: RMSNorm, branch: Tensor, x: Tensor) -> Tensor:
+        return norm.into_sum(branch, x) if self.multiplier == 1 else x + self._scaled(norm(branch, x.dtype))
 
     def _scaled(self, branch: Tensor) -> Tensor:
         return branch if self.multiplier == 1 else branch * self.multiplier

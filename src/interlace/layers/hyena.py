@@ -149,7 +149,8 @@ class Hyena(Projections):
         version = tuple((w.data_ptr(), w._version) for w in weights)
         if self.kept is None or self.kept[0] != version or self.kept[1].shape[0] < length:
             grown = 0 if self.kept is None else self.kept[1].shape[0] + max(STEPS, self.kept[1].shape[0] // 4)
-            self.kept = version, self._filter(max(length, grown))
+            with torch.inference_mode(False), torch.no_grad():
+                self.kept = version, self._filter(max(length, grown))
         return self.kept[1][:length]
 
     def _filter(self, length: int) -> Tensor:

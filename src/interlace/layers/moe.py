@@ -6,7 +6,7 @@ How published models route differs in a handful of choices, which are data here:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -160,6 +160,10 @@ class MoE(Projections):
             groups += [("compress",), ("expand",)]
         self.GROUPS = tuple(groups)
         self.load: Load | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the module begins without a load, whose scores belong to a graph."""
+        return {**super().__getstate__(), "load": None}
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [rows, D] to chosen experts int64 [rows, k], their weights [rows, k], and all scores [rows, E]."""

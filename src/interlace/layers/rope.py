@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 
@@ -28,10 +28,10 @@ class RopeConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    theta: float = 500_000.0
+    theta: float = Field(default=500_000.0, gt=0)
     fraction: float = Field(default=1.0, gt=0, le=1)
     scaling: Literal["none", "linear", "yarn", "llama3"] = "none"
-    factor: float = 1.0
+    factor: float = Field(default=1.0, gt=0)
     original_context: int | None = None
     beta_fast: float = 32.0
     beta_slow: float = 1.0
@@ -39,6 +39,12 @@ class RopeConfig(BaseModel):
     truncate: bool = True
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
+
+    @model_validator(mode="after")
+    def _needs_a_context(self) -> RopeConfig:
+        if self.scaling in ("yarn", "llama3") and not self.original_context:
+            raise ValueError(f"rope.original_context: {self.scaling} needs it; set the tokens it was first trained on")
+        return self
 
     def turning(self, dim: int) -> int:
         """How many elements of a head turn."""

@@ -145,6 +145,8 @@ class ModelConfig(Closed):
                     f"{name}.mlp: there is no table [model.{after}] of kind {' or '.join(kinds)}; add it, or set "
                     "mlp = false"
                 )
+            if after is not None and after not in self.pattern and self.layers[after].norm != "input":
+                raise ValueError(f"{after}.norm: has no effect after a mixer, whose own norm counts; set {name}.norm")
         return self
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from interlace.base.errors import ConfigError
 from interlace.layers.attention import AttentionConfig
@@ -78,9 +78,10 @@ def all_attention(config: ModelConfig) -> ModelConfig:
         layer = layer.model_copy(update={"window": None} if isinstance(layer, AttentionConfig) else {})
     else:
         heads = max(1, config.width // 64)
-        while config.width % heads or (config.width // heads) % 2:
+        while heads > 1 and (config.width % heads or (config.width // heads) % 2):
             heads -= 1
-        layer = AttentionConfig(heads=heads)
+        position: Literal["rope", "none"] = "none" if (config.width // heads) % 2 else "rope"
+        layer = AttentionConfig(heads=heads, position=position)
     kind = "attention" if isinstance(layer, AttentionConfig) else "latent_attention"
     table = {"type": kind, **layer.model_dump(mode="json", exclude_none=True)}
     data = config.to_dict()

@@ -18,12 +18,17 @@ _INPUTS = (
 _GRADIENTS = ", ".join(["Tensor"] * 6)
 
 
-def define(name: str, rule: type[chunks.Grid]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Register `interlace::NAME` and its backward; returns (query, ..., time) -> (out, final states)."""
+def define(
+    name: str, rule: type[chunks.Grid], forward: Callable[..., tuple[Tensor, Tensor]] | None = None
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Register `interlace::NAME` and its backward; returns (query, ..., time) -> (out, final states).
+
+    `forward` takes the place of the rule's own; the way back is always the rule's.
+    """
 
     @torch.library.custom_op(f"interlace::{name}", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
     def operator(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return chunks.forward(rule, *inputs)
+        return chunks.forward(rule, *inputs) if forward is None else forward(*inputs)
 
     @operator.register_fake
     def _(query, key, value, log_decay, beta, offsets, state, scale, time):  # type: ignore[no-untyped-def]

@@ -152,9 +152,9 @@ class Recording:
         """A kernel that is taken down and then run."""
         kernel = getattr(_module, name)
 
-        def call(*arguments: Any) -> None:
+        def call(*arguments: Any) -> Any:
             self.calls.append((kernel, arguments))
-            kernel(*arguments)
+            return kernel(*arguments)
 
         return call
 

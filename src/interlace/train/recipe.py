@@ -53,6 +53,8 @@ class TrainSettings(Closed):
         evaluations: how often the held-out text is scored, the end included.
         evaluation_tokens: how much of it.
         checkpoints: how many are written over the run, the end included; the last two are kept.
+        balance_loss: weight of the loss that evens the load of experts, where they have no correction.
+        balance_rate: by how much a step moves the corrections, where they have some.
     """
 
     tokens: int = Field(gt=0)
@@ -67,6 +69,8 @@ class TrainSettings(Closed):
     evaluations: int = Field(default=10, gt=0)
     evaluation_tokens: int = Field(default=65_536, gt=0)
     checkpoints: int = Field(default=10, gt=0)
+    balance_loss: float = Field(default=0.01, ge=0)
+    balance_rate: float = Field(default=1e-3, ge=0)
 
 
 class Recipe(Closed):

@@ -18,6 +18,7 @@ from interlace.checkpoint.load import load
 from interlace.checkpoint.save import write_model
 from interlace.checkpoint.tensors import read_header, read_into, write
 from interlace.data.batches import Batch
+from interlace.layers.moe import MoE
 from interlace.model.model import HybridLM
 from interlace.ops import native
 from interlace.train.loss import next_token_loss
@@ -38,6 +39,7 @@ class Step:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Every parameter in exactly one group: matrices decay; embeddings, taps, norms, gates and biases do not."""
     decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    decayed |= {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "MATRICES", ())}
     decayed -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     parameters = list(model.parameters())
     return [
@@ -60,6 +62,7 @@ class Trainer:
         native.keep_memory()
         self.model, self.settings, self.steps, self.precision = model, settings, steps, precision
         self.done = 0
+        self.mixtures = [m for m in model.modules() if isinstance(m, MoE)]
         groups = parameter_groups(model, settings.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
 
@@ -76,7 +79,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self.loss(batch)
-        loss.backward()
+        (loss + self.unevenness()).backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         value, size = loss.item(), norm.item()
@@ -89,6 +92,9 @@ class Trainer:
             torch._foreach_mul_(gradients, self.settings.clip / (size + 1e-6))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for mixture in self.mixtures:
+            if mixture.correction is not None:
+                mixture.rebalance(self.settings.balance_rate)
         self.done += 1
         return Step(value, size, rate, time.perf_counter() - start)
 
@@ -99,6 +105,13 @@ class Trainer:
         with torch.autocast(device.type, dtype=dtype) if low else nullcontext():
             hidden, _, _ = self.model.hidden(batch.tokens.to(device), batch.segments)
         return next_token_loss(hidden, self.model.head.weight, batch.targets.to(device), dtype if low else None)
+
+    def unevenness(self) -> Tensor | float:
+        """What the last pass' load of the experts costs, where they have no correction: nothing beside text's nats."""
+        loads = [m.load for m in self.mixtures if m.load is not None and m.correction is None]
+        if not loads:
+            return 0.0
+        return self.settings.balance_loss * torch.stack([load.balance for load in loads]).mean()
 
     def write(self, folder: Path) -> None:
         """The model as any other checkpoint, and beside it what training needs to go on."""

@@ -9,9 +9,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
+from interlace.ops import native
 from interlace.ops.backends import Backend, choose
 from interlace.ops.experts import sorted as by_sorting
 from interlace.ops.experts.plain import plain
+from interlace.ops.native import DTYPES
 
 # Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
 _INPUTS = "Tensor x, Tensor chosen, Tensor weights, Tensor first, Tensor second, str activation"
@@ -55,7 +57,48 @@ def _autograd(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
 
 _sorted.register_autograd(_autograd, setup_context=_setup_context)
 
-BACKENDS = (Backend("sorted", _sorted), Backend("plain", plain))
+
+def _compiled(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, activation: str) -> Tensor:
+    """By the kernel, which reads a chosen expert once for every row that chose it."""
+    x, chosen, weights = x.contiguous(), chosen.contiguous(), native.floats(weights)
+    first, second = first.to(x.dtype).contiguous(), second.to(x.dtype).contiguous()
+    out = x.new_empty(x.shape[0], second.shape[1])
+    sizes = [DTYPES[x.dtype], *chosen.shape, x.shape[1], first.shape[1], second.shape[2], second.shape[1]]
+    sizes += [activation == "swiglu", torch.get_num_threads(), first.shape[0]]
+    operands = (x, chosen, weights, first, second)
+    if not native.kernels().experts([native.address(y) for y in operands], sizes, native.address(out)):
+        raise ShapeError(
+            f"experts: chosen must lie in [0, {first.shape[0]}), got {int(chosen.min())} to {int(chosen.max())}"
+        )
+    return out
+
+
+@torch.library.custom_op(
+    "interlace::experts_native", mutates_args=(), schema=f"({_INPUTS}) -> Tensor", device_types="cpu"
+)
+def _native(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, activation: str) -> Tensor:
+    return _compiled(x, chosen, weights, first, second, activation)
+
+
+_native.register_fake(_sorted_fake)
+_native.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def _run_native(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, activation: str) -> Tensor:
+    run = _native if native.wants_graph(x, weights, first, second) else _compiled
+    return run(x, chosen, weights, first, second, activation)
+
+
+def _refuses(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor) -> str | None:
+    return native.refuses(x, first, second)
+
+
+FEW = 4  # rows; beyond, an expert's rows are one product
+BACKENDS = (
+    Backend("native", _run_native if native.available() else None, _refuses, native.DEVICES, native.missing),
+    Backend("sorted", _sorted),
+    Backend("plain", plain),
+)
 
 
 def experts(
@@ -77,7 +120,7 @@ def experts(
         first: [E, A, D], A = 2 I (gate, then up) for "swiglu", I for "relu2"; cast to x's dtype expert by expert.
         second: [E, outputs, I].
         activation: "swiglu", SiLU(gate) up, or "relu2", ReLU squared.
-        backend: "auto", "sorted" or "plain".
+        backend: "auto", "native" (float32 and bfloat16 on a CPU; for a few rows), "sorted" or "plain".
 
     Returns:
         [rows, outputs] in x's dtype; sums over choices are float32.
@@ -99,4 +142,7 @@ def experts(
             f"[{x.shape[0]}, k]"
         )
     operands = (x, chosen, weights, first, second)
+    if backend == "auto":
+        few = x.shape[0] <= FEW and first.dtype == x.dtype and BACKENDS[0].obstacle(*operands) is None
+        return (_run_native if few else _sorted)(*operands, activation)
     return choose("experts", BACKENDS, backend, *operands)(*operands, activation)

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, silu
 
+from interlace.base.errors import ShapeError
 from interlace.ops.experts.plain import act
 
 
 def by_expert(chosen: Tensor, experts: int) -> Iterator[tuple[int, Tensor]]:
     """(expert, the places in the flattened choices [rows k] that name it), for those that were chosen."""
     flat = chosen.flatten()
+    if flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < experts:
+        raise ShapeError(f"experts: chosen must lie in [0, {experts}), got {int(flat.min())} to {int(flat.max())}")
     order = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat, minlength=experts)
     used = counts.nonzero().flatten().tolist()

@@ -7,9 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
+from interlace.ops import native
 from interlace.ops.backends import Backend, choose
 from interlace.ops.checks import check_recurrence
 from interlace.ops.chunked_operator import define
+from interlace.ops.compiled_rule import compiled
 from interlace.ops.gated_delta.normalise import normalised
 from interlace.ops.kimi_delta.chunked import Grid
 from interlace.ops.kimi_delta.recurrent import recurrent
@@ -36,7 +38,12 @@ def _run_chunked(
     return _chunked(query, key, value, log_decay, beta, segments.offsets, state, scale, segments.time or 0)
 
 
-BACKENDS = (Backend("chunked", _run_chunked), Backend("recurrent", recurrent))
+_native = compiled("kimi_delta", Grid) if native.available() else None
+BACKENDS = (
+    Backend("native", _native, native.refuses, native.DEVICES, native.missing),
+    Backend("chunked", _run_chunked),
+    Backend("recurrent", recurrent),
+)
 
 
 def kimi_delta(
@@ -63,7 +70,7 @@ def kimi_delta(
         state: [N, G, K, V], what each sequence starts from; None means zeros.
         scale: multiplies the output; K ** -0.5 if None.
         normalise: divide queries and keys by sqrt(sum of squares + 1e-6) first.
-        backend: "auto", "chunked" or "recurrent".
+        backend: "auto", "native" (float32 and bfloat16 on a CPU), "chunked" or "recurrent".
 
     Returns:
         out [total, G, V] in value's dtype, and the final states [N, G, K, V] in float32 (float64 for float64 inputs).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -142,7 +141,7 @@ def immediately(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Without autograd: out, the sum (empty without `before`), and 1 / rms of each row."""
-    out, total, inverse = _empty(x, weight, before, gate, after, *astuple(form), dtype)
+    out, total, inverse = _empty(x, weight, before, gate, after, *form, dtype)
     tensors, sizes = prepare(x, weight, before, gate, after, form, dtype)
     to = [address(out), NONE if before is None else address(total), address(inverse)]
     native.kernels().rms_norm_forward([address(t) for t in tensors], sizes, [form.eps, form.offset], to)
@@ -160,7 +159,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """`rms_norm` on CPU tensors of float32 or bfloat16."""
     if native.wants_graph(x, weight, before, gate, after):
-        out, total, _ = _forward(x, weight, before, gate, after, *astuple(form), dtype)
+        out, total, _ = _forward(x, weight, before, gate, after, *form, dtype)
     else:
         out, total, _ = immediately(x, weight, form, before, gate, after, dtype)
     return out, x if before is None else total

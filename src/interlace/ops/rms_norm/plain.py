@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import sigmoid, silu
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """Which of its variants the norm is.
 
     Attributes:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
+from interlace.ops import native
 from interlace.ops.backends import Backend, choose
 from interlace.ops.selective_scan import blocked
 from interlace.ops.selective_scan.recurrent import recurrent
@@ -86,7 +87,50 @@ def _run_blocked(
     return (h @ C.to(dtype).unsqueeze(-1)).squeeze(-1).to(x.dtype), h
 
 
-BACKENDS = (Backend("chunked", _run_blocked), Backend("recurrent", recurrent))
+def _compiled(
+    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, offsets: Tensor | None, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """By the kernel; without offsets every token is a segment."""
+    x, B, C = (native.rows(y.to(x.dtype)) for y in (x, B, C))
+    step, A = native.floats(step), native.floats(A)
+    before = None if state is None else native.floats(state)
+    count = x.shape[0] if offsets is None else offsets.shape[0] - 1
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    final = x.new_empty(count, *A.shape, dtype=torch.float32)
+    tensors = (x, step, A, B, C, None if offsets is None else native.borders(offsets), before)
+    sizes = [count, *A.shape, *(y.stride(0) for y in (x, B, C)), native.DTYPES[x.dtype], torch.get_num_threads()]
+    native.kernels().selective_scan(
+        [native.address(y) for y in tensors], sizes, native.address(out), native.address(final)
+    )
+    return out, final
+
+
+@torch.library.custom_op(
+    "interlace::selective_scan_native", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)", device_types="cpu"
+)
+def _native(
+    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, offsets: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return _compiled(x, step, A, B, C, offsets, state)
+
+
+_native.register_fake(_blocked_fake)
+_native.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def _run_native(
+    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, segments: Segments, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    if native.wants_graph(x, step, A, B, C, state):
+        return _native(x, step, A, B, C, segments.offsets, state)
+    return _compiled(x, step, A, B, C, None if segments.time == 1 else segments.offsets, state)
+
+
+BACKENDS = (
+    Backend("native", _run_native if native.available() else None, native.refuses, native.DEVICES, native.missing),
+    Backend("chunked", _run_blocked),
+    Backend("recurrent", recurrent),
+)
 
 
 def selective_scan(
@@ -109,7 +153,7 @@ def selective_scan(
         B, C: [total, K], shared by all channels.
         segments: where sequences start; None means one sequence.
         state: [N, D, K], what each sequence starts from; None means zeros.
-        backend: "auto", "chunked" or "recurrent".
+        backend: "auto", "native" (float32 and bfloat16 on a CPU), "chunked" or "recurrent".
 
     Returns:
         out [total, D] in x's dtype, and the final states [N, D, K] in float32 (float64 for float64 inputs).

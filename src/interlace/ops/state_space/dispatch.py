@@ -7,9 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
+from interlace.ops import native
 from interlace.ops.backends import Backend, choose
 from interlace.ops.checks import check_recurrence
 from interlace.ops.chunked_operator import define
+from interlace.ops.compiled_rule import compiled
 from interlace.ops.state_space.chunked import Grid
 from interlace.ops.state_space.recurrent import recurrent
 from interlace.ops.state_space.step import step as one_token
@@ -32,7 +34,12 @@ def _run_chunked(
     return _chunked(query, key, value, log_decay, step, segments.offsets, state, scale, segments.time or 0)
 
 
-BACKENDS = (Backend("chunked", _run_chunked), Backend("recurrent", recurrent))
+_native = compiled("state_space", Grid) if native.available() else None
+BACKENDS = (
+    Backend("native", _native, native.refuses, native.DEVICES, native.missing),
+    Backend("chunked", _run_chunked),
+    Backend("recurrent", recurrent),
+)
 
 
 def state_space(
@@ -57,7 +64,7 @@ def state_space(
         segments: where sequences start; None means one sequence.
         state: [N, G, K, V], what each sequence starts from; None means zeros.
         scale: multiplies the output.
-        backend: "auto", "chunked" or "recurrent".
+        backend: "auto", "native" (float32 and bfloat16 on a CPU), "chunked" or "recurrent".
 
     Returns:
         out [total, G, V] in value's dtype, and the final states [N, G, K, V] in float32 (float64 for float64 inputs).
