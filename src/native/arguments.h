@@ -145,12 +145,13 @@ struct MixerStep {  // one token of a Gated DeltaNet layer between its projectio
   void* out;                      // [N, G V]
 };
 
-struct Attention {  // causal attention of whole sequences over themselves
+struct Attention {  // causal attention of whole sequences over themselves, or of one over its past and itself
   const void *query, *key, *value;  // [total, H, K], [total, J, K], [total, J, V], heads contiguous
   DType dtype;
   long q_row, k_row, v_row;
-  const int32_t* offsets;           // [N + 1]
+  const int32_t* offsets;           // [N + 1], of queries
   long N, H, J, K, V, window;       // window 0 for none
+  long past;                        // keys before the first query; N is 1 where it is not 0
   float scale;
   int threads;
   void* out;                        // [total, H, V]

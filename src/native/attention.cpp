@@ -102,24 +102,26 @@ struct AttentionMemory {
   }
 };
 
-// One block of queries of one head, over the keys from the last block back to the first it sees.
+// One block of queries of one head, over the keys from its own back to the first it sees. Keys [start, end); query q0 is
+// at the place of key q0 + past.
 void attend(const Attention& x, const AttentionShape& shape, long start, long end, long head, long q0, const AttentionMemory& m) {
-  const long count = least(TILE, end - q0), j = head / shape.group, ldk = shape.ldk, ldv = shape.ldv;
+  const long place = q0 + x.past, count = least(TILE, end - place), j = head / shape.group, ldk = shape.ldk, ldv = shape.ldv;
   const auto [q, k, kt, v, o, p] = m;
   float peak[TILE], size[TILE];
   read_block(q, ldk, queries_of(x), q0, count, head * x.K, x.K, x.scale);
   memset(o, 0, TILE * ldv * sizeof(float));
   for (long i = 0; i < TILE; i++) peak[i] = -__builtin_inff(), size[i] = 0;
-  const long from = x.window ? start + most(0, q0 - x.window + 1 - start) / TILE * TILE : start;
-  for (long k0 = q0; k0 >= from; k0 -= TILE) {
-    const Sight sight = {q0, k0, least(TILE, end - k0), x.window};
+  const long from = x.window ? most(start, place - x.window + 1) : start;
+  for (long back = place; back + TILE > from && back > start - TILE; back -= TILE) {
+    const long k0 = most(back, start);  // blocks go back from the queries' own, the last may be shorter
+    const Sight sight = {place, k0, least(back + TILE, end) - k0, x.window};
     read_block(k, ldk, keys_of(x), k0, sight.keys, j * x.K, x.K, 1);
     read_block(v, ldv, values_of(x), k0, sight.keys, j * x.V, x.V, 1);
     transpose(kt, LD_TILE, k, ldk, TILE, x.K);
     product(TILE, TILE, x.K, rows_of(q, ldk), kt, LD_TILE, p, LD_TILE);
     for (long i = 0; i < TILE; i++) {
       float* row = p + i * LD_TILE;
-      if (k0 == q0 || x.window || sight.keys < TILE) hide(row, sight, i);
+      if (back == place || x.window || sight.keys < TILE) hide(row, sight, i);
       vec peaks = load(row);
       for (long t = VW; t < TILE; t += VW) peaks = larger(peaks, load(row + t));
       float top = peak[i];
@@ -138,7 +140,7 @@ void attend(const Attention& x, const AttentionShape& shape, long start, long en
         for (long d = 0; d < padded(x.V); d += VW) store(o + i * ldv + d, kept * load(o + i * ldv + d));
     }
     if (all_finite(v, TILE, padded(x.V), ldv)) {
-      product(TILE, padded(x.V), TILE, rows_of(p, LD_TILE), v, ldv, o, ldv, 1, k0 == q0 ? Filled::lower : Filled::full);
+      product(TILE, padded(x.V), TILE, rows_of(p, LD_TILE), v, ldv, o, ldv, 1, back == place ? Filled::lower : Filled::full);
       continue;
     }
     for (long i = 0; i < TILE; i++)  // 0 times NaN is NaN: only what a query sees
@@ -191,7 +193,7 @@ void attention_forward(const Attention& x) {
     const QueryBlock& block = blocks[index / x.H];
     Carver carver{memory + thread_index() * floats};
     const AttentionMemory m(carver, x, shape);
-    attend(x, shape, x.offsets[block.segment], x.offsets[block.segment + 1], index % x.H, block.first, m);
+    attend(x, shape, x.offsets[block.segment], x.offsets[block.segment + 1] + x.past, index % x.H, block.first, m);
   });
 }
 

@@ -282,6 +282,7 @@ Attention attention(const std::vector<Address>& in, const std::vector<long>& siz
   x.dtype = DType(sizes[0]), x.q_row = sizes[1], x.k_row = sizes[2], x.v_row = sizes[3];
   x.N = sizes[4], x.H = sizes[5], x.J = sizes[6], x.K = sizes[7], x.V = sizes[8], x.window = sizes[9];
   x.threads = sizes[10], x.scale = scale;
+  x.past = sizes.size() > 11 ? sizes[11] : 0;
   return x;
 }
 

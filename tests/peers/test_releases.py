@@ -103,7 +103,7 @@ def test_what_a_family_writes_it_reads_as_the_same(pair):
     ids=lambda c: c.model_type,
 )
 def test_a_family_without_its_attention_can_be_said(config):
-    """transformers 5.23 cannot run these with a cache; the config goes there and back, and the model saves as its own."""
+    """transformers 5.23 cannot run these with a cache; their configs go there and back."""
     family = next(f for f in FAMILIES if f.model_type == config.model_type)
     read = family.read_config(json.loads(config.to_json_string()))
     assert family.read_config(json.loads(json.dumps(family.write_config(read)))) == read

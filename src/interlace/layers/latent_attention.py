@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle, RMSNorm
 from interlace.layers.projection import Projections
-from interlace.ops.attention.dispatch import attention
-from interlace.ops.attention.ragged import causal, heads_first
+from interlace.ops.attention.dispatch import attention, compiled_past
+from interlace.ops.attention.ragged import causal
 from interlace.ops.attention.state import AttentionState
 
 LATENT_EPS = 1e-6  # of the norms inside, whatever the model's own eps is
@@ -144,8 +144,8 @@ class LatentAttention(Projections):
             for first in range(0, c.heads, size):
                 heads = range(first, min(first + size, c.heads))
                 key, value = self.read_out(kept, heads)
-                lanes = [heads_first(y, 1) for y in (query[a:b, heads.start : heads.stop], key, value)]
-                parts.append(causal(lanes[0], lanes[1], lanes[2], c.query_dim**-0.5, None).squeeze(0).transpose(0, 1))
+                mine = query[a:b, heads.start : heads.stop]
+                parts.append(compiled_past(mine, key, value, c.query_dim**-0.5, None))
             rows.append(torch.cat(parts, dim=1))
         return torch.cat(rows)
 

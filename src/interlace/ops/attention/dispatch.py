@@ -92,6 +92,13 @@ def _run_recurrent(
     return out, state.append(key, value, segments)
 
 
+def compiled_past(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    """One sequence's newest tokens over all it has seen, [T, H, V]: by the kernel where it can, else by torch's."""
+    if query.shape[0] > 1 and compiled.serves_past(query, key, value):
+        return compiled.after_past(query, key, value, scale, window)
+    return ragged.after_past(query, key, value, scale, window)
+
+
 def _run_native(
     query: Tensor,
     key: Tensor,
@@ -106,7 +113,7 @@ def _run_native(
         return out, AttentionState.of_tokens(key, value, segments, window)
     if compiled.serves(query, key, value, segments, state):
         return compiled.step(query, key, value, state, scale)
-    return ragged.cached(query, key, value, segments, state, scale)
+    return ragged.cached(query, key, value, segments, state, scale, compiled_past)
 
 
 BACKENDS = (

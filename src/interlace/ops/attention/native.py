@@ -104,6 +104,28 @@ def fresh(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: 
     return _forward(query, key, value, segments.offsets, scale, window or 0)[0]
 
 
+def after_past(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    """One sequence's newest tokens over all it has seen: query [T, H, K], key [S, J, K], value [S, J, V] to [T, H, V].
+
+    The queries are the last T of S places. No autograd.
+    """
+    out = query.new_empty(*query.shape[:2], value.shape[2])
+    offsets = torch.tensor([0, query.shape[0]], dtype=torch.int32, device=query.device)
+    tensors, sizes = prepare(query, key, value, offsets, window or 0)
+    if query.device.type == "meta":
+        return out
+    addresses = [address(x) for x in (*tensors, out)]
+    native.kernels().attention_forward([*addresses, native.NONE], [*sizes, key.shape[0] - query.shape[0]], scale)
+    return out
+
+
+def serves_past(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether `after_past` can take these tensors."""
+    here = native.available() and query.device.type in native.DEVICES
+    plain = here and not native.wants_gradients(query, key, value) and not torch.compiler.is_compiling()
+    return plain and refuses(query, key, value) is None
+
+
 def serves(query: Tensor, key: Tensor, value: Tensor, segments: Segments, state: AttentionState) -> bool:
     """Whether `step` can take this call: one token per sequence, on a CPU, of one dtype it knows, without gradients."""
     if segments.time != 1 or not native.available() or native.wants_graph(query, key, value, state.keys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -90,10 +91,28 @@ def fresh_back(
     return grads[0], grads[1], grads[2]
 
 
+def after_past(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+    """One sequence's newest tokens over all it has seen, the queries being the last T of S places.
+
+    query [T, H, K], key [S, J, K], value [S, J, V] to [T, H, V].
+    """
+    one = [heads_first(x, 1) for x in (query, key, value)]
+    return causal(one[0], one[1], one[2], scale, window).squeeze(0).transpose(0, 1)
+
+
 def cached(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, state: AttentionState, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    state: AttentionState,
+    scale: float,
+    one: Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor] = after_past,
 ) -> tuple[Tensor, AttentionState]:
-    """Sequences that go on from `state`, which is used up.  [total, H, K] to ([total, H, V], the state after)."""
+    """Sequences that go on from `state`, which is used up.  [total, H, K] to ([total, H, V], the state after).
+
+    `one` attends for one sequence, as `after_past` does.
+    """
     spans, window = segments.spans(), state.window
     joined = {}
     for row, (a, b) in enumerate(spans):
@@ -107,7 +126,5 @@ def cached(
     for row, (a, b) in enumerate(spans):
         held = slice(0, state.held(row))  # a ring needs no order here: a single query sees all that it holds
         keys, values = joined.get(row) or (state.keys[row, held], state.values[row, held])
-        one = [heads_first(x, 1) for x in (q[a:b], keys, values)]
-        out = causal(one[0], one[1], one[2], scale, window if row in joined else None)
-        outputs.append(out.squeeze(0).transpose(0, 1))
+        outputs.append(one(q[a:b], keys, values, scale, window if row in joined else None))
     return torch.cat(outputs), state
