@@ -28,7 +28,8 @@ def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES)
 
     A model that a published family can express is saved in its released names, which `transformers` opens without our
     code, and in the family that it was loaded from if that one can; any other in our own format. A tensor is written
-    in the dtype it was loaded from as long as that loses nothing.
+    in the dtype it was loaded from as long as that loses nothing. Published formats do not hold what only initial
+    values are drawn from (`decay_range`, `step_range`, `step_floor`): a model loaded again has our defaults there.
 
     Raises:
         CheckpointError: the model was laid out for decoding with int8 weights.
