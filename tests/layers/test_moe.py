@@ -100,6 +100,24 @@ def test_every_kind_of_layer_trains(name, precision):
         assert not torch.equal(p, before[n]), n
 
 
+@pytest.mark.parametrize("name", [n for n in PRESETS if n not in ("tiny-hybrid", "tiny-sliding")])
+def test_every_kind_of_layer_goes_on_from_a_checkpoint(name, tmp_path):
+    """Written and resumed after two steps, training ends with the bits of an unbroken run."""
+    torch.manual_seed(0)
+    first = Trainer(interlace.HybridLM(preset(name)), settings(), 30)
+    batches = [batch(first.model.config.vocabulary) for _ in range(4)]
+    for given in batches[:2]:
+        first.step(given)
+    tmp_path.joinpath("step").mkdir()
+    first.write(tmp_path / "step")
+    second = Trainer(interlace.HybridLM(preset(name)), settings(), 30)
+    second.resume(tmp_path / "step")
+    for given in batches[2:]:
+        assert first.step(given).loss == second.step(given).loss
+    for (n, ours), theirs in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), n
+
+
 def test_training_evens_the_load():
     """By the loss, and by the corrections, from corrections that send all to two experts."""
     for correction in (False, True):
@@ -115,7 +133,8 @@ def test_training_evens_the_load():
         trainer = Trainer(model, settings(balance_loss=1.0, balance_rate=0.05), 200)
         loads = []
         for _ in range(40):
-            trainer.step(given)
+            busiest = trainer.step(given).busiest
+            assert busiest == max(m.load.busiest for m in mixtures)
             loads.append(sum(m.load.busiest for m in mixtures) / len(mixtures))
         assert loads[-1] < 0.9 * loads[0], (correction, loads[::8])
 

@@ -116,6 +116,8 @@ def train(recipe: Recipe, out: Path, hooks: Hooks, device: str = "cpu") -> RunFo
             "learning_rate": step.learning_rate,
             "tokens_per_second": batches.tokens / step.seconds,
         }
+        if step.busiest is not None:
+            row["busiest_expert"] = step.busiest
         if due(trainer.done, steps, recipe.train.checkpoints):  # before evaluating: a failing score loses nothing
             run.write_checkpoint(trainer.done, trainer.write)
         if due(trainer.done, steps, recipe.train.evaluations):

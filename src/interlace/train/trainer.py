@@ -28,12 +28,19 @@ from interlace.train.schedule import warmup_stable_decay
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did: nats per token, the gradient's norm before clipping, the rate, and how long it took."""
+    """What one step did.
+
+    Attributes:
+        loss: nats per token.
+        grad_norm: the gradient's norm before clipping.
+        busiest: how many times its even share the busiest expert of all layers got; None without experts.
+    """
 
     loss: float
     grad_norm: float
     learning_rate: float
     seconds: float
+    busiest: float | None = None
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -96,7 +103,8 @@ class Trainer:
             if mixture.correction is not None:
                 mixture.rebalance(self.settings.balance_rate)
         self.done += 1
-        return Step(value, size, rate, time.perf_counter() - start)
+        loads = [m.load.busiest for m in self.mixtures if m.load is not None]
+        return Step(value, size, rate, time.perf_counter() - start, max(loads, default=None))
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean nats per target of a batch."""
