@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from interlace.base.errors import ConfigError
@@ -43,3 +48,33 @@ def test_all_attention_is_all_attention():
         assert mixers <= {"AttentionConfig", "LatentAttentionConfig", "MLPConfig", "MoEConfig"}
         assert not any(sizes(dense).state_bytes.values())
         assert dense.depth == preset(name).depth
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def layers_page():
+    spec = importlib.util.spec_from_file_location("make_layers", DOCS / "make_layers.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.page()
+
+
+def test_the_page_of_layers_is_current_and_explains_every_key():
+    page = layers_page()
+    assert (DOCS / "layers.md").read_text() == page, "python docs/make_layers.py > docs/layers.md"
+    assert not re.findall(r"^\| `.*\|  \|$", page, re.MULTILINE)
+
+
+def test_the_example_on_that_page_is_a_model():
+    (toml,) = re.findall(r"```toml\n(.*?)```", layers_page(), re.DOTALL)
+    config = ModelConfig.from_dict(tomllib.loads(toml)["model"])
+    assert config.kinds == ("kimi_delta", "kimi_delta", "kimi_delta", "latent_attention") * 2
+
+
+def test_all_that_is_missing_is_named_at_once():
+    table = {**preset("tiny-mamba").to_dict(), "mamba": {"depth": 3}}
+    with pytest.raises(
+        ConfigError, match=r"^model: mamba.inner, mamba.step_rank: required, and not given \(and 1 more\)$"
+    ):
+        ModelConfig.from_dict(table)

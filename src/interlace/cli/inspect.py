@@ -36,7 +36,7 @@ def inspect(source: str, *, json: Annotated[bool, Parameter(negative="")] = Fals
     if json:
         print_json({"config": config.to_dict(), "model": model.to_dict(), "all_attention": dense.to_dict()})
         return
-    kinds = " ".join(f"{n} x {config.kinds.count(n)}" for n in dict.fromkeys(config.kinds))
+    kinds = ", ".join(f"{n} x {config.kinds.count(n)}" for n in dict.fromkeys(config.kinds))
     parts = [[name, f"{n:,}", f"{n / model.total:.1%}"] for name, n in model.parameters.items()]
     parts += [["total", f"{model.total:,}", ""]]
     if model.active != model.total:

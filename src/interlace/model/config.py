@@ -31,14 +31,18 @@ def validate(schema: type[M], data: Mapping[str, Any], where: str) -> M:
 
 
 def _sentence(schema: type[BaseModel], error: ValidationError, where: str) -> str:
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = errors[0]
     path = [str(p) for p in first["loc"]]
-    place = ".".join([where, *path]) if where else ".".join(path)
+    places = [".".join([where, *map(str, e["loc"])]) if where else ".".join(map(str, e["loc"])) for e in errors]
+    place = places[0]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{place}: unknown key; {nearest(path[-1], _fields(schema, path[:-1]))}{more}"
     if first["type"] == "missing":
-        return f"{place}: required, and not given{more}"
+        missing = [p for p, e in zip(places, errors, strict=True) if e["type"] == "missing"]
+        others = f" (and {len(errors) - len(missing)} more)" if len(missing) < len(errors) else ""
+        return f"{', '.join(missing)}: required, and not given{others}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{place}: {message}{more}" if place else f"{message}{more}"
