@@ -160,12 +160,18 @@ def test_bfloat16_keeps_float32_master_weights_and_learns_alike(recipe, tmp_path
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
-def test_loss_and_gradients_equal_cross_entropy():
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("labelled", [0.9, 0.1])
+def test_loss_and_gradients_equal_cross_entropy(labelled, weighted):
     hidden = torch.randn(2500, 16, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 16, dtype=torch.float64, requires_grad=True)
-    targets = torch.randint(50, (2500,)).where(torch.rand(2500) > 0.1, IGNORE)
-    found = next_token_loss(hidden, weight, targets)
-    want = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE)
+    targets = torch.randint(50, (2500,)).where(torch.rand(2500) < labelled, IGNORE)
+    weights = torch.rand(2500) if weighted else None
+    found = next_token_loss(hidden, weight, targets, weights=weights)
+    shares = torch.ones(2500) if weights is None else weights
+    shares = torch.where(targets == IGNORE, 0.0, shares).double()
+    each = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE, reduction="none")
+    want = (each * shares).sum() / shares.sum()
     torch.testing.assert_close(found.double(), want, rtol=1e-6, atol=0)
     for a, b in zip(
         torch.autograd.grad(3 * found, (hidden, weight)), torch.autograd.grad(3 * want, (hidden, weight)), strict=True

@@ -21,6 +21,7 @@ for _verb in ("quickstart", "train", "generate", "inspect", "doctor"):
     app.command(f"interlace.cli.{_verb}:{_verb}", name=_verb)
 app.command("interlace.cli.convert_checkpoint:convert_checkpoint", name="convert-checkpoint")
 app.command("interlace.cli.data:app", name="data")
+app.command("interlace.cli.study:app", name="study")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -25,7 +25,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """A table whose first column is text and whose others are numbers."""
     table = Table(header_style="bold", box=None, pad_edge=False, show_header=any(columns))
     for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
+        table.add_column(name, justify="right" if index else "left", overflow="fold", no_wrap=not index)
     for row in rows:
         table.add_row(*row)
     if title:

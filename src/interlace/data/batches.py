@@ -23,11 +23,13 @@ class Batch:
         tokens: int64 [total].
         targets: int64 [total], the next token of the same document, or IGNORE.
         segments: one per piece of a document.
+        weights: float32 [total], how much each target counts; None where all count the same.
     """
 
     tokens: Tensor
     targets: Tensor
     segments: Segments
+    weights: Tensor | None = None
 
 
 class Batches:

@@ -18,8 +18,10 @@ class _Loss(torch.autograd.Function):
     """Sum of -log p(target) / count; gradients are formed beside the loss, since a softmax has them at hand."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        count = max(1, int((targets != IGNORE).sum()))
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, shares: Tensor | None
+    ) -> Tensor:
+        count = max(1, int((targets != IGNORE).sum())) if shares is None else 1
         d_hidden, d_weight = torch.empty_like(hidden, dtype=dtype), None
         cast, total = weight.to(dtype), hidden.new_zeros((), dtype=torch.float32)
         block = max(1, BLOCK_ELEMENTS // weight.shape[0])
@@ -27,7 +29,11 @@ class _Loss(torch.autograd.Function):
             rows = slice(start, start + block)
             h, goal = hidden[rows].to(dtype), targets[rows]
             logits = h @ cast.T
-            total += cross_entropy_(logits, goal, ignored=IGNORE, factor=1 / count).sum()
+            losses = cross_entropy_(logits, goal, ignored=IGNORE, factor=1 / count)
+            if shares is not None:
+                losses = losses * shares[rows]
+                logits.mul_(shares[rows, None])
+            total += losses.sum()
             torch.mm(logits, cast, out=d_hidden[rows])
             part = logits.T @ h
             d_weight = part.to(weight.dtype) if d_weight is None else d_weight.add_(part)
@@ -42,10 +48,16 @@ class _Loss(torch.autograd.Function):
         d_hidden, d_weight = ctx.saved_tensors
         if d_loss != 1:
             d_hidden, d_weight = d_hidden * d_loss, d_weight * d_loss
-        return d_hidden.to(ctx.dtype), d_weight, None, None
+        return d_hidden.to(ctx.dtype), d_weight, None, None, None
 
 
-def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def next_token_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Mean -log p(target), in nats, over targets that are not IGNORE.
 
     Args:
@@ -53,5 +65,12 @@ def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torc
         weight: [vocabulary, D], the head.
         targets: int64 [total].
         dtype: of the matrix products; None for hidden's.
+        weights: float32 [total], how much each target counts; None where all count the same.
     """
-    return _Loss.apply(hidden, weight, targets, dtype or hidden.dtype)
+    kept = targets != IGNORE
+    if 2 * int(kept.sum()) < targets.shape[0]:  # few targets: the head reads their rows only
+        hidden, targets = hidden[kept], targets[kept]
+        weights = None if weights is None else weights[kept]
+        kept = kept[kept]
+    shares = None if weights is None else torch.where(kept, weights, 0.0) / weights[kept].sum()
+    return _Loss.apply(hidden, weight, targets, dtype or hidden.dtype, shares)

@@ -112,7 +112,10 @@ class Trainer:
         low = dtype != torch.float32
         with torch.autocast(device.type, dtype=dtype) if low else nullcontext():
             hidden, _, _ = self.model.hidden(batch.tokens.to(device), batch.segments)
-        return next_token_loss(hidden, self.model.head.weight, batch.targets.to(device), dtype if low else None)
+        weights = None if batch.weights is None else batch.weights.to(device)
+        return next_token_loss(
+            hidden, self.model.head.weight, batch.targets.to(device), dtype if low else None, weights
+        )
 
     def unevenness(self) -> Tensor | float:
         """What the last pass' load of the experts costs, where they have no correction: nothing beside text's nats."""

@@ -1,0 +1,100 @@
+"""`interlace study`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from interlace.cli.output import Meter, duration, print_json, print_table
+from interlace.cli.output import out as console
+
+app = App(name="study", help="Comparisons that can be repeated: formal tasks.")
+
+
+@app.command
+def tasks(
+    *,
+    suite: str | None = None,
+    tasks: str | None = None,
+    models: str | None = None,
+    seeds: int | None = None,
+    first_seed: int = 0,
+    steps: int | None = None,
+    jobs: int | None = None,
+    out: Path = Path("runs/tasks"),
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Train small models on formal tasks, several seeds each, and compare what they can learn and carry further.
+
+    Interrupted and started again with the same --out, it goes on cell by cell.
+
+    Examples:
+
+        interlace study tasks --suite quick
+
+        interlace study tasks --tasks parity,s3 --models transformer,gated_delta,mamba2,lstm --seeds 5 --out runs/s3
+
+    Parameters
+    ----------
+    suite: str
+        quick, state_tracking, state_recall or paper: their tasks, models, sizes and budgets.
+    tasks: str
+        Tasks by name, with commas; docs/tasks.md shows them all. In the place of the suite's.
+    models: str
+        Models by name (transformer, gated_delta, gated_delta_positive, hybrid, mamba2, ...), or TOML files with a
+        [model] table, with commas.
+    seeds: int
+        How many seeds each; learning rates are tried with the first.
+    first_seed: int
+        The first of them.
+    steps: int
+        Training steps of every cell, in the place of the task's own.
+    jobs: int
+        Cells at once, one thread each; as many as there are cores if not given.
+    out: Path
+        The folder for cells, plots, results.json and report.html.
+    json: bool
+        Print the results as one JSON document.
+    """
+    from dataclasses import replace
+
+    from interlace.base.errors import ConfigError
+    from interlace.study.tasks.grid import Grid, Watcher
+    from interlace.study.tasks.registry import task
+    from interlace.study.tasks.report import columns, rows, sentence, write_report
+    from interlace.study.tasks.suites import ARMS, SUITES, Suite
+    from interlace.study.tasks.suites import suite as find
+
+    if suite is None and tasks is None:
+        raise ConfigError(f"--suite or --tasks: one is required; suites: {', '.join(SUITES)}")
+    plan = Suite((), ARMS, 3, "") if suite is None else find(suite)
+    names = tuple(tasks.split(",")) if tasks else plan.tasks
+    for name in names:
+        task(name)
+    settings = {name: plan.setting(name) for name in names}
+    if steps is not None:
+        if steps < 1:
+            raise ConfigError(f"steps: must be at least 1, got {steps}")
+        settings = {n: (s, replace(b, steps=steps)) for n, (s, b) in settings.items()}
+    chosen = tuple(models.split(",")) if models else plan.models
+    with Meter() as meter:
+
+        def tell(done: int, total: int, share: float, left: float | None, running: str) -> None:
+            note = "" if left is None else f"{duration(left)} left"
+            meter.update(f"{done} of {total} cells", share, 1.0, f"{note}  {running}".strip())
+
+        count = plan.seeds if seeds is None else seeds
+        results = Grid(out, settings, chosen, count, first_seed, jobs, Watcher(tell)).run()
+    report = write_report(out, results, " ".join(["interlace", *sys.argv[1:]]))
+    if json:
+        print_json(results)
+        return
+    for name, found in results["tasks"].items():
+        print_table(name, columns(found), rows(found))
+        console.print(sentence(name, found), style="bold")
+        console.print()
+    console.print("Medians over seeds; * never trained on; solved: at least 0.95 at the hardest trained.", style="dim")
+    console.print(f"Report: {report}")

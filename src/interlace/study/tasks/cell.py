@@ -1,0 +1,180 @@
+"""One cell of the grid: a model trained on a task from one seed at one learning rate, in a process of its own.
+
+    python -m interlace.study.tasks.cell FOLDER
+
+FOLDER holds cell.json; metrics.jsonl grows while the cell trains, result.json is there once it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from interlace.base.errors import Failure
+from interlace.base.files import write_file
+from interlace.data.batches import Batch
+from interlace.model.model import HybridLM
+from interlace.study.tasks.arms import Shape, config
+from interlace.study.tasks.registry import task as find
+from interlace.study.tasks.task import Sample, Task, packed
+from interlace.train.recipe import TrainSettings
+from interlace.train.trainer import Trainer
+
+SOLVED = 0.95  # the score at the hardest trained difficulty from which a task counts as solved
+WARMUP, DECAY = 0.05, 0.2
+TEST_TOKENS = 16_384  # at a time
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How a cell is trained.
+
+    Attributes:
+        steps, rows: of samples drawn anew for every step.
+        rates: learning rates tried with the first seed; the best one is every other seed's.
+        weight_decay: on matrices.
+        evaluations: how often the tests are taken on the way.
+        tests: samples for each difficulty.
+        init_std: deviation of the initial matrices.
+    """
+
+    steps: int
+    rows: int = 64
+    rates: tuple[float, ...] = (1e-3, 4e-3)
+    weight_decay: float = 0.01
+    evaluations: int = 20
+    tests: int = 256
+    init_std: float = 0.05
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one process trains."""
+
+    task: str
+    model: str
+    seed: int
+    rate: float
+    shape: Shape
+    budget: Budget
+
+    @property
+    def name(self) -> str:
+        """Its folder's name."""
+        return f"{self.task}-{Path(self.model).stem}-rate{self.rate:g}-seed{self.seed}"
+
+    @staticmethod
+    def read(folder: Path) -> Cell:
+        """The cell that a folder was made for."""
+        raw = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+        raw["shape"], raw["budget"] = Shape(**raw["shape"]), Budget(**raw["budget"])
+        return Cell(**raw)
+
+    def write(self, folder: Path) -> None:
+        """Make the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / "cell.json", json.dumps(asdict(self), indent=2) + "\n")
+
+
+class Tests:
+    """The problems of every tested difficulty, and what a model scores on them."""
+
+    def __init__(self, task: Task, count: int):
+        """count: samples for each difficulty."""
+        self.task = task
+        self.sets = {d: task.test_set(d, count) for d in task.tested}
+
+    def scores(self, model: HybridLM) -> dict[int, float]:
+        """By difficulty."""
+        return {d: self._score(model, samples) for d, samples in self.sets.items()}
+
+    @torch.inference_mode()
+    def _score(self, model: HybridLM, samples: list[Sample]) -> float:
+        model.eval()
+        right: list[bool] = []
+        many = max(1, TEST_TOKENS // max(len(s.tokens) for s in samples))
+        for start in range(0, len(samples), many):
+            some = samples[start : start + many]
+            batch = packed(some)
+            hidden, _, _ = model.hidden(batch.tokens, batch.segments)
+            begins = batch.segments.offsets.tolist()
+            places = torch.tensor([b + a for b, s in zip(begins, some, strict=False) for a in s.answers])
+            hits = (model.logits(hidden[places]).argmax(-1) == batch.targets[places]).split(
+                [len(s.answers) for s in some]
+            )
+            if self.task.scored_by == "sequence":
+                right += [bool(h.all()) for h in hits]
+            else:
+                right += torch.cat(hits).tolist()
+        return sum(right) / len(right)
+
+
+def hardest_trained(task: Task) -> int:
+    """The tested difficulty that stands for what was trained: the hardest that is no harder."""
+    return max(d for d in task.tested if d <= task.trained[-1])
+
+
+def train(cell: Cell, folder: Path) -> dict[str, Any]:
+    """Train a cell from its start; returns and writes its result. A divergence ends it, and is kept and marked."""
+    task, budget = find(cell.task), cell.budget
+    table = config(cell.model, cell.shape, len(task.words)).replace(init_std=budget.init_std)
+    torch.manual_seed(cell.seed)
+    model = HybridLM(table)
+    settings = TrainSettings(
+        tokens=1, learning_rate=cell.rate, weight_decay=budget.weight_decay, warmup=WARMUP, decay=DECAY
+    )
+    trainer = Trainer(model, settings, budget.steps)
+    tests, key = Tests(task, budget.tests), hardest_trained(task)
+    every = max(1, budget.steps // budget.evaluations)
+    tokens, solved, scores, diverged = 0, None, {}, None
+    start = time.perf_counter()
+    with open(folder / "metrics.jsonl", "w", encoding="utf-8") as metrics:
+        for number in range(1, budget.steps + 1):
+            batch = draw(task, cell, number)
+            tokens += batch.segments.total
+            try:
+                step = trainer.step(batch)
+            except Failure as failure:
+                diverged = str(failure)
+                break
+            if number % every == 0 or number == budget.steps:
+                scores = tests.scores(model)
+                row = {"step": number, "tokens": tokens, "loss": step.loss, "scores": scores}
+                metrics.write(json.dumps({**row, "seconds": time.perf_counter() - start}) + "\n")
+                metrics.flush()
+                if solved is None and scores[key] >= SOLVED:
+                    solved = {"step": number, "tokens": tokens}
+    result = {
+        **asdict(cell),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "scores": scores or dict.fromkeys(task.tested, 0.0),
+        "solved": solved if solved and scores[key] >= SOLVED else None,
+        "diverged": diverged,
+        "seconds": time.perf_counter() - start,
+    }
+    write_file(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def draw(task: Task, cell: Cell, number: int) -> Batch:
+    """The batch of a step: a function of the seed and the step, the same for every model."""
+    rng = np.random.default_rng([1, cell.seed, number])
+    return task.batch(rng, cell.budget.rows, (number - 1) / cell.budget.steps)
+
+
+def main() -> None:
+    """Train the cell of the folder that is named."""
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    train(Cell.read(folder), folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""The grid of a study: cells run several at once, each in its own process; what is done stays done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from interlace.base.errors import ConfigError, Failure
+from interlace.base.files import write_file
+from interlace.study.tasks import arms
+from interlace.study.tasks.arms import Shape
+from interlace.study.tasks.cell import Budget, Cell, hardest_trained
+from interlace.study.tasks.registry import task as find
+from interlace.train.run import RunFolder
+
+Result = dict[str, Any]
+POLL_SECONDS = 0.5
+
+
+@dataclass
+class Watcher:
+    """Told how the grid goes: (cells done, cells in all, share of the work done, seconds left or None, what runs)."""
+
+    tell: Callable[[int, int, float, float | None, str], None] = lambda *_: None
+
+
+@dataclass
+class Grid:
+    """Tasks x models x seeds in one folder.
+
+    Attributes:
+        out: the folder; each cell has a folder of its own in out/cells.
+        tasks: by name, with their size and budget.
+        models: names of arms, or TOML files.
+        seeds: how many; the first is also the one that learning rates are tried on.
+        first_seed: the first of them.
+        jobs: processes at once; None for one per core.
+    """
+
+    out: Path
+    tasks: dict[str, tuple[Shape, Budget]]
+    models: tuple[str, ...]
+    seeds: int
+    first_seed: int = 0
+    jobs: int | None = None
+    watcher: Watcher = field(default_factory=Watcher)
+
+    def __post_init__(self) -> None:
+        """Everything that can be wrong is found before anything runs."""
+        if self.seeds < 1:
+            raise ConfigError(f"seeds: must be at least 1, got {self.seeds}")
+        if self.jobs is not None and self.jobs < 1:
+            raise ConfigError(f"jobs: must be at least 1, got {self.jobs}")
+        if len(set(self.models)) < len(self.models):
+            raise ConfigError(f"models: {', '.join(self.models)} names one twice")
+        for name, (shape, _) in self.tasks.items():
+            for model in self.models:
+                arms.config(model, shape, len(find(name).words))
+
+    def cell(self, task: str, model: str, seed: int, rate: float) -> Cell:
+        """One cell; seeds count from `first_seed`."""
+        return Cell(task, model, self.first_seed + seed, rate, *self.tasks[task])
+
+    def result(self, cell: Cell) -> Result | None:
+        """What a cell came to, or None while it has not."""
+        file = self.out / "cells" / cell.name / "result.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def rate(self, task: str, model: str) -> float | None:
+        """The learning rate that the first seed did best with, or None while some have not been tried.
+
+        Best: the highest score at the hardest trained difficulty, then summed over all tested, then the lowest rate.
+        """
+        rates = self.tasks[task][1].rates
+        tried = {r: self.result(self.cell(task, model, 0, r)) for r in rates}
+        key = str(hardest_trained(find(task)))
+
+        def merit(rate: float) -> tuple[float, float, float]:
+            result = tried[rate]
+            assert result is not None
+            return result["scores"][key], sum(result["scores"].values()), -rate
+
+        return None if None in tried.values() else max(rates, key=merit)
+
+    def pending(self) -> list[Cell]:
+        """Cells that can be run now: rates first, then the other seeds at the rate that was chosen."""
+        cells = []
+        for task in self.tasks:
+            for model in self.models:
+                rate = self.rate(task, model)
+                if rate is None:
+                    cells += [self.cell(task, model, 0, r) for r in self.tasks[task][1].rates]
+                else:
+                    cells += [self.cell(task, model, s, rate) for s in range(1, self.seeds)]
+        return [c for c in cells if self.result(c) is None]
+
+    @property
+    def total(self) -> int:
+        """Cells in all."""
+        return sum(len(b.rates) + self.seeds - 1 for _, b in self.tasks.values()) * len(self.models)
+
+    def run(self) -> dict[str, Any]:
+        """Run what has not been run, and gather; the same folder goes on where it was.
+
+        Raises:
+            RunError: the folder belongs to another study.
+            Failure: a cell's process failed; the others' results are kept.
+        """
+        tables = {name: {"shape": asdict(s), "budget": asdict(b)} for name, (s, b) in self.tasks.items()}
+        asked = {"tasks": tables, "models": list(self.models), "seeds": self.seeds, "first_seed": self.first_seed}
+        RunFolder.open(self.out, asked)
+        jobs = self.jobs or os.cpu_count() or 1
+        running: dict[str, tuple[Cell, subprocess.Popen[bytes]]] = {}
+        pace = Pace(self)
+        try:
+            while True:
+                for cell in self.pending():
+                    if len(running) < jobs and cell.name not in running:
+                        running[cell.name] = (cell, self.start(cell))
+                if not running:
+                    break
+                pace.tell(running)
+                time.sleep(POLL_SECONDS)
+                for name, (_, process) in list(running.items()):
+                    if process.poll() is not None:
+                        del running[name]
+                        self.check(name, process)
+        finally:
+            for _, process in running.values():
+                process.kill()
+        results = self.gather()
+        write_file(self.out / "results.json", json.dumps(results, indent=2) + "\n")
+        return results
+
+    def start(self, cell: Cell) -> subprocess.Popen[bytes]:
+        """Train a cell in a process of its own, on one thread."""
+        folder = self.out / "cells" / cell.name
+        cell.write(folder)
+        command = [sys.executable, "-m", "interlace.study.tasks.cell", str(folder)]
+        with open(folder / "log.txt", "wb") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    def check(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        """A process must have left its result."""
+        folder = self.out / "cells" / name
+        if process.returncode or not (folder / "result.json").is_file():
+            lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            last = lines[-1] if lines else f"exit status {process.returncode}"
+            raise Failure(f"cell {name}: {last}; see {folder / 'log.txt'}; the same command runs the rest")
+
+    def gather(self) -> dict[str, Any]:
+        """Every task's table: for each model its rate, all seeds, and what was reached."""
+        tasks = {}
+        for name, (shape, budget) in self.tasks.items():
+            task = find(name)
+            models = {model: self._model(name, model) for model in self.models}
+            tasks[name] = {
+                "scored_by": task.scored_by,
+                "trained": list(task.trained),
+                "tested": list(task.tested),
+                "chance": {str(d): task.chance(d) for d in task.tested},
+                "hardest_trained": hardest_trained(task),
+                "shape": asdict(shape),
+                "budget": asdict(budget),
+                "models": models,
+            }
+        return {"seeds": self.seeds, "first_seed": self.first_seed, "tasks": tasks}
+
+    def _model(self, task: str, model: str) -> dict[str, Any]:
+        rate = self.rate(task, model)
+        assert rate is not None
+        cells = [self.cell(task, model, s, rate) for s in range(self.seeds)]
+        results = [r for c in cells if (r := self.result(c)) is not None]
+        curves = [self.curve(c) for c in cells]
+        sweep = {r: self.result(self.cell(task, model, 0, r)) for r in self.tasks[task][1].rates}
+        keys = list(results[0]["scores"])
+        by_seed = {d: [r["scores"][d] for r in results] for d in keys}
+        solved = [r["solved"]["step"] if r["solved"] else None for r in results]
+        return {
+            "learning_rate": rate,
+            "sweep": {str(r): x["scores"] for r, x in sweep.items() if x is not None},
+            "parameters": results[0]["parameters"],
+            "scores": by_seed,
+            "best": {d: max(v) for d, v in by_seed.items()},
+            "median": {d: median(v) for d, v in by_seed.items()},
+            "solved": solved,
+            "share_solved": sum(s is not None for s in solved) / len(solved),
+            "diverged": [r["diverged"] for r in results],
+            "seconds": sum(r["seconds"] for r in results) / len(results),
+            "curves": curves,
+        }
+
+    def curve(self, cell: Cell) -> list[dict[str, Any]]:
+        """What a cell scored on the way."""
+        file = self.out / "cells" / cell.name / "metrics.jsonl"
+        rows = []
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:  # being written
+                break
+        return rows
+
+
+class Pace:
+    """How far the grid is, and how long the rest takes: cells weigh as long as their like have taken here."""
+
+    def __init__(self, grid: Grid):
+        """Nothing was timed yet."""
+        self.grid = grid
+
+    def tell(self, running: dict[str, tuple[Cell, subprocess.Popen[bytes]]]) -> None:
+        """Report to the watcher."""
+        grid, took = self.grid, self.seconds()
+        known = [s for s in took.values() if s]
+        typical = sum(known) / len(known) if known else None
+        done, work, left = 0, 0.0, 0.0
+        for task, (_, budget) in grid.tasks.items():
+            for model in grid.models:
+                each = took.get((task, model)) or typical or 1.0
+                count = len(budget.rates) + grid.seeds - 1
+                finished = self.finished(task, model)
+                done, work = done + finished, work + count * each
+                left += (count - finished) * each
+        for cell, _ in running.values():
+            rows = grid.curve(cell)
+            share = rows[-1]["step"] / cell.budget.steps if rows else 0.0
+            left -= share * (took.get((cell.task, cell.model)) or typical or 1.0)
+        left = max(0.0, left)
+        seconds = left / max(1, grid.jobs or os.cpu_count() or 1) if typical else None
+        grid.watcher.tell(done, grid.total, 1 - left / work, seconds, ", ".join(running))
+
+    def finished(self, task: str, model: str) -> int:
+        """Cells of this task and model that are done."""
+        names = f"{task}-{Path(model).stem}-rate*-seed*"
+        return sum((f / "result.json").is_file() for f in (self.grid.out / "cells").glob(names))
+
+    def seconds(self) -> dict[tuple[str, str], float]:
+        """How long cells of a task and model take: those that are done, or the pace of those that run."""
+        found: dict[tuple[str, str], float] = {}
+        for task, (_, budget) in self.grid.tasks.items():
+            for model in self.grid.models:
+                for folder in (self.grid.out / "cells").glob(f"{task}-{Path(model).stem}-rate*-seed*"):
+                    rows = self.grid.curve(Cell.read(folder)) if (folder / "cell.json").is_file() else []
+                    if rows:
+                        found[task, model] = rows[-1]["seconds"] * budget.steps / rows[-1]["step"]
+        return found
+
+
+def median(values: list[float]) -> float:
+    """The middle value, or the mean of the two."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

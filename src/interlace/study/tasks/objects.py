@@ -1,0 +1,233 @@
+"""Objects that move: five swapped variables, an array that is read, and both at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import log2
+
+from interlace.study.tasks.task import Draw, Sample, Task
+
+NAMES = "abcde"
+SWAPS = tuple(combinations(range(len(NAMES)), 2))
+SWAP_WORDS = tuple(f"{NAMES[i]},{NAMES[j]}" for i, j in SWAPS)
+ASK_WORDS = tuple(f"{name}?" for name in NAMES)
+STRICT = 0.3  # share of training samples that reveal nothing on the way
+
+
+def spacing(rng: Draw, difficulty: int) -> int:
+    """After how many swaps something is revealed: a power of two up to the difficulty; more than that in a strict
+    one.
+    """
+    powers = max(1, difficulty.bit_length())
+    return 2 * difficulty if rng.random() < STRICT else 1 << int(rng.integers(powers))
+
+
+def swap_line(pair: tuple[int, int]) -> str:
+    """A swap as Python."""
+    x, y = (NAMES[i] for i in pair)
+    return f"{x}, {y} = {y}, {x}"
+
+
+@dataclass(frozen=True)
+class Swaps(Task):
+    """Five variables, swapped; the difficulty is how many swaps there are. One token is one swap.
+
+        a, b, c, d, e = range(5)
+        a, c = c, a
+        b, c = c, b
+        assert b == 0
+
+    Training samples ask for a variable on the way too, every 1, 2, 4, ... swaps, and three in ten only at the end; what
+    is tested is the question at the end.
+
+    Source: Merrill et al., arXiv 2604.03444, section 3.5 and appendix C, whose generator is not public; swaps only,
+    as in its definition 2, any two variables, the variable asked for uniform.
+    """
+
+    trained: tuple[int, ...] = (4, 8, 16)
+    tested: tuple[int, ...] = (4, 8, 16, 32, 64)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The start, ten swaps, five questions, five values."""
+        return ("range(5)", *SWAP_WORDS, *ASK_WORDS, *map(str, range(len(NAMES))))
+
+    def curriculum(self, rng: Draw, progress: float) -> int:
+        """4 swaps for an eighth of the training, 8 to a quarter, then 16."""
+        return self.trained[min(len(self.trained) - 1, int(progress >= 1 / 8) + int(progress >= 1 / 4))]
+
+    def draw(self, rng: Draw, difficulty: int) -> Sample:
+        """Uniform swaps, and questions between them."""
+        every = spacing(rng, difficulty)
+        values = list(range(len(NAMES)))
+        tokens, labels, problem = [0], {}, []
+        for number in range(1, difficulty + 1):
+            swap = int(rng.integers(len(SWAPS)))
+            i, j = SWAPS[swap]
+            values[i], values[j] = values[j], values[i]
+            tokens.append(1 + swap)
+            problem.append(swap)
+            if number == difficulty or number % every == 0:
+                asked = int(rng.integers(len(NAMES)))
+                labels[len(tokens)] = self.id(str(values[asked]))
+                tokens += [self.id(ASK_WORDS[asked]), self.id(str(values[asked]))]
+        tokens.pop()  # nothing follows the last answer
+        return Sample.of(tokens, labels, [len(tokens) - 1], [*problem, asked])
+
+    def sample(self, rng: Draw, difficulty: int, *, test: bool) -> Sample:
+        """Tests ask at the end only."""
+        found = super().sample(rng, difficulty, test=test)
+        return without_reveals(found, self.words) if test else found
+
+    def text(self, sample: Sample) -> str:
+        """Python that runs."""
+        lines = [f"{', '.join(NAMES)} = range({len(NAMES)})"]
+        words = self.spell(sample.tokens)
+        for place, word in enumerate(words):
+            if word in SWAP_WORDS:
+                lines.append(swap_line(SWAPS[SWAP_WORDS.index(word)]))
+            elif word in ASK_WORDS:
+                lines.append(f"assert {word[0]} == {self.words[sample.labels[place]]}")
+        return "\n".join(lines)
+
+    def chance(self, difficulty: int) -> float:
+        """One of five."""
+        return 1 / len(NAMES)
+
+    def bits(self, difficulty: int) -> float:
+        """All words of swaps."""
+        return difficulty * log2(len(SWAPS))
+
+
+def without_reveals(sample: Sample, words: tuple[str, ...]) -> Sample:
+    """The sample with its last question alone, as a strict one."""
+    last = len(sample.tokens) - 1
+    dropped = {p + k for p in range(last) if words[int(sample.tokens[p])] in ASK_WORDS for k in (0, 1)}
+    kept = [p for p in range(last + 1) if p not in dropped]
+    tokens = sample.tokens[kept].tolist()
+    return replace(Sample.of(tokens, {len(tokens) - 1: int(sample.labels[last])}), problem=sample.problem)
+
+
+@dataclass(frozen=True)
+class Recall(Task):
+    """One bit of an array; the difficulty is how long the array is.
+
+        bits = [0, 1, 0, 0]
+        a = 1
+        assert bits[a] == 1
+
+    Source: Merrill et al., arXiv 2604.03444, section 3.5. Compact form: the bits, then the index as one token.
+    """
+
+    longest: int = 128
+    trained: tuple[int, ...] = (64,)
+    tested: tuple[int, ...] = (16, 32, 64, 128)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Bits and indices."""
+        return ("0", "1", *(f"[{i}]" for i in range(self.longest)))
+
+    def draw(self, rng: Draw, difficulty: int) -> Sample:
+        """Uniform bits, a uniform index."""
+        bits = rng.integers(2, size=difficulty).tolist()
+        index = int(rng.integers(difficulty))
+        return Sample.of([*bits, 2 + index], {difficulty: bits[index]})
+
+    def text(self, sample: Sample) -> str:
+        """Python that runs."""
+        *bits, index = self.spell(sample.tokens)
+        return f"bits = [{', '.join(bits)}]\na = {index[1:-1]}\nassert bits[a] == {self.words[sample.labels[-1]]}"
+
+    def chance(self, difficulty: int) -> float:
+        """One half."""
+        return 0.5
+
+    def bits(self, difficulty: int) -> float:
+        """Arrays and indices."""
+        return difficulty + log2(difficulty)
+
+
+@dataclass(frozen=True)
+class StateRecall(Task):
+    """State-based recall: five variables hold indices into an array and are swapped; what lies where one points now?
+    The difficulty is the length of the array, and how many swaps there are.
+
+        memory = [0, 1, 1, 0, 1, 0, 0, 1]
+        a, b, c, d, e = 3, 1, 4, 2, 6
+        a, c = c, a
+        assert memory[a] == 1
+
+    Neither attention nor recurrence alone can express it for every length; a hybrid of both can. With bits, a model
+    that reads all five cells and cannot follow the swaps answers with their majority: `shortcut`, 0.69. With more
+    symbols that floor is low.
+
+    Source: Merrill et al., arXiv 2604.03444, definition 2 and appendix C.3; addresses differ, swaps of any two.
+    """
+
+    symbols: int = 2
+    longest: int = 128
+    trained: tuple[int, ...] = (8, 16)
+    tested: tuple[int, ...] = (8, 16, 32)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Symbols, indices, ten swaps, five questions."""
+        indices = (f"[{i}]" for i in range(self.longest))
+        return (*map(str, range(self.symbols)), *indices, *SWAP_WORDS, *ASK_WORDS)
+
+    def draw(self, rng: Draw, difficulty: int) -> Sample:
+        """Uniform symbols, distinct addresses, uniform swaps, and questions between them."""
+        every = spacing(rng, difficulty)
+        memory = rng.integers(self.symbols, size=difficulty).tolist()
+        points = rng.choice(difficulty, size=len(NAMES), replace=False).tolist()
+        first_swap = self.symbols + self.longest
+        tokens, labels = [*memory, *(self.symbols + p for p in points)], {}
+        problem = list(tokens)
+        for number in range(1, difficulty + 1):
+            swap = int(rng.integers(len(SWAPS)))
+            i, j = SWAPS[swap]
+            points[i], points[j] = points[j], points[i]
+            tokens.append(first_swap + swap)
+            problem.append(swap)
+            if number == difficulty or number % every == 0:
+                asked = int(rng.integers(len(NAMES)))
+                labels[len(tokens)] = memory[points[asked]]
+                tokens += [first_swap + len(SWAPS) + asked, memory[points[asked]]]
+        tokens.pop()
+        return Sample.of(tokens, labels, [len(tokens) - 1], [*problem, asked])
+
+    def sample(self, rng: Draw, difficulty: int, *, test: bool) -> Sample:
+        """Tests ask at the end only."""
+        found = super().sample(rng, difficulty, test=test)
+        return without_reveals(found, self.words) if test else found
+
+    def text(self, sample: Sample) -> str:
+        """Python that runs."""
+        words = self.spell(sample.tokens)
+        size = next(p for p, w in enumerate(words) if w.startswith("["))
+        points = ", ".join(w[1:-1] for w in words[size : size + len(NAMES)])
+        lines = [f"memory = [{', '.join(words[:size])}]", f"{', '.join(NAMES)} = {points}"]
+        for place, word in enumerate(words):
+            if word in SWAP_WORDS:
+                lines.append(swap_line(SWAPS[SWAP_WORDS.index(word)]))
+            elif word in ASK_WORDS:
+                lines.append(f"assert memory[{word[0]}] == {self.words[sample.labels[place]]}")
+        return "\n".join(lines)
+
+    def chance(self, difficulty: int) -> float:
+        """One of the symbols."""
+        return 1 / self.symbols
+
+    def shortcut(self, trials: int = 200_000) -> float:
+        """The score of answering with the most frequent symbol of the five cells, by simulation."""
+        import numpy as np
+
+        cells = np.random.default_rng(0).integers(self.symbols, size=(trials, len(NAMES)))
+        most = np.stack([(cells == s).sum(1) for s in range(self.symbols)]).max(0)
+        return float(most.mean() / len(NAMES))
+
+    def bits(self, difficulty: int) -> float:
+        """Arrays and swaps."""
+        return difficulty * log2(self.symbols * len(SWAPS))
