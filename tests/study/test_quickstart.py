@@ -16,7 +16,7 @@ from interlace.model.sizes import sizes
 from interlace.study.quickstart.contest import RATES, Watcher, configs, tokens_to_reach
 from interlace.study.quickstart.report import sentence
 from interlace.study.quickstart.run import quickstart
-from interlace.study.quickstart.text import sources
+from interlace.study.text import sources
 
 PLAN = {"steps": 24, "sweep_steps": 2, "precision": "float32", "batch_tokens": 1024}
 SPEEDS = {"transformer": 0.1, "hybrid": 0.1}

@@ -9,6 +9,7 @@ InterlaceError
 ├── RunError               a run folder belongs to something else                   (exit code 2)
 ├── BackendUnavailable     a backend was asked for that cannot serve this call      (exit code 2)
 └── Failure                the work itself failed: disk full, a check is wrong      (exit code 1)
+    └── Diverged           training's loss or gradient stopped being finite         (exit code 1)
 
 A message holds the field, the rule, the value given and the remedy. The command line prints it on one line.
 """
@@ -57,6 +58,10 @@ class Failure(InterlaceError):
     """The request was good and the work failed."""
 
     exit_code = 1
+
+
+class Diverged(Failure):
+    """A training step's loss or gradient is not finite."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

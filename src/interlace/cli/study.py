@@ -11,7 +11,10 @@ from cyclopts import App, Parameter
 from interlace.cli.output import Meter, duration, print_json, print_table
 from interlace.cli.output import out as console
 
-app = App(name="study", help="Comparisons that can be repeated: formal tasks.")
+app = App(name="study", help="Comparisons that can be repeated: formal tasks, ladders, scaling laws.")
+app.command("interlace.cli.study_ladder:ladder", name="ladder")
+app.command("interlace.cli.study_fit:fit", name="fit")
+app.command("interlace.cli.study_fit:report", name="report")
 
 
 @app.command

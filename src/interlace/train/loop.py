@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from interlace.base.errors import ConfigError
+from interlace.base.errors import ConfigError, Diverged
 from interlace.data.batches import Batches
 from interlace.data.prepare import MANIFEST, Report, prepare
 from interlace.data.sources import Sources
@@ -19,6 +19,7 @@ from interlace.model.model import HybridLM
 from interlace.train.precision import choose_precision
 from interlace.train.recipe import DataSettings, Recipe
 from interlace.train.run import RunFolder
+from interlace.train.schedule import horizon_steps
 from interlace.train.trainer import Trainer
 
 Evaluate = Callable[[HybridLM], dict[str, float]]
@@ -105,9 +106,14 @@ def train(recipe: Recipe, out: Path, hooks: Hooks, device: str = "cpu") -> RunFo
     run.forget_after(trainer.done)
     evaluate = hooks.evaluate(corpus)
     hooks.on_start(trainer.done, steps, batches.tokens)
+    ends = horizon_steps(steps, recipe.train.horizons)
     while trainer.done < steps:
         started = time.perf_counter()
-        step = trainer.step(batches.batch(trainer.done))
+        try:
+            step = trainer.step(batches.batch(trainer.done))
+        except Diverged as error:
+            run.log(step=trainer.done, tokens=trainer.done * batches.tokens, diverged=str(error))
+            raise
         row: dict[str, Any] = {
             "step": trainer.done,
             "tokens": trainer.done * batches.tokens,
@@ -120,7 +126,9 @@ def train(recipe: Recipe, out: Path, hooks: Hooks, device: str = "cpu") -> RunFo
             row["busiest_expert"] = step.busiest
         if due(trainer.done, steps, recipe.train.checkpoints):  # before evaluating: a failing score loses nothing
             run.write_checkpoint(trainer.done, trainer.write)
-        if due(trainer.done, steps, recipe.train.evaluations):
+        if trainer.done in ends:
+            row["horizon"] = trainer.done / steps
+        if trainer.done in ends or due(trainer.done, steps, recipe.train.evaluations):
             row |= evaluate(model)
         row["seconds"] = time.perf_counter() - started
         run.log(**row)

@@ -46,6 +46,8 @@ class TrainSettings(Closed):
         tokens: to train on, rounded up to whole batches.
         learning_rate: the plateau's.
         warmup, decay: shares of the steps in which the rate rises from 0, and falls to 0 at the end.
+        horizons: shares of the tokens, rising, at which the rate has fallen to 0 too, is taken up again, and the
+            held-out text is scored: one run that has been trained to several lengths.
         weight_decay: on matrices other than the embedding.
         betas, clip: of AdamW, and the largest gradient norm.
         seed: of the weights and of the data order.
@@ -61,6 +63,7 @@ class TrainSettings(Closed):
     learning_rate: float = Field(default=2e-3, gt=0)
     warmup: float = Field(default=0.05, ge=0, le=1)
     decay: float = Field(default=0.2, ge=0, le=1)
+    horizons: tuple[float, ...] = Field(default=(), strict=False)
     weight_decay: float = Field(default=0.1, ge=0)
     betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
     clip: float = Field(default=1.0, gt=0)
@@ -71,6 +74,13 @@ class TrainSettings(Closed):
     checkpoints: int = Field(default=10, gt=0)
     balance_loss: float = Field(default=0.01, ge=0)
     balance_rate: float = Field(default=1e-3, ge=0)
+
+    @field_validator("horizons")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < h < 1 for h in value) or list(value) != sorted(set(value)):
+            raise ValueError("must be shares of the tokens between 0 and 1, rising, such as [0.25, 0.5]")
+        return value
 
 
 class Recipe(Closed):

@@ -92,7 +92,8 @@ def curves(run: RunFolder, score: str = "held_out_bits_per_byte") -> tuple[Curve
     """(training loss, smoothed; the metric called `score`) of a run, each against tokens."""
     rows = list(run.metrics())
     scored = [m for m in rows if score in m]
-    loss = ([m["tokens"] for m in rows], smooth([m["loss"] for m in rows]))
+    steps = [m for m in rows if "loss" in m]  # a divergence has none
+    loss = ([m["tokens"] for m in steps], smooth([m["loss"] for m in steps]))
     return loss, ([m["tokens"] for m in scored], [m[score] for m in scored])
 
 

@@ -97,8 +97,12 @@ class RunFolder:
         return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
     def newest_good(self) -> Path | None:
-        """The newest checkpoint whose files match their checksums."""
-        return next((p for p in reversed(self.checkpoints()) if is_whole(p)), None)
+        """The newest checkpoint whose files match their checksums and whose step was logged: a run killed between a
+        checkpoint and its line goes on from the one before, and ends with the line that it would have had.
+        """
+        logged = {m["step"] for m in self.metrics() if "step" in m}
+        found = [p for p in self.checkpoints() if not logged or int(p.name.removeprefix("step-")) in logged]
+        return next((p for p in reversed(found) if is_whole(p)), None)
 
     def write_checkpoint(self, step: int, fill: Any) -> Path:
         """Have `fill(folder)` write a checkpoint; older ones but the last KEPT go once it is whole.

@@ -1,15 +1,29 @@
-"""Warm-up, plateau, decay."""
+"""Warm-up, plateau, decay: once, or to each of several horizons."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
-def warmup_stable_decay(step: int, steps: int, warmup: float, decay: float) -> float:
+
+def horizon_steps(steps: int, horizons: Sequence[float] = ()) -> list[int]:
+    """The steps after which the rate has fallen to 0: a step for each share of `steps`, and the last one."""
+    return [*(round(share * steps) for share in horizons), steps]
+
+
+def warmup_stable_decay(step: int, steps: int, warmup: float, decay: float, horizons: Sequence[float] = ()) -> float:
     """The factor on the learning rate at a step counted from 0: up from 0, flat at 1, linearly down to 0.
 
-    `warmup` and `decay` are shares of `steps`. Source: Hu et al., "MiniCPM", arXiv 2404.06395, section 4.
+    With `horizons`, shares of `steps`, it falls to 0 at each of them and is taken up at 1 again in the next step, from
+    the weights it fell to: one run has measured every horizon. `warmup` is a share of the steps to the first end,
+    `decay` of all steps up to the end that the rate falls to, if so many lie after the end before.
+
+    Source: Hu et al., "MiniCPM", arXiv 2404.06395, section 4; Wen et al., arXiv 2410.05192 (WSD-S).
     """
-    rising = max(1, round(steps * warmup))
-    falling = round(steps * decay)
+    ends = horizon_steps(steps, horizons)
+    end = next(e for e in ends if e > step)
+    before = max((e for e in ends if e <= step), default=0)
+    rising = max(1, round(ends[0] * warmup))
+    falling = min(round(end * decay), end - before)
     up = (step + 1) / rising
-    down = (steps - step) / (falling + 1) if falling else 1.0
+    down = (end - step) / (falling + 1) if falling else 1.0
     return min(1.0, up, down)

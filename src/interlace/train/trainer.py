@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.base.errors import Failure
+from interlace.base.errors import Diverged
 from interlace.checkpoint.load import load
 from interlace.checkpoint.save import write_model
 from interlace.checkpoint.tensors import read_header, read_into, write
@@ -77,12 +77,13 @@ class Trainer:
         """Take one step.
 
         Raises:
-            Failure: the loss is not finite; the weights are as they were before the step.
+            Diverged: the loss is not finite; the weights are as they were before the step.
         """
         start = time.perf_counter()
         self.model.train()
-        factor = warmup_stable_decay(self.done, self.steps, self.settings.warmup, self.settings.decay)
-        rate = self.settings.learning_rate * factor
+        plan = self.settings
+        factor = warmup_stable_decay(self.done, self.steps, plan.warmup, plan.decay, plan.horizons)
+        rate = plan.learning_rate * factor
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         loss = self.loss(batch)
@@ -91,7 +92,7 @@ class Trainer:
         norm = nn.utils.get_total_norm(gradients)
         value, size = loss.item(), norm.item()
         if not math.isfinite(value + size):
-            raise Failure(
+            raise Diverged(
                 f"step {self.done}: loss {value}, gradient norm {size}: training has diverged; lower "
                 f"train.learning_rate (now {self.settings.learning_rate:g})"
             )

@@ -17,7 +17,7 @@ from interlace.generate.engine import generate
 from interlace.model.sizes import sizes
 from interlace.study.quickstart.contest import NAMES, RATES, Contest, Plan, Watcher, tokens_to_reach
 from interlace.study.quickstart.report import write_report
-from interlace.study.quickstart.text import sources
+from interlace.study.text import sources
 from interlace.train.run import RunFolder
 
 VOCABULARY = 4096

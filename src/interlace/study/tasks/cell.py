@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from interlace.base.errors import Failure
+from interlace.base.errors import Diverged
 from interlace.base.files import write_file
 from interlace.data.batches import Batch
 from interlace.model.model import HybridLM
+from interlace.study.processes import die_with_parent
 from interlace.study.tasks.arms import Shape, config
 from interlace.study.tasks.registry import task as find
 from interlace.study.tasks.task import Sample, Task, packed
@@ -141,7 +142,7 @@ def train(cell: Cell, folder: Path) -> dict[str, Any]:
             tokens += batch.segments.total
             try:
                 step = trainer.step(batch)
-            except Failure as failure:
+            except Diverged as failure:
                 diverged = str(failure)
                 break
             if number % every == 0 or number == budget.steps:
@@ -171,6 +172,7 @@ def draw(task: Task, cell: Cell, number: int) -> Batch:
 
 def main() -> None:
     """Train the cell of the folder that is named."""
+    die_with_parent()
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     train(Cell.read(folder), folder)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import ConfigError, Failure
 from interlace.base.files import write_file
+from interlace.study.processes import Job, last_line, run_all
 from interlace.study.tasks import arms
 from interlace.study.tasks.arms import Shape
 from interlace.study.tasks.cell import Budget, Cell, hardest_trained
@@ -21,7 +20,6 @@ from interlace.study.tasks.registry import task as find
 from interlace.train.run import RunFolder
 
 Result = dict[str, Any]
-POLL_SECONDS = 0.5
 
 
 @dataclass
@@ -102,6 +100,11 @@ class Grid:
         return [c for c in cells if self.result(c) is None]
 
     @property
+    def processes(self) -> int:
+        """At once."""
+        return self.jobs or os.cpu_count() or 1
+
+    @property
     def total(self) -> int:
         """Cells in all."""
         return sum(len(b.rates) + self.seeds - 1 for _, b in self.tasks.values()) * len(self.models)
@@ -116,44 +119,26 @@ class Grid:
         tables = {name: {"shape": asdict(s), "budget": asdict(b)} for name, (s, b) in self.tasks.items()}
         asked = {"tasks": tables, "models": list(self.models), "seeds": self.seeds, "first_seed": self.first_seed}
         RunFolder.open(self.out, asked)
-        jobs = self.jobs or os.cpu_count() or 1
-        running: dict[str, tuple[Cell, subprocess.Popen[bytes]]] = {}
         pace = Pace(self)
-        try:
-            while True:
-                for cell in self.pending():
-                    if len(running) < jobs and cell.name not in running:
-                        running[cell.name] = (cell, self.start(cell))
-                if not running:
-                    break
-                pace.tell(running)
-                time.sleep(POLL_SECONDS)
-                for name, (_, process) in list(running.items()):
-                    if process.poll() is not None:
-                        del running[name]
-                        self.check(name, process)
-        finally:
-            for _, process in running.values():
-                process.kill()
+        run_all(lambda: [self.job(c) for c in self.pending()], self.processes, self.check, pace.tell)
         results = self.gather()
         write_file(self.out / "results.json", json.dumps(results, indent=2) + "\n")
         return results
 
-    def start(self, cell: Cell) -> subprocess.Popen[bytes]:
-        """Train a cell in a process of its own, on one thread."""
+    def job(self, cell: Cell) -> Job:
+        """A cell as a process of its own."""
         folder = self.out / "cells" / cell.name
-        cell.write(folder)
-        command = [sys.executable, "-m", "interlace.study.tasks.cell", str(folder)]
-        with open(folder / "log.txt", "wb") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        if not (folder / "cell.json").is_file():
+            cell.write(folder)
+        return Job(cell.name, folder, (sys.executable, "-m", "interlace.study.tasks.cell", str(folder)))
 
-    def check(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    def check(self, job: Job, status: int) -> None:
         """A process must have left its result."""
-        folder = self.out / "cells" / name
-        if process.returncode or not (folder / "result.json").is_file():
-            lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            last = lines[-1] if lines else f"exit status {process.returncode}"
-            raise Failure(f"cell {name}: {last}; see {folder / 'log.txt'}; the same command runs the rest")
+        if status or not (job.folder / "result.json").is_file():
+            log = job.folder / "log.txt"
+            raise Failure(
+                f"cell {job.name}: {last_line(job.folder, status)}; see {log}; the same command runs the rest"
+            )
 
     def gather(self) -> dict[str, Any]:
         """Every task's table: for each model its rate, all seeds, and what was reached."""
@@ -216,7 +201,7 @@ class Pace:
         """Nothing was timed yet."""
         self.grid = grid
 
-    def tell(self, running: dict[str, tuple[Cell, subprocess.Popen[bytes]]]) -> None:
+    def tell(self, running: Sequence[str]) -> None:
         """Report to the watcher."""
         grid, took = self.grid, self.seconds()
         known = [s for s in took.values() if s]
@@ -229,12 +214,12 @@ class Pace:
                 finished = self.finished(task, model)
                 done, work = done + finished, work + count * each
                 left += (count - finished) * each
-        for cell, _ in running.values():
+        for cell in (c for c in grid.pending() if c.name in running):
             rows = grid.curve(cell)
             share = rows[-1]["step"] / cell.budget.steps if rows else 0.0
             left -= share * (took.get((cell.task, cell.model)) or typical or 1.0)
         left = max(0.0, left)
-        seconds = left / max(1, grid.jobs or os.cpu_count() or 1) if typical else None
+        seconds = left / grid.processes if typical else None
         grid.watcher.tell(done, grid.total, 1 - left / work, seconds, ", ".join(running))
 
     def finished(self, task: str, model: str) -> int:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from math import log2
 
-from interlace.study.tasks.task import Draw, Sample, Task
+from interlace.data.batches import Batch
+from interlace.study.tasks.task import Draw, Sample, Task, packed
 
 NAMES = "abcde"
 SWAPS = tuple(combinations(range(len(NAMES)), 2))
@@ -163,40 +164,65 @@ class StateRecall(Task):
     that reads all five cells and cannot follow the swaps answers with their majority: `shortcut`, 0.69. With more
     symbols that floor is low.
 
+    The compact form names what it binds, `[0] 0 [1] 1 ... a= [3] b= [1] ... a,c a?`, and a swap is one token; without
+    names, which variable an address belongs to must be counted out, and small models stay at the floor. Training
+    samples have fewer swaps at first and ask on the way too.
+
     Source: Merrill et al., arXiv 2604.03444, definition 2 and appendix C.3; addresses differ, swaps of any two.
     """
 
     symbols: int = 2
-    longest: int = 128
-    trained: tuple[int, ...] = (8, 16)
-    tested: tuple[int, ...] = (8, 16, 32)
+    longest: int = 64
+    trained: tuple[int, ...] = (8, 16, 32)
+    tested: tuple[int, ...] = (8, 16, 32, 64)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Symbols, indices, ten swaps, five questions."""
+        """Symbols, indices, ten swaps, five questions, five names."""
         indices = (f"[{i}]" for i in range(self.longest))
-        return (*map(str, range(self.symbols)), *indices, *SWAP_WORDS, *ASK_WORDS)
+        names = (f"{name}=" for name in NAMES)
+        return (*map(str, range(self.symbols)), *indices, *SWAP_WORDS, *ASK_WORDS, *names)
 
-    def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Uniform symbols, distinct addresses, uniform swaps, and questions between them."""
-        every = spacing(rng, difficulty)
+    def draw(self, rng: Draw, difficulty: int, swaps: int | None = None) -> Sample:
+        """Uniform symbols, distinct addresses, uniform swaps (the difficulty's number), questions between them."""
+        swaps = difficulty if swaps is None else swaps
+        every = spacing(rng, max(1, swaps))
         memory = rng.integers(self.symbols, size=difficulty).tolist()
         points = rng.choice(difficulty, size=len(NAMES), replace=False).tolist()
         first_swap = self.symbols + self.longest
-        tokens, labels = [*memory, *(self.symbols + p for p in points)], {}
+        first_ask = first_swap + len(SWAPS)
+        tokens, labels = [t for i, s in enumerate(memory) for t in (self.symbols + i, s)], {}
+        for variable, point in enumerate(points):
+            tokens += [first_ask + len(NAMES) + variable, self.symbols + point]
         problem = list(tokens)
-        for number in range(1, difficulty + 1):
+        for number in range(1, swaps + 1):
             swap = int(rng.integers(len(SWAPS)))
             i, j = SWAPS[swap]
             points[i], points[j] = points[j], points[i]
             tokens.append(first_swap + swap)
             problem.append(swap)
-            if number == difficulty or number % every == 0:
+            if number % every == 0 and number < swaps:
                 asked = int(rng.integers(len(NAMES)))
                 labels[len(tokens)] = memory[points[asked]]
-                tokens += [first_swap + len(SWAPS) + asked, memory[points[asked]]]
-        tokens.pop()
+                tokens += [first_ask + asked, memory[points[asked]]]
+        asked = int(rng.integers(len(NAMES)))
+        labels[len(tokens)] = memory[points[asked]]
+        tokens.append(first_ask + asked)
         return Sample.of(tokens, labels, [len(tokens) - 1], [*problem, asked])
+
+    def batch(self, rng: Draw, rows: int, progress: float) -> Batch:
+        """Longer arrays from a fifth of the training on, and from two fifths; more swaps, from none at its start to as
+        many as an array is long when 0.7 of it is done.
+        """
+        known = self.trained[: 1 + int(5 * progress)]
+        samples: list[Sample] = []
+        while len(samples) < rows:
+            difficulty = int(rng.choice(known))
+            most = round(difficulty * min(1.0, progress / 0.7))
+            found = self.draw(rng, difficulty, int(rng.integers(most + 1)))
+            if not found.held_out:
+                samples.append(found)
+        return packed(samples)
 
     def sample(self, rng: Draw, difficulty: int, *, test: bool) -> Sample:
         """Tests ask at the end only."""
@@ -206,9 +232,9 @@ class StateRecall(Task):
     def text(self, sample: Sample) -> str:
         """Python that runs."""
         words = self.spell(sample.tokens)
-        size = next(p for p, w in enumerate(words) if w.startswith("["))
-        points = ", ".join(w[1:-1] for w in words[size : size + len(NAMES)])
-        lines = [f"memory = [{', '.join(words[:size])}]", f"{', '.join(NAMES)} = {points}"]
+        start = words.index(f"{NAMES[0]}=")
+        points = ", ".join(w[1:-1] for w in words[start + 1 : start + 2 * len(NAMES) : 2])
+        lines = [f"memory = [{', '.join(words[1:start:2])}]", f"{', '.join(NAMES)} = {points}"]
         for place, word in enumerate(words):
             if word in SWAP_WORDS:
                 lines.append(swap_line(SWAPS[SWAP_WORDS.index(word)]))

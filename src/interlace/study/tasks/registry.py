@@ -24,7 +24,7 @@ TASKS: dict[str, Task] = {
     "swaps": Swaps(),
     "recall": Recall(),
     "state_recall": StateRecall(),
-    "state_recall_16": StateRecall(symbols=16),
+    "state_recall_16": StateRecall(symbols=16, longest=32, trained=(8, 16), tested=(8, 16, 32)),
     "mqar": MultiQueryRecall(),
     "mad_recall": MadRecall(),
     "mad_fuzzy": FuzzyRecall(),

@@ -14,7 +14,7 @@ EIGENVALUES = ("transformer", "gated_delta_positive", "gated_delta", "hybrid")
 
 # What a task is trained with unless a suite says otherwise.
 DEFAULTS: dict[str, tuple[Shape, Budget]] = {
-    "parity": (SMALL, Budget(800, 64)),
+    "parity": (SMALL, Budget(2000, 64)),
     "arithmetic": (replace(SMALL, depth=3), Budget(10_000, 128, (1e-3, 2e-3, 4e-3))),
     "arithmetic_brackets": (replace(SMALL, depth=3), Budget(10_000, 128, (1e-3, 2e-3, 4e-3))),
     "s3": (replace(SMALL, width=128, heads=4, mlp=0), Budget(2000, 64)),
@@ -24,8 +24,8 @@ DEFAULTS: dict[str, tuple[Shape, Budget]] = {
     "s5_swaps": (replace(SMALL, width=128, heads=4, convolution=2, mlp=0), Budget(1500, 64, (2e-3, 4e-3))),
     "swaps": (replace(SMALL, depth=3), Budget(3200, 64, (1e-3,))),
     "recall": (SMALL, Budget(4000, 64)),
-    "state_recall": (replace(SMALL, width=128, depth=4, heads=4, mlp=256), Budget(4000, 64, (3e-4, 1e-3))),
-    "state_recall_16": (replace(SMALL, width=128, depth=4, heads=4, mlp=256), Budget(4000, 64, (3e-4, 1e-3))),
+    "state_recall": (replace(SMALL, convolution=2, mlp=0), Budget(6000, 64, (1e-3, 2e-3), evaluations=24)),
+    "state_recall_16": (replace(NARROW, convolution=2), Budget(5000, 64, (1e-3, 2e-3), evaluations=20)),
     "mqar": (NARROW, Budget(900, 64, (2e-3, 4e-3))),
 }
 OTHERS = (SMALL, Budget(2000, 64))
@@ -62,8 +62,8 @@ SUITES = {
         "eigenvalues does; recall of 16 pairs, the reverse; and the hybrid, which does both. Under ten minutes on two "
         "cores.",
         {
-            "parity": (SMALL, Budget(700, 64, (2e-3, 4e-3), evaluations=14)),
-            "mqar": (NARROW, Budget(900, 64, (2e-3, 4e-3), evaluations=18)),
+            "parity": (SMALL, Budget(1000, 64, (2e-3, 4e-3), evaluations=20)),
+            "mqar": (NARROW, Budget(800, 64, (2e-3, 4e-3), evaluations=16)),
         },
     ),
     "state_tracking": Suite(

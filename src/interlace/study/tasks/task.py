@@ -123,6 +123,11 @@ class Task(ABC):
         any of `trained`."""
         return int(rng.choice(self.trained))
 
+    def growing(self, rng: Draw, progress: float, until: float = 0.6) -> int:
+        """A curriculum: from the easiest two of `trained` to all of them when `until` of the training is done."""
+        count = 2 + (len(self.trained) - 2) * min(1.0, progress / until)
+        return int(rng.choice(self.trained[: int(count)]))
+
     def test_set(self, difficulty: int, count: int) -> list[Sample]:
         """The problems that every model is tested on: a function of the difficulty alone."""
         rng = np.random.default_rng([0x7E57, difficulty])

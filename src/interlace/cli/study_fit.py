@@ -1,0 +1,168 @@
+"""`interlace study fit` and `interlace study report`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from interlace.cli.output import Meter, err, print_json, print_table
+from interlace.cli.output import out as console
+
+if TYPE_CHECKING:
+    from interlace.study.scaling.study import Study
+
+
+@Parameter(name="*")
+@dataclass
+class How:
+    """How to fit.
+
+    Parameters
+    ----------
+    share: str
+        Coefficients that all architectures have in common, with commas, such as alpha,beta.
+    alpha, beta: float
+        Exponents that are known, and not fitted.
+    base: str
+        The architecture that the others are held against; the first if not given.
+    sizes: str
+        More parameter counts at which to tell savings, with commas, such as 1e9,7e9.
+    tokens_per_parameter: float
+        Where the base's loss is taken; its largest if not given.
+    bootstrap: int
+        Resamples for each interval; 0 for no intervals.
+    delta: float
+        Where Huber's loss turns from squares to lines, in log loss.
+    seed: int
+        Of the resampling.
+    """
+
+    share: str = ""
+    alpha: float | None = None
+    beta: float | None = None
+    base: str | None = None
+    sizes: str = ""
+    tokens_per_parameter: float | None = None
+    bootstrap: int = 1000
+    delta: float = 1e-3
+    seed: int = 0
+
+
+HOW = How()
+
+
+def fit(results: Path, *, how: How = HOW, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Fit L = E + A / N^alpha + B / D^beta, say how sure each coefficient is, and what one architecture saves.
+
+    Examples:
+
+        interlace study fit runs/ladder
+
+        interlace study fit points.csv --share alpha,beta --sizes 1e9,7e9 --json
+
+    Parameters
+    ----------
+    results: Path
+        A CSV file with columns N, D and loss, and any of run, seed, arch, flops, diverged; or a ladder's folder.
+    json: bool
+        Print one JSON document instead of tables.
+    """
+    found = _study(results, how)
+    if json:
+        print_json(found.to_dict())
+        return
+    _print(found)
+
+
+def report(
+    results: Path,
+    *,
+    out: Path | None = None,
+    how: How = HOW,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Write report.html, one file that holds all that `fit` finds, and its figures as PNG and PDF.
+
+    Examples:
+
+        interlace study report runs/ladder
+
+        interlace study report points.csv --share alpha,beta --out reports/points
+
+    Parameters
+    ----------
+    results: Path
+        A CSV file, or a ladder's folder.
+    out: Path
+        The folder to write to; the ladder's folder, or one named like the CSV file, if not given.
+    json: bool
+        Print the path and the sentences as one JSON document.
+    """
+    from interlace.study.scaling.report import write_report
+
+    found = _study(results, how)
+    out = out or (results if results.is_dir() else results.with_suffix(""))
+    commands: list[str] = [" ".join(["interlace", *sys.argv[1:]])]
+    before: list[str] = []
+    if results.is_dir():
+        from interlace.study.ladder.gather import about
+
+        made, before = about(results)
+        commands = [*made, *commands]
+    path = write_report(out, found, commands, before)
+    if json:
+        print_json({"report": str(path), "sentences": found.sentences, "notes": found.notes})
+        return
+    for sentence in found.sentences:
+        console.print(sentence, style="bold")
+    console.print(f"Report: {path}")
+
+
+def _study(results: Path, how: How) -> Study:
+    from interlace.base.errors import ConfigError
+    from interlace.study.scaling.source import read_points
+    from interlace.study.scaling.study import study
+
+    points, _ = read_points(results)
+    fixed = {k: v for k, v in (("alpha", how.alpha), ("beta", how.beta)) if v is not None}
+    try:
+        sizes = [float(s) for s in how.sizes.split(",") if s]
+    except ValueError:
+        raise ConfigError(f"sizes: {how.sizes!r} must be numbers with commas, such as 1e9,7e9") from None
+    with Meter() as meter:
+        return study(
+            points,
+            shared=[s.strip() for s in how.share.split(",") if s.strip()],
+            fixed=fixed,
+            base=how.base,
+            sizes=sizes,
+            tokens_per_parameter=how.tokens_per_parameter,
+            times=how.bootstrap,
+            delta=how.delta,
+            seed=how.seed,
+            report=meter.update,
+        )
+
+
+def _print(found: Study) -> None:
+    from interlace.study.scaling import report as tables
+
+    print_table("L = E + A / N^alpha + B / D^beta, with 95 % intervals", *tables.coefficient_rows(found))
+    console.print(found.optimum, style="dim")
+    if found.savings:
+        print_table(
+            "tokens and FLOPs saved at equal loss: factors, with 95 % intervals", *tables.saving_rows(found.savings, 1)
+        )
+    if found.nested:
+        print_table("what the architectures have in common", *tables.nested_rows(found.nested))
+    if found.held_out:
+        print_table("the largest size, predicted from the others", *tables.held_out_rows(found.held_out))
+    print_table("exponent of the best size in the compute", *tables.split_rows(found))
+    for sentence in found.sentences:
+        console.print(sentence, style="bold")
+    for note in found.notes:
+        err.print(f"note: {note}")

@@ -1,0 +1,1 @@
+"""Capacity-matched ladders: sizes x token multiples x architectures x seeds."""

@@ -1,0 +1,136 @@
+"""What the runs of a ladder came to: points for a fit, read from their folders."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from interlace.base.files import write_file
+from interlace.model.sizes import sizes
+from interlace.study.ladder.plan import Cell, Ladder, build
+from interlace.train.report import table
+from interlace.train.run import RunFolder
+
+COLUMNS = ("arch", "size", "N", "D", "loss", "bits_per_byte", "flops", "run", "seed", "rate", "diverged")
+RESULTS = "results.csv"
+DIVERGED = (
+    "A run has diverged if its loss or gradient stopped being finite, or if its held-out loss at a horizon was no "
+    "better than guessing (the logarithm of the vocabulary). Its points are kept and marked, and no fit uses any of "
+    "them."
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One finished run.
+
+    Attributes:
+        points: {"tokens", "held_out_loss", "held_out_bits_per_byte"} of each horizon that was reached.
+        diverged: why, or None.
+        seconds: spent in its steps.
+    """
+
+    points: list[dict[str, float]]
+    diverged: str | None
+    seconds: float
+
+
+def outcome(folder: Path, vocabulary: int) -> Outcome | None:
+    """What a run's folder holds, or None while the run is not finished."""
+    points, diverged, seconds, done = [], None, 0.0, False
+    for row in RunFolder(folder).metrics():
+        seconds += row.get("seconds", 0.0)
+        if "diverged" in row:
+            diverged, done = row["diverged"], True
+        if "horizon" in row:
+            points.append({k: row[k] for k in ("tokens", "held_out_loss", "held_out_bits_per_byte")})
+            done = done or row["horizon"] == 1
+            if not row["held_out_loss"] < math.log(vocabulary):
+                diverged = diverged or f"held-out loss {row['held_out_loss']:.3f} is no better than guessing"
+    return Outcome(points, diverged, seconds) if done else None
+
+
+def last_step(folder: Path) -> int:
+    """How far a run is; reads the end of its log only."""
+    file = RunFolder(folder).metrics_file
+    if not file.is_file():
+        return 0
+    with open(file, "rb") as raw:
+        raw.seek(max(0, file.stat().st_size - 4096))
+        lines = raw.read().splitlines()
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line).get("step", 0))
+        except ValueError:  # cut off by the seek, or being written
+            continue
+    return 0
+
+
+def write_results(ladder: Ladder, out: Path, cells: list[Cell]) -> Path:
+    """results.csv of the cells that have finished."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for cell in cells:
+        found = outcome(out / "cells" / cell.name, cell.rung.config.vocabulary)
+        if found is None:
+            continue
+        rung = cell.rung
+        per_token = sizes(rung.config, (ladder.length,)).training_flops_per_token[ladder.length]
+        mark = int(found.diverged is not None)
+        nothing: dict[str, float] = {"tokens": ladder.steps(rung)[0] * rung.rows * ladder.length}
+        for p in found.points or [nothing]:
+            loss = [f"{p[k]:.6f}" if k in p else "" for k in ("held_out_loss", "held_out_bits_per_byte")]
+            flops = f"{per_token * p['tokens']:.6g}"
+            head = [rung.arch, rung.size, rung.parameters, int(p["tokens"]), *loss]
+            writer.writerow([*head, flops, cell.name, cell.seed, f"{cell.rate:.6g}", mark])
+    write_file(out / RESULTS, text.getvalue())
+    return out / RESULTS
+
+
+def about(out: Path) -> tuple[list[str], list[str]]:
+    """(the commands, HTML for the start of the report) of a ladder's folder."""
+    from interlace.study.ladder.estimate import rung_columns, rung_rows
+
+    raw = tomllib.loads((out / "run.toml").read_text(encoding="utf-8"))
+    raw.pop("versions", None)
+    ladder = build(raw)
+    facts = json.loads((out / "ladder.json").read_text(encoding="utf-8")) if (out / "ladder.json").is_file() else {}
+    sections = ["<h2>The ladder</h2>", table(rung_columns(), rung_rows(ladder))]
+    multiples = ", ".join(f"{m:g}" for m in ladder.settings.multiples)
+    train = ", ".join(f"{k} {v}" for k, v in ladder.train.items())
+    text = (
+        f"{len(ladder.sizes)} sizes, {multiples} tokens per parameter from one run (warm-up, a plateau, and a decay to "
+        f"0 at each), {len(ladder.archs)} architectures, {ladder.settings.seeds} seeds. Architectures of a size are "
+        f"matched in {ladder.settings.match} by {ladder.settings.free}. {rate_rule(ladder)} {DIVERGED} Training: "
+        f"{train}."
+    )
+    sections.append(f"<p>{html.escape(text)}</p>")
+    if facts.get("data"):
+        sections.append(f"<p>{html.escape(facts['data'])}</p>")
+    if facts.get("rates"):
+        rows = [
+            [arch, ", ".join(f"{r}: {loss}" for r, loss in x["tried"].items()), f"{x['best']:.3g}", x["note"]]
+            for arch, x in facts["rates"].items()
+        ]
+        sections += ["<h3>Learning rates</h3>", table(["architecture", "rate: loss", "best", ""], rows)]
+    return list(facts.get("commands", [])), sections
+
+
+def rate_rule(ladder: Ladder) -> str:
+    """How the learning rate of each size comes about."""
+    tried = ", ".join(f"{r:g}" for r in ladder.rate.tried)
+    sizes_ = ", ".join(ladder.tuned())
+    return (
+        f"Learning rates {tried} were tried for each architecture on {sizes_} with the first seed, whole runs; other "
+        f"sizes have the best one times (N / N of {sizes_}) ^ -{ladder.rate.exponent:.3g}."
+    )
+
+
+__all__ = ["COLUMNS", "DIVERGED", "RESULTS", "Outcome", "about", "last_step", "outcome", "rate_rule", "write_results"]

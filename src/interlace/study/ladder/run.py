@@ -1,0 +1,314 @@
+"""The runs of a ladder: rates first, then every seed of every rung, in processes or as a job array."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from interlace.base.errors import ConfigError, Failure
+from interlace.base.files import write_file
+from interlace.data.batches import Batches
+from interlace.data.prepare import MANIFEST, prepare
+from interlace.data.sources import Sources
+from interlace.data.tokens import Corpus
+from interlace.model.config import validate
+from interlace.study.ladder.estimate import Cost, costs, runs
+from interlace.study.ladder.gather import Outcome, last_step, outcome, write_results
+from interlace.study.ladder.plan import Cell, Ladder
+from interlace.study.processes import Job, last_line, run_all
+from interlace.study.text import sources as standard_library
+from interlace.train.loop import check_fit
+from interlace.train.recipe import DataSettings
+from interlace.train.run import RunFolder
+
+TRAIN = (
+    "from interlace.study.processes import die_with_parent; die_with_parent(); "
+    "from interlace.cli.main import main; main()"
+)
+SLURM = """#!/bin/bash
+#SBATCH --job-name=ladder
+#SBATCH --array=1-{count}
+#SBATCH --cpus-per-task=1
+#SBATCH --output={logs}/%A-%a.txt
+# Each task is one run; a task that is started again goes on from its last checkpoint.
+cd {here}
+sed -n "${{SLURM_ARRAY_TASK_ID}}p" {file} | bash
+"""
+LOCAL = """#!/bin/bash
+# All runs, {jobs} at once; started again, it goes on from the last checkpoints.
+cd {here}
+xargs -P {jobs} -d '\\n' -n 1 bash -c < {file}
+"""
+
+
+@dataclass
+class Watcher:
+    """Told how the ladder goes.
+
+    Attributes:
+        data: (what is prepared, done, total).
+        tell: (runs done, runs in all, share of the work done, seconds left or None, what runs).
+    """
+
+    data: Callable[[str, float, float], None] = lambda *_: None
+    tell: Callable[[int, int, float, float | None, str], None] = lambda *_: None
+
+
+@dataclass
+class LadderRun:
+    """A ladder in its folder.
+
+    Attributes:
+        out: the folder: run.toml, data/, cells/, results.csv, ladder.json.
+        jobs: processes at once, one thread each; None for one per core.
+        device: that the runs train on.
+    """
+
+    ladder: Ladder
+    out: Path
+    jobs: int | None = None
+    device: str = "cpu"
+    watcher: Watcher = field(default_factory=Watcher)
+    read: dict[str, tuple[int, Outcome | None]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the number of processes."""
+        if self.jobs is not None and self.jobs < 1:
+            raise ConfigError(f"jobs: must be at least 1, got {self.jobs}")
+
+    @property
+    def processes(self) -> int:
+        """At once."""
+        return self.jobs or os.cpu_count() or 1
+
+    def open(self) -> None:
+        """The folder, its text prepared, and the text large enough.
+
+        Raises:
+            RunError: the folder belongs to another ladder.
+            DataError, ConfigError: the text cannot be used, or has more tokens than the models know.
+        """
+        RunFolder.open(self.out, self.ladder.raw)
+        settings = {k: v for k, v in self.ladder.data.items() if k != "rows"}
+        folder = self.out / "data"
+        given = settings.pop("source", None)
+        data = validate(DataSettings, {"source": given or "standard library", **settings}, "data")
+        if given is not None and len(data.source) == 1 and (Path(data.source[0]) / MANIFEST).is_file():
+            folder = Path(data.source[0])
+        elif not (folder / MANIFEST).is_file():
+            paths = [Path(p).expanduser() for p in data.source]
+            read = Sources(paths, data.field) if given else standard_library(None)
+            prepare(read, data.tokenizer, folder, held_out_share=data.held_out, report=self.watcher.data)
+        self.corpus = folder
+        corpus = Corpus.open(folder)
+        largest = self.ladder.rungs[self.ladder.archs[0], self.ladder.sizes[-1]]
+        recipe = self.ladder.recipe(Cell(largest, 1e-3, 0), str(folder))
+        check_fit(recipe, corpus)
+        rows = max(r.rows for r in self.ladder.rungs.values())
+        Batches(corpus.splits["train"], rows, self.ladder.length, 0)
+        passes = recipe.train.tokens / corpus.splits["train"].count
+        name = "the source of Python's standard library" if given is None else ", ".join(data.source)
+        self.note(
+            data=f"Text: {name}, {corpus.splits['train'].count:,} tokens to train on and "
+            f"{corpus.splits['held_out'].count:,} held out, vocabulary {corpus.tokenizer.vocabulary:,}; the longest "
+            f"runs read it {passes:.1f} times."
+        )
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts in ladder.json."""
+        file = self.out / "ladder.json"
+        old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        write_file(file, json.dumps({**old, **facts}, indent=2) + "\n")
+
+    def folder(self, cell: Cell) -> Path:
+        """Its run folder."""
+        return self.out / "cells" / cell.name
+
+    def outcome(self, cell: Cell) -> Outcome | None:
+        """What a run came to, or None while it has not finished; a log is read again only when it has grown."""
+        folder = self.folder(cell)
+        log = RunFolder(folder).metrics_file
+        size = log.stat().st_size if log.is_file() else 0
+        known = self.read.get(cell.name)
+        if known is None or known[0] != size:
+            known = self.read[cell.name] = (size, outcome(folder, cell.rung.config.vocabulary))
+        return known[1]
+
+    def tuning(self, arch: str) -> list[Cell]:
+        """The runs that find an architecture's rate."""
+        rungs = [self.ladder.rungs[arch, s] for s in self.ladder.tuned()]
+        return [Cell(r, rate, 0) for r in rungs for rate in self.ladder.rate.tried]
+
+    def best_rate(self, arch: str) -> dict[str, Any] | None:
+        """{"best": at the smallest size, "tried": losses by rate on it, "note"}, or None while some are not done.
+
+        Raises:
+            Failure: every rate diverged on a size.
+        """
+        cells = self.tuning(arch)
+        found = {(c.rung.size, c.rate): self.outcome(c) for c in cells}
+        if any(x is None for x in found.values()):
+            return None
+        exponent, first = self.ladder.rate.exponent, self.ladder.rungs[arch, self.ladder.sizes[0]]
+        logs, notes = [], []
+        tried: dict[str, str] = {}
+        for size in self.ladder.tuned():
+            losses = {}
+            for rate in self.ladder.rate.tried:
+                result = found[size, rate]
+                assert result is not None
+                fine = result.diverged is None
+                losses[rate] = result.points[-1]["held_out_loss"] if fine else math.inf
+                if size == self.ladder.sizes[0]:
+                    tried[f"{rate:g}"] = f"{losses[rate]:.4f}" if fine else "diverged"
+            best = min(losses, key=lambda r: losses[r])
+            if math.isinf(losses[best]):
+                raise Failure(
+                    f"rate.tried: every rate diverged for {arch} at {size}; add lower ones, and name another --out"
+                )
+            ordered = sorted(losses)
+            if len(ordered) > 1 and best in (ordered[0], ordered[-1]):
+                notes.append(f"best at {size} is at the edge of what was tried")
+            grown = self.ladder.rungs[arch, size].target / first.target
+            logs.append(math.log(best) + exponent * math.log(grown))
+        return {"best": math.exp(sum(logs) / len(logs)), "tried": tried, "note": "; ".join(notes)}
+
+    def cells(self) -> list[Cell]:
+        """The runs that the study is made of, as far as rates are known."""
+        out = []
+        for arch in self.ladder.archs:
+            found = self.best_rate(arch)
+            for size in self.ladder.sizes if found else ():
+                assert found is not None
+                rung = self.ladder.rungs[arch, size]
+                grown = rung.target / self.ladder.rungs[arch, self.ladder.sizes[0]].target
+                rate = found["best"] * grown**-self.ladder.rate.exponent
+                exact = next((r for r in self.ladder.rate.tried if math.isclose(r, rate, rel_tol=1e-9)), rate)
+                out += [Cell(rung, exact, seed) for seed in range(self.ladder.settings.seeds)]
+        return sorted(out, key=lambda c: -c.rung.target)  # the longest first, so that none is left alone at the end
+
+    def pending(self) -> list[Cell]:
+        """Runs that can be started and have not finished."""
+        wanted = [c for a in self.ladder.archs for c in self.tuning(a)]
+        return [c for c in dict.fromkeys([*wanted, *self.cells()]) if self.outcome(c) is None]
+
+    def job(self, cell: Cell) -> Job:
+        """The run as a process; its recipe is written beside it."""
+        folder = self.folder(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe = self.out / "recipes" / f"{cell.name}.toml"
+        if not recipe.is_file():
+            recipe.parent.mkdir(exist_ok=True)
+            write_file(recipe, tomli_w.dumps(self.ladder.recipe(cell, str(self.corpus)).to_dict()))
+        arguments = ("train", str(recipe), "--out", str(folder), "--device", self.device)
+        return Job(cell.name, self.out / "logs" / cell.name, (sys.executable, "-c", TRAIN, *arguments))
+
+    def run(self, command: str) -> Path:
+        """Run what has not finished; returns results.csv. The same folder goes on where it was.
+
+        Raises:
+            Failure: a run failed for another reason than divergence; the others' results are kept.
+        """
+        self.open()
+        self.remember(command)
+        found = costs(self.ladder)
+        self.note(costs=[c.__dict__ for c in found])
+        pace = Pace(self, found)
+
+        def check(job: Job, status: int) -> None:
+            cell = next((c for c in self.all() if c.name == job.name), None)
+            if status and (cell is None or self.outcome(cell) is None):
+                log = job.folder / "log.txt"
+                raise Failure(
+                    f"run {job.name}: {last_line(job.folder, status)}; see {log}; the same command runs the rest"
+                )
+
+        run_all(lambda: [self.job(c) for c in self.pending()], self.processes, check, pace.tell)
+        return self.finish()
+
+    def remember(self, command: str) -> None:
+        """Keep the command among those that made this folder."""
+        file = self.out / "ladder.json"
+        old = json.loads(file.read_text(encoding="utf-8")).get("commands", []) if file.is_file() else []
+        self.note(commands=list(dict.fromkeys([*old, command])))
+
+    def all(self) -> list[Cell]:
+        """Every run that is known: of rates and of the study."""
+        return list(dict.fromkeys([*(c for a in self.ladder.archs for c in self.tuning(a)), *self.cells()]))
+
+    def finish(self) -> Path:
+        """Gather what has finished."""
+        rates = {a: r for a in self.ladder.archs if (r := self.best_rate(a)) is not None}
+        self.note(rates=rates)
+        return write_results(self.ladder, self.out, self.cells())
+
+    def emit(self, how: Literal["slurm", "local"], command: str) -> tuple[Path, int]:
+        """(the script, how many runs): what can be run now, one command a line, for a job array or for xargs.
+
+        Rates are tried first; when those runs are done the same command writes the rest.
+        """
+        self.open()
+        self.remember(command)
+        self.finish()
+        cells = self.pending()
+        here = shlex.quote(str(Path.cwd()))
+        lines = [shlex.join(["interlace", *self.job(c).command[3:]]) for c in cells]
+        file = self.out / "jobs.txt"
+        write_file(file, "".join(line + "\n" for line in lines))
+        script = self.out / ("jobs.sbatch" if how == "slurm" else "jobs.sh")
+        logs = self.out / "logs"
+        logs.mkdir(exist_ok=True)
+        words = {
+            "here": here,
+            "file": shlex.quote(str(file)),
+            "logs": logs,
+            "jobs": self.processes,
+            "count": len(lines),
+        }
+        write_file(script, (SLURM if how == "slurm" else LOCAL).format(**words))
+        return script, len(lines)
+
+
+class Pace:
+    """How far the ladder is and how long the rest takes: estimates, corrected by what runs have taken here."""
+
+    def __init__(self, run: LadderRun, found: Sequence[Cost]):
+        """found: costs of every rung, on one core with nothing beside it."""
+        self.run = run
+        self.seconds = {(c.arch, c.size): c.seconds for c in found}
+        self.steps = {(c.arch, c.size): c.steps for c in found}
+        self.total = runs(run.ladder)
+
+    def tell(self, running: Sequence[str]) -> None:
+        """Report to the watcher."""
+        run = self.run
+        cells = run.all()
+        done = {c: o for c in cells if (o := run.outcome(c)) is not None}
+        took = sum(o.seconds for o in done.values())
+        said = sum(self._said(c) for c in done)
+        slower = took / said if said else 1.0
+        tried = set(run.ladder.tuned())
+        often = run.ladder.settings.seeds
+        work = sum(s * often for s in self.seconds.values())
+        more = len(run.ladder.rate.tried) - (1 if run.ladder.rate.sizes == 1 else 0)
+        work += sum(s * more for (_, size), s in self.seconds.items() if size in tried)
+        part = sum(
+            self._said(c) * last_step(run.folder(c)) / self.steps[c.rung.arch, c.rung.size]
+            for c in cells
+            if c.name in running
+        )
+        left = max(0.0, work - said - part)
+        share = 1 - left / work if work else 1.0
+        run.watcher.tell(len(done), self.total, share, slower * left / run.processes, ", ".join(running))
+
+    def _said(self, cell: Cell) -> float:
+        return self.seconds[cell.rung.arch, cell.rung.size]

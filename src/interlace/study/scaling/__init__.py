@@ -1,0 +1,1 @@
+"""Scaling laws: points, fits, intervals, savings, reports."""

@@ -1,0 +1,207 @@
+"""Two architectures: what one saves, whether the data say so, and whether their laws differ at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from interlace.study.scaling.bootstrap import SHARE, Resampled, Tell, refit
+from interlace.study.scaling.fit import Fit, Law, fit, scaled_likelihood
+from interlace.study.scaling.points import Points
+
+Laws = dict[str, Law]
+NESTED: dict[str, tuple[str, ...]] = {  # each with one more coefficient in common
+    "nothing": (),
+    "alpha, beta": ("alpha", "beta"),
+    "alpha, beta, E": ("alpha", "beta", "E"),
+    "all but B": ("alpha", "beta", "E", "A"),
+    "everything": ("alpha", "beta", "E", "A", "B"),
+}
+
+
+def token_saving(laws: Laws, base: str, other: str, n: float, d: float) -> float:
+    """The tokens that `base` needs for its loss at (n, d), over those that `other` needs for the same loss at size n.
+
+    2 means half the tokens; 0 that `other` never gets there at this size.
+    """
+    return d / laws[other].tokens(n, float(laws[base].loss(n, d)))
+
+
+def flops_per_token(points: Points, arch: str) -> Callable[[float], float]:
+    """Training FLOPs per token by size, between the sizes that were measured and beyond them in proportion."""
+    own = points.of(arch)
+    sizes = own.sizes
+    logs = [math.log(float(np.mean((own.flops / own.d)[np.abs(own.n / s - 1) < 0.01]))) for s in sizes]
+    at = [math.log(s) for s in sizes]
+
+    def rate(n: float) -> float:
+        x = math.log(n)
+        outside = x - min(max(x, at[0]), at[-1])
+        return math.exp(float(np.interp(x, at, logs)) + outside)
+
+    return rate
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How much less one architecture needs than another, at one size.
+
+    Attributes:
+        n, d: where the base's loss is taken.
+        loss: that loss.
+        tokens: saving of tokens, a factor.
+        flops: saving of training FLOPs at this size, a factor.
+        intervals: by kind of bootstrap, {"tokens": (low, high), "flops": (low, high)}.
+        measured: whether n is within the sizes that were trained.
+    """
+
+    base: str
+    other: str
+    n: float
+    d: float
+    loss: float
+    tokens: float
+    flops: float
+    intervals: dict[str, dict[str, tuple[float, float]]]
+    measured: bool
+
+
+def saving(fit_: Fit, resampled: list[Resampled], base: str, other: str, n: float, d: float) -> Saving:
+    """The saving at one size with its intervals."""
+    laws = fit_.laws
+    rates = [flops_per_token(fit_.points, a)(n) for a in (base, other)]
+    cheaper = rates[0] / rates[1]
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    for r in resampled:
+        low, high = r.interval(lambda x: token_saving(x, base, other, n, d))
+        intervals[r.kind] = {"tokens": (low, high), "flops": (low * cheaper, high * cheaper)}
+    tokens = token_saving(laws, base, other, n, d)
+    sizes = fit_.points.sizes
+    measured = 0.99 * sizes[0] <= n <= 1.01 * sizes[-1]
+    return Saving(base, other, n, d, float(laws[base].loss(n, d)), tokens, tokens * cheaper, intervals, measured)
+
+
+def verdict(s: Saving) -> str:
+    """What the data say about a saving, in a sentence; only an interval over runs (or seeds) is believed."""
+    where = f"at {_count(s.n)} parameters and the loss that {s.base} reaches with {_count(s.d)} tokens"
+    where += "" if s.measured else " (a size that was not trained)"
+    kind = next((k for k in ("runs", "seeds") if k in s.intervals), None)
+    if kind is None:
+        return f"{_times(s.tokens, s.other, s.base)} {where}; without an interval over runs, nothing is claimed."
+    low, high = s.intervals[kind]["tokens"]
+    span = f"95 % interval over {kind}: {_factor(low)} to {_factor(high)}"
+    if low > 1:
+        return f"The data support a saving: {_times(s.tokens, s.other, s.base)} {where} ({span})."
+    if high < 1:
+        return f"The data support a loss, not a saving: {_times(s.tokens, s.other, s.base)} {where} ({span})."
+    return f"The data do not say which needs fewer tokens: {_times(s.tokens, s.other, s.base)} {where} ({span})."
+
+
+def _times(factor: float, other: str, base: str) -> str:
+    if factor <= 0:
+        return f"{other} never reaches the loss of {base}"
+    if math.isinf(factor):
+        return f"{base} never reaches what {other} does"
+    return f"{other} needs {1 / factor:.2f} times the tokens of {base}"
+
+
+def _factor(value: float) -> str:
+    return "no bound" if math.isinf(value) else f"{value:.2f}x"
+
+
+def _count(value: float) -> str:
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def nested(
+    points: Points, fixed: dict[str, float], delta: float, times: int = 200, seed: int = 0, tell: Tell = lambda *_: None
+) -> list[dict[str, Any]]:
+    """Models with more and more in common, each against the one before it.
+
+    The p-value is the share of studies in which the smaller model is true that show a fall of the objective as large
+    as the one seen. Those studies are made from the smaller model's predictions and its residuals, a run's residuals
+    all kept or all turned round together (the wild cluster bootstrap: Cameron, Gelbach and Miller, "Bootstrap-based
+    improvements for inference with clustered errors", 2008).
+    """
+    fits = {name: fit(points, shared, fixed, delta) for name, shared in NESTED.items()}
+    rows: list[dict[str, Any]] = []
+    rng = np.random.default_rng([seed, 77])
+    runs = sorted(set(points.run.tolist()))
+    run = np.array([runs.index(r) for r in points.run])
+    names = list(fits)
+    for place, (name, small) in enumerate(fits.items()):
+        likelihood = scaled_likelihood(small.objective, len(points), delta)
+        row: dict[str, Any] = {
+            "shared": name,
+            "coefficients": small.coefficients,
+            "objective": small.objective,
+            "bic": small.coefficients * math.log(len(runs)) - 2 * likelihood * len(runs) / len(points),
+            "p": None,
+        }
+        if place and times:
+            large = fits[names[place - 1]]
+            seen = small.objective / large.objective
+            residuals = small.residuals
+            signs = rng.choice([-1.0, 1.0], size=(times, len(runs)))[:, run]
+            goals = np.log(points.loss) - residuals + signs * residuals
+            drops = _objectives(small, goals) / np.maximum(_objectives(large, goals), 1e-300)
+            row["p"] = float((1 + (drops >= seen).sum()) / (1 + times))
+            tell(place, len(names) - 1)
+        rows.append(row)
+    return rows
+
+
+def _objectives(fit_: Fit, goals: np.ndarray) -> np.ndarray:
+    total = np.zeros(len(goals))
+    for problem, theta in fit_.solved:
+        own = np.isin(fit_.points.arch, problem.structure.archs)
+        goal, weight = goals[:, own], np.ones((len(goals), int(own.sum())))
+        total += problem.polish(np.repeat(theta[None], len(goal), 0), goal, weight, fit_.delta)[1]
+    return total
+
+
+def held_out(fit_: Fit) -> list[dict[str, Any]]:
+    """Fit without each architecture's largest size and predict it: a row for each of its token counts.
+
+    Empty where three sizes are not left, unless alpha is known and two are.
+    """
+    points = fit_.points
+    top = {a: points.of(a).sizes[-1] for a in points.archs}
+    rest = points.where(np.array([n < 0.99 * top[a] for n, a in zip(points.n, points.arch, strict=True)]))
+    needed = 2 if "alpha" in dict(fit_.structure.fixed) else 3
+    if set(rest.archs) != set(points.archs) or min(len(rest.of(a).sizes) for a in points.archs) < needed:
+        return []
+    smaller = fit(rest, fit_.structure.shared - set(dict(fit_.structure.fixed)), dict(fit_.structure.fixed), fit_.delta)
+    rows = []
+    for arch in points.archs:
+        own = points.of(arch)
+        largest = own.where(own.n >= 0.99 * top[arch])
+        groups: dict[int, list[int]] = {}
+        for i, d in enumerate(largest.d):
+            groups.setdefault(round(100 * math.log(d)), []).append(i)
+        for places in groups.values():
+            n, d = float(largest.n[places].mean()), float(largest.d[places].mean())
+            found, said = float(largest.loss[places].mean()), float(smaller.laws[arch].loss(n, d))
+            rows.append({"arch": arch, "N": n, "D": d, "loss": found, "predicted": said, "error": said / found - 1})
+    return rows
+
+
+__all__ = [
+    "NESTED",
+    "SHARE",
+    "Saving",
+    "flops_per_token",
+    "held_out",
+    "nested",
+    "refit",
+    "saving",
+    "token_saving",
+    "verdict",
+]

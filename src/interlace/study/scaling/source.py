@@ -1,0 +1,27 @@
+"""Where points come from: a CSV file, or the folder of a ladder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from interlace.base.errors import DataError
+from interlace.study.scaling.points import Points, read_csv
+
+RESULTS = "results.csv"
+
+
+def read_points(path: Path) -> tuple[Points, Path]:
+    """(points, the CSV file they were read from).
+
+    Raises:
+        DataError: there is none, or it breaks a rule.
+    """
+    file = path / RESULTS if path.is_dir() else path
+    if not file.is_file():
+        what = (
+            f"has no {RESULTS}; run the ladder first"
+            if path.is_dir()
+            else "no such file; name a CSV or a ladder's folder"
+        )
+        raise DataError(f"{path}: {what}")
+    return read_csv(file), file
