@@ -20,6 +20,7 @@ from interlace.study.tasks import arms
 from interlace.study.tasks.arms import Shape
 from interlace.study.tasks.cell import Budget, Cell, train
 from interlace.study.tasks.grid import Grid
+from interlace.study.tasks.objects import shortcut
 from interlace.study.tasks.registry import TASKS
 from interlace.study.tasks.suites import DEFAULTS, SUITES
 
@@ -224,8 +225,8 @@ def test_tested_samples_of_objects_reveal_nothing():
 def test_the_floor_of_reading_without_tracking():
     """The majority of five cells, from the binomial: 0.6875 for bits; about 0.31 for sixteen symbols."""
     exact = sum(math.comb(5, k) * max(k, 5 - k) for k in range(6)) / 2**5 / 5
-    assert TASKS["state_recall"].shortcut() == pytest.approx(exact, abs=0.005)
-    assert TASKS["state_recall_16"].shortcut() == pytest.approx(0.307, abs=0.005)
+    assert shortcut(2) == pytest.approx(exact, abs=0.005)
+    assert shortcut(16) == pytest.approx(0.307, abs=0.005)
 
 
 @pytest.mark.parametrize("model", arms.NAMES)

@@ -17,6 +17,7 @@ from interlace.study.tasks import arms
 from interlace.study.tasks.arms import Shape
 from interlace.study.tasks.cell import Budget, Cell, hardest_trained
 from interlace.study.tasks.registry import task as find
+from interlace.study.tasks.task import Task
 from interlace.train.run import RunFolder
 
 Result = dict[str, Any]
@@ -150,7 +151,7 @@ class Grid:
                 "scored_by": task.scored_by,
                 "trained": list(task.trained),
                 "tested": list(task.tested),
-                "chance": {str(d): task.chance(d) for d in task.tested},
+                "floors": floors(task),
                 "hardest_trained": hardest_trained(task),
                 "shape": asdict(shape),
                 "budget": asdict(budget),
@@ -237,6 +238,13 @@ class Pace:
                     if rows:
                         found[task, model] = rows[-1]["seconds"] * budget.steps / rows[-1]["step"]
         return found
+
+
+def floors(task: Task) -> dict[str, dict[str, float]]:
+    """By what earns it, then by difficulty: scores that show nothing learnt, or only a part."""
+    by_difficulty = {d: task.floors(d) for d in task.tested}
+    names = list(by_difficulty[task.tested[0]])
+    return {name: {str(d): found[name] for d, found in by_difficulty.items()} for name in names}
 
 
 def median(values: list[float]) -> float:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
 from math import log2
+
+import numpy as np
 
 from interlace.data.batches import Batch
 from interlace.study.tasks.task import Draw, Sample, Task, packed
@@ -150,6 +153,14 @@ class Recall(Task):
         return difficulty + log2(difficulty)
 
 
+@cache
+def shortcut(symbols: int, trials: int = 200_000) -> float:
+    """The score of answering with the most frequent symbol of five cells, by simulation."""
+    cells = np.random.default_rng(0).integers(symbols, size=(trials, len(NAMES)))
+    most = np.stack([(cells == s).sum(1) for s in range(symbols)]).max(0)
+    return float(most.mean() / len(NAMES))
+
+
 @dataclass(frozen=True)
 class StateRecall(Task):
     """State-based recall: five variables hold indices into an array and are swapped; what lies where one points now?
@@ -161,7 +172,7 @@ class StateRecall(Task):
         assert memory[a] == 1
 
     Neither attention nor recurrence alone can express it for every length; a hybrid of both can. With bits, a model
-    that reads all five cells and cannot follow the swaps answers with their majority: `shortcut`, 0.69. With more
+    that reads all five cells and cannot follow the swaps answers with their majority, 0.69 right. With more
     symbols that floor is low.
 
     The compact form names what it binds, `[0] 0 [1] 1 ... a= [3] b= [1] ... a,c a?`, and a swap is one token; without
@@ -246,13 +257,9 @@ class StateRecall(Task):
         """One of the symbols."""
         return 1 / self.symbols
 
-    def shortcut(self, trials: int = 200_000) -> float:
-        """The score of answering with the most frequent symbol of the five cells, by simulation."""
-        import numpy as np
-
-        cells = np.random.default_rng(0).integers(self.symbols, size=(trials, len(NAMES)))
-        most = np.stack([(cells == s).sum(1) for s in range(self.symbols)]).max(0)
-        return float(most.mean() / len(NAMES))
+    def floors(self, difficulty: int) -> dict[str, float]:
+        """Guessing, and reading the five cells without following the swaps."""
+        return {"chance": self.chance(difficulty), "swaps ignored": shortcut(self.symbols)}
 
     def bits(self, difficulty: int) -> float:
         """Arrays and swaps."""

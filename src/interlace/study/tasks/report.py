@@ -41,8 +41,9 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
                 f"{min(steps):,}" if steps else "-",
             ]
         )
-    chance = [f"{found['chance'][str(d)]:.3f}" for d in found["tested"]]
-    return [*lines, ["chance", "", *chance, "", "", ""]]
+    for name, floor in found["floors"].items():
+        lines.append([name, "", *(f"{floor[str(d)]:.3f}" for d in found["tested"]), "", "", ""])
+    return lines
 
 
 def sentence(name: str, found: dict[str, Any]) -> str:
@@ -82,7 +83,8 @@ def plot(name: str, found: dict[str, Any]) -> bytes:
         right.plot(tested, [x["median"][str(d)] for d in tested], color=colour, marker="o", markersize=4, label=label)
         low, high = ([f(x["scores"][str(d)]) for d in tested] for f in (min, max))
         right.fill_between(tested, low, high, color=colour, alpha=0.12, linewidth=0)
-    right.plot(tested, [found["chance"][str(d)] for d in tested], color="#999999", linestyle=":", label="chance")
+    for style, (label, floor) in zip((":", "-."), found["floors"].items(), strict=False):
+        right.plot(tested, [floor[str(d)] for d in tested], color="#999999", linestyle=style, label=label)
     if max(tested) > found["trained"][-1]:
         right.axvline(found["trained"][-1], color="#999999", linewidth=0.8, linestyle="--")
     right.set_xscale("log", base=2)

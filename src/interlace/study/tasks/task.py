@@ -89,6 +89,10 @@ class Task(ABC):
     def chance(self, difficulty: int) -> float:
         """The score of guessing, knowing only how often each answer occurs."""
 
+    def floors(self, difficulty: int) -> dict[str, float]:
+        """Scores that show nothing learnt, or only a part of the task, by what earns them."""
+        return {"chance": self.chance(difficulty)}
+
     @abstractmethod
     def bits(self, difficulty: int) -> float:
         """log2 of how many problems there are of this difficulty, or of a lower bound."""
