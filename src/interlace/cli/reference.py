@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from interlace.cli import convert_checkpoint, data, doctor, generate, quickstart, train
+from interlace.cli import convert_checkpoint, data, doctor, generate, quickstart, study, study_fit, study_ladder, train
 from interlace.cli import inspect as inspect_verb
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -18,6 +19,10 @@ VERBS: dict[str, Callable[..., Any]] = {
     "inspect": inspect_verb.inspect,
     "convert-checkpoint": convert_checkpoint.convert_checkpoint,
     "doctor": doctor.doctor,
+    "study tasks": study.tasks,
+    "study ladder": study_ladder.ladder,
+    "study fit": study_fit.fit,
+    "study report": study_fit.report,
 }
 
 
@@ -32,17 +37,38 @@ def reference() -> str:
 
 def section(verb: Callable[..., Any]) -> str:
     """A verb's description, and a table of its arguments with their defaults."""
-    text, _, arguments = inspect.cleandoc(verb.__doc__ or "").partition("Parameters\n----------\n")
-    lines = arguments.splitlines()
-    helps = {a.partition(":")[0]: b.strip() for a, b in zip(lines[::2], lines[1::2], strict=True)}
+    text, helps = described(verb)
     rows = []
     for name, parameter in inspect.signature(verb).parameters.items():
+        group = parameter.default
+        if dataclasses.is_dataclass(group):  # arguments that several verbs share
+            _, shared = described(type(group))
+            rows += [row(f"--{n}", getattr(group, n), shared[n]) for n in shared]
+            continue
         keyword = parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        shown = f"--{name.replace('_', '-')}" if keyword else name.upper()
-        default = "" if parameter.default is inspect.Parameter.empty else f"`{parameter.default}`"
-        rows.append(f"| `{shown}` | {default} | {helps[name]} |")
+        rows.append(row(f"--{name}" if keyword else name.upper(), parameter.default, helps[name]))
     table = "\n".join(["| argument | default | |", "|---|---|---|", *rows])
     return f"{text.rstrip()}\n\n{table}\n"
+
+
+def row(name: str, default: Any, help_: str) -> str:
+    """One argument."""
+    shown = name.replace("_", "-") if name.startswith("--") else name
+    value = "" if default is inspect.Parameter.empty else f"`{default}`"
+    return f"| `{shown}` | {value} | {help_} |"
+
+
+def described(thing: Any) -> tuple[str, dict[str, str]]:
+    """(description, help by argument) of a docstring."""
+    text, _, arguments = inspect.cleandoc(thing.__doc__ or "").partition("Parameters\n----------\n")
+    helps: dict[str, str] = {}
+    name = ""
+    for line in arguments.splitlines():
+        if line.startswith(" "):
+            helps[name] = f"{helps.get(name, '')} {line.strip()}".strip()
+        else:
+            name = line.partition(":")[0].strip()
+    return text, helps
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from interlace.cli.output import Meter, duration, print_json, print_table
+from interlace.cli.output import Meter, duration, err, print_json, print_table
 from interlace.cli.output import out as console
 
 app = App(name="study", help="Comparisons that can be repeated: formal tasks, ladders, scaling laws.")
@@ -27,6 +27,7 @@ def tasks(
     first_seed: int = 0,
     steps: int | None = None,
     jobs: int | None = None,
+    device: str = "cpu",
     out: Path = Path("runs/tasks"),
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -57,6 +58,8 @@ def tasks(
         Training steps of every cell, in the place of the task's own.
     jobs: int
         Cells at once, one thread each; as many as there are cores if not given.
+    device: str
+        That the cells train on: "cpu" or "cuda".
     out: Path
         The folder for cells, plots, results.json and report.html.
     json: bool
@@ -83,6 +86,8 @@ def tasks(
             raise ConfigError(f"steps: must be at least 1, got {steps}")
         settings = {n: (s, replace(b, steps=steps)) for n, (s, b) in settings.items()}
     chosen = tuple(models.split(",")) if models else plan.models
+    if plan.about:
+        err.print(plan.about, style="dim")
     with Meter() as meter:
 
         def tell(done: int, total: int, share: float, left: float | None, running: str) -> None:
@@ -90,7 +95,7 @@ def tasks(
             meter.update(f"{done} of {total} cells", share, 1.0, f"{note}  {running}".strip())
 
         count = plan.seeds if seeds is None else seeds
-        results = Grid(out, settings, chosen, count, first_seed, jobs, Watcher(tell)).run()
+        results = Grid(out, settings, chosen, count, first_seed, jobs, device, Watcher(tell)).run()
     report = write_report(out, results, " ".join(["interlace", *sys.argv[1:]]))
     if json:
         print_json(results)

@@ -25,8 +25,10 @@ class How:
     ----------
     share: str
         Coefficients that all architectures have in common, with commas, such as alpha,beta.
-    alpha, beta: float
-        Exponents that are known, and not fitted.
+    alpha: float
+        The exponent of N where it is known, and not to be fitted.
+    beta: float
+        The exponent of D where it is known.
     base: str
         The architecture that the others are held against; the first if not given.
     sizes: str

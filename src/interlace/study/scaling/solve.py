@@ -23,7 +23,7 @@ EXPONENT_GRID = np.geomspace(0.03, 1.5, 14)
 LOWEST, HIGHEST = 1e-3, 4.0  # exponents
 SMALLEST = -30.0  # logarithm of a linear coefficient that is nought
 STEPS, ROUNDS = 400, 10
-TOLERANCE, PATIENCE = 1e-10, 4  # of the objective, relative; so many steps must gain no more
+TOLERANCE, PATIENCE = 1e-10, 12  # of the objective, relative; so many steps on end must gain no more
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,13 @@ class Problem:
         return np.einsum("kmp,kpc->mpc", slopes, self.onehot)
 
     def descend(
-        self, theta: np.ndarray, goal: np.ndarray, weight: np.ndarray, delta: float, free: np.ndarray
+        self,
+        theta: np.ndarray,
+        goal: np.ndarray,
+        weight: np.ndarray,
+        delta: float,
+        free: np.ndarray,
+        tolerance: float = TOLERANCE,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Levenberg and Marquardt's steps on reweighted squares, each row for itself.
 
@@ -109,6 +115,7 @@ class Problem:
             goal, weight: [many, points], the log losses to fit and how much each point counts.
             delta: Huber's.
             free: mask [coefficients].
+            tolerance: of the objective, relative; a few steps must gain no more.
 
         Returns:
             (theta, objective [many]).
@@ -137,9 +144,9 @@ class Problem:
             new = self.objective(tried, goal[active], weight[active], delta)
             better = new <= value[active]
             gain = value[active] - new
-            small = better & (gain <= TOLERANCE * value[active] + 1e-300)
-            still[active] = np.where(small, still[active] + 1, 0)
-            done = (still[active] >= PATIENCE) | (damping[active] > 1e10)
+            gained = better & (gain > tolerance * value[active] + 1e-300)
+            still[active] = np.where(gained, 0, still[active] + 1)
+            done = still[active] >= PATIENCE
             theta[active[better]] = tried[better]
             value[active[better]] = new[better]
             damping[active] = np.clip(damping[active] * np.where(better, 0.2, 8.0), 1e-12, 1e12)
@@ -198,13 +205,13 @@ class Problem:
         return found[order], value[order]
 
     def polish(
-        self, theta: np.ndarray, goal: np.ndarray, weight: np.ndarray, delta: float
+        self, theta: np.ndarray, goal: np.ndarray, weight: np.ndarray, delta: float, tolerance: float = TOLERANCE
     ) -> tuple[np.ndarray, np.ndarray]:
         """All coefficients together; Huber's corner is sharpened in steps, since a sharp one is slow from afar."""
         free = self.structure.free
         for wide in (30 * delta, 5 * delta):
-            theta, _ = self.descend(theta, goal, weight, wide, free)
-        return self.descend(theta, goal, weight, delta, free)
+            theta, _ = self.descend(theta, goal, weight, wide, free, max(tolerance, 1e-4))
+        return self.descend(theta, goal, weight, delta, free, tolerance)
 
     def uncentred(self, theta: np.ndarray, name: str) -> tuple[Problem, np.ndarray]:
         """(the same problem, the same vector [coefficients]) with A, or B, in the law's units: log N, or log D, not

@@ -1,6 +1,6 @@
 """One cell of the grid: a model trained on a task from one seed at one learning rate, in a process of its own.
 
-    python -m interlace.study.tasks.cell FOLDER
+    python -m interlace.study.tasks.cell FOLDER [DEVICE]
 
 FOLDER holds cell.json; metrics.jsonl grows while the cell trains, result.json is there once it is done.
 """
@@ -104,12 +104,11 @@ class Tests:
         for start in range(0, len(samples), many):
             some = samples[start : start + many]
             batch = packed(some)
-            hidden, _, _ = model.hidden(batch.tokens, batch.segments)
+            hidden, _, _ = model.hidden(batch.tokens.to(model.device), batch.segments)
             begins = batch.segments.offsets.tolist()
             places = torch.tensor([b + a for b, s in zip(begins, some, strict=False) for a in s.answers])
-            hits = (model.logits(hidden[places]).argmax(-1) == batch.targets[places]).split(
-                [len(s.answers) for s in some]
-            )
+            said = model.logits(hidden[places.to(model.device)]).argmax(-1).cpu()
+            hits = (said == batch.targets[places]).split([len(s.answers) for s in some])
             if self.task.scored_by == "sequence":
                 right += [bool(h.all()) for h in hits]
             else:
@@ -122,12 +121,12 @@ def hardest_trained(task: Task) -> int:
     return max(d for d in task.tested if d <= task.trained[-1])
 
 
-def train(cell: Cell, folder: Path) -> dict[str, Any]:
+def train(cell: Cell, folder: Path, device: str = "cpu") -> dict[str, Any]:
     """Train a cell from its start; returns and writes its result. A divergence ends it, and is kept and marked."""
     task, budget = find(cell.task), cell.budget
     table = config(cell.model, cell.shape, len(task.words)).replace(init_std=budget.init_std)
     torch.manual_seed(cell.seed)
-    model = HybridLM(table)
+    model = HybridLM(table, device=device)
     settings = TrainSettings(
         tokens=1, learning_rate=cell.rate, weight_decay=budget.weight_decay, warmup=WARMUP, decay=DECAY
     )
@@ -175,7 +174,7 @@ def main() -> None:
     die_with_parent()
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    train(Cell.read(folder), folder)
+    train(Cell.read(folder), folder, *sys.argv[2:3])
 
 
 if __name__ == "__main__":

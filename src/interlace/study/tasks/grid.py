@@ -41,6 +41,7 @@ class Grid:
         seeds: how many; the first is also the one that learning rates are tried on.
         first_seed: the first of them.
         jobs: processes at once; None for one per core.
+        device: that the cells train on.
     """
 
     out: Path
@@ -49,6 +50,7 @@ class Grid:
     seeds: int
     first_seed: int = 0
     jobs: int | None = None
+    device: str = "cpu"
     watcher: Watcher = field(default_factory=Watcher)
 
     def __post_init__(self) -> None:
@@ -131,7 +133,7 @@ class Grid:
         folder = self.out / "cells" / cell.name
         if not (folder / "cell.json").is_file():
             cell.write(folder)
-        return Job(cell.name, folder, (sys.executable, "-m", "interlace.study.tasks.cell", str(folder)))
+        return Job(cell.name, folder, (sys.executable, "-m", "interlace.study.tasks.cell", str(folder), self.device))
 
     def check(self, job: Job, status: int) -> None:
         """A process must have left its result."""
