@@ -295,7 +295,7 @@ def test_a_cell_that_fails_says_why(tmp_path, monkeypatch):
         (["--suite", "quik"], "'quik' is not a suite; did you mean 'quick'"),
         (["--tasks", "paritty"], "'paritty' is not a task; did you mean 'parity'"),
         (["--tasks", "parity", "--models", "hybird"], "'hybird' is not known; did you mean 'hybrid'"),
-        (["--tasks", "parity", "--models", "none.toml"], "none.toml: no such file"),
+        (["--tasks", "parity", "--models", "none.toml"], "none.toml: no such model"),
         (["--tasks", "parity", "--models", "hybrid,hybrid"], "names one twice"),
         (["--tasks", "parity", "--seeds", "0"], "seeds: must be at least 1, got 0"),
         (["--tasks", "parity", "--steps", "0"], "steps: must be at least 1, got 0"),

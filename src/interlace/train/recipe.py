@@ -102,15 +102,24 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: the file is missing or not TOML, or a key or value breaks a rule.
     """
+    return validate(Recipe, read_toml(path, "recipe", overrides), where="")
+
+
+def read_toml(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A TOML file as plain data with overrides laid over it; `what` names it in errors.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or an override is not dotted.key=value.
+    """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such recipe") from None
+        raise ConfigError(f"{path}: no such {what}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
     for override in overrides:
         apply_override(data, override)
-    return validate(Recipe, data, where="")
+    return data
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

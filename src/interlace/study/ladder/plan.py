@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from interlace.base.errors import ConfigError, nearest
 from interlace.layers.base import Closed
 from interlace.model.config import ModelConfig, validate
 from interlace.study.ladder.match import Measure, match, parameters, training_flops
-from interlace.train.recipe import DataSettings, Recipe, TrainSettings, apply_override
+from interlace.train.recipe import DataSettings, Recipe, TrainSettings, read_toml
 
 LEFT_TO_THE_LADDER = ("tokens", "learning_rate", "horizons", "seed")
 
@@ -145,15 +144,7 @@ def read_ladder(path: Path, overrides: Sequence[str] = ()) -> Ladder:
     Raises:
         ConfigError: the file is missing or not TOML, a key or value breaks a rule, or a size cannot be matched.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such ladder") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from None
-    for override in overrides:
-        apply_override(raw, override)
-    return build(raw)
+    return build(read_toml(path, "ladder", overrides))
 
 
 def build(raw: dict[str, Any]) -> Ladder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from interlace.base.errors import ConfigError, nearest
 from interlace.layers.base import MixerConfig
 from interlace.layers.registry import KINDS
 from interlace.model.config import ModelConfig
+from interlace.train.recipe import read_toml
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,9 @@ def config(name: str, shape: Shape, vocabulary: int) -> ModelConfig:
 
 
 def _from_file(path: Path, vocabulary: int) -> ModelConfig:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))["model"]
-    except FileNotFoundError:
-        raise ConfigError(f"models: {path}: no such file") from None
-    except KeyError:
-        raise ConfigError(f"models: {path}: has no [model] table") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"models: {path}: {error}") from None
+    table = read_toml(path, "model").get("model")
+    if not isinstance(table, dict):
+        raise ConfigError(f"models: {path}: has no [model] table")
     return ModelConfig.from_dict({**table, "vocabulary": vocabulary})
 
 

@@ -223,13 +223,6 @@ class Memorization(Task):
         tokens = [x for key in keys for x in (key, self.pairs)]
         return Sample.of(tokens, {2 * i + 1: self.pairs + 1 + int(values[key]) for i, key in enumerate(keys)})
 
-    def text(self, sample: Sample) -> str:
-        """Key, blank, value."""
-        words = self.spell(sample.tokens)
-        for place in sample.answers:
-            words[place] += f" -> {self.words[sample.labels[place]]}"
-        return " ".join(words)
-
     def chance(self, difficulty: int) -> float:
         """One of the values."""
         return 1 / self.pairs

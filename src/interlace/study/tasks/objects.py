@@ -33,8 +33,17 @@ def swap_line(pair: tuple[int, int]) -> str:
     return f"{x}, {y} = {y}, {x}"
 
 
+class AskedAtTheEnd(Task):
+    """A task whose training samples ask on the way too, and whose tests do not."""
+
+    def sample(self, rng: Draw, difficulty: int, *, test: bool) -> Sample:
+        """Tests have the last question alone."""
+        found = super().sample(rng, difficulty, test=test)
+        return without_reveals(found, self.words) if test else found
+
+
 @dataclass(frozen=True)
-class Swaps(Task):
+class Swaps(AskedAtTheEnd):
     """Five variables, swapped; the difficulty is how many swaps there are. One token is one swap.
 
         a, b, c, d, e = range(5)
@@ -78,11 +87,6 @@ class Swaps(Task):
                 tokens += [self.id(ASK_WORDS[asked]), self.id(str(values[asked]))]
         tokens.pop()  # nothing follows the last answer
         return Sample.of(tokens, labels, [len(tokens) - 1], [*problem, asked])
-
-    def sample(self, rng: Draw, difficulty: int, *, test: bool) -> Sample:
-        """Tests ask at the end only."""
-        found = super().sample(rng, difficulty, test=test)
-        return without_reveals(found, self.words) if test else found
 
     def text(self, sample: Sample) -> str:
         """Python that runs."""
@@ -162,7 +166,7 @@ def shortcut(symbols: int, trials: int = 200_000) -> float:
 
 
 @dataclass(frozen=True)
-class StateRecall(Task):
+class StateRecall(AskedAtTheEnd):
     """State-based recall: five variables hold indices into an array and are swapped; what lies where one points now?
     The difficulty is the length of the array, and how many swaps there are.
 
@@ -234,11 +238,6 @@ class StateRecall(Task):
             if not found.held_out:
                 samples.append(found)
         return packed(samples)
-
-    def sample(self, rng: Draw, difficulty: int, *, test: bool) -> Sample:
-        """Tests ask at the end only."""
-        found = super().sample(rng, difficulty, test=test)
-        return without_reveals(found, self.words) if test else found
 
     def text(self, sample: Sample) -> str:
         """Python that runs."""

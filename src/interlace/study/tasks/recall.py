@@ -49,13 +49,6 @@ class MultiQueryRecall(Task):
             labels[2 * difficulty + 2 * place] = value
         return Sample.of(tokens, labels)
 
-    def text(self, sample: Sample) -> str:
-        """Pairs and questions in a row."""
-        words = self.spell(sample.tokens)
-        for place in sample.answers:
-            words[place] += f" -> {self.words[sample.labels[place]]}"
-        return " ".join(words)
-
     def chance(self, difficulty: int) -> float:
         """One of the values."""
         return 2 / self.vocabulary

@@ -81,9 +81,14 @@ class Task(ABC):
     def draw(self, rng: Draw, difficulty: int) -> Sample:
         """One problem."""
 
-    @abstractmethod
     def text(self, sample: Sample) -> str:
-        """The same problem with its answers, for people."""
+        """The same problem with its answers, for people: unless a task says otherwise, the words in a row and each
+        answer behind an arrow.
+        """
+        words = self.spell(sample.tokens)
+        for place in sample.answers:
+            words[place] += f" -> {self.words[sample.labels[place]]}"
+        return " ".join(words)
 
     @abstractmethod
     def chance(self, difficulty: int) -> float:
