@@ -14,6 +14,7 @@ from interlace.train.run import RunFolder
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .9rem; border-bottom: 1px solid #ddd }
+td + td { white-space: nowrap }
 td + td, th + th { text-align: right; font-variant-numeric: tabular-nums } th { text-align: left }
 pre { background: #f6f6f4; padding: 1rem; overflow-x: auto; white-space: pre-wrap } img { max-width: 100% }
 .lead { font-size: 1.15rem }

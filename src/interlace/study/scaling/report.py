@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from interlace.base.files import write_file
-from interlace.study.scaling.compare import Saving, verdict
+from interlace.study.scaling.compare import Saving, flops_per_token
 from interlace.study.scaling.fit import NAMES, Fit
 from interlace.study.scaling.study import Study
 from interlace.train.report import page, picture, table
@@ -25,7 +25,7 @@ def number(value: float) -> str:
     """Four digits; large numbers in units: 1.23M."""
     if math.isinf(value):
         return "no bound"
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             return f"{value / (1e3 if unit == 'k' else limit):.3g}{unit}"
     return f"{value:.4g}"
@@ -246,24 +246,19 @@ def isoflop_figure(study: Study) -> dict[str, bytes]:
 
         for axis, arch in zip(panels, archs, strict=True):
             valleys, law = study.isoflop[arch].valleys, study.fit.laws[arch]
-            for v, colour in zip(
-                valleys, colormaps["plasma"](np.linspace(0.05, 0.85, max(1, len(valleys)))), strict=False
-            ):
+            rate = np.vectorize(flops_per_token(study.fit.points, arch))
+            shades = colormaps["plasma"](np.linspace(0.05, 0.85, max(1, len(valleys))))
+            for v, colour in zip(valleys, shades, strict=False):
                 axis.scatter(v.n, v.loss, color=colour, s=14)
                 line = np.geomspace(min(v.n), max(v.n), 50)
-                axis.plot(line, law.loss(line, v.flops / 6 / line), color=colour, linewidth=1, label=f"{v.flops:.1e}")
+                axis.plot(line, law.loss(line, v.flops / rate(line)), color=colour, linewidth=1, label=f"{v.flops:.1e}")
             axis.set_xscale("log")
             axis.set_title(arch, fontsize=10)
             axis.set_xlabel("parameters")
         panels[0].set_ylabel("loss at equal FLOPs")
         panels[-1].legend(frameon=False, fontsize=8, title="FLOPs", title_fontsize=8)
 
-    return _save(draw, (3.6 * len(archs_of(study)) + 1, 3.4))
-
-
-def archs_of(study: Study) -> tuple[str, ...]:
-    """Architectures in order."""
-    return study.fit.structure.archs
+    return _save(draw, (3.6 * len(study.fit.structure.archs) + 1, 3.4))
 
 
 def write_report(out: Path, study: Study, commands: Sequence[str], before: Sequence[str] = ()) -> Path:
@@ -287,16 +282,27 @@ def write_report(out: Path, study: Study, commands: Sequence[str], before: Seque
         f"{', '.join(sorted(fit.structure.shared)) or 'nothing'}. {study.optimum} Intervals: {study.times:,} resamples."
     )
     left = f" {points.diverged} points of runs that diverged are left out." if points.diverged else ""
-    sections = [*before, *lead, f"<p>{html.escape(about + left)}</p>", picture(figures["loss"]["png"], "loss and fits")]
+    lead += [f"<p>Note: {html.escape(note)}</p>" for note in study.notes]
+    sections = [
+        *lead,
+        *before,
+        "<h2>The fit</h2>",
+        f"<p>{html.escape(about + left)}</p>",
+        picture(figures["loss"]["png"], "loss and fits"),
+    ]
     sections += [
-        "<h2>Coefficients</h2>",
+        "<h2>Coefficients, with 95 % intervals</h2>",
         table(*coefficient_rows(study)),
         picture(figures["profiles"]["png"], "profiles"),
     ]
     sections.append("<p>Profile deviance counts a run as one observation; the dashed line bounds 95 %.</p>")
     if study.savings:
         head, rows = saving_rows(study.savings)
-        sections += ["<h2>Savings</h2>", table(head, rows), picture(figures["savings"]["png"], "token savings by size")]
+        sections += [
+            "<h2>Savings at equal loss: factors, with 95 % intervals</h2>",
+            table(head, rows),
+            picture(figures["savings"]["png"], "token savings by size"),
+        ]
         if any(not s.measured for s in study.savings):
             sections.append("<p>* a size beyond those that were trained.</p>")
     if study.nested:
@@ -307,6 +313,10 @@ def write_report(out: Path, study: Study, commands: Sequence[str], before: Seque
     else:
         sections.append("<p>Not possible: too few sizes are left without the largest.</p>")
     sections += ["<h2>IsoFLOP beside the parametric fit</h2>", table(*split_rows(study))]
+    sections.append(
+        "<p>The exponent of the best size in the compute. beta / (alpha + beta) takes compute to be 6 N D; IsoFLOP takes "
+        "the FLOPs that the runs spent, the head's and attention's included.</p>"
+    )
     if "isoflop" in figures:
         sections.append(picture(figures["isoflop"]["png"], "loss at equal FLOPs"))
     made = "\n".join([*commands, "", *(f"{k} {v}" for k, v in versions().items())])
@@ -315,4 +325,4 @@ def write_report(out: Path, study: Study, commands: Sequence[str], before: Seque
     return out / "report.html"
 
 
-__all__ = ["coefficient_rows", "held_out_rows", "nested_rows", "saving_rows", "split_rows", "verdict", "write_report"]
+__all__ = ["coefficient_rows", "held_out_rows", "nested_rows", "saving_rows", "split_rows", "write_report"]
