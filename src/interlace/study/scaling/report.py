@@ -314,8 +314,8 @@ def write_report(out: Path, study: Study, commands: Sequence[str], before: Seque
         sections.append("<p>Not possible: too few sizes are left without the largest.</p>")
     sections += ["<h2>IsoFLOP beside the parametric fit</h2>", table(*split_rows(study))]
     sections.append(
-        "<p>The exponent of the best size in the compute. beta / (alpha + beta) takes compute to be 6 N D; IsoFLOP takes "
-        "the FLOPs that the runs spent, the head's and attention's included.</p>"
+        "<p>The exponent of the best size in the compute. beta / (alpha + beta) takes compute to be 6 N D; IsoFLOP "
+        "takes the FLOPs that the runs spent, the head's and attention's included.</p>"
     )
     if "isoflop" in figures:
         sections.append(picture(figures["isoflop"]["png"], "loss at equal FLOPs"))
