@@ -56,14 +56,14 @@ def sentence(name: str, found: dict[str, Any]) -> str:
         if 0 < solved[m := Path(k).stem] < 1
     ]
     none = [m for m, share in solved.items() if share == 0]
-    parts = []
-    if every:
-        parts.append(f"solved by every seed of {' and '.join(every)}")
-    if some:
-        parts.append(f"by some of {' and '.join(some)}")
-    if none:
-        parts.append(f"by none of {' and '.join(none)}")
-    return f"{name}: {', '.join(parts)}, within {found['budget']['steps']:,} steps."
+    groups = [("every seed of", every), ("some of", some), ("none of", none)]
+    parts = [f"by {how} {listed(names)}" for how, names in groups if names]
+    return f"{name}: solved {', '.join(parts)}, within {found['budget']['steps']:,} steps."
+
+
+def listed(names: list[str]) -> str:
+    """a, b and c."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def plot(name: str, found: dict[str, Any]) -> bytes:
