@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 import io
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,14 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
     for name, model in found["models"].items():
         steps = [s for s in model["solved"] if s is not None]
         scores = model["scores"][key]
+        lost = sum(d is not None for d in model["diverged"])
         lines.append(
             [
                 Path(name).stem,
                 f"{model['learning_rate']:g}",
                 *(f"{model['median'][str(d)]:.3f}" for d in found["tested"]),
                 f"{max(scores):.3f}",
-                f"{len(steps)}/{len(model['solved'])}",
+                f"{len(steps)}/{len(model['solved'])}{f', {lost} diverged' if lost else ''}",
                 f"{min(steps):,}" if steps else "-",
             ]
         )
@@ -107,7 +109,8 @@ def plot(name: str, found: dict[str, Any]) -> bytes:
 
 def write_report(out: Path, results: dict[str, Any], command: str) -> Path:
     """A PNG for each task, and report.html."""
-    sections = [f"<p>Made by <code>{html.escape(command)}</code> with {html.escape(str(versions()))}.</p>"]
+    made = ", ".join(f"{k} {v}" for k, v in versions().items())
+    sections = [f"<p>Made by <code>{html.escape(command)}</code> with {html.escape(made)}.</p>"]
     for name, found in results["tasks"].items():
         png = plot(name, found)
         write_file(out / f"{name}.png", png)
@@ -119,7 +122,7 @@ def write_report(out: Path, results: dict[str, Any], command: str) -> Path:
             f"{budget['tests']} samples for each difficulty; an asterisk marks difficulties never trained on. Solved: "
             f"at least 0.95 at {found['hardest_trained']}."
         )
-        example = html.escape((type(find(name)).__doc__ or "").strip())
+        example = html.escape(inspect.cleandoc(type(find(name)).__doc__ or ""))
         sections += [f"<h2>{html.escape(name)}</h2>", f'<p class="lead">{html.escape(sentence(name, found))}</p>']
         sections += [
             picture(png, f"{name}: curves"),
