@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import sys
@@ -24,12 +23,14 @@ from interlace.model.config import validate
 from interlace.study.ladder.estimate import Cost, costs, runs
 from interlace.study.ladder.gather import Outcome, last_step, outcome, write_results
 from interlace.study.ladder.plan import Cell, Ladder
+from interlace.study.ladder.rates import best_rate, rate_at
 from interlace.study.processes import Job, last_line, run_all
 from interlace.study.text import sources as standard_library
 from interlace.train.loop import check_fit
 from interlace.train.recipe import DataSettings
 from interlace.train.run import RunFolder
 
+STANDARD_LIBRARY = "the source of Python's standard library"
 TRAIN = (
     "from interlace.study.processes import die_with_parent; die_with_parent(); "
     "from interlace.cli.main import main; main()"
@@ -98,30 +99,35 @@ class LadderRun:
             DataError, ConfigError: the text cannot be used, or has more tokens than the models know.
         """
         RunFolder.open(self.out, self.ladder.raw)
-        settings = {k: v for k, v in self.ladder.data.items() if k != "rows"}
-        folder = self.out / "data"
-        given = settings.pop("source", None)
-        data = validate(DataSettings, {"source": given or "standard library", **settings}, "data")
-        if given is not None and len(data.source) == 1 and (Path(data.source[0]) / MANIFEST).is_file():
-            folder = Path(data.source[0])
-        elif not (folder / MANIFEST).is_file():
-            paths = [Path(p).expanduser() for p in data.source]
-            read = Sources(paths, data.field) if given else standard_library(None)
-            prepare(read, data.tokenizer, folder, held_out_share=data.held_out, report=self.watcher.data)
-        self.corpus = folder
-        corpus = Corpus.open(folder)
+        self.corpus = self._text()
+        corpus = Corpus.open(self.corpus)
         largest = self.ladder.rungs[self.ladder.archs[0], self.ladder.sizes[-1]]
-        recipe = self.ladder.recipe(Cell(largest, 1e-3, 0), str(folder))
+        recipe = self.ladder.recipe(Cell(largest, 1e-3, 0), str(self.corpus))
         check_fit(recipe, corpus)
-        rows = max(r.rows for r in self.ladder.rungs.values())
-        Batches(corpus.splits["train"], rows, self.ladder.length, 0)
-        passes = recipe.train.tokens / corpus.splits["train"].count
-        name = "the source of Python's standard library" if given is None else ", ".join(data.source)
+        train, held_out = corpus.splits["train"].count, corpus.splits["held_out"].count
+        Batches(corpus.splits["train"], max(r.rows for r in self.ladder.rungs.values()), self.ladder.length, 0)
+        name = ", ".join(self.settings.source) if "source" in self.ladder.data else STANDARD_LIBRARY
         self.note(
-            data=f"Text: {name}, {corpus.splits['train'].count:,} tokens to train on and "
-            f"{corpus.splits['held_out'].count:,} held out, vocabulary {corpus.tokenizer.vocabulary:,}; the longest "
-            f"runs read it {passes:.1f} times."
+            data=f"Text: {name}, {train:,} tokens to train on and {held_out:,} held out, vocabulary "
+            f"{corpus.tokenizer.vocabulary:,}; the longest runs read it {recipe.train.tokens / train:.1f} times."
         )
+
+    @property
+    def settings(self) -> DataSettings:
+        """Of the text; without a source it is the standard library's."""
+        given = {k: v for k, v in self.ladder.data.items() if k != "rows"}
+        return validate(DataSettings, {"source": STANDARD_LIBRARY, **given}, "data")
+
+    def _text(self) -> Path:
+        """The folder of tokens: the one that was named, or one made in this folder and kept."""
+        data, folder = self.settings, self.out / "data"
+        paths = [Path(p).expanduser() for p in data.source]
+        if len(paths) == 1 and (paths[0] / MANIFEST).is_file():
+            return paths[0]
+        if not (folder / MANIFEST).is_file():
+            read = Sources(paths, data.field) if "source" in self.ladder.data else standard_library(None)
+            prepare(read, data.tokenizer, folder, held_out_share=data.held_out, report=self.watcher.data)
+        return folder
 
     def note(self, **facts: Any) -> None:
         """Keep facts in ladder.json."""
@@ -149,38 +155,10 @@ class LadderRun:
         return [Cell(r, rate, 0) for r in rungs for rate in self.ladder.rate.tried]
 
     def best_rate(self, arch: str) -> dict[str, Any] | None:
-        """{"best": at the smallest size, "tried": losses by rate on it, "note"}, or None while some are not done.
-
-        Raises:
-            Failure: every rate diverged on a size.
-        """
-        cells = self.tuning(arch)
-        found = {(c.rung.size, c.rate): self.outcome(c) for c in cells}
-        if any(x is None for x in found.values()):
-            return None
-        exponent, first = self.ladder.rate.exponent, self.ladder.rungs[arch, self.ladder.sizes[0]]
-        logs, notes = [], []
-        tried: dict[str, str] = {}
-        for size in self.ladder.tuned():
-            losses = {}
-            for rate in self.ladder.rate.tried:
-                result = found[size, rate]
-                assert result is not None
-                fine = result.diverged is None
-                losses[rate] = result.points[-1]["held_out_loss"] if fine else math.inf
-                if size == self.ladder.sizes[0]:
-                    tried[f"{rate:g}"] = f"{losses[rate]:.4f}" if fine else "diverged"
-            best = min(losses, key=lambda r: losses[r])
-            if math.isinf(losses[best]):
-                raise Failure(
-                    f"rate.tried: every rate diverged for {arch} at {size}; add lower ones, and name another --out"
-                )
-            ordered = sorted(losses)
-            if len(ordered) > 1 and best in (ordered[0], ordered[-1]):
-                notes.append(f"best at {size} is at the edge of what was tried")
-            grown = self.ladder.rungs[arch, size].target / first.target
-            logs.append(math.log(best) + exponent * math.log(grown))
-        return {"best": math.exp(sum(logs) / len(logs)), "tried": tried, "note": "; ".join(notes)}
+        """As `rates.best_rate`, or None while some of the tried runs are not done."""
+        found = {(c.rung.size, c.rate): self.outcome(c) for c in self.tuning(arch)}
+        done = {k: o for k, o in found.items() if o is not None}
+        return best_rate(self.ladder, arch, done) if len(done) == len(found) else None
 
     def cells(self) -> list[Cell]:
         """The runs that the study is made of, as far as rates are known."""
@@ -188,12 +166,9 @@ class LadderRun:
         for arch in self.ladder.archs:
             found = self.best_rate(arch)
             for size in self.ladder.sizes if found else ():
-                assert found is not None
+                rate = rate_at(self.ladder, arch, size, found["best"])  # type: ignore[index]
                 rung = self.ladder.rungs[arch, size]
-                grown = rung.target / self.ladder.rungs[arch, self.ladder.sizes[0]].target
-                rate = found["best"] * grown**-self.ladder.rate.exponent
-                exact = next((r for r in self.ladder.rate.tried if math.isclose(r, rate, rel_tol=1e-9)), rate)
-                out += [Cell(rung, exact, seed) for seed in range(self.ladder.settings.seeds)]
+                out += [Cell(rung, rate, seed) for seed in range(self.ladder.settings.seeds)]
         return sorted(out, key=lambda c: -c.rung.target)  # the longest first, so that none is left alone at the end
 
     def pending(self) -> list[Cell]:
