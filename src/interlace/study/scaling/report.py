@@ -142,14 +142,14 @@ def _save(draw: Callable[[Any], None], size: tuple[float, float]) -> dict[str, b
 
 def _plain_ticks(axis: Any, limits: tuple[float, float]) -> None:
     """A logarithmic axis with at most four plain numbers on it."""
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     low, high = limits
-    ladder = [m * 10.0**p for p in range(-4, 12) for m in (1, 1.5, 2, 3, 5, 7)]
+    ladder = [m * 10.0**p for p in range(-4, 14) for m in (1, 1.5, 2, 3, 5, 7)]
     inside = [t for t in ladder if low <= t <= high]
     axis.set_major_locator(FixedLocator(inside[:: max(1, math.ceil(len(inside) / 4))]))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(ScalarFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -179,6 +179,7 @@ def loss_figure(fit: Fit) -> dict[str, bytes]:
             top.set_xscale("log")
             bottom.axhline(0, color="#999999", linewidth=0.8)
             bottom.set_xlabel("tokens")
+            _plain_ticks(bottom.xaxis, bottom.get_xlim())
         panels[0][0].set_ylabel("loss")
         panels[1][0].set_ylabel("found / fitted, %")
         panels[0][-1].legend(frameon=False, fontsize=8, title="parameters", title_fontsize=8)
@@ -206,6 +207,7 @@ def saving_figure(savings: Sequence[Saving]) -> dict[str, bytes]:
         axis.axhline(1, color="#999999", linewidth=0.8, linestyle="--")
         axis.set_xscale("log")
         axis.set_yscale("log")
+        _plain_ticks(axis.xaxis, axis.get_xlim())
         _plain_ticks(axis.yaxis, axis.get_ylim())
         axis.set_xlabel("parameters")
         axis.set_ylabel("tokens saved (factor), 95 % over runs")
@@ -253,6 +255,7 @@ def isoflop_figure(study: Study) -> dict[str, bytes]:
                 line = np.geomspace(min(v.n), max(v.n), 50)
                 axis.plot(line, law.loss(line, v.flops / rate(line)), color=colour, linewidth=1, label=f"{v.flops:.1e}")
             axis.set_xscale("log")
+            _plain_ticks(axis.xaxis, axis.get_xlim())
             axis.set_title(arch, fontsize=10)
             axis.set_xlabel("parameters")
         panels[0].set_ylabel("loss at equal FLOPs")
