@@ -195,10 +195,10 @@ def test_a_ladder_runs_gathers_fits_no_law_on_two_sizes_and_reports(whole, capsy
         assert large == pytest.approx(best * grown ** (-1 / 3), rel=1e-4)
     assert interlace(["study", "fit", str(out)]) == 2
     assert "has 2 sizes (N)" in capsys.readouterr().err
-    assert interlace(["study", "report", str(out), "--alpha", "0.3", "--bootstrap", "0"]) == 0
+    assert interlace(["study", "report", str(out), "--alpha", "0.3", "--beta", "0.3", "--bootstrap", "0"]) == 0
     page = (out / "report.html").read_text()
     assert "matched in parameters by mlp.width" in page
-    assert f"interlace study ladder {file}" in page or "study ladder" in " ".join(facts["commands"])
+    assert all(command in page for command in facts["commands"])
     assert "Learning rates 0.002, 0.008 were tried" in page
 
 
