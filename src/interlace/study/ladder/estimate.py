@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -139,7 +140,7 @@ def _more(ladder: Ladder) -> int:
     return len(ladder.rate.tried) - (1 if ladder.rate.sizes == 1 else 0)
 
 
-def totals(ladder: Ladder, found: list[Cost], jobs: int) -> dict[str, float]:
+def totals(ladder: Ladder, found: Sequence[Cost], jobs: int) -> dict[str, float]:
     """{"flops", "seconds" (all runs, `jobs` at once), "tokens"} of everything."""
     tried = set(ladder.tuned())
     often = {c: ladder.settings.seeds + (_more(ladder) if c.size in tried else 0) for c in found}

@@ -10,15 +10,17 @@ import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from interlace.base.files import write_file
 from interlace.model.sizes import sizes
 from interlace.study.ladder.plan import Cell, Ladder, build
+from interlace.study.scaling.source import RESULTS
 from interlace.train.report import table
 from interlace.train.run import RunFolder
 
 COLUMNS = ("arch", "size", "N", "D", "loss", "bits_per_byte", "flops", "run", "seed", "rate", "diverged")
-RESULTS = "results.csv"
+FACTS = "ladder.json"
 DIVERGED = (
     "A run has diverged if its loss or gradient stopped being finite, or if its held-out loss at a horizon was no "
     "better than guessing (the logarithm of the vocabulary). Its points are kept and marked, and no fit uses any of "
@@ -94,6 +96,12 @@ def write_results(ladder: Ladder, out: Path, cells: list[Cell]) -> Path:
     return out / RESULTS
 
 
+def read_facts(out: Path) -> dict[str, Any]:
+    """What is kept of a ladder beside its runs: commands, text, costs, rates; empty before it has begun."""
+    file = out / FACTS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
 def about(out: Path) -> tuple[list[str], list[str]]:
     """(the commands, HTML for the start of the report) of a ladder's folder."""
     from interlace.study.ladder.estimate import rung_columns, rung_rows
@@ -101,7 +109,7 @@ def about(out: Path) -> tuple[list[str], list[str]]:
     raw = tomllib.loads((out / "run.toml").read_text(encoding="utf-8"))
     raw.pop("versions", None)
     ladder = build(raw)
-    facts = json.loads((out / "ladder.json").read_text(encoding="utf-8")) if (out / "ladder.json").is_file() else {}
+    facts = read_facts(out)
     sections = ["<h2>The ladder</h2>", table(rung_columns(), rung_rows(ladder))]
     multiples = ", ".join(f"{m:g}" for m in ladder.settings.multiples)
     train = ", ".join(f"{k} {v}" for k, v in ladder.train.items())
@@ -133,4 +141,15 @@ def rate_rule(ladder: Ladder) -> str:
     )
 
 
-__all__ = ["COLUMNS", "DIVERGED", "RESULTS", "Outcome", "about", "last_step", "outcome", "rate_rule", "write_results"]
+__all__ = [
+    "COLUMNS",
+    "DIVERGED",
+    "FACTS",
+    "Outcome",
+    "about",
+    "last_step",
+    "outcome",
+    "rate_rule",
+    "read_facts",
+    "write_results",
+]

@@ -20,8 +20,8 @@ from interlace.data.prepare import MANIFEST, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
 from interlace.model.config import validate
-from interlace.study.ladder.estimate import Cost, costs, runs
-from interlace.study.ladder.gather import Outcome, last_step, outcome, write_results
+from interlace.study.ladder.estimate import Cost, costs, runs, totals
+from interlace.study.ladder.gather import FACTS, Outcome, last_step, outcome, read_facts, write_results
 from interlace.study.ladder.plan import Cell, Ladder
 from interlace.study.ladder.rates import best_rate, rate_at
 from interlace.study.processes import Job, last_line, run_all
@@ -131,9 +131,7 @@ class LadderRun:
 
     def note(self, **facts: Any) -> None:
         """Keep facts in ladder.json."""
-        file = self.out / "ladder.json"
-        old = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        write_file(file, json.dumps({**old, **facts}, indent=2) + "\n")
+        write_file(self.out / FACTS, json.dumps({**read_facts(self.out), **facts}, indent=2) + "\n")
 
     def folder(self, cell: Cell) -> Path:
         """Its run folder."""
@@ -173,18 +171,15 @@ class LadderRun:
 
     def pending(self) -> list[Cell]:
         """Runs that can be started and have not finished."""
-        wanted = [c for a in self.ladder.archs for c in self.tuning(a)]
-        return [c for c in dict.fromkeys([*wanted, *self.cells()]) if self.outcome(c) is None]
+        return [c for c in self.all() if self.outcome(c) is None]
 
     def job(self, cell: Cell) -> Job:
         """The run as a process; its recipe is written beside it."""
-        folder = self.folder(cell)
-        folder.mkdir(parents=True, exist_ok=True)
         recipe = self.out / "recipes" / f"{cell.name}.toml"
         if not recipe.is_file():
             recipe.parent.mkdir(exist_ok=True)
             write_file(recipe, tomli_w.dumps(self.ladder.recipe(cell, str(self.corpus)).to_dict()))
-        arguments = ("train", str(recipe), "--out", str(folder), "--device", self.device)
+        arguments = ("train", str(recipe), "--out", str(self.folder(cell)), "--device", self.device)
         return Job(cell.name, self.out / "logs" / cell.name, (sys.executable, "-c", TRAIN, *arguments))
 
     def run(self, command: str) -> Path:
@@ -212,9 +207,7 @@ class LadderRun:
 
     def remember(self, command: str) -> None:
         """Keep the command among those that made this folder."""
-        file = self.out / "ladder.json"
-        old = json.loads(file.read_text(encoding="utf-8")).get("commands", []) if file.is_file() else []
-        self.note(commands=list(dict.fromkeys([*old, command])))
+        self.note(commands=list(dict.fromkeys([*read_facts(self.out).get("commands", []), command])))
 
     def all(self) -> list[Cell]:
         """Every run that is known: of rates and of the study."""
@@ -259,6 +252,7 @@ class Pace:
     def __init__(self, run: LadderRun, found: Sequence[Cost]):
         """found: costs of every rung, on one core with nothing beside it."""
         self.run = run
+        self.work = totals(run.ladder, found, 1)["seconds"]
         self.seconds = {(c.arch, c.size): c.seconds for c in found}
         self.steps = {(c.arch, c.size): c.steps for c in found}
         self.total = runs(run.ladder)
@@ -271,18 +265,13 @@ class Pace:
         took = sum(o.seconds for o in done.values())
         said = sum(self._said(c) for c in done)
         slower = took / said if said else 1.0
-        tried = set(run.ladder.tuned())
-        often = run.ladder.settings.seeds
-        work = sum(s * often for s in self.seconds.values())
-        more = len(run.ladder.rate.tried) - (1 if run.ladder.rate.sizes == 1 else 0)
-        work += sum(s * more for (_, size), s in self.seconds.items() if size in tried)
         part = sum(
             self._said(c) * last_step(run.folder(c)) / self.steps[c.rung.arch, c.rung.size]
             for c in cells
             if c.name in running
         )
-        left = max(0.0, work - said - part)
-        share = 1 - left / work if work else 1.0
+        left = max(0.0, self.work - said - part)
+        share = 1 - left / self.work if self.work else 1.0
         run.watcher.tell(len(done), self.total, share, slower * left / run.processes, ", ".join(running))
 
     def _said(self, cell: Cell) -> float:
