@@ -16,39 +16,25 @@ from functools import partial
 
 import numpy as np
 
-from interlace.study.scaling.bootstrap import bootstrap
+from interlace.study.scaling.bootstrap import Kind, bootstrap
 from interlace.study.scaling.compare import token_saving
 from interlace.study.scaling.fit import Law, fit
-from interlace.study.scaling.points import Points
+from interlace.study.scaling.simulate import simulate
 
 LAWS = {"transformer": Law(1.55, 66.6, 94.9, 0.22, 0.22), "hybrid": Law(1.55, 66.6, 83.7, 0.22, 0.22)}
 SIZES, MULTIPLES, SEEDS = np.geomspace(60e6, 760e6, 4), (10, 20, 40, 80), 3
-RUN_NOISE, POINT_NOISE = 0.004, 0.001  # standard deviations of log loss
-KINDS = ("runs", "points")
-
-
-def ladder(seed: int) -> Points:
-    """A study that was never run."""
-    rng = np.random.default_rng([7, seed])
-    rows = []
-    for arch, law in LAWS.items():
-        for n in SIZES:
-            for k in range(SEEDS):
-                luck = rng.normal(0, RUN_NOISE)
-                for m in MULTIPLES:
-                    loss = law.loss(n, m * n) * np.exp(luck + rng.normal(0, POINT_NOISE))
-                    rows.append((n, m * n, loss, f"{arch}/{n:.0f}/{k}", str(k), arch))
-    n, d, loss, run, seeds, arch = map(list, zip(*rows, strict=True))
-    return Points.make(n, d, loss, run=run, seed=seeds, arch=arch)
+RUN_NOISE, POINT_NOISE = 0.004, 0.001
+KINDS: tuple[Kind, ...] = ("runs", "points")
 
 
 def trial(seed: int, resamples: int, shared: tuple[str, ...]) -> dict[str, tuple[float, float]]:
     """Intervals by kind, and the saving found."""
     n, d = float(SIZES[-1]), float(SIZES[-1] * MULTIPLES[-1])
-    found = fit(ladder(seed), shared)
+    noise = {"run_noise": RUN_NOISE, "point_noise": POINT_NOISE}
+    found = fit(simulate(LAWS, SIZES, MULTIPLES, seeds=SEEDS, seed=seed, **noise), shared)
     out = {"found": (token_saving(found.laws, "transformer", "hybrid", n, d),) * 2}
     for kind in KINDS:
-        again = bootstrap(found, kind, resamples, seed)  # type: ignore[arg-type]
+        again = bootstrap(found, kind, resamples, seed)
         out[kind] = again.interval(lambda laws: token_saving(laws, "transformer", "hybrid", n, d))
     return out
 

@@ -14,6 +14,7 @@ from interlace.study.scaling.compare import held_out, nested, saving, token_savi
 from interlace.study.scaling.fit import Law, different, fit, profile, scaled_likelihood
 from interlace.study.scaling.isoflop import isoflop
 from interlace.study.scaling.points import Points, read_csv
+from interlace.study.scaling.simulate import simulate
 from interlace.study.scaling.solve import NAMES, Structure, huber
 from interlace.study.scaling.study import study
 
@@ -23,18 +24,8 @@ SIZES = np.geomspace(60e6, 1e9, 5)
 MULTIPLES = (10, 20, 40, 80)
 
 
-def ladder(laws=None, seeds=3, run_noise=0.0, point_noise=0.0, seed=0, sizes=SIZES):
-    rng = np.random.default_rng(seed)
-    rows = []
-    for arch, law in (laws or {"transformer": BASE, "hybrid": OTHER}).items():
-        for n in sizes:
-            for k in range(seeds):
-                luck = rng.normal(0, run_noise)
-                for m in MULTIPLES:
-                    loss = law.loss(n, m * n) * np.exp(luck + rng.normal(0, point_noise))
-                    rows.append((n, m * n, loss, f"{arch}{n:.0f}/{k}", str(k), arch))
-    n, d, loss, runs, seeds_, arch = map(list, zip(*rows, strict=True))
-    return Points.make(n, d, loss, run=runs, seed=seeds_, arch=arch)
+def ladder(laws=None, sizes=SIZES, **more):
+    return simulate(laws or {"transformer": BASE, "hybrid": OTHER}, sizes, MULTIPLES, **more)
 
 
 def write(path, points, columns=("N", "D", "loss", "run", "seed", "arch")):

@@ -162,9 +162,10 @@ class LadderRun:
         """The runs that the study is made of, as far as rates are known."""
         out = []
         for arch in self.ladder.archs:
-            found = self.best_rate(arch)
-            for size in self.ladder.sizes if found else ():
-                rate = rate_at(self.ladder, arch, size, found["best"])  # type: ignore[index]
+            if (found := self.best_rate(arch)) is None:
+                continue
+            for size in self.ladder.sizes:
+                rate = rate_at(self.ladder, arch, size, found["best"])
                 rung = self.ladder.rungs[arch, size]
                 out += [Cell(rung, rate, seed) for seed in range(self.ladder.settings.seeds)]
         return sorted(out, key=lambda c: -c.rung.target)  # the longest first, so that none is left alone at the end

@@ -44,6 +44,10 @@ class Resampled:
         """The middle `share` of a quantity; infinite values count as larger than any."""
         return middle(self.values(of), share)
 
+    def interval_of(self, arch: str, name: str) -> tuple[float, float]:
+        """Of one architecture's coefficient, or of another attribute of its law, such as `split`."""
+        return self.interval(lambda laws: getattr(laws[arch], name))
+
 
 def middle(values: np.ndarray, share: float = SHARE) -> tuple[float, float]:
     """(low, high) percentiles around the middle `share`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from interlace.study.scaling.bootstrap import SHARE, Resampled, Tell, refit
+from interlace.study.scaling.bootstrap import Resampled, Tell
 from interlace.study.scaling.fit import Fit, Law, fit, scaled_likelihood
 from interlace.study.scaling.points import Points
 
@@ -191,17 +191,3 @@ def held_out(fit_: Fit) -> list[dict[str, Any]]:
             found, said = float(largest.loss[places].mean()), float(smaller.laws[arch].loss(n, d))
             rows.append({"arch": arch, "N": n, "D": d, "loss": found, "predicted": said, "error": said / found - 1})
     return rows
-
-
-__all__ = [
-    "NESTED",
-    "SHARE",
-    "Saving",
-    "flops_per_token",
-    "held_out",
-    "nested",
-    "refit",
-    "saving",
-    "token_saving",
-    "verdict",
-]

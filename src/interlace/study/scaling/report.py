@@ -47,7 +47,7 @@ def coefficient_rows(study: Study) -> tuple[list[str], list[list[str]]]:
     rows = []
     for arch, law in study.fit.laws.items():
         for name in NAMES:
-            spans = [span(r.interval(lambda x, a=arch, n=name: getattr(x[a], n))) for r in study.resampled]  # type: ignore[misc]
+            spans = [span(r.interval_of(arch, name)) for r in study.resampled]
             rows.append([f"{arch}: {name}", number(getattr(law, name)), *spans])
     return ["coefficient", "fit", *(_kind(k) for k in kinds)], rows
 
@@ -115,7 +115,7 @@ def split_rows(study: Study) -> tuple[list[str], list[list[str]]]:
             [
                 arch,
                 number(law.split),
-                span(runs.interval(lambda x, a=arch: x[a].split)) if runs else "",  # type: ignore[misc]
+                span(runs.interval_of(arch, "split")) if runs else "",
                 "-" if iso.split is None else number(iso.split),
                 f"{sum(v.best is not None for v in iso.valleys)} of {len(iso.valleys)}",
             ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,7 @@ class Study:
             laws[arch] = {
                 name: {
                     "value": getattr(law, name),
-                    "intervals": {
-                        r.kind: list(r.interval(lambda x, a=arch, n=name: getattr(x[a], n)))  # type: ignore[misc]
-                        for r in self.resampled
-                    },
+                    "intervals": {r.kind: list(r.interval_of(arch, name)) for r in self.resampled},
                     "profile": self._profile_interval(arch, name),
                 }
                 for name in NAMES
@@ -177,10 +175,7 @@ def study(
                 notes.append(str(error))
         kinds.append("points")
     best = fit(points, shared, known, delta)
-    resampled = [
-        bootstrap(best, k, times, seed, lambda d, t, k=k: report(f"resampling {k}", d, t))  # type: ignore[misc]
-        for k in kinds
-    ]
+    resampled = [bootstrap(best, k, times, seed, partial(report, f"resampling {k}")) for k in kinds]
     mean_multiple = tokens_per_parameter or float((points.of(base).d / points.of(base).n).max())
     wanted = sorted({*points.of(base).sizes, *sizes})
     savings = [saving(best, resampled, base, a, n, n * mean_multiple) for a in archs if a != base for n in wanted]
@@ -203,7 +198,7 @@ def _profile(best: Fit, resampled: Sequence[Resampled], arch: str, name: str) ->
     centre = getattr(best.laws[arch], name)
     low, high = 0.5 * centre, 2.0 * centre
     if resampled:
-        low, high = resampled[0].interval(lambda x: getattr(x[arch], name))
+        low, high = resampled[0].interval_of(arch, name)
     if name in ("A", "B"):
         left, right = (math.log(max(v, 1e-9)) for v in (low, max(high, centre * 1.0001)))
         values = np.exp(np.linspace(left - 0.7 * (right - left), right + 0.7 * (right - left), PROFILE_POINTS))

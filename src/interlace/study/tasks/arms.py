@@ -94,9 +94,9 @@ def config(name: str, shape: Shape, vocabulary: int) -> ModelConfig:
     """
     if name.endswith(".toml"):
         return _from_file(Path(name), vocabulary)
-    common = {"width": shape.width, "depth": shape.depth, "vocabulary": vocabulary}
+    common: dict[str, Any] = {"width": shape.width, "depth": shape.depth, "vocabulary": vocabulary}
     if shape.mlp:
-        common["mlp"] = {"width": shape.mlp}  # type: ignore[assignment]
+        common["mlp"] = {"width": shape.mlp}
     if name in RECURRENT or name in ATTENTION:
         kind, more = (RECURRENT | ATTENTION)[name]
         return ModelConfig.from_dict({**common, "pattern": ["mixer"], "mixer": shape.layer(kind, **more)})

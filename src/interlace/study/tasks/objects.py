@@ -33,6 +33,40 @@ def swap_line(pair: tuple[int, int]) -> str:
     return f"{x}, {y} = {y}, {x}"
 
 
+def wander(
+    rng: Draw, every: int, swaps: int, held: list[int], first_swap: int, tokens: list[int], labels: dict[int, int]
+) -> list[int]:
+    """Append swaps of five variables, and questions whose answers follow, every so many of them; the last question
+    stands at the end without its answer. Questions' words follow those of swaps.
+
+    Args:
+        every: after how many swaps something is asked.
+        held: the token that each variable would be answered with; moved about.
+        first_swap: the token of the first swap.
+        tokens, labels: of the sample so far.
+
+    Returns:
+        The swaps, then the variable asked for last.
+    """
+
+    def ask() -> int:
+        asked = int(rng.integers(len(NAMES)))
+        labels[len(tokens)] = held[asked]
+        tokens.append(first_swap + len(SWAPS) + asked)
+        return asked
+
+    path = []
+    for number in range(1, swaps + 1):
+        swap = int(rng.integers(len(SWAPS)))
+        i, j = SWAPS[swap]
+        held[i], held[j] = held[j], held[i]
+        tokens.append(first_swap + swap)
+        path.append(swap)
+        if number % every == 0 and number < swaps:
+            tokens.append(held[ask()])
+    return [*path, ask()]
+
+
 class AskedAtTheEnd(Task):
     """A task whose training samples ask on the way too, and whose tests do not."""
 
@@ -72,21 +106,11 @@ class Swaps(AskedAtTheEnd):
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
         """Uniform swaps, and questions between them."""
-        every = spacing(rng, difficulty)
-        values = list(range(len(NAMES)))
-        tokens, labels, problem = [0], {}, []
-        for number in range(1, difficulty + 1):
-            swap = int(rng.integers(len(SWAPS)))
-            i, j = SWAPS[swap]
-            values[i], values[j] = values[j], values[i]
-            tokens.append(1 + swap)
-            problem.append(swap)
-            if number == difficulty or number % every == 0:
-                asked = int(rng.integers(len(NAMES)))
-                labels[len(tokens)] = self.id(str(values[asked]))
-                tokens += [self.id(ASK_WORDS[asked]), self.id(str(values[asked]))]
-        tokens.pop()  # nothing follows the last answer
-        return Sample.of(tokens, labels, [len(tokens) - 1], [*problem, asked])
+        tokens: list[int] = [0]
+        labels: dict[int, int] = {}
+        held = [self.id(str(value)) for value in range(len(NAMES))]
+        problem = wander(rng, spacing(rng, difficulty), difficulty, held, 1, tokens, labels)
+        return Sample.of(tokens, labels, [len(tokens) - 1], problem)
 
     def text(self, sample: Sample) -> str:
         """Python that runs."""
@@ -205,25 +229,15 @@ class StateRecall(AskedAtTheEnd):
         memory = rng.integers(self.symbols, size=difficulty).tolist()
         points = rng.choice(difficulty, size=len(NAMES), replace=False).tolist()
         first_swap = self.symbols + self.longest
-        first_ask = first_swap + len(SWAPS)
-        tokens, labels = [t for i, s in enumerate(memory) for t in (self.symbols + i, s)], {}
+        first_name = first_swap + len(SWAPS) + len(ASK_WORDS)
+        tokens: list[int] = [t for i, s in enumerate(memory) for t in (self.symbols + i, s)]
         for variable, point in enumerate(points):
-            tokens += [first_ask + len(NAMES) + variable, self.symbols + point]
-        problem = list(tokens)
-        for number in range(1, swaps + 1):
-            swap = int(rng.integers(len(SWAPS)))
-            i, j = SWAPS[swap]
-            points[i], points[j] = points[j], points[i]
-            tokens.append(first_swap + swap)
-            problem.append(swap)
-            if number % every == 0 and number < swaps:
-                asked = int(rng.integers(len(NAMES)))
-                labels[len(tokens)] = memory[points[asked]]
-                tokens += [first_ask + asked, memory[points[asked]]]
-        asked = int(rng.integers(len(NAMES)))
-        labels[len(tokens)] = memory[points[asked]]
-        tokens.append(first_ask + asked)
-        return Sample.of(tokens, labels, [len(tokens) - 1], [*problem, asked])
+            tokens += [first_name + variable, self.symbols + point]
+        bound = list(tokens)
+        labels: dict[int, int] = {}
+        held = [memory[point] for point in points]
+        path = wander(rng, every, swaps, held, first_swap, tokens, labels)
+        return Sample.of(tokens, labels, [len(tokens) - 1], [*bound, *path])
 
     def batch(self, rng: Draw, rows: int, progress: float) -> Batch:
         """Longer arrays from a fifth of the training on, and from two fifths; more swaps, from none at its start to as
