@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy.optimize import minimize
 
 from interlace.base.errors import ConfigError, DataError
@@ -158,6 +159,46 @@ def test_the_largest_size_is_predicted():
     assert held_out(fit(ladder(seeds=1, sizes=SIZES[:3]))) == []
 
 
+def test_what_cannot_be_held_out_does_not_end_the_study():
+    sizes, tokens = (1e8, 2e8, 4e8, 8e8), (1e9, 2e9, 4e9, 8e9)
+    rows = [(n, d) for n in sizes for d in (tokens if n == sizes[-1] else tokens[:2])]
+    points = Points.make(*zip(*rows, strict=True), [BASE.loss(n, d) for n, d in rows])
+    assert held_out(fit(points)) == []
+
+
+def test_a_law_that_needs_more_tokens_than_can_be_counted_says_so():
+    assert Law(0, 1, 3, 0.3, 1e-3).tokens(1e6, 1.2) == math.inf
+    assert BASE.tokens(1e9, BASE.loss(1e9, 5e10)) == pytest.approx(5e10)
+
+
+def test_runs_of_two_architectures_with_one_name_are_two(tmp_path):
+    lines = ["N,D,loss,run,arch,diverged"]
+    for arch, name in (("a", 0), ("a", 1), ("b", 0), ("b", 1)):
+        lines += [f"1,{d},3,{name},{arch},{int((arch, name) == ('b', 0))}" for d in (2, 4)]
+    (tmp_path / "p.csv").write_text("\n".join(lines))
+    points = read_csv(tmp_path / "p.csv")
+    assert points.diverged == 2
+    assert sorted(set(points.run)) == ["0", "a/1", "b/1"]
+    billions = Points.make([0.06, 0.1], [1, 1], [3, 3], seed=["0", "0"])
+    assert len(set(billions.run)) == 2
+
+
+def test_the_figure_of_savings_shows_no_naive_interval(monkeypatch):
+    from interlace.study.scaling import report
+
+    drawn = []
+    monkeypatch.setattr(report, "_save", lambda draw, size: drawn.append(draw))
+    report.saving_figure(study(ladder(), times=40).savings)
+    points = ladder(seeds=1)
+    report.saving_figure(study(Points.make(points.n, points.d, points.loss, arch=points.arch), times=40).savings)
+    labels = []
+    for draws in drawn:
+        figure = Figure()
+        draws(figure)
+        labels.append(figure.axes[0].get_ylabel())
+    assert labels == ["tokens saved (factor), 95 % over runs", "tokens saved (factor)"]
+
+
 def test_isoflop_agrees_with_the_law_where_both_see_the_bottom():
     law = Law(1.7, 400.0, 400.0, 0.34, 0.34)
     n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e10, 13), np.geomspace(1e8, 1e12, 25)))
@@ -250,6 +291,8 @@ def test_fit_and_report_as_a_user_runs_them(tmp_path, capsys):
     [
         (["--base", "mamba"], "base: 'mamba' is not among the architectures: transformer, hybrid"),
         (["--sizes", "big"], "sizes: 'big' must be numbers"),
+        (["--sizes", "0"], "sizes: must be positive parameter counts, got '0'"),
+        (["--tokens-per-parameter", "-1"], "tokens_per_parameter: must be positive, got -1"),
         (["--bootstrap", "5"], "bootstrap: needs at least 20 resamples"),
         (["--share", "gamma"], "share: 'gamma' is not a coefficient"),
         (["--alpha", "7"], "alpha: must be an exponent between 0 and 4"),

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interlace.base.errors import RunError
+from interlace.base.errors import ConfigError, Diverged, RunError
 from interlace.cli.main import run
 from interlace.data.batches import IGNORE
 from interlace.study.tasks import arms
@@ -23,6 +24,7 @@ from interlace.study.tasks.grid import Grid
 from interlace.study.tasks.objects import shortcut
 from interlace.study.tasks.registry import TASKS
 from interlace.study.tasks.suites import DEFAULTS, SUITES
+from interlace.train.trainer import Step, Trainer
 
 DOCS = Path(__file__).parents[2] / "docs"
 every_task = pytest.mark.parametrize("name", list(TASKS))
@@ -136,7 +138,7 @@ def memorization(text):
 
 
 SIMULATORS = {
-    **dict.fromkeys(("swaps", "recall", "state_recall", "state_recall_16", "programs"), python),
+    **dict.fromkeys((n for n in TASKS if n.startswith(("swaps", "recall", "state_recall", "programs"))), python),
     **dict.fromkeys(("s3", "a5", "s5", "s5_swaps"), permutations),
     **dict.fromkeys(("arithmetic", "arithmetic_brackets"), arithmetic),
     **dict.fromkeys(("selective_copy", "mad_selective_copy"), selective),
@@ -277,6 +279,49 @@ def test_a_cell_that_diverges_is_kept_and_marked(tmp_path):
     result = train(Cell("parity", "transformer", 0, 1e30, shape, budget), tmp_path)
     assert "diverged" in result["diverged"]
     assert result["solved"] is None
+
+
+def test_a_cell_that_diverges_late_is_not_solved_and_its_rate_is_not_chosen(tmp_path, monkeypatch):
+    steps = []
+
+    def step(trainer, batch):
+        steps.append(batch)
+        if len(steps) > 4:
+            raise Diverged("step 4: loss nan")
+        return Step(0.1, 1.0, 1e-3, 0.0)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(
+        "interlace.study.tasks.cell.Tests.scores", lambda self, model: dict.fromkeys(self.task.tested, 1.0)
+    )
+    shape, budget = Shape(width=16, depth=1, heads=1, mlp=0), Budget(8, 4, (1e-3, 1e-2), evaluations=4, tests=8)
+    cell = Cell("parity", "transformer", 0, 1e-3, shape, budget)
+    grid = Grid(tmp_path, {"parity": (shape, budget)}, ("transformer",), 1)
+    for rate in budget.rates:
+        folder = tmp_path / "cells" / replace(cell, rate=rate).name
+        folder.mkdir(parents=True)
+        result = train(replace(cell, rate=rate), folder)
+        steps[:] = []
+    assert result["scores"][256] == 1.0
+    assert result["solved"] is None
+    good = tmp_path / "cells" / replace(cell, rate=1e-2).name / "result.json"
+    good.write_text(json.dumps({**result, "diverged": None, "scores": dict.fromkeys(map(str, result["scores"]), 0.4)}))
+    assert grid.rate("parity", "transformer") == 1e-2
+
+
+def test_what_a_model_file_says_is_part_of_a_study(tmp_path):
+    text = '[model]\nwidth = 16\ndepth = 1\npattern = ["lstm"]\n[model.lstm]\nhidden = 8\nmlp = false\n'
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "hybrid.toml").write_text(text)
+    first, second = (str(tmp_path / f / "hybrid.toml") for f in ("a", "b"))
+    for models in ((first, second), ("hybrid", first)):
+        with pytest.raises(ConfigError, match="are both called 'hybrid' in tables; rename the file"):
+            tiny(tmp_path / "none", models)
+    tiny(tmp_path / "study", (first,)).run()
+    (tmp_path / "a" / "hybrid.toml").write_text(text.replace("hidden = 8", "hidden = 4"))
+    with pytest.raises(RunError, match=r"model_files.hybrid.model.lstm.hidden was 8 and is now 4"):
+        tiny(tmp_path / "study", (first,)).run()
 
 
 def test_a_cell_that_fails_says_why(tmp_path, monkeypatch):

@@ -15,9 +15,9 @@ import torch
 
 import interlace
 from interlace.base.errors import ConfigError, Diverged, Failure, RunError
+from interlace.base.schema import validate
 from interlace.data.batches import IGNORE
 from interlace.evaluate.bits_per_byte import HeldOut
-from interlace.model.config import validate
 from interlace.train.estimate import activation_bytes, estimate
 from interlace.train.loop import Hooks, train
 from interlace.train.loss import next_token_loss

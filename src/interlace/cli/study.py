@@ -104,5 +104,5 @@ def tasks(
         print_table(name, columns(found), rows(found))
         console.print(sentence(name, found), style="bold")
         console.print()
-    console.print("Medians over seeds; * never trained on; solved: at least 0.95 at the hardest trained.", style="dim")
+    console.print("Medians over seeds; * beyond training; solved: at least 0.95 at the hardest trained.", style="dim")
     console.print(f"Report: {report}")

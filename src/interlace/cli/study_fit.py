@@ -135,6 +135,10 @@ def _study(results: Path, how: How) -> Study:
         sizes = [float(s) for s in how.sizes.split(",") if s]
     except ValueError:
         raise ConfigError(f"sizes: {how.sizes!r} must be numbers with commas, such as 1e9,7e9") from None
+    if any(not 0 < s < float("inf") for s in sizes):
+        raise ConfigError(f"sizes: must be positive parameter counts, got {how.sizes!r}")
+    if how.tokens_per_parameter is not None and not 0 < how.tokens_per_parameter < float("inf"):
+        raise ConfigError(f"tokens_per_parameter: must be positive, got {how.tokens_per_parameter}")
     with Meter() as meter:
         return study(
             points,

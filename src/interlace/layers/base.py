@@ -7,18 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from interlace.base.schema import Closed
 from interlace.base.segments import Segments
 from interlace.layers.norm import NormStyle
 from interlace.layers.rope import RopeConfig, rotary
-
-
-class Closed(BaseModel):
-    """A frozen config with no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class LayerState(Protocol):

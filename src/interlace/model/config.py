@@ -4,59 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from interlace.base.errors import ConfigError, nearest
-from interlace.layers.base import Closed, FeedForwardConfig, LayerConfig, MixerConfig
+from interlace.base.errors import nearest
+from interlace.base.schema import Closed, sentence, validate
+from interlace.layers.base import FeedForwardConfig, LayerConfig, MixerConfig
 from interlace.layers.norm import NormStyle
 from interlace.layers.registry import KINDS
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def validate(schema: type[M], data: Mapping[str, Any], where: str) -> M:
-    """Build a config from plain data.
-
-    Raises:
-        ConfigError: one line that names the field, the rule, the value and the remedy.
-    """
-    try:
-        return schema.model_validate_json(json.dumps(data))
-    except ValidationError as error:
-        raise ConfigError(_sentence(schema, error, where)) from None
-    except TypeError as error:  # a value that TOML knows and JSON does not, such as a date
-        raise ConfigError(f"{where}: {error}; use text, numbers, booleans, lists and tables") from None
-
-
-def _sentence(schema: type[BaseModel], error: ValidationError, where: str) -> str:
-    errors = error.errors(include_url=False)
-    first = errors[0]
-    path = [str(p) for p in first["loc"]]
-    places = [".".join([where, *map(str, e["loc"])]) if where else ".".join(map(str, e["loc"])) for e in errors]
-    place = places[0]
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"{place}: unknown key; {nearest(path[-1], _fields(schema, path[:-1]))}{more}"
-    if first["type"] == "missing":
-        missing = [p for p, e in zip(places, errors, strict=True) if e["type"] == "missing"]
-        others = f" (and {len(errors) - len(missing)} more)" if len(missing) < len(errors) else ""
-        return f"{', '.join(missing)}: required, and not given{others}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{place}: {message}{more}" if place else f"{message}{more}"
-    return f"{place}: {message[0].lower()}{message[1:]}, got {first['input']!r}{more}"
-
-
-def _fields(schema: type[BaseModel], path: list[str]) -> list[str]:
-    """Names of the fields that the table at `path` may hold."""
-    for step in path:
-        inner = schema.model_fields[step].annotation if step in schema.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            break
-        schema = inner
-    return list(schema.model_fields)
 
 
 class SpecialTokens(Closed):
@@ -166,7 +122,7 @@ class ModelConfig(Closed):
         try:
             layer = KINDS[kind].model_validate_json(json.dumps(table))
         except ValidationError as error:
-            raise ValueError(_sentence(KINDS[kind], error, name)) from None
+            raise ValueError(sentence(KINDS[kind], error, name)) from None
         try:
             layer.check(self.width)
         except ValueError as error:

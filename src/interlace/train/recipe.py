@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from interlace.base.errors import ConfigError
-from interlace.layers.base import Closed
-from interlace.model.config import ModelConfig, validate
+from interlace.base.schema import Closed, read_toml, validate
+from interlace.model.config import ModelConfig
 
 
 class DataSettings(Closed):
@@ -103,37 +101,3 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: the file is missing or not TOML, or a key or value breaks a rule.
     """
     return validate(Recipe, read_toml(path, "recipe", overrides), where="")
-
-
-def read_toml(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A TOML file as plain data with overrides laid over it; `what` names it in errors.
-
-    Raises:
-        ConfigError: the file is missing or not TOML, or an override is not dotted.key=value.
-    """
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such {what}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from None
-    for override in overrides:
-        apply_override(data, override)
-    return data
-
-
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one dotted key; the value is TOML, or a plain word."""
-    key, equals, raw = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override: '{override}' must be dotted.key=value, such as train.learning_rate=1e-3")
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw
-    *tables, last = key.split(".")
-    for name in tables:
-        data = data.setdefault(name, {})
-        if not isinstance(data, dict):
-            raise ConfigError(f"override: '{key}' goes through '{name}', which is not a table")
-    data[last] = value

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from interlace.base.files import write_file
+from interlace.base.page import table
 from interlace.model.sizes import sizes
 from interlace.study.ladder.plan import Cell, Ladder, build
 from interlace.study.scaling.source import RESULTS
-from interlace.train.report import table
 from interlace.train.run import RunFolder
 
 COLUMNS = ("arch", "size", "N", "D", "loss", "bits_per_byte", "flops", "run", "seed", "rate", "diverged")

@@ -13,10 +13,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from interlace.base.errors import ConfigError, nearest
-from interlace.layers.base import Closed
-from interlace.model.config import ModelConfig, validate
+from interlace.base.schema import Closed, read_toml, validate
+from interlace.model.config import ModelConfig
 from interlace.study.ladder.match import Measure, match, parameters, training_flops
-from interlace.train.recipe import DataSettings, Recipe, TrainSettings, read_toml
+from interlace.train.recipe import DataSettings, Recipe, TrainSettings
 
 LEFT_TO_THE_LADDER = ("tokens", "learning_rate", "horizons", "seed")
 
@@ -156,9 +156,15 @@ def build(raw: dict[str, Any]) -> Ladder:
     for key in ("ladder", "rate", "sizes", "architectures"):
         if not isinstance(raw.get(key), dict) or not raw[key]:
             raise ConfigError(f"{key}: the table [{key}] is missing or empty")
+    for key in ("sizes", "architectures"):
+        for name, table in raw[key].items():
+            if not isinstance(table, dict):
+                raise ConfigError(f"{key}.{name}: must be a table [{key}.NAME], got {table!r}")
     settings = validate(LadderSettings, raw["ladder"], "ladder")
     rate = validate(RateSettings, raw["rate"], "rate")
     _rising(settings.multiples)
+    if any(r <= 0 for r in rate.tried) or len(set(rate.tried)) < len(rate.tried):
+        raise ConfigError(f"rate.tried: must be different positive rates, got {list(rate.tried)}")
     data, train = dict(raw.get("data", {})), dict(raw.get("train", {}))
     _check_tables(data, train)
     archs, sizes = tuple(raw["architectures"]), tuple(raw["sizes"])
@@ -171,7 +177,10 @@ def build(raw: dict[str, Any]) -> Ladder:
     common = raw.get("model", {})
     models = {(a, s): _model(common, raw["architectures"], a, raw["sizes"], s) for a in archs for s in sizes}
     _check_size_tables(raw["architectures"], common, raw["sizes"])
-    rows = {s: int(raw["sizes"][s].get("rows", data.get("rows", 8))) for s in sizes}
+    rows = {s: raw["sizes"][s].get("rows", data.get("rows", 8)) for s in sizes}
+    for size, count in rows.items():
+        if not isinstance(count, int) or count < 1:
+            raise ConfigError(f"sizes.{size}.rows: must be a positive whole number, got {count!r}")
     rungs = _matched(models, archs, sizes, reference, settings, measure, rows)
     order = tuple(sorted(sizes, key=lambda s: rungs[reference, s].target))
     return Ladder(raw, settings, rate, data, train, archs, order, rungs)

@@ -15,11 +15,11 @@ import tomli_w
 
 from interlace.base.errors import ConfigError, Failure
 from interlace.base.files import write_file
+from interlace.base.schema import validate
 from interlace.data.batches import Batches
 from interlace.data.prepare import MANIFEST, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
-from interlace.model.config import validate
 from interlace.study.ladder.estimate import Cost, costs, runs, totals
 from interlace.study.ladder.gather import FACTS, Outcome, last_step, outcome, read_facts, write_results
 from interlace.study.ladder.plan import Cell, Ladder
@@ -40,12 +40,14 @@ SLURM = """#!/bin/bash
 #SBATCH --array=1-{count}
 #SBATCH --cpus-per-task=1
 #SBATCH --output={logs}/%A-%a.txt
-# Each task is one run; a task that is started again goes on from its last checkpoint.
+# Each task is one run on one thread; a task that is started again goes on from its last checkpoint.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 cd {here}
 sed -n "${{SLURM_ARRAY_TASK_ID}}p" {file} | bash
 """
 LOCAL = """#!/bin/bash
-# All runs, {jobs} at once; started again, it goes on from the last checkpoints.
+# All runs, {jobs} at once on one thread each; started again, it goes on from the last checkpoints.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 cd {here}
 xargs -P {jobs} -d '\\n' -n 1 bash -c < {file}
 """

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from interlace.base.files import write_file
+from interlace.base.page import page, picture, table
 from interlace.study.quickstart.contest import NAMES
-from interlace.train.report import curves, loss_plot, page, picture, table
+from interlace.train.report import curves, loss_plot
 from interlace.train.run import RunFolder
 
 

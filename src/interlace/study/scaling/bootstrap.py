@@ -62,7 +62,6 @@ def bootstrap(
     times: int = 1000,
     seed: int = 0,
     tell: Tell = lambda *_: None,
-    log_loss: np.ndarray | None = None,
 ) -> Resampled:
     """Refit `times` resamples, each from the fit itself.
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from interlace.base.errors import DataError
 from interlace.study.scaling.bootstrap import Resampled, Tell
 from interlace.study.scaling.fit import Fit, Law, fit, scaled_likelihood
-from interlace.study.scaling.points import Points
+from interlace.study.scaling.points import Points, check_identified
 
 Laws = dict[str, Law]
+BELIEVED = ("runs", "seeds")  # kinds of interval that a claim may rest on
 NESTED: dict[str, tuple[str, ...]] = {  # each with one more coefficient in common
     "nothing": (),
     "alpha, beta": ("alpha", "beta"),
@@ -89,7 +91,7 @@ def verdict(s: Saving) -> str:
     """What the data say about a saving, in a sentence; only an interval over runs (or seeds) is believed."""
     where = f"at {_count(s.n)} parameters and the loss that {s.base} reaches with {_count(s.d)} tokens"
     where += "" if s.measured else " (a size that was not trained)"
-    kind = next((k for k in ("runs", "seeds") if k in s.intervals), None)
+    kind = next((k for k in BELIEVED if k in s.intervals), None)
     if kind is None:
         return f"{_times(s.tokens, s.other, s.base)} {where}; without an interval over runs, nothing is claimed."
     low, high = s.intervals[kind]["tokens"]
@@ -170,13 +172,18 @@ def _objectives(fit_: Fit, goals: np.ndarray) -> np.ndarray:
 def held_out(fit_: Fit) -> list[dict[str, Any]]:
     """Fit without each architecture's largest size and predict it: a row for each of its token counts.
 
-    Empty where three sizes are not left, unless alpha is known and two are.
+    Empty where what is left cannot be fitted, which takes three sizes and three token counts, or two where the
+    exponent is known.
     """
     points = fit_.points
     top = {a: points.of(a).sizes[-1] for a in points.archs}
     rest = points.where(np.array([n < 0.99 * top[a] for n, a in zip(points.n, points.arch, strict=True)]))
     needed = 2 if "alpha" in dict(fit_.structure.fixed) else 3
     if set(rest.archs) != set(points.archs) or min(len(rest.of(a).sizes) for a in points.archs) < needed:
+        return []
+    try:
+        check_identified(rest, dict(fit_.structure.fixed))
+    except DataError:  # the points that are left cannot tell the coefficients apart
         return []
     smaller = fit(rest, fit_.structure.shared - set(dict(fit_.structure.fixed)), dict(fit_.structure.fixed), fit_.delta)
     rows = []

@@ -16,6 +16,7 @@ from interlace.study.scaling.solve import DELTA, EXPONENTS, LINEAR, NAMES, Probl
 
 SAME = 1e-4  # optima whose objectives differ by less, relative, and whose exponents by less than 1 %, are one
 PARENT = {"A": "alpha", "B": "beta"}
+LARGEST_LOG = 700.0  # beyond it a count of tokens is no float64
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Law:
     def tokens(self, n: float, loss: float) -> float:
         """How many tokens n parameters need for a loss; infinite where no number would do."""
         rest = loss - self.E - self.A / n**self.alpha
-        return (self.B / rest) ** (1 / self.beta) if rest > 0 else math.inf
+        if rest <= 0 or (power := math.log(self.B / rest) / self.beta) > LARGEST_LOG:
+            return math.inf
+        return math.exp(power)
 
     @property
     def split(self) -> float:

@@ -82,8 +82,10 @@ class Points:
         flops: Sequence[float] | None = None,
         diverged: int = 0,
     ) -> Points:
-        """From plain lists. Without `run`, points of the same architecture, size and seed are one run where seeds are
-        given, and every point is a run of its own where they are not.
+        """From plain lists.
+
+        Without `run`, points of the same architecture, size and seed are one run where seeds are given, and every point
+        is a run of its own where they are not. Runs of two architectures are two, even where they have the same name.
         """
         count = len(n)
         seeds = [""] * count if seed is None else list(seed)
@@ -91,7 +93,12 @@ class Points:
         grouped = run is not None or seed is not None
         if run is None:
             rows = range(count)
-            run = [f"{archs[i]}/{n[i]:.0f}/{seeds[i]}" for i in rows] if seed is not None else [str(i) for i in rows]
+            run = [f"{archs[i]}/{n[i]:.6g}/{seeds[i]}" for i in rows] if seed is not None else [str(i) for i in rows]
+        else:
+            owners: dict[str, set[str]] = {}
+            for name, own in zip(run, archs, strict=True):
+                owners.setdefault(str(name), set()).add(own)
+            run = [f"{a}/{r}" if len(owners[str(r)]) > 1 else r for r, a in zip(run, archs, strict=True)]
         n_, d_, loss_ = (np.asarray(x, dtype=np.float64) for x in (n, d, loss))
         flops_ = 6 * n_ * d_ if flops is None else np.asarray(flops, dtype=np.float64)
         words = [np.asarray([str(v) for v in x], dtype=object) for x in (run, seeds, archs)]
@@ -146,7 +153,7 @@ def read_csv(path: Path) -> Points:
 
 
 def _run_of(row: dict[str, str]) -> tuple[str, ...]:
-    return (row["run"],) if row.get("run") else tuple(row.get(c, "") for c in ("arch", "N", "seed"))
+    return (row.get("arch", ""), row["run"]) if row.get("run") else tuple(row.get(c, "") for c in ("arch", "N", "seed"))
 
 
 def _positive(path: Path, line: int, name: str, raw: str) -> float:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from interlace.base.files import write_file
-from interlace.study.scaling.compare import Saving, flops_per_token
+from interlace.base.page import page, picture, table
+from interlace.study.scaling.compare import BELIEVED, Saving, flops_per_token
 from interlace.study.scaling.fit import NAMES, Fit
 from interlace.study.scaling.study import Study
-from interlace.train.report import page, picture, table
 from interlace.train.run import versions
 
 COLOURS = ("#7a7a7a", "#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0e7490")
@@ -188,7 +188,7 @@ def loss_figure(fit: Fit) -> dict[str, bytes]:
 
 
 def saving_figure(savings: Sequence[Saving]) -> dict[str, bytes]:
-    """Token savings by size with intervals over runs; one is no saving."""
+    """Token savings by size, with intervals over runs or seeds where there are any; one is no saving."""
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
@@ -196,7 +196,7 @@ def saving_figure(savings: Sequence[Saving]) -> dict[str, bytes]:
         for index, (pair, colour) in enumerate(zip(pairs, COLOURS[1:] * 3, strict=False)):
             own = [s for s in savings if (s.base, s.other) == pair and math.isfinite(s.tokens)]
             x = [s.n * 1.03 ** (index - (len(pairs) - 1) / 2) for s in own]
-            kind = next((k for k in ("runs", "seeds", "points") if own and k in own[0].intervals), None)
+            kind = next((k for k in BELIEVED if own and k in own[0].intervals), None)
             axis.plot(
                 x, [s.tokens for s in own], color=colour, marker="o", markersize=4, label=f"{pair[1]} against {pair[0]}"
             )
@@ -210,7 +210,8 @@ def saving_figure(savings: Sequence[Saving]) -> dict[str, bytes]:
         _plain_ticks(axis.xaxis, axis.get_xlim())
         _plain_ticks(axis.yaxis, axis.get_ylim())
         axis.set_xlabel("parameters")
-        axis.set_ylabel("tokens saved (factor), 95 % over runs")
+        found = next((k for k in BELIEVED if any(k in s.intervals for s in savings)), None)
+        axis.set_ylabel("tokens saved (factor)" + (f", 95 % over {found}" if found else ""))
         axis.legend(frameon=False, fontsize=8)
 
     return _save(draw, (6.2, 3.8))

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import ConfigError, nearest
+from interlace.base.schema import read_toml
 from interlace.layers.base import MixerConfig
 from interlace.layers.registry import KINDS
 from interlace.model.config import ModelConfig
-from interlace.train.recipe import read_toml
 
 
 @dataclass(frozen=True)

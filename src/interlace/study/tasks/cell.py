@@ -155,7 +155,7 @@ def train(cell: Cell, folder: Path, device: str = "cpu") -> dict[str, Any]:
         **asdict(cell),
         "parameters": sum(p.numel() for p in model.parameters()),
         "scores": scores or dict.fromkeys(task.tested, 0.0),
-        "solved": solved if solved and scores[key] >= SOLVED else None,
+        "solved": solved if solved and diverged is None and scores[key] >= SOLVED else None,
         "diverged": diverged,
         "seconds": time.perf_counter() - start,
     }

@@ -10,6 +10,13 @@ from typing import ClassVar, Literal
 from interlace.study.tasks.task import Draw, Sample, Task
 
 
+def before_and_after(task: Task, sample: Sample) -> str:
+    """What is read up to the bar, and what is to be written after it."""
+    words = task.spell(sample.tokens)
+    bar = words.index("|")
+    return f"{' '.join(words[: bar + 1])} -> {' '.join(task.spell(sample.labels[bar:]))}"
+
+
 @dataclass(frozen=True)
 class Copy(Task):
     """A string of letters again; the difficulty is its length.
@@ -38,9 +45,7 @@ class Copy(Task):
 
     def text(self, sample: Sample) -> str:
         """String, bar, string, end."""
-        words = self.spell(sample.tokens)
-        bar = words.index("|")
-        return f"{' '.join(words[: bar + 1])} -> {' '.join(self.spell(sample.labels[bar:]))}"
+        return before_and_after(self, sample)
 
     def chance(self, difficulty: int) -> float:
         """Every letter and the end guessed."""
@@ -83,9 +88,7 @@ class SelectiveCopy(Task):
 
     def text(self, sample: Sample) -> str:
         """String, bar, letters."""
-        words = self.spell(sample.tokens)
-        bar = words.index("|")
-        return f"{' '.join(words[: bar + 1])} -> {' '.join(self.spell(sample.labels[bar:]))}"
+        return before_and_after(self, sample)
 
     def chance(self, difficulty: int) -> float:
         """One of the letters."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from interlace.base.errors import ConfigError, Failure
 from interlace.base.files import write_file
+from interlace.base.schema import read_toml
 from interlace.study.processes import Job, last_line, run_all
 from interlace.study.tasks import arms
 from interlace.study.tasks.arms import Shape
@@ -61,6 +62,10 @@ class Grid:
             raise ConfigError(f"jobs: must be at least 1, got {self.jobs}")
         if len(set(self.models)) < len(self.models):
             raise ConfigError(f"models: {', '.join(self.models)} names one twice")
+        stems = [Path(model).stem for model in self.models]
+        for model, stem in zip(self.models, stems, strict=True):
+            if stems.count(stem) > 1:
+                raise ConfigError(f"models: {model} and another are both called {stem!r} in tables; rename the file")
         for name, (shape, _) in self.tasks.items():
             for model in self.models:
                 arms.config(model, shape, len(find(name).words))
@@ -77,16 +82,17 @@ class Grid:
     def rate(self, task: str, model: str) -> float | None:
         """The learning rate that the first seed did best with, or None while some have not been tried.
 
-        Best: the highest score at the hardest trained difficulty, then summed over all tested, then the lowest rate.
+        Best: one that did not diverge; of those the highest score at the hardest trained difficulty, then summed over
+        all tested, then the lowest rate.
         """
         rates = self.tasks[task][1].rates
         tried = {r: self.result(self.cell(task, model, 0, r)) for r in rates}
         key = str(hardest_trained(find(task)))
 
-        def merit(rate: float) -> tuple[float, float, float]:
+        def merit(rate: float) -> tuple[bool, float, float, float]:
             result = tried[rate]
             assert result is not None
-            return result["scores"][key], sum(result["scores"].values()), -rate
+            return result["diverged"] is None, result["scores"][key], sum(result["scores"].values()), -rate
 
         return None if None in tried.values() else max(rates, key=merit)
 
@@ -121,6 +127,9 @@ class Grid:
         """
         tables = {name: {"shape": asdict(s), "budget": asdict(b)} for name, (s, b) in self.tasks.items()}
         asked = {"tasks": tables, "models": list(self.models), "seeds": self.seeds, "first_seed": self.first_seed}
+        files = {Path(m).stem: read_toml(Path(m), "model") for m in self.models if m.endswith(".toml")}
+        if files:  # what a file says is part of the study: cells of two versions of it must not be mixed
+            asked["model_files"] = files
         RunFolder.open(self.out, asked)
         pace = Pace(self)
         run_all(lambda: [self.job(c) for c in self.pending()], self.processes, self.check, pace.tell)

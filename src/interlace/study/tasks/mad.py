@@ -158,7 +158,7 @@ class Compression(Task):
         c a d b # 2 -> d
 
     MAD reads the last state out with a network of its own; here the state must answer through the model, one question
-    for a sample.
+    for a sample. A place beyond the lengths trained on is a token that no training sample holds.
     """
 
     vocabulary: int = 16
@@ -203,7 +203,8 @@ class Memorization(Task):
 
         k17 _ -> v3 k4 _ -> v250
 
-    The same pairs are trained on and tested: nothing can be inferred from the context.
+    The same pairs are trained on and tested: nothing can be inferred from the context. Several keys may have the same
+    value.
     """
 
     pairs: int = 256
@@ -224,8 +225,8 @@ class Memorization(Task):
         return Sample.of(tokens, {2 * i + 1: self.pairs + 1 + int(values[key]) for i, key in enumerate(keys)})
 
     def chance(self, difficulty: int) -> float:
-        """One of the values."""
-        return 1 / self.pairs
+        """The most frequent value, always."""
+        return float(np.bincount(dictionary(self.pairs)[:difficulty]).max() / difficulty)
 
     def bits(self, difficulty: int) -> float:
         """Those of a pair: the dictionary is what is learnt, so that tests are not kept apart."""

@@ -149,7 +149,8 @@ class Recall(Task):
         a = 1
         assert bits[a] == 1
 
-    Source: Merrill et al., arXiv 2604.03444, section 3.5. Compact form: the bits, then the index as one token.
+    Source: Merrill et al., arXiv 2604.03444, section 3.5. Compact form: the bits, then the index as one token. An index
+    beyond the lengths trained on is a token that no training sample holds.
     """
 
     longest: int = 128
@@ -206,6 +207,9 @@ class StateRecall(AskedAtTheEnd):
     The compact form names what it binds, `[0] 0 [1] 1 ... a= [3] b= [1] ... a,c a?`, and a swap is one token; without
     names, which variable an address belongs to must be counted out, and small models stay at the floor. Training
     samples have fewer swaps at first and ask on the way too.
+
+    An address beyond the lengths trained on is a token that no training sample holds: what is scored there mixes longer
+    arrays with embeddings that were never learnt.
 
     Source: Merrill et al., arXiv 2604.03444, definition 2 and appendix C.3; addresses differ, swaps of any two.
     """

@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log2
 
-from interlace.study.tasks.objects import ASK_WORDS, NAMES, spacing, without_reveals
-from interlace.study.tasks.task import Draw, Sample, Task
+from interlace.study.tasks.objects import ASK_WORDS, NAMES, AskedAtTheEnd, spacing
+from interlace.study.tasks.task import Draw, Sample
 
 Words = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Programs(Task):
+class Programs(AskedAtTheEnd):
     """Variable tracking through short programs; the difficulty is how many statements there are.
 
         a, b, c, d, e = 3, 1, 4, 1, 5
         b = a
         a, c = c, a
-        if b == 3: d = 2
+        if b == 3: d = a
         for _ in range(3): a, e = e, a
-        assert d == 2
+        assert d == 4
 
-    A condition holds in half of the cases. Training samples also ask on the way, as those of swaps do.
+    A condition holds in nine of sixteen cases. Training samples also ask on the way, as those of swaps do.
 
     Sources of the form: Merrill et al., arXiv 2604.03444, section 3.5 (swaps); Wu et al., arXiv 2505.20896
     (assignments).
@@ -83,11 +83,6 @@ class Programs(Task):
             held[rest[0]], held[rest[1]] = held[rest[1]], held[rest[0]]
         else:
             held[first] = held.get(rest[1], rest[1])
-
-    def sample(self, rng: Draw, difficulty: int, *, test: bool) -> Sample:
-        """Tests ask at the end only."""
-        found = super().sample(rng, difficulty, test=test)
-        return without_reveals(found, self.words) if test else found
 
     def text(self, sample: Sample) -> str:
         """Python that runs."""

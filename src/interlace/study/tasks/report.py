@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from interlace.base.files import write_file
+from interlace.base.page import page, picture, table
 from interlace.study.tasks.registry import task as find
-from interlace.train.report import page, picture, table
 from interlace.train.run import versions
 
 COLOURS = ("#7a7a7a", "#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#be185d", "#a16207")
 
 
 def columns(found: dict[str, Any]) -> list[str]:
-    """Of a task's table; lengths that were never trained on bear an asterisk."""
+    """Of a task's table; those beyond training bear an asterisk."""
     last = found["trained"][-1]
     tested = [f"{d}{'*' if d > last else ''}" for d in found["tested"]]
     return ["model", "rate", *tested, "best", "solved", "steps"]
@@ -119,7 +119,7 @@ def write_report(out: Path, results: dict[str, Any], command: str) -> Path:
             f"{shape['depth']} layers of width {shape['width']}, {shape['heads']} heads; {budget['steps']:,} steps of "
             f"{budget['rows']} samples drawn anew; learning rates tried with the first seed: "
             f"{', '.join(f'{r:g}' for r in budget['rates'])}. Scores are medians over {results['seeds']} seeds on "
-            f"{budget['tests']} samples for each difficulty; an asterisk marks difficulties never trained on. Solved: "
+            f"{budget['tests']} samples for each difficulty; an asterisk marks difficulties beyond training. Solved: "
             f"at least 0.95 at {found['hardest_trained']}."
         )
         example = html.escape(inspect.cleandoc(type(find(name)).__doc__ or ""))

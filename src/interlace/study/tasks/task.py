@@ -65,7 +65,7 @@ class Task(ABC):
     Attributes:
         scored_by: "token" (share of answers that are right) or "sequence" (share of samples whose answers all are).
         trained: the difficulties that are trained on, easiest first.
-        tested: the difficulties that are tested; those above the last of `trained` were never trained on.
+        tested: the difficulties that are tested; those above the last of `trained` are beyond training.
     """
 
     scored_by: ClassVar[Literal["token", "sequence"]] = "token"

@@ -1,0 +1,37 @@
+"""An HTML page that is one file: its pictures inside, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
+table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .9rem; border-bottom: 1px solid #ddd }
+td + td { white-space: nowrap }
+td + td, th + th { text-align: right; font-variant-numeric: tabular-nums } th { text-align: left }
+pre { background: #f6f6f4; padding: 1rem; overflow-x: auto; white-space: pre-wrap } img { max-width: 100% }
+.lead { font-size: 1.15rem }
+"""
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A whole HTML document; sections are HTML already."""
+    body = "\n".join(sections)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n"
+    )
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table; cells are escaped."""
+    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def picture(png: bytes, alternative: str) -> str:
+    """An image inside the page."""
+    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
