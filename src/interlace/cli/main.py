@@ -22,6 +22,7 @@ for _verb in ("quickstart", "train", "generate", "inspect", "doctor"):
 app.command("interlace.cli.convert_checkpoint:convert_checkpoint", name="convert-checkpoint")
 app.command("interlace.cli.data:app", name="data")
 app.command("interlace.cli.study:app", name="study")
+app.command("interlace.cli.distill:app", name="distill")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -32,6 +32,86 @@ class Batch:
     weights: Tensor | None = None
 
 
+def batches(split: TokenSplit, rows: int, length: int, seed: int) -> Batches | Conversations:
+    """Batches of texts, or of conversations, as the split holds them."""
+    kind = Batches if split.learnt is None else Conversations
+    return kind(split, rows, length, seed)
+
+
+class Conversations:
+    """Whole conversations, packed end to end: a batch holds as many as fit into rows x length tokens.
+
+    Each is a segment of its own, and only what an assistant wrote is a target. One that has more than `length` tokens
+    is cut at its end. Each epoch is shuffled and packed anew, so a batch is a function of (seed, step).
+    """
+
+    def __init__(self, split: TokenSplit, rows: int, length: int, seed: int):
+        """At most rows x length tokens per batch.
+
+        Raises:
+            DataError: no conversation has an answer within its first `length` tokens.
+        """
+        assert split.learnt is not None
+        self.split, self.rows, self.length, self.seed = split, rows, length, seed
+        sizes = np.minimum(np.diff(split.borders), length)
+        starts = split.borders[:-1]
+        learnt = np.array([split.learnt[s + 1 : s + n].any() for s, n in zip(starts, sizes, strict=True)], dtype=bool)
+        self.useful = np.flatnonzero(learnt)
+        self.sizes = sizes
+        self.cut = int((np.diff(split.borders) > length).sum())
+        if not len(self.useful):
+            raise DataError(f"data: no conversation has an answer within its first {length} tokens; raise data.length")
+        self._epochs: list[list[np.ndarray]] = []
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per batch, at most."""
+        return self.rows * self.length
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches in the first pass over the data."""
+        return len(self._packed(0))
+
+    def batch(self, step: int) -> Batch:
+        """The batch of this step, counted from 0."""
+        epoch = 0
+        while step >= len(found := self._packed(epoch)):
+            step -= len(found)
+            epoch += 1
+        tokens, targets, lengths = [], [], []
+        for document in found[step]:
+            start, size = int(self.split.borders[document]), int(self.sizes[document])
+            read = self.split.read(start, start + size)
+            assert self.split.learnt is not None
+            goal = np.where(self.split.learnt[start + 1 : start + size], read[1:], IGNORE)
+            tokens.append(read)
+            targets.append(np.append(goal, IGNORE))
+            lengths.append(size)
+        return Batch(
+            torch.from_numpy(np.concatenate(tokens)),
+            torch.from_numpy(np.concatenate(targets)),
+            Segments.from_lengths(lengths),
+        )
+
+    def _packed(self, epoch: int) -> list[np.ndarray]:
+        """The documents of each batch of an epoch, in shuffled order, each batch filled until the next does not fit."""
+        while len(self._epochs) <= epoch:
+            order = np.random.default_rng([self.seed, len(self._epochs)]).permutation(self.useful)
+            made: list[np.ndarray] = []
+            held: list[int] = []
+            size = 0
+            for document in order:
+                if held and size + self.sizes[document] > self.tokens:
+                    made.append(np.array(held))
+                    held, size = [], 0
+                held.append(int(document))
+                size += int(self.sizes[document])
+            made.append(np.array(held))
+            self._epochs.append(made)
+        return self._epochs[epoch]
+
+
 class Batches:
     """Rows of `length` tokens from documents in shuffled order; each epoch is shuffled anew.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from interlace.base.errors import DataError
 from interlace.base.files import new_folder
+from interlace.data.chat import DEFAULT, Part
 from interlace.data.sources import Document, Sources, held_out
 from interlace.data.tokenizer import Tokenizer
 
@@ -23,6 +25,19 @@ Report = Callable[[str, int, int], None]
 """Called with (what is going on, bytes done, bytes in all)."""
 
 
+@dataclass(frozen=True)
+class Chat:
+    """How conversations are written.
+
+    Attributes:
+        template: Jinja; the tokenizer's own if None, or `interlace.data.chat.DEFAULT` where it has none.
+        turns: which answers are learnt: "all", or "last".
+    """
+
+    template: str | None = None
+    turns: str = "all"
+
+
 class _Split:
     """Writes one split's shards and document borders."""
 
@@ -32,8 +47,9 @@ class _Split:
         self.shards: list[dict[str, Any]] = []
         self._file: IO[bytes] | None = None
         self._digest = hashlib.sha256()
+        self._learnt: list[np.ndarray] = []
 
-    def add(self, ids: list[int], size_bytes: int) -> None:
+    def add(self, ids: list[int], size_bytes: int, learnt: list[bool] | None = None) -> None:
         if self._file is None or self.shards[-1]["tokens"] + len(ids) > SHARD_TOKENS:
             self.close()
             self.shards.append({"file": f"{self.name}-{len(self.shards):05}.tokens", "tokens": 0})
@@ -43,6 +59,8 @@ class _Split:
         self._file.write(raw)
         self._digest.update(raw)
         self.shards[-1]["tokens"] += len(ids)
+        if learnt is not None:
+            self._learnt.append(np.asarray(learnt, dtype=np.uint8))
         self.offsets.append(self.offsets[-1] + len(ids))
         self.bytes += size_bytes
 
@@ -57,13 +75,19 @@ class _Split:
         borders = np.asarray(self.offsets, dtype="<i8").tobytes()
         file = f"{self.name}.documents"
         (self.folder / file).write_bytes(borders)
-        return {
+        about = {
             "tokens": self.offsets[-1],
             "documents": len(self.offsets) - 1,
             "bytes": self.bytes,
             "shards": self.shards,
             "borders": {"file": file, "sha256": hashlib.sha256(borders).hexdigest()},
         }
+        if self._learnt:  # one byte for each token: 1 where an assistant wrote it
+            raw = np.concatenate(self._learnt).tobytes()
+            (self.folder / f"{self.name}.learnt").write_bytes(raw)
+            about["learnt"] = {"file": f"{self.name}.learnt", "sha256": hashlib.sha256(raw).hexdigest()}
+            about["learnt_tokens"] = int(sum(x.sum() for x in self._learnt))
+        return about
 
 
 def prepare(
@@ -72,6 +96,7 @@ def prepare(
     out: Path,
     *,
     held_out_share: float = 0.05,
+    chat: Chat | None = None,
     report: Report = lambda *_: None,
 ) -> dict[str, Any]:
     """Write `out` with train and held-out token shards, borders, the tokenizer and a manifest; return the manifest.
@@ -81,6 +106,7 @@ def prepare(
         tokenizer: a tokenizer.json, or "train:N" to learn a byte-level BPE of N entries from the train split alone.
         out: a folder that does not exist yet, or is empty.
         held_out_share: whole documents, chosen by a hash of their name.
+        chat: how conversations are written, where the sources hold some.
         report: told how far the work is.
 
     Raises:
@@ -90,14 +116,48 @@ def prepare(
         raise DataError(f"{out}: exists and is not an empty folder; name another --out, or remove it")
     if not 0 < held_out_share < 1:
         raise DataError(f"held_out: must lie between 0 and 1, got {held_out_share}")
-    names, total = [], 0
+    names, total, kinds = [], 0, set()
     for document in sources:
         names.append(document.name)
-        total += len(document.text.encode())
+        kinds.add(document.messages is not None)
+        total += _bytes(document)
         report("reading", total, 0)
+    if len(kinds) > 1:
+        raise DataError("source: holds texts and conversations; prepare them apart")
     held = held_out(names, held_out_share)
     report("tokenizer", 0, total)
-    model = _tokenizer(tokenizer, (d.text for d in sources if d.name not in held))
+    if True not in kinds:
+        model = _tokenizer(tokenizer, (d.text for d in sources if d.name not in held))
+        return _write(sources, model, held, out, total, report)
+    chat = chat or Chat()
+    model = _tokenizer(tokenizer, (_as_text(d) for d in sources if d.name not in held))
+    model.chat_template = chat.template or model.chat_template or DEFAULT
+    writer = model.chat()
+    try:
+        return _write(sources, model, held, out, total, report, lambda d: writer.parts(d.messages or (), chat.turns))
+    finally:
+        writer.close()
+
+
+def _as_text(document: Document) -> str:
+    """A conversation roughly as it will be written, to learn a tokenizer from."""
+    return "\n".join(f"<|{m['role']}|>\n{m['content']}" for m in document.messages or ())
+
+
+def _bytes(document: Document) -> int:
+    return len((document.text or _as_text(document)).encode("utf-8", "replace"))
+
+
+def _write(
+    sources: Sources,
+    model: Tokenizer,
+    held: set[str],
+    out: Path,
+    total: int,
+    report: Report,
+    parts: Callable[[Document], list[Part]] | None = None,
+) -> dict[str, Any]:
+    """Encode everything into a new folder."""
     dtype = np.dtype("<u2" if model.vocabulary <= 1 << 16 else "<u4")
     if out.is_dir():
         out.rmdir()
@@ -107,11 +167,17 @@ def prepare(
         done = 0
         for batch in _batches(sources):
             ends = [] if model.eos is None else [model.eos]
-            encoded = model.encode_batch([d.text for d in batch])
-            for document, ids in zip(batch, encoded, strict=True):
-                size = len(document.text.encode())
-                splits["held_out" if document.name in held else "train"].add(ids + ends, size)
-                done += size
+            written = [[Part(d.text, True)] if parts is None else parts(d) for d in batch]
+            encoded = iter(model.encode_batch([p.text for pieces in written for p in pieces]))
+            for document, pieces in zip(batch, written, strict=True):
+                split = splits["held_out" if document.name in held else "train"]
+                ids = [next(encoded) for _ in pieces]
+                if parts is None:
+                    split.add(ids[0] + ends, len(document.text.encode()))
+                else:
+                    learnt = [p.learnt for p, part in zip(pieces, ids, strict=True) for _ in part]
+                    split.add([i for part in ids for i in part], sum(len(p.text.encode()) for p in pieces), learnt)
+                done += _bytes(document)
             report("encoding", done, total)
         manifest = {
             "format": 1,
@@ -139,7 +205,7 @@ def _batches(sources: Sources) -> Iterator[list[Document]]:
     size = 0
     for document in sources:
         batch.append(document)
-        size += len(document.text)
+        size += _bytes(document)
         if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0

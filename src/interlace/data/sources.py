@@ -11,17 +11,24 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from interlace.base.errors import DataError
+from interlace.data.chat import Messages, check_messages
 
 LINES = (".jsonl", ".ndjson")
+MESSAGES = "messages"  # the key that holds a conversation in JSONL
 PART_BYTES = 16_384  # a lone text file is cut into documents of about this size, at line ends
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text and the name by which it is split: a path below its source, with a line or part number."""
+    """One text and the name by which it is split: a path below its source, with a line or part number.
+
+    Attributes:
+        messages: the turns, where the text is a conversation that a chat template has yet to write.
+    """
 
     name: str
-    text: str
+    text: str = ""
+    messages: Messages | None = None
 
 
 @dataclass
@@ -89,6 +96,9 @@ class Sources:
                 row = json.loads(line)
             except ValueError as error:
                 raise DataError(f"{path}:{number}: is not JSON: {error}") from None
+            if isinstance(row, dict) and MESSAGES in row and self.text_field not in row:
+                yield Document(f"{name}:{number}", messages=check_messages(row[MESSAGES], f"{path}:{number}"))
+                continue
             if not isinstance(row, dict) or not isinstance(row.get(self.text_field), str):
                 keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 raise DataError(f"{path}:{number}: has no text under '{self.text_field}' (found: {keys}); set --field")

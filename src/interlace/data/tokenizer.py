@@ -14,8 +14,10 @@ from torch import Tensor
 
 from interlace.base.errors import DataError
 from interlace.base.files import write_file
+from interlace.data.chat import ChatTemplate
 
 END_OF_TEXT = "<|endoftext|>"
+SPECIAL = ("eos_token", "bos_token")
 
 
 class Tokenizer:
@@ -24,11 +26,17 @@ class Tokenizer:
     Attributes:
         fast: the wrapped object.
         eos: id of the token that ends a text, or None.
+        chat_template: Jinja that writes conversations, or None.
     """
 
-    def __init__(self, fast: Fast, eos: int | None):
-        """eos: id of the token that ends a text."""
-        self.fast, self.eos = fast, eos
+    def __init__(self, fast: Fast, eos: int | None, chat_template: str | None = None, bos: str = ""):
+        """eos: id of the token that ends a text; bos: the text of the one that begins it, for chat templates."""
+        self.fast, self.eos, self.chat_template, self.bos = fast, eos, chat_template, bos
+
+    def chat(self) -> ChatTemplate:
+        """What writes conversations: the tokenizer's own template, or the default one."""
+        eos = "" if self.eos is None else self.fast.id_to_token(self.eos) or ""
+        return ChatTemplate(self.chat_template, eos, self.bos)
 
     @staticmethod
     def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -64,12 +72,17 @@ class Tokenizer:
             fast = Fast.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for any malformed file
             raise DataError(f"{path}: is no tokenizer.json: {str(error).splitlines()[0]}") from None
-        name = END_OF_TEXT
         beside = path.with_name("tokenizer_config.json")
-        if beside.is_file():
-            given = json.loads(beside.read_text(encoding="utf-8")).get("eos_token")
-            name = (given["content"] if isinstance(given, dict) else given) or name
-        return Tokenizer(fast, fast.token_to_id(name))
+        config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+        names = {key: given["content"] if isinstance(given := config.get(key), dict) else given for key in SPECIAL}
+        template = config.get("chat_template")
+        if isinstance(template, list):  # several by name
+            template = next((t["template"] for t in template if t.get("name") == "default"), None)
+        file = path.with_name("chat_template.jinja")
+        if file.is_file():
+            template = file.read_text(encoding="utf-8")
+        eos = fast.token_to_id(names["eos_token"] or END_OF_TEXT)
+        return Tokenizer(fast, eos, template if isinstance(template, str) else None, names["bos_token"] or "")
 
     @staticmethod
     def from_folder(folder: Path) -> Tokenizer | None:
@@ -83,6 +96,10 @@ class Tokenizer:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         if self.eos is not None:
             config["eos_token"] = self.fast.id_to_token(self.eos)
+        if self.bos:
+            config["bos_token"] = self.bos
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
         write_file(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
 
     @property

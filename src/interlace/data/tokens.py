@@ -22,12 +22,15 @@ class TokenSplit:
     Attributes:
         shards: memory-mapped, in order.
         starts: int64 [shards + 1], where each shard begins on the split's axis.
-        borders: int64 [documents + 1], where each document begins; each ends with the end-of-text token.
+        borders: int64 [documents + 1], where each document begins; each ends with the end-of-text token, but for
+            conversations, which end as their template says.
+        learnt: bool [count], which tokens of conversations an assistant wrote; None for texts.
     """
 
     shards: Sequence[np.ndarray]
     starts: np.ndarray
     borders: np.ndarray
+    learnt: np.ndarray | None = None
 
     @property
     def count(self) -> int:
@@ -75,7 +78,7 @@ class Corpus:
     def verify(self) -> None:
         """Compare every file with its checksum; raises DataError at the first that differs."""
         for part in self.manifest["splits"].values():
-            for entry in (*part["shards"], part["borders"]):
+            for entry in (*part["shards"], part["borders"], *([part["learnt"]] if "learnt" in part else [])):
                 if sha256(self.folder / entry["file"]) != entry["sha256"]:
                     raise DataError(f"{self.folder / entry['file']}: is damaged (its checksum differs); prepare again")
 
@@ -93,4 +96,13 @@ def _open_split(folder: Path, part: dict[str, Any], dtype: np.dtype[Any]) -> Tok
     if not path.is_file() or path.stat().st_size != 8 * (part["documents"] + 1):
         raise DataError(f"{path}: is missing or has the wrong length; prepare again")
     starts = np.cumsum([0, *(s.shape[0] for s in shards)])
-    return TokenSplit(shards, starts, np.fromfile(path, dtype="<i8"))
+    return TokenSplit(shards, starts, np.fromfile(path, dtype="<i8"), _open_learnt(folder, part))
+
+
+def _open_learnt(folder: Path, part: dict[str, Any]) -> np.ndarray | None:
+    if "learnt" not in part:
+        return None
+    path = folder / part["learnt"]["file"]
+    if not path.is_file() or path.stat().st_size != part["tokens"]:
+        raise DataError(f"{path}: is missing or has the wrong length; prepare again")
+    return np.memmap(path, dtype=np.bool_, mode="r")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interlace.base.errors import ConfigError, DataError
-from interlace.data.batches import IGNORE, Batches
+from interlace.data.batches import IGNORE, batches
 from interlace.data.tokens import Corpus
 from interlace.model.model import HybridLM
 
@@ -30,15 +30,16 @@ class HeldOut:
         split = corpus.splits["held_out"]
         length = min(length, split.count - 1)
         rows = max(1, min(rows, (split.count - 1) // length, tokens // length))
-        batches = Batches(split, rows, length, seed=0)
-        self.batches = [batches.batch(i) for i in range(max(1, min(batches.per_epoch, tokens // batches.tokens)))]
+        read = batches(split, rows, length, seed=0)
+        self.batches = [read.batch(i) for i in range(max(1, min(read.per_epoch, tokens // read.tokens)))]
         self.byte_lengths = corpus.tokenizer.byte_lengths()
 
     @torch.no_grad()
     def score(self, model: HybridLM) -> dict[str, float]:
         """{"held_out_bits_per_byte", "held_out_loss" in nats per token}, over tokens that stand for text.
 
-        The first token of a row's piece of a document has no context in its row and is not scored.
+        The first token of a row's piece of a document has no context in its row and is not scored; of conversations the
+        assistant's turns are.
         """
         training = model.training
         model.eval()

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from interlace.base.errors import ConfigError, Diverged
-from interlace.data.batches import Batches
-from interlace.data.prepare import MANIFEST, Report, prepare
+from interlace.checkpoint.load import load
+from interlace.data.batches import batches as batches_of
+from interlace.data.chat import read_template
+from interlace.data.prepare import MANIFEST, Chat, Report, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
 from interlace.model.model import HybridLM
@@ -48,7 +50,11 @@ def open_corpus(data: DataSettings, cache: Path, report: Report = lambda *_: Non
     if len(paths) == 1 and (paths[0] / MANIFEST).is_file():
         return Corpus.open(paths[0])
     if not (cache / MANIFEST).is_file():
-        prepare(Sources(paths, data.field), data.tokenizer, cache, held_out_share=data.held_out, report=report)
+        template = read_template(data.template) if data.template else None
+        chat = Chat(template, data.turns)
+        prepare(
+            Sources(paths, data.field), data.tokenizer, cache, held_out_share=data.held_out, chat=chat, report=report
+        )
     return Corpus.open(cache)
 
 
@@ -75,12 +81,29 @@ def due(step: int, steps: int, times: int) -> bool:
 
 
 def build_model(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
-    """Fresh weights from the recipe's seed, with the corpus' tokenizer and its end of text."""
+    """Fresh weights from the recipe's seed, or those of the checkpoint it starts from, with the corpus' tokenizer.
+
+    Raises:
+        ConfigError: the checkpoint's config or tokenizer is not the recipe's.
+    """
+    if recipe.train.start:
+        return _started(recipe, corpus, device)
     tokens = recipe.model.tokens
     if not tokens.eos and corpus.tokenizer.eos is not None:
         tokens = tokens.model_copy(update={"eos": (corpus.tokenizer.eos,)})
     torch.manual_seed(recipe.train.seed)
     model = HybridLM(recipe.model.model_copy(update={"tokens": tokens}), device=device)
+    model.tokenizer = corpus.tokenizer
+    return model
+
+
+def _started(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
+    start = Path(recipe.train.start).expanduser()
+    model = load(start, dtype=torch.float32, device=device)
+    if model.config.to_dict() != recipe.model.to_dict():
+        raise ConfigError(f"model: is not what {start} holds; leave [model] out where train.start is given")
+    if model.tokenizer is not None and model.tokenizer.hash() != corpus.tokenizer.hash():
+        raise ConfigError(f"data.tokenizer: is not the tokenizer of {start}; leave it out where train.start is given")
     model.tokenizer = corpus.tokenizer
     return model
 
@@ -96,7 +119,7 @@ def train(recipe: Recipe, out: Path, hooks: Hooks, device: str = "cpu") -> RunFo
     run = RunFolder.open(out, recipe.to_dict())
     corpus = open_corpus(recipe.data, out / "data", hooks.on_data)
     check_fit(recipe, corpus)
-    batches = Batches(corpus.splits["train"], recipe.data.rows, recipe.data.length, recipe.train.seed)
+    batches = batches_of(corpus.splits["train"], recipe.data.rows, recipe.data.length, recipe.train.seed)
     steps = steps_of(recipe)
     model = build_model(recipe, corpus, device)
     trainer = Trainer(model, recipe.train, steps, choose_precision(recipe.train.precision, model.device))

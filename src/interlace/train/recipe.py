@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from interlace.base.schema import Closed, read_toml, validate
+from interlace.checkpoint.folder import resolve
+from interlace.checkpoint.load import describe
 from interlace.model.config import ModelConfig
 
 
@@ -17,7 +19,10 @@ class DataSettings(Closed):
 
     Attributes:
         source: text files and folders, or one folder that `interlace data prepare` wrote.
-        field: the key that holds the text in JSONL.
+        field: the key that holds the text in JSONL; rows with a list of `messages` instead are conversations, of
+            which the assistant's turns are learnt.
+        template: a file with the chat template that writes conversations; the tokenizer's own, or a plain one.
+        turns: which of a conversation's answers are learnt: "all", or "last".
         tokenizer: a tokenizer.json, or "train:N"; not used for a prepared folder, which has its own.
         held_out: share of documents never trained on.
         length: tokens per row.
@@ -26,6 +31,8 @@ class DataSettings(Closed):
 
     source: tuple[str, ...] = Field(strict=False, min_length=1)
     field: str = "text"
+    template: str = ""
+    turns: Literal["all", "last"] = "all"
     tokenizer: str = "train:4096"
     held_out: float = Field(default=0.05, gt=0, lt=1)
     length: int = Field(default=512, gt=1)
@@ -42,6 +49,8 @@ class TrainSettings(Closed):
 
     Attributes:
         tokens: to train on, rounded up to whole batches.
+        start: a checkpoint to start from; its weights, and its config and tokenizer where [model] and data.tokenizer
+            are not given. Fresh weights if empty.
         learning_rate: the plateau's.
         warmup, decay: shares of the steps in which the rate rises from 0, and falls to 0 at the end.
         horizons: shares of the tokens, rising, at which the rate has fallen to 0 too, is taken up again, and the
@@ -58,6 +67,7 @@ class TrainSettings(Closed):
     """
 
     tokens: int = Field(gt=0)
+    start: str = ""
     learning_rate: float = Field(default=2e-3, gt=0)
     warmup: float = Field(default=0.05, ge=0, le=1)
     decay: float = Field(default=0.2, ge=0, le=1)
@@ -100,4 +110,17 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         ConfigError: the file is missing or not TOML, or a key or value breaks a rule.
     """
-    return validate(Recipe, read_toml(path, "recipe", overrides), where="")
+    data = read_toml(path, "recipe", overrides)
+    train = data.get("train")
+    if isinstance(train, dict) and isinstance(start := train.get("start"), str) and start:
+        _from_start(data, Path(start).expanduser())
+    return validate(Recipe, data, where="")
+
+
+def _from_start(data: dict[str, Any], start: Path) -> None:
+    """Fill in what a checkpoint says: its config, and its tokenizer."""
+    folder = resolve(start)
+    data.setdefault("model", describe(folder)[1].to_dict())
+    table = data.setdefault("data", {})
+    if isinstance(table, dict) and (folder / "tokenizer.json").is_file():
+        table.setdefault("tokenizer", str(folder / "tokenizer.json"))

@@ -1,0 +1,284 @@
+"""`interlace distill`: synthetic data from any teacher."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from interlace.cli.output import Meter, count, duration, err, print_json, print_table
+from interlace.cli.output import out as console
+
+if TYPE_CHECKING:
+    from interlace.distill.run import Snapshot
+
+HELP = """Make training data with a stronger model, or refine existing text with it.
+
+A recipe names teachers and steps; every request is paid for once, whatever is edited, killed or started again.
+
+    interlace distill generate recipes/distill-instructions/recipe.toml --dry-run
+
+    interlace distill generate recipes/distill-instructions/recipe.toml --out runs/instructions
+
+    interlace distill export runs/instructions --out data/instructions
+"""
+
+app = App(name="distill", help=HELP)
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+@app.command
+def generate(
+    recipe: Path,
+    *overrides: str,
+    out: Path | None = None,
+    limit: int | None = None,
+    retry: str = "",
+    dry_run: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Run a recipe, or go on with it.
+
+    Rows and requests are written as they come. Ctrl-C lets what is in flight finish; the same command goes on.
+
+    Examples:
+
+        interlace distill generate recipe.toml --dry-run
+
+        interlace distill generate recipe.toml run.max_cost=2.5 --limit 20 --out runs/trial
+
+        interlace distill generate recipe.toml --out runs/mine --retry failed,unparsable
+
+    Parameters
+    ----------
+    recipe: Path
+        A TOML file: `[run]`, `[teachers.NAME]`, `[[steps]]`, `[output]`; paths in it start from its folder.
+    overrides: str
+        Values laid over the recipe, as dotted.key=value.
+    out: Path
+        The run folder; runs/ and the recipe's name if not given.
+    limit: int
+        The most rows of every source: a trial, whose rows are kept apart and whose requests are not paid for again.
+    retry: str
+        States whose rows are done again with new requests: truncated, refused, unparsable, failed.
+    dry_run: bool
+        Print rows, requests, tokens and cost to expect, and send nothing.
+    json: bool
+        Print one JSON document at the end.
+    """
+    from interlace.base.errors import ConfigError
+    from interlace.distill.run import generate as run
+
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit: must be at least 1, got {limit}")
+    if dry_run:
+        _print_estimate(recipe, overrides, limit, json)
+        return
+    out = out or Path("runs") / (recipe.parent.name if recipe.stem == "recipe" and recipe.parent.name else recipe.stem)
+    states = [s.strip() for s in retry.split(",") if s.strip()]
+    with Display() as display:
+        document = run(recipe, out, overrides, limit=limit, retry=states, watch=display.update)
+    if json:
+        print_json(document)
+        return
+    _print_steps(document)
+    console.print(f"Run: {out}    next: interlace distill export {out} --out DIR; interlace distill report {out}")
+
+
+@app.command
+def status(run: Path, *, json: Flag = False) -> None:
+    """How far a run is: rows by step and state, why rows ended, what was spent. Works while it runs.
+
+    Examples:
+
+        interlace distill status runs/mine
+
+        interlace distill status runs/mine --json
+
+    Parameters
+    ----------
+    run: Path
+        The run folder.
+    json: bool
+        Print one JSON document instead of tables.
+    """
+    from interlace.distill.run import status as read
+
+    document = read(run)
+    if json:
+        print_json(document)
+        return
+    _print_steps(document)
+
+
+@app.command
+def export(run: Path, *, out: Path, parquet: bool = True, json: Flag = False) -> None:
+    """Write conversations to train on, split by hash, as JSONL and Parquet, with a manifest.
+
+    Examples:
+
+        interlace distill export runs/mine --out data/mine
+
+        interlace train recipe.toml data.source=data/mine/train.jsonl
+
+    Parameters
+    ----------
+    run: Path
+        The run folder; it need not be finished.
+    out: Path
+        A new folder, or one that an earlier export wrote.
+    parquet: bool
+        Write Parquet too.
+    json: bool
+        Print the manifest.
+    """
+    from interlace.distill.export import export as write
+
+    with Meter() as meter:
+        manifest = write(run, out, parquet=parquet, tell=meter.update)
+    if json:
+        print_json(manifest)
+        return
+    rows = [[name, f"{s['rows']:,}", f"{s['characters']:,}"] for name, s in manifest["splits"].items()]
+    print_table(f"written to {out}", ["", "rows", "characters"], rows)
+    for reason, number in manifest["left_out"].items():
+        err.print(f"note: {number:,} rows left out: {reason}")
+    if not manifest["finished"]:
+        err.print("note: the run is not finished; export again when it is")
+
+
+def _print_estimate(recipe: Path, overrides: tuple[str, ...], limit: int | None, json: bool) -> None:
+    from dataclasses import asdict
+
+    from interlace.distill.estimate import estimate
+    from interlace.distill.recipe import read_recipe
+
+    plan = read_recipe(recipe, overrides)
+    found = estimate(plan, limit)
+    total = {
+        k: sum(getattr(e, k) for e in found) for k in ("requests", "prompt_tokens", "answer_tokens", "cost", "most")
+    }
+    if json:
+        print_json({"steps": [asdict(e) for e in found], "total": total})
+        return
+    rows = []
+    for e in found:
+        asked = [f"{e.requests:,}", count(e.prompt_tokens), count(e.answer_tokens), _usd(e.cost), _usd(e.most)]
+        rows.append([f"{e.step} ({e.kind})", f"{e.rows:,}", *(asked if e.requests else [""] * 5)])
+    last = [f"{total['requests']:,}", count(total["prompt_tokens"]), count(total["answer_tokens"])]
+    rows.append(["in all", "", *last, _usd(total["cost"]), _usd(total["most"])])
+    columns = [
+        "step",
+        "rows, at most",
+        "requests",
+        "prompt tokens",
+        "answer tokens, at most",
+        "USD, about",
+        "USD, at most",
+    ]
+    print_table("dry run: nothing was sent", columns, rows)
+    console.print("About: answers of half of max_tokens; no row dropped, no retry.", style="dim")
+
+
+def _usd(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 else f"{value:.4f}"
+
+
+def _print_steps(document: dict[str, Any]) -> None:
+    states = list(dict.fromkeys(s for step in document["steps"] for s in step["rows"])) or ["ok"]
+    rows = []
+    for step in document["steps"]:
+        rows.append(
+            [
+                f"{step['step']} ({step['kind']})" + ("" if step["done"] else " ..."),
+                *(f"{step['rows'].get(s, 0):,}" for s in states),
+                f"{step['requests']:,}" if step["requests"] else "",
+                _usd(step["cost"]) if step["cost"] else "",
+            ]
+        )
+    print_table("rows by step", ["step", *states, "requests", "USD"], rows)
+    ended = [(s["step"], e) for s in document["steps"] for e in s["ended"]]
+    shown = sorted(ended, key=lambda x: -x[1]["rows"])[:12]
+    if shown:
+        print_table(
+            "why rows ended",
+            ["step", "rows", "state", "reason"],
+            [[step, f"{e['rows']:,}", e["state"], e["reason"][:90]] for step, e in shown],
+        )
+    spent = document["spent"]
+    said = f"spent: {spent['requests']:,} requests, {spent['tokens']:,} tokens, {_usd(spent['cost'])} USD"
+    if spent["lost_requests"]:
+        lost = f"{spent['lost_requests']:,} requests without a usable answer"
+        said += f"; perhaps charged too: {lost}, at most {_usd(spent['lost_cost'])} USD"
+    console.print(said)
+
+
+class Display:
+    """A live table on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, every_seconds: float = 5.0):
+        """every_seconds: between plain lines."""
+        from rich.live import Live
+
+        self._every, self._last = every_seconds, 0.0
+        self._live = Live(console=err, refresh_per_second=4, transient=True) if err.is_terminal else None
+        self._begun: tuple[float, int] | None = None
+
+    def __enter__(self) -> Display:
+        """Start drawing."""
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop drawing."""
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, now: Snapshot) -> None:
+        """Show a snapshot."""
+        if self._live is not None:
+            self._live.update(self._table(now))
+        elif time.monotonic() - self._last > self._every or now.finished:
+            self._last = time.monotonic()
+            err.print(self._line(now), soft_wrap=True)
+
+    def _line(self, now: Snapshot) -> str:
+        steps = ", ".join(f"{s['step']} {s['rows'].get('ok', 0):,}" for s in now.steps)
+        return f"{now.share:4.0%}  {steps}  |  {self._sums(now)}"
+
+    @staticmethod
+    def _sums(now: Snapshot) -> str:
+        spent, tally = now.spent, now.tally
+        parts = [
+            f"{now.rows_per_second:,.1f} answers/s",
+            f"{tally.in_flight} in flight",
+            f"{count(spent.tokens)} tokens",
+        ]
+        limit = now.limits["cost"]
+        if spent.cost or limit:
+            of = f" of {_usd(limit)}" if limit else ""
+            parts.append(f"{_usd(spent.cost)}{of} USD, {_usd(now.expected_cost)} expected")
+        if tally.reused:
+            parts.append(f"{tally.reused:,} from the ledger")
+        if tally.limited:
+            parts.append(f"{tally.limited:,} sent back for rate limits")
+        parts += [f"{n:,} x {kind}" for kind, n in tally.errors.most_common(3)]
+        if now.seconds_left is not None:
+            parts.append(f"{duration(now.seconds_left)} left")
+        return "  ".join(parts)
+
+    def _table(self, now: Snapshot) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        states = list(dict.fromkeys(["ok", *(s for step in now.steps for s in step["rows"])]))
+        for name in ("step", *states):
+            table.add_column(name, justify="left" if name == "step" else "right")
+        for step in now.steps:
+            table.add_row(step["step"], *(f"{step['rows'].get(s, 0):,}" for s in states))
+        return Group(table, Text(f"{now.share:4.0%}  {self._sums(now)}"))

@@ -1,0 +1,135 @@
+"""Whether a text holds an item of a benchmark, also lightly reworded: how much of the item its runs of words cover."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interlace.base.errors import DataError
+from interlace.distill.steps.base import text_of
+from interlace.distill.steps.sources import read_rows
+from interlace.distill.verify.expressions import boxed
+from interlace.distill.verify.numbers import same_number
+
+WORD = re.compile(r"\w+")
+RUN = 4  # words
+LOOKED_AT = 8  # items that share most runs with a text
+SHORT = 2 * RUN  # items with fewer words count only when all of them are there
+ANSWER_LONGEST = 60  # characters of an answer that is looked for
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item of a benchmark: its words, and its short answer if it has one."""
+
+    benchmark: str
+    number: int
+    words: tuple[str, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Match:
+    """The item that a text holds most of, and the share of the item's words that runs of the text cover."""
+
+    item: Item
+    coverage: float
+    answered: bool
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Words in lower case; punctuation and spaces do not count."""
+    return tuple(WORD.findall(text.lower()))
+
+
+def runs(words: Sequence[str]) -> set[tuple[str, ...]]:
+    """Every run of RUN words; all words where there are fewer."""
+    if len(words) <= RUN:
+        return {tuple(words)} if words else set()
+    return {tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)}
+
+
+def read_benchmark(name: str, path: Path, columns: Sequence[str], answer: str) -> list[Item]:
+    """The items of a JSONL file.
+
+    Raises:
+        DataError: it is missing, broken, or has no such columns.
+    """
+    items = []
+    for number, row in enumerate(read_rows(path), start=1):
+        missing = [c for c in columns if c not in row]
+        if missing:
+            raise DataError(
+                f"{path}: item {number} of benchmark {name!r} has no column {missing[0]!r} (it has {', '.join(row)}); "
+                "name the columns that hold its text with columns"
+            )
+        words = words_of(" ".join(text_of(row[c]) for c in columns))
+        short = boxed(text_of(row.get(answer))) if answer else ""
+        items.append(Item(name, number, words, short if len(short) <= ANSWER_LONGEST else ""))
+    if not items:
+        raise DataError(f"{path}: holds no items")
+    return items
+
+
+class Index:
+    """Items by their runs of words."""
+
+    def __init__(self, items: Sequence[Item]):
+        """Build it; memory is some hundred bytes for each word of the items."""
+        self.items = items
+        self._by_run: dict[tuple[str, ...], list[int]] = {}
+        for place, item in enumerate(items):
+            for run in runs(item.words):
+                self._by_run.setdefault(run, []).append(place)
+
+    def nearest(self, text: str, answer: str = "") -> Match | None:
+        """The item of which most is in the text; None if no run of it is."""
+        words = words_of(text)
+        found = runs(words)
+        short = {tuple(words[i : i + n]) for n in range(1, RUN) for i in range(len(words) - n + 1)}
+        shared: Counter[int] = Counter()
+        for run in found | short:
+            shared.update(self._by_run.get(run, ()))
+        best: Match | None = None
+        for place, _ in shared.most_common(LOOKED_AT):
+            item = self.items[place]
+            share = coverage(item.words, found | short)
+            if len(item.words) < SHORT and share < 1:
+                continue
+            if best is None or share > best.coverage:
+                best = Match(item, share, bool(answer and item.answer) and answers(answer, item.answer))
+        return best
+
+
+def coverage(words: Sequence[str], found: set[tuple[str, ...]]) -> float:
+    """The share of an item's words that lie in a run which the text has too."""
+    width = min(RUN, len(words))
+    covered = [False] * len(words)
+    for i in range(len(words) - width + 1):
+        if tuple(words[i : i + width]) in found:
+            covered[i : i + width] = [True] * width
+    return sum(covered) / len(covered) if covered else 0.0
+
+
+def answers(said: str, known: str) -> bool:
+    """Whether an answer is the item's: the same number, or the same words."""
+    return same_number(said, known)[0] or words_of(boxed(said)) == words_of(known)
+
+
+def judged(match: Match | None, threshold: float, with_answer: float) -> bool:
+    """Whether a match counts: covered to the threshold, or to the lower one where the answer is the item's too."""
+    return match is not None and match.coverage >= (with_answer if match.answered else threshold)
+
+
+def to_columns(match: Match) -> dict[str, Any]:
+    """A match as plain data."""
+    return {
+        "benchmark": match.item.benchmark,
+        "item": match.item.number,
+        "coverage": round(match.coverage, 3),
+        "answered": match.answered,
+    }

@@ -1,0 +1,244 @@
+"""An endpoint that speaks OpenAI's protocol: a request is sent once, and what came back is told apart."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from interlace.base.errors import BackendUnavailable, ConfigError, Failure
+from interlace.distill.control import Kind
+from interlace.distill.desk import Question
+from interlace.distill.ledger import clean
+from interlace.distill.teacher import Teacher
+
+PASSING = {408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # worth another try
+OF_THE_RUN = {401: "the key is refused", 402: "the account has no credit", 403: "the key may not use this"}
+SHOWN = 300  # characters of an error
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer: the text that came, and what it holds."""
+
+    raw: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Limited:
+    """Sent back for a rate limit; nothing was charged."""
+
+    kind: Kind
+    retry_after: float | None
+    error: str
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """No answer.
+
+    Attributes:
+        passing: whether another try may do.
+        charged: whether the teacher may have counted it.
+        alive: whether the endpoint itself answered.
+        raw: what came, if anything.
+    """
+
+    error: str
+    passing: bool
+    charged: bool
+    alive: bool = False
+    retry_after: float | None = None
+    raw: str = ""
+
+
+Outcome = Reply | Limited | Trouble
+
+
+def request_body(teacher: Teacher, question: Question) -> dict[str, Any]:
+    """What is sent, without the sample number, which no endpoint knows."""
+    body: dict[str, Any] = {"model": teacher.model, **question.sampling}
+    if teacher.api == "completions":
+        body["prompt"] = as_prompt(question.messages)
+        return body
+    body["messages"] = list(question.messages)
+    if question.schema is not None:
+        form = {"name": "answer", "schema": question.schema, "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": form}
+    return body
+
+
+def as_prompt(messages: tuple[dict[str, str], ...]) -> str:
+    """Messages for a model that only goes on from a text: a single user's turn is the text itself."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    turns = [f"{m['role'].capitalize()}: {m['content']}" for m in messages]
+    return "\n\n".join([*turns, "Assistant:"])
+
+
+class Endpoint:
+    """A connection to one teacher."""
+
+    def __init__(self, name: str, teacher: Teacher):
+        """Read the key; nothing is sent yet.
+
+        Raises:
+            BackendUnavailable: the client is not installed.
+            ConfigError: the key's variable is not set.
+        """
+        self.name, self.teacher = name, teacher
+        self._secret = teacher.secret(name)
+        try:
+            import openai
+        except ImportError:
+            raise BackendUnavailable(
+                "distill: endpoints need the openai client; install it with `pip install 'interlace[distill]'`"
+            ) from None
+        self._openai = openai
+        self._client = openai.AsyncOpenAI(
+            api_key=self._secret or "none", base_url=teacher.base_url, max_retries=0, timeout=teacher.timeout_seconds
+        )
+        self.strange = 0  # replies in a row that no such endpoint would give, while none was right
+        self.right = False
+
+    async def close(self) -> None:
+        """End the connections."""
+        await self._client.close()
+
+    async def send(self, body: dict[str, Any]) -> Outcome:
+        """Send once.
+
+        Raises:
+            ConfigError: the endpoint refuses the key, or is not what its table says.
+            Failure: the account has no credit.
+        """
+        openai = self._openai
+        known = {k: body[k] for k in ("model", "messages", "prompt") if k in body}
+        other = {k: v for k, v in body.items() if k not in known}
+        create = self._client.chat.completions if "messages" in body else self._client.completions
+        try:
+            reply = await create.with_raw_response.create(**known, extra_body=other)
+            raw = reply.http_response.content.decode("utf-8", "replace")
+            kind = reply.headers.get("content-type", "")
+        except openai.APITimeoutError:
+            return Trouble(f"no answer within {self.teacher.timeout_seconds:g} seconds", True, True)
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            unsent = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout")
+            return Trouble(f"connection failed: {self.hide(str(cause) or type(cause).__name__)}", True, not unsent)
+        except openai.APIStatusError as error:
+            text = error.response.text if error.response.is_closed or error.response.is_stream_consumed else ""
+            return self._status(error.status_code, dict(error.response.headers), text or str(error.message))
+        return self._read(self.hide(raw), kind)
+
+    def _status(self, status: int, headers: dict[str, str], text: str) -> Outcome:
+        said = self.hide(" ".join(text.split()))[:SHOWN]
+        after = retry_after(headers)
+        if status == 429:
+            if "insufficient_quota" in text:
+                raise Failure(f"teachers.{self.name}: the account's quota is used up (429: {said})")
+            return Limited(which_limit(headers, text), after, said)
+        if status in OF_THE_RUN:
+            raise ConfigError(f"teachers.{self.name}: {OF_THE_RUN[status]} ({status}: {said})")
+        if status == 404 and not self.right:
+            raise ConfigError(
+                f"teachers.{self.name}: nothing is at {self.teacher.base_url} for model {self.teacher.model!r} (404: "
+                f"{said}); base_url usually ends in /v1"
+            )
+        passing = status in PASSING
+        return Trouble(f"status {status}: {said}", passing, False, not passing, after, self.hide(text))
+
+    def _read(self, raw: str, kind: str) -> Outcome:
+        try:
+            body = json.loads(raw)
+        except (ValueError, RecursionError):
+            body = None
+        if isinstance(body, dict) and isinstance(body.get("choices"), list) and body["choices"]:
+            choice = body["choices"][0]
+            if isinstance(choice, dict) and ("text" in choice or isinstance(choice.get("message"), dict)):
+                self.right = True
+                return Reply(raw, body)
+        start = " ".join(raw.split())[:80]
+        what = "HTML" if raw.lstrip()[:1] == "<" else "JSON without choices" if body is not None else "broken JSON"
+        if isinstance(body, dict) and "error" in body:
+            return Trouble(f"an error with status 200: {json.dumps(body['error'])[:SHOWN]}", True, False, raw=raw)
+        self.strange += 1
+        if not self.right and self.strange >= (1 if what == "HTML" else 3):
+            raise ConfigError(
+                f"teachers.{self.name}.base_url: {self.teacher.base_url} answers {what} ({start!r}), so it is no "
+                "OpenAI-compatible endpoint; base_url usually ends in /v1"
+            )
+        return Trouble(f"{what} with status 200: {start!r}", True, True, raw=raw)
+
+    def hide(self, text: str) -> str:
+        """The text without our key, which some endpoints repeat in their errors."""
+        return text.replace(self._secret, "[key]") if self._secret else text
+
+
+def retry_after(headers: dict[str, str]) -> float | None:
+    """Seconds that a response asks to wait, or None."""
+    found = {k.lower(): v for k, v in headers.items()}
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(found[name]) / unit)
+        except (KeyError, ValueError):
+            continue
+    if "retry-after" in found:  # a date
+        from email.utils import parsedate_to_datetime
+
+        try:
+            import datetime
+
+            when = parsedate_to_datetime(found["retry-after"])
+            return max(0.0, (when - datetime.datetime.now(when.tzinfo)).total_seconds())
+        except ValueError:
+            return None
+    return None
+
+
+def which_limit(headers: dict[str, str], text: str) -> Kind:
+    """Whether a 429 is about tokens or about requests."""
+    found = {k.lower(): v for k, v in headers.items()}
+    if found.get("x-ratelimit-remaining-tokens") == "0":
+        return "tokens"
+    if found.get("x-ratelimit-remaining-requests") == "0":
+        return "requests"
+    return "tokens" if re.search(r"tokens? per|\bTPM\b|\btokens\b", text, re.IGNORECASE) else "requests"
+
+
+@dataclass(frozen=True)
+class Content:
+    """What an answer says: text, reasoning, why it ended, tokens as counted by the teacher (None where missing)."""
+
+    text: str
+    reasoning: str
+    finish: str
+    refusal: str
+    prompt_tokens: int | None
+    answer_tokens: int | None
+
+
+def content(body: dict[str, Any]) -> Content:
+    """Read a reply of either protocol."""
+    choice = body["choices"][0]
+    message = choice.get("message") or {}
+    text = message.get("content") if "message" in choice else choice.get("text")
+    if isinstance(text, list):  # parts
+        text = "".join(p.get("text", "") for p in text if isinstance(p, dict))
+    reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+    found = body.get("usage")
+    usage: dict[str, Any] = found if isinstance(found, dict) else {}
+    return Content(
+        clean(text) if isinstance(text, str) else "",
+        clean(reasoning) if isinstance(reasoning, str) else "",
+        str(choice.get("finish_reason") or ""),
+        clean(str(message.get("refusal") or "")),
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+    )
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

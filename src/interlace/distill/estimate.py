@@ -1,0 +1,106 @@
+"""What a recipe may take, before anything is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from interlace.base.errors import ConfigError
+from interlace.base.templates import Templates
+from interlace.distill.desk import Desk
+from interlace.distill.recipe import Recipe, Stage
+from interlace.distill.steps.ask import Asking
+
+LOOKED_AT = 50  # rows of a source whose prompts are rendered
+TOKENS_PER_BYTE = 0.3  # of prompts in English
+USUAL = 0.5  # of max_tokens that an answer is taken to have
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One step's.
+
+    Attributes:
+        rows: that leave it, at most.
+        requests: at most, retries aside.
+        prompt_tokens: about, in all.
+        answer_tokens: at most, in all.
+        cost: USD, about: with answers of half the length that is allowed.
+        most: USD, at most.
+    """
+
+    step: str
+    kind: str
+    rows: int
+    requests: int = 0
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    cost: float = 0.0
+    most: float = 0.0
+
+
+def estimate(recipe: Recipe, limit: int | None = None) -> list[Estimate]:
+    """For each step, if no row is dropped; sources are read once, nothing is sent."""
+    templates = Templates()
+    found: dict[str, Estimate] = {}
+    samples: dict[str, list[dict[str, Any]]] = {}
+    try:
+        for name, stage in recipe.stages.items():
+            desk = Desk(name, recipe.folder, recipe.run.seed, templates)
+            if stage.step.FEEDS:
+                found[name], samples[name] = _source(stage, desk, limit)
+                continue
+            rows_in = sum(found[f].rows for f in stage.feeds)
+            seen = [row for f in stage.feeds for row in samples[f]]
+            found[name], samples[name] = _step(recipe, stage, rows_in, seen, desk)
+    finally:
+        templates.close()
+    return list(found.values())
+
+
+def _source(stage: Stage, desk: Desk, limit: int | None) -> tuple[Estimate, list[dict[str, Any]]]:
+    limits = [x for x in (limit, getattr(stage.step, "limit", None)) if x]
+    rows = islice(stage.step.rows(desk), min(limits) if limits else None)
+    seen = list(islice(rows, LOOKED_AT))
+    return Estimate(stage.step.name, stage.step.kind, len(seen) + sum(1 for _ in rows)), seen
+
+
+def _step(
+    recipe: Recipe, stage: Stage, rows: int, seen: list[dict[str, Any]], desk: Desk
+) -> tuple[Estimate, list[dict[str, Any]]]:
+    """A step's estimate, and rows as they may leave it: texts that are not there yet stand as long as they may be."""
+    step = stage.step
+    most = step.max_tokens if isinstance(step, Asking) else 0
+    new = "x" * int(USUAL * most / TOKENS_PER_BYTE)
+    after = [{**dict.fromkeys(stage.columns, new), **row} for row in seen]
+    requests = step.requests(rows)
+    if not requests:
+        return Estimate(step.name, step.kind, step.fan(rows)), after
+    sizes = [_prompt_bytes(step, row, desk) for row in seen] or [0]
+    prompt = int(TOKENS_PER_BYTE * sum(sizes) / len(sizes) * requests)
+    teachers = [recipe.teachers[t] for t in step.asks()]
+    costs = [(t.cost(prompt, int(USUAL * most * requests)), t.cost(prompt, most * requests)) for t in teachers]
+    return (
+        Estimate(
+            step.name,
+            step.kind,
+            step.fan(rows),
+            requests,
+            prompt,
+            most * requests,
+            max(c[0] for c in costs),
+            max(c[1] for c in costs),
+        ),
+        after,
+    )
+
+
+def _prompt_bytes(step: Any, row: dict[str, Any], desk: Desk) -> int:
+    total = 0
+    for field, template in step.templates().items():
+        try:
+            total += len(desk.render(template, row, field).encode("utf-8", "replace"))
+        except ConfigError:
+            total += len(template)
+    return total

@@ -1,0 +1,207 @@
+"""What a run made, as conversations to train on: JSONL and Parquet, split by hash, with a manifest of where from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from interlace.base.errors import BackendUnavailable, ConfigError, DataError
+from interlace.base.files import new_folder, sha256
+from interlace.base.schema import validate
+from interlace.base.templates import Templates
+from interlace.data.sources import split_point
+from interlace.distill.ledger import Ledger, Row
+from interlace.distill.recipe import Output
+from interlace.distill.run import RunFolder, summary, versions
+
+SPLITS = ("train", "held_out")
+PARQUET_ROWS = 2000  # in memory at a time
+ROLES = ("system", "user", "assistant", "tool")
+
+Tell = Callable[[str, int, int], None]
+
+
+class Unusable(Exception):
+    """A row that makes no conversation; the message says why."""
+
+
+def export(run: str | Path, out: str | Path, *, parquet: bool = True, tell: Tell = lambda *_: None) -> dict[str, Any]:
+    """Write train.jsonl, held_out.jsonl, the same as Parquet, and manifest.json; returns the manifest.
+
+    Args:
+        run: a folder that `generate` wrote; it need not be finished.
+        out: a new folder, or one that an earlier export wrote, which is replaced.
+        parquet: whether Parquet is written too.
+
+    Raises:
+        RunError, DataError: the run cannot be read, or `out` holds something else.
+        BackendUnavailable: Parquet is asked for and pyarrow is not installed.
+    """
+    folder, out = RunFolder.read(Path(run)), Path(out)
+    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
+        raise DataError(f"{out}: exists and no export wrote it; name another --out")
+    settings = validate(Output, folder.about["recipe"].get("output", {}), "output")
+    ledger, templates = folder.open_ledger(), Templates()
+    try:
+        with new_folder(out) as partial:
+            splits = {name: Split(partial, name, parquet) for name in SPLITS}
+            left_out: Counter[str] = Counter()
+            total = ledger.count(folder.last.id).get("ok", 0)
+            for done, row in enumerate(ledger.ordered(folder.last.id), start=1):
+                try:
+                    made = conversation(row, settings, templates)
+                except Unusable as error:
+                    left_out[str(error)] += 1
+                    continue
+                side = split_point(made.pop("split")) < settings.held_out
+                splits[SPLITS[side]].add(made)
+                if not done % 500 or done == total:
+                    tell("writing", done, total)
+            for split in splits.values():
+                split.close()
+            manifest = describe(folder, ledger, splits, dict(left_out))
+            (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    finally:
+        templates.close()
+        ledger.close()
+    return manifest
+
+
+def conversation(row: Row, settings: Output, templates: Templates) -> dict[str, Any]:
+    """A row as {"id", "messages", "split", and the columns that are kept}.
+
+    Raises:
+        Unusable: a template fails on it, or a turn is empty.
+    """
+
+    def render(name: str) -> str:
+        try:
+            return templates.render(getattr(settings, name), row.values, f"output.{name}")
+        except ConfigError as error:
+            raise Unusable(str(error)) from None
+
+    if settings.messages:
+        turns = [check_turn(t) for t in row.values.get(settings.messages) or []]
+        if not any(t["role"] == "assistant" for t in turns):
+            raise Unusable(f"{settings.messages}: has no assistant's turn")
+    else:
+        turns = [{"role": "system", "content": render("system")}] if settings.system else []
+        turns.append({"role": "user", "content": render("user")})
+        answer: dict[str, Any] = {"role": "assistant", "content": render("assistant")}
+        if settings.reasoning and (trace := render("reasoning").strip()):
+            answer["reasoning_content"] = trace
+        turns.append(answer)
+        if not answer["content"].strip():
+            raise Unusable("the assistant's turn is empty")
+    asked = next((t["content"] for t in turns if t["role"] == "user"), "")
+    kept = {name: row.values.get(name) for name in settings.keep}
+    return {"id": row.key, "messages": turns, "split": render("split_by") if settings.split_by else asked, **kept}
+
+
+def check_turn(turn: Any) -> dict[str, Any]:
+    """A turn of a column of messages, or Unusable."""
+    if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
+        raise Unusable(f"messages: a turn needs a role ({', '.join(ROLES)}) and content that is text")
+    return {k: v for k, v in turn.items() if k in ("role", "content", "reasoning_content")}
+
+
+class Split:
+    """One side's files, written row by row."""
+
+    def __init__(self, folder: Path, name: str, parquet: bool):
+        """Begin them."""
+        self.folder, self.name, self.rows, self.characters = folder, name, 0, 0
+        self._jsonl: IO[str] = open(folder / f"{name}.jsonl", "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._parquet = Parquet(folder / f"{name}.parquet") if parquet else None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write a row."""
+        self._jsonl.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self.rows += 1
+        self.characters += sum(len(t["content"]) for t in row["messages"])
+        if self._parquet is not None:
+            self._parquet.add(row)
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._jsonl.close()
+        if self._parquet is not None:
+            self._parquet.close()
+
+    def manifest(self) -> dict[str, Any]:
+        """Rows, characters and hashes."""
+        files = sorted(p for p in self.folder.iterdir() if p.stem == self.name)
+        hashes = {p.name: sha256(p) for p in files}
+        return {"rows": self.rows, "characters": self.characters, "sha256": hashes}
+
+
+class Parquet:
+    """Conversations as Parquet: id, messages as a list of structs, and the kept columns as one JSON text."""
+
+    def __init__(self, path: Path):
+        """Begin a file.
+
+        Raises:
+            BackendUnavailable: pyarrow is not installed.
+        """
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise BackendUnavailable(
+                "export: Parquet needs pyarrow; `pip install 'interlace[distill]'` brings it, or give --no-parquet"
+            ) from None
+        turn = pyarrow.struct([(n, pyarrow.string()) for n in ("role", "content", "reasoning_content")])
+        self._schema = pyarrow.schema(
+            [("id", pyarrow.string()), ("messages", pyarrow.list_(turn)), ("columns", pyarrow.string())]
+        )
+        self._table = pyarrow.Table
+        self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
+        self._held: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write a row, soon."""
+        kept = {k: v for k, v in row.items() if k not in ("id", "messages")}
+        turns = [{"reasoning_content": None, **t} for t in row["messages"]]
+        self._held.append({"id": row["id"], "messages": turns, "columns": json.dumps(kept, ensure_ascii=False)})
+        if len(self._held) >= PARQUET_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(self._table.from_pylist(self._held, schema=self._schema))
+        self._held = []
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._flush()
+        self._writer.close()
+
+
+def describe(folder: RunFolder, ledger: Ledger, splits: dict[str, Split], left_out: dict[str, int]) -> dict[str, Any]:
+    """The manifest."""
+    recipe = folder.about["recipe"]
+    about = ("kind", "model", "base_url", "checkpoint", "licence", "terms", "authorisation", "price_in", "price_out")
+    teachers = {name: {k: table[k] for k in about if k in table} for name, table in recipe.get("teachers", {}).items()}
+    found = summary(folder, ledger)
+    states: Counter[str] = Counter()
+    for step in found["steps"]:
+        states.update({s: n for s, n in step["rows"].items() if s != "ok"})
+    states["ok"] = sum(s.rows for s in splits.values())
+    return {
+        "format": 1,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "finished": all(s["done"] for s in found["steps"]),
+        "splits": {name: split.manifest() for name, split in splits.items()},
+        "rows_by_state": dict(states),
+        "left_out": left_out,
+        "steps": found["steps"],
+        "spent": found["spent"],
+        "teachers": teachers,
+        "inputs": folder.about.get("inputs", {}),
+        "recipe": recipe,
+        "versions": {"made with": folder.about.get("versions", {}), "exported with": versions()},
+    }

@@ -1,0 +1,286 @@
+"""The run of a recipe: all steps at once, each taking rows as they come; what is written is never done again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from interlace.base.errors import ConfigError, InterlaceError
+from interlace.distill.client import Client
+from interlace.distill.desk import Desk
+from interlace.distill.ledger import Ledger, NewRow, Row
+from interlace.distill.recipe import Recipe, Stage
+from interlace.distill.steps.base import Out, clean_values
+
+CHUNK = 500  # rows of a source, or ids of rows that wait, at a time
+BEAT_SECONDS = 20.0
+DIGITS = 9  # of a row's number
+
+
+def stage_id(stage: Stage, limit: int | None = None) -> str:
+    """Under which a step's rows are kept; those of a trial are apart from those of the whole run."""
+    return stage.id + (f"-{limit}" if limit else "")
+
+
+@dataclass
+class Course:
+    """How a stage goes.
+
+    Attributes:
+        done: all its rows are there.
+        moved: set whenever a row is written, and at the end.
+        total: rows that will reach it, if that is known.
+    """
+
+    stage: Stage
+    done: bool = False
+    moved: asyncio.Event = field(default_factory=asyncio.Event)
+    working: int = 0
+
+
+@dataclass
+class Flow:
+    """A recipe on its way.
+
+    Attributes:
+        limit: the most rows of every source, for a trial; None for all.
+        tell: called now and then while it runs.
+    """
+
+    recipe: Recipe
+    ledger: Ledger
+    client: Client
+    desk: Desk
+    limit: int | None = None
+    tell: Callable[[], None] = lambda: None
+    courses: dict[str, Course] = field(default_factory=dict)
+
+    def stage_id(self, name: str) -> str:
+        """As the function, by name."""
+        return stage_id(self.recipe.stages[name], self.limit)
+
+    async def run(self) -> None:
+        """Until every row has ended.
+
+        Raises:
+            InterlaceError: why it ended before; what is written stays.
+        """
+        self.courses = {name: Course(stage) for name, stage in self.recipe.stages.items()}
+        ticker = asyncio.create_task(self._tick())
+        try:
+            results = await asyncio.gather(*(self._stage(c) for c in self.courses.values()), return_exceptions=True)
+        finally:
+            ticker.cancel()
+            self.tell()
+        found = [r for r in results if isinstance(r, BaseException)]
+        for error in found:
+            if not isinstance(error, InterlaceError):
+                raise error
+        if self.client.stop is not None:
+            raise self.client.stop
+        if found:
+            raise found[0]
+
+    async def _tick(self) -> None:
+        last = time.monotonic()
+        while True:
+            self.tell()
+            await asyncio.sleep(0.5)
+            if time.monotonic() - last > BEAT_SECONDS:
+                last = time.monotonic()
+                self.ledger.beat()
+
+    async def _stage(self, course: Course) -> None:
+        """Run one stage; an error stops the others too."""
+        step = course.stage.step
+        try:
+            if self.ledger.begin_stage(self.stage_id(step.name)):
+                course.done = True
+                return
+            desk = self._desk(step.name)
+            if step.FEEDS:
+                await self._source(course, desk)
+            elif step.ORDERED:
+                await self._ordered(course, desk)
+            else:
+                await self._one_by_one(course, desk)
+            self.ledger.end_stage(self.stage_id(step.name), desk.notes)
+            course.done = True
+        except InterlaceError as error:
+            self.client.halt(error)
+            raise
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.client.halt(InterlaceError(f"steps.{step.name}: {error}"))
+            raise
+        finally:
+            course.moved.set()
+
+    def _desk(self, name: str) -> Desk:
+        return replace(self.desk, step=name, client=self.client, used=[], notes={})
+
+    async def _source(self, course: Course, desk: Desk) -> None:
+        """Write the rows of a source; those that are there already are passed over."""
+        name = course.stage.step.name
+        limits = [x for x in (self.limit, getattr(course.stage.step, "limit", None)) if x]
+        chunk: list[NewRow] = []
+        for number, values in enumerate(course.stage.step.rows(desk)):
+            if limits and number >= min(limits):
+                break
+            chunk.append(NewRow(f"{number:0{DIGITS}}", clean_values(values)))
+            if len(chunk) == CHUNK:
+                await self._write(course, name, chunk)
+                chunk = []
+        await self._write(course, name, chunk)
+
+    async def _write(self, course: Course, name: str, rows: list[NewRow]) -> None:
+        if self.client.stop is not None:
+            raise self.client.stop
+        self.ledger.add(self.stage_id(name), rows)
+        course.moved.set()
+        await asyncio.sleep(0)
+
+    async def _one_by_one(self, course: Course, desk: Desk) -> None:
+        """Take rows as they come, many at once."""
+        waiting = self._arrivals(course)
+        lock = asyncio.Lock()
+
+        async def lane() -> None:
+            while True:
+                async with lock:
+                    try:
+                        row, prefix = await anext(waiting)
+                    except StopAsyncIteration:
+                        return
+                course.working += 1
+                try:
+                    await self._row(course, row, prefix, desk.for_row())
+                finally:
+                    course.working -= 1
+
+        lanes = [asyncio.create_task(lane()) for _ in range(self.recipe.run.rows_at_once)]
+        results = await asyncio.gather(*lanes, return_exceptions=True)
+        errors = [r for r in results if isinstance(r, BaseException)]
+        if errors:
+            raise next((e for e in errors if not isinstance(e, InterlaceError)), errors[0])
+
+    async def _row(self, course: Course, row: Row, prefix: str, desk: Desk) -> None:
+        """What becomes of one row; a template that fails on it ends the row, and not the run."""
+        step = course.stage.step
+        try:
+            outs = await step.one(row, desk)
+        except ConfigError as error:
+            if self.client.stop is not None:
+                raise
+            outs = [Out({}, "dropped", f"{error}")]
+        rows = []
+        for place, out in enumerate(outs):
+            key = prefix + (row.key if len(outs) == 1 else f"{row.key}.{place:03}")
+            used = tuple(desk.used) if not place else ()
+            rows.append(NewRow(key, clean_values(out.values), row.id, out.state, out.reason, used))
+        self.ledger.add(self.stage_id(step.name), rows)
+        course.moved.set()
+
+    async def _arrivals(self, course: Course) -> AsyncIterator[tuple[Row, str]]:
+        """Rows of every step before, as they are written, that have not been through this one."""
+        stage, feeds = self.stage_id(course.stage.step.name), course.stage.feeds
+        after = dict.fromkeys(feeds, 0)
+        while True:
+            ended = all(self.courses[f].done for f in feeds)
+            for feed in feeds:
+                self.courses[feed].moved.clear()
+            found = 0
+            for feed in feeds:
+                ids = self.ledger.waiting(self.stage_id(feed), stage, after[feed], CHUNK)
+                for id_ in ids:
+                    if self.client.stop is not None:
+                        raise self.client.stop
+                    after[feed] = id_
+                    found += 1
+                    yield self.ledger.row(id_), self._prefix(course, feed)
+            if not found:
+                if ended:
+                    return
+                if self.client.stop is not None:
+                    raise self.client.stop
+                waits = [asyncio.create_task(self.courses[f].moved.wait()) for f in feeds if not self.courses[f].done]
+                await asyncio.wait(waits, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+                for task in waits:
+                    task.cancel()
+
+    @staticmethod
+    def _prefix(course: Course, feed: str) -> str:
+        """Keeps rows of several steps apart where they come together."""
+        return f"{course.stage.feeds.index(feed)}-" if len(course.stage.feeds) > 1 else ""
+
+    async def _ordered(self, course: Course, desk: Desk) -> None:
+        """Wait for all rows, then see them in order; begun anew if it was interrupted, which costs no request."""
+        step, stage = course.stage.step, self.stage_id(course.stage.step.name)
+        for feed in course.stage.feeds:
+            while not self.courses[feed].done:
+                if self.client.stop is not None:
+                    raise self.client.stop
+                self.courses[feed].moved.clear()
+                try:
+                    await asyncio.wait_for(self.courses[feed].moved.wait(), 1.0)
+                except TimeoutError:
+                    continue
+        self.ledger.clear_stage(stage)
+
+        def rows() -> Iterator[Row]:
+            for feed in course.stage.feeds:
+                prefix = self._prefix(course, feed)
+                for row in self.ledger.ordered(self.stage_id(feed)):
+                    yield Row(row.id, prefix + row.key, row.state, row.reason, row.values)
+
+        chunk: list[NewRow] = []
+        number = 0
+        async for out in step.all(rows, desk):
+            key = out.parent.key if out.parent is not None else f"{number:0{DIGITS}}"
+            number += 1
+            used, desk.used = tuple(desk.used), []
+            parent = out.parent.id if out.parent is not None else None
+            chunk.append(NewRow(key, clean_values(out.values), parent, out.state, out.reason, used))
+            if len(chunk) == CHUNK:
+                await self._write(course, step.name, chunk)
+                chunk = []
+        if desk.used:  # requests after the last row
+            desk.notes["requests"] = desk.used
+        await self._write(course, step.name, chunk)
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How far a run is.
+
+    Attributes:
+        steps: each step's rows by state.
+        done, expected: requests that rows are through with, and those of the whole run if rows go on as they have.
+    """
+
+    steps: list[dict[str, Any]]
+    done: int
+    expected: int
+
+
+def outlook(flow: Flow) -> Outlook:
+    """Count what is there, and carry each step's losses on to the rows that wait."""
+    leaving: dict[str, float] = {}
+    steps, done, expected = [], 0.0, 0.0
+    for name, stage in flow.recipe.stages.items():
+        rows = flow.ledger.count(flow.stage_id(name))
+        steps.append({"step": name, "rows": rows})
+        step, out, ok = stage.step, sum(rows.values()), rows.get("ok", 0)
+        if step.FEEDS or flow.courses[name].done:
+            leaving[name] = ok
+        reach = sum(leaving[f] for f in stage.feeds)
+        through = reach if flow.courses[name].done else out / max(step.fan(1), 1)
+        if name not in leaving:
+            leaving[name] = max(ok, reach * step.fan(1) * (ok / out if out else 1.0))
+        done += step.requests(round(through))
+        expected += max(step.requests(round(reach)), step.requests(round(through)))
+    return Outlook(steps, round(done), round(expected))

@@ -1,0 +1,617 @@
+"""One SQLite file that holds every request ever sent, what came back, and the way of every row.
+
+A request is written down before it is sent and completed when its answer is there, so a killed process loses at most
+what was in flight, and a budget holds whatever happens. The file is in WAL mode: several processes may use it at once
+on one machine (not over a network file system). A process that is killed loses nothing that was written; a machine
+that loses power may lose the last moments, and never the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from interlace.base.errors import DataError, Failure
+
+State = Literal["ok", "truncated", "refused", "unparsable", "failed"]
+STATES: tuple[State, ...] = ("ok", "truncated", "refused", "unparsable", "failed")
+FORMAT = 1
+APPLICATION = 0x494C4C47
+BUSY_SECONDS = 60
+STALE_SECONDS = 120  # without a sign of life, a process on another machine counts as gone
+RESERVE_BYTES = 4 << 20
+
+TABLES = """
+CREATE TABLE owners (id INTEGER PRIMARY KEY, host TEXT, pid INTEGER, born TEXT, beat REAL);
+CREATE TABLE requests (
+    key TEXT PRIMARY KEY, run TEXT, teacher TEXT, body TEXT, state TEXT, response TEXT, error TEXT,
+    prompt_tokens INTEGER, answer_tokens INTEGER, counted TEXT, cost REAL, seconds REAL, tries INTEGER, waits INTEGER,
+    owner INTEGER, reserved_tokens INTEGER, reserved_cost REAL, sent REAL, ended REAL
+);
+CREATE TABLE spent (
+    run TEXT PRIMARY KEY, requests INTEGER, tokens INTEGER, cost REAL,
+    reserved_requests INTEGER, reserved_tokens INTEGER, reserved_cost REAL,
+    lost_requests INTEGER, lost_tokens INTEGER, lost_cost REAL
+);
+CREATE TABLE stages (stage TEXT PRIMARY KEY, done INTEGER, notes TEXT);
+CREATE TABLE rows (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, stage TEXT, key TEXT, parent INTEGER, state TEXT, reason TEXT, delta TEXT
+);
+CREATE UNIQUE INDEX rows_key ON rows (stage, key);
+CREATE INDEX rows_parent ON rows (stage, parent);
+CREATE INDEX rows_state ON rows (stage, state, id);
+CREATE TABLE uses (stage TEXT, row TEXT, request TEXT);
+CREATE INDEX uses_stage ON uses (stage);
+CREATE INDEX requests_open ON requests (owner) WHERE state = 'sent';
+"""
+
+
+def canonical(value: Any) -> str:
+    """JSON that is the same for equal values: sorted keys, no spaces, everything beyond ASCII escaped."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def digest(value: Any) -> str:
+    """32 hexadecimal digits that stand for plain data."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
+
+
+@dataclass
+class Record:
+    """What became of a request.
+
+    Attributes:
+        key: hash of its canonical JSON.
+        teacher: who was asked.
+        state: one of STATES.
+        response: what came back, as it came; "" if nothing did.
+        error: why it is not "ok".
+        prompt_tokens, answer_tokens: as the teacher counted, or estimated.
+        counted: "reported" by the teacher, or "estimated" where its figures are missing or cannot be.
+        cost: in USD.
+        seconds: from the first try to the answer, waiting for rate limits included.
+        tries: how often it was sent; waits: how often it was sent back for a rate limit.
+    """
+
+    key: str
+    teacher: str
+    state: State
+    response: str = ""
+    error: str = ""
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    counted: str = "reported"
+    cost: float = 0.0
+    seconds: float = 0.0
+    tries: int = 0
+    waits: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and answer."""
+        return self.prompt_tokens + self.answer_tokens
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """The most that a request can take; held back from the budget while it is in flight."""
+
+    tokens: int
+    cost: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Hard limits of a run; None for none. Requests lost in flight count in full."""
+
+    requests: int | None = None
+    tokens: int | None = None
+    cost: float | None = None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run has taken from its budget.
+
+    Attributes:
+        requests, tokens, cost: of answers that came.
+        reserved_*: held back for what is in flight.
+        lost_*: held back for what was in flight when a process was killed: it may have been charged, nobody knows.
+    """
+
+    requests: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+    reserved_requests: int = 0
+    reserved_tokens: int = 0
+    reserved_cost: float = 0.0
+    lost_requests: int = 0
+    lost_tokens: int = 0
+    lost_cost: float = 0.0
+
+
+class Exhausted(Failure):
+    """The budget does not allow another request."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row at the end of a step.
+
+    Attributes:
+        id: grows with time.
+        key: the same in every run of the same recipe; sorts as the rows of the source lie.
+        state: "ok" if it went on, "dropped", or one of STATES that ended it.
+        reason: why it ended.
+        values: every column it has.
+    """
+
+    id: int
+    key: str
+    state: str
+    reason: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NewRow:
+    """A row to write; `parent` is the row it came from, and `delta` the columns that are new or changed."""
+
+    key: str
+    delta: dict[str, Any]
+    parent: int | None = None
+    state: str = "ok"
+    reason: str = ""
+    requests: tuple[str, ...] = ()
+
+
+class Ledger:
+    """An open ledger; use it from one thread."""
+
+    def __init__(self, path: Path, run: str = "", *, create: bool = True):
+        """Open, or begin.
+
+        Args:
+            run: whose budget requests count against.
+            create: whether a missing file is begun.
+
+        Raises:
+            DataError: it is not a ledger, is damaged, or was written by a newer version; it is left as it is.
+        """
+        self.path, self.run = path, run
+        if not create and not path.is_file():
+            raise DataError(f"{path}: no ledger is there; name the folder that `interlace distill generate` wrote")
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not path.exists() or path.stat().st_size == 0
+        with self._errors():
+            self.db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        try:
+            if not fresh:
+                self._check()
+            self._begin_file()
+        except BaseException:
+            self.db.close()
+            raise
+        self._reserve_file = path.with_name(path.name + ".reserve")
+        self.owner = self._register() if run else 0
+        if run:
+            self._hold_reserve()
+            self.recover()
+
+    def _check(self) -> None:
+        """Whether the file is a whole ledger of a version that is known."""
+        try:
+            application = self.db.execute("PRAGMA application_id").fetchone()[0]
+            version = self.db.execute("PRAGMA user_version").fetchone()[0]
+            tables = self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if not tables:
+                return
+            if application != APPLICATION:
+                raise DataError(f"{self.path}: is a database, but no ledger; it was left as it is")
+            if version > FORMAT:
+                raise DataError(
+                    f"{self.path}: was written by a newer interlace (format {version}, this one knows {FORMAT}); "
+                    "install that version; the file was left as it is"
+                )
+            found = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            found = str(error)
+        if found != "ok":
+            raise DataError(
+                f"{self.path}: is damaged ({' '.join(found.split())}); it was left as it is; save what is whole with "
+                f"`sqlite3 {self.path.name} .recover | sqlite3 recovered.sqlite` and name that file"
+            )
+
+    def _begin_file(self) -> None:
+        with self._errors():
+            self.db.execute("PRAGMA journal_mode = WAL")
+            self.db.execute("PRAGMA synchronous = NORMAL")
+            with self._transaction():
+                if not self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    for statement in TABLES.split(";"):
+                        self.db.execute(statement)
+                    self.db.execute(f"PRAGMA application_id = {APPLICATION}")
+                    self.db.execute(f"PRAGMA user_version = {FORMAT}")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """SQLite's refusals in plain words."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            text = str(error)
+            if "full" in text or "disk I/O" in text:
+                raise Failure(f"{self.path}: the disk is full; make room and run the same command again") from error
+            if "locked" in text or "busy" in text:
+                raise Failure(
+                    f"{self.path}: another process has held it for {BUSY_SECONDS} seconds; is one stopped in the "
+                    "debugger, or does the file lie on a network file system?"
+                ) from error
+            raise Failure(f"{self.path}: cannot be used: {text}") from error
+        except sqlite3.DatabaseError as error:
+            raise DataError(f"{self.path}: is damaged: {error}; it was left as it is") from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Everything or nothing; where the disk is full, what was kept back for this moment is given up first."""
+        with self._errors():
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.db
+                self._commit()
+            except BaseException:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+                raise
+
+    def _commit(self) -> None:
+        try:
+            self.db.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if "full" not in str(error) or not self.give_up_reserve() or not self.db.in_transaction:
+                raise
+            self.db.execute("COMMIT")
+
+    def _hold_reserve(self) -> None:
+        """Keep some room on the disk, so that answers in flight can be written down when it is full."""
+        if not self._reserve_file.exists():
+            try:
+                with open(self._reserve_file, "wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+            except OSError as error:
+                self._reserve_file.unlink(missing_ok=True)
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise Failure(f"{self.path}: the disk is full; make room and run the same command again") from error
+
+    def give_up_reserve(self) -> bool:
+        """Whether there was room kept back, which is free now."""
+        there = self._reserve_file.exists()
+        self._reserve_file.unlink(missing_ok=True)
+        return there
+
+    def close(self) -> None:
+        """Say that this process is gone, and close the file."""
+        if self.run:
+            try:
+                with self._transaction():
+                    self._abandon(self.owner)
+            except (Failure, DataError):
+                pass  # it will be seen to be gone
+            self._reserve_file.unlink(missing_ok=True)
+        self.db.close()
+
+    # --- processes -------------------------------------------------------------------------------------------------
+
+    def _register(self) -> int:
+        with self._transaction():
+            values = (platform.node(), os.getpid(), _born(os.getpid()), time.time())
+            made = self.db.execute("INSERT INTO owners (host, pid, born, beat) VALUES (?, ?, ?, ?)", values)
+            self.db.execute(
+                "INSERT OR IGNORE INTO spent VALUES (?, 0, 0, 0, 0, 0, 0, 0, 0, 0)",
+                (self.run,),
+            )
+            return int(made.lastrowid or 0)
+
+    def beat(self) -> None:
+        """A sign of life, for processes on other machines."""
+        with self._transaction():
+            self.db.execute("UPDATE owners SET beat = ? WHERE id = ?", (time.time(), self.owner))
+
+    def _gone(self) -> list[int]:
+        """Processes that have ended without saying so."""
+        gone = []
+        for owner, host, pid, born, beat in self.db.execute("SELECT id, host, pid, born, beat FROM owners"):
+            here = host == platform.node()
+            if owner != self.owner and (_born(pid) != born if here else time.time() - beat > STALE_SECONDS):
+                gone.append(owner)
+        return gone
+
+    def recover(self) -> int:
+        """Open up what was in flight in processes that are gone; how many requests that were.
+
+        They may have been charged, so what was held back for them stays taken from the budget.
+        """
+        with self._transaction():
+            return sum(self._abandon(owner) for owner in self._gone())
+
+    def _abandon(self, owner: int) -> int:
+        lost = self.db.execute(
+            "SELECT run, count(*), sum(reserved_tokens), sum(reserved_cost) FROM requests "
+            "WHERE state = 'sent' AND owner = ? GROUP BY run",
+            (owner,),
+        ).fetchall()
+        for run, requests, tokens, cost in lost:
+            self.db.execute(
+                "UPDATE spent SET lost_requests = lost_requests + ?, lost_tokens = lost_tokens + ?, "
+                "lost_cost = lost_cost + ?, reserved_requests = reserved_requests - ?, "
+                "reserved_tokens = reserved_tokens - ?, reserved_cost = reserved_cost - ? WHERE run = ?",
+                (requests, tokens, cost, requests, tokens, cost, run),
+            )
+        self.db.execute("UPDATE requests SET state = 'lost' WHERE state = 'sent' AND owner = ?", (owner,))
+        self.db.execute("DELETE FROM owners WHERE id = ?", (owner,))
+        return sum(row[1] for row in lost)
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    def find(self, key: str) -> Record | None:
+        """What became of a request, or None if it has no answer yet."""
+        names = ", ".join(f.name for f in fields(Record))
+        with self._errors():
+            found = self.db.execute(f"SELECT {names} FROM requests WHERE key = ?", (key,)).fetchone()
+        return None if found is None or found[2] not in STATES else Record(*found)
+
+    def claim(self, key: str, teacher: str, body: str, reserve: Reserve, limits: Limits) -> bool:
+        """Write a request down before it is sent; False if another process is just sending it, or has an answer.
+
+        Raises:
+            Exhausted: the budget does not allow it.
+        """
+        with self._transaction():
+            state = self.db.execute("SELECT state FROM requests WHERE key = ?", (key,)).fetchone()
+            if state is not None and state[0] != "lost":
+                return False
+            check_budget(self.spent(), reserve, limits)
+            self.db.execute(
+                "INSERT OR REPLACE INTO requests (key, run, teacher, body, state, owner, reserved_tokens, "
+                "reserved_cost, sent) VALUES (?, ?, ?, ?, 'sent', ?, ?, ?, ?)",
+                (key, self.run, teacher, body, self.owner, reserve.tokens, reserve.cost, time.time()),
+            )
+            self._release(reserve, -1)
+        return True
+
+    def _release(self, reserve: Reserve, times: int) -> None:
+        self.db.execute(
+            "UPDATE spent SET reserved_requests = reserved_requests - ?, reserved_tokens = reserved_tokens - ?, "
+            "reserved_cost = reserved_cost - ? WHERE run = ?",
+            (times, times * reserve.tokens, times * reserve.cost, self.run),
+        )
+
+    def finish(self, record: Record, reserve: Reserve) -> None:
+        """Write down the answer to a request that was claimed."""
+        with self._transaction():
+            self._write(record)
+            self._release(reserve, 1)
+            self.db.execute(
+                "UPDATE spent SET requests = requests + 1, tokens = tokens + ?, cost = cost + ? WHERE run = ?",
+                (record.tokens, record.cost, self.run),
+            )
+
+    def fail(self, record: Record) -> None:
+        """Write down that a request whose last try was given up gets no other."""
+        with self._transaction():
+            self._write(record)
+
+    def _write(self, record: Record) -> None:
+        values = asdict(record)
+        values.pop("teacher")
+        key = values.pop("key")
+        names = ", ".join(f"{name} = ?" for name in values)
+        self.db.execute(
+            f"UPDATE requests SET {names}, ended = ?, owner = NULL WHERE key = ?", (*values.values(), time.time(), key)
+        )
+
+    def give_up_try(self, key: str, reserve: Reserve, charged: bool) -> None:
+        """A try failed; the request can be claimed again.
+
+        charged: whether the teacher may have counted it, as when the connection broke after it was sent; what was held
+            back then stays taken.
+        """
+        kind = "lost_requests = lost_requests + 1, lost_tokens = lost_tokens + ?, lost_cost = lost_cost + ?"
+        none = "requests = requests + 1, tokens = tokens + 0 * ?, cost = cost + 0 * ?"
+        with self._transaction():
+            self.db.execute("UPDATE requests SET state = 'lost', owner = NULL WHERE key = ?", (key,))
+            self._release(reserve, 1)
+            self.db.execute(
+                f"UPDATE spent SET {kind if charged else none} WHERE run = ?", (reserve.tokens, reserve.cost, self.run)
+            )
+
+    def unclaim(self, key: str, reserve: Reserve) -> None:
+        """Take back a claim whose request was not sent."""
+        with self._transaction():
+            self.db.execute("DELETE FROM requests WHERE key = ? AND state = 'sent'", (key,))
+            self._release(reserve, 1)
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Let requests be sent again; what they cost stays counted."""
+        with self._transaction():
+            self.db.executemany("DELETE FROM requests WHERE key = ? AND state != 'sent'", [(k,) for k in keys])
+
+    def spent(self) -> Spent:
+        """What this run has taken from its budget."""
+        names = ", ".join(f.name for f in fields(Spent))
+        with self._errors():
+            found = self.db.execute(f"SELECT {names} FROM spent WHERE run = ?", (self.run,)).fetchone()
+        return Spent(*found) if found else Spent()
+
+    # --- rows ------------------------------------------------------------------------------------------------------
+
+    def begin_stage(self, stage: str) -> bool:
+        """Whether a stage is done; it is begun if it is not known."""
+        with self._transaction():
+            self.db.execute("INSERT OR IGNORE INTO stages VALUES (?, 0, '{}')", (stage,))
+            return bool(self.db.execute("SELECT done FROM stages WHERE stage = ?", (stage,)).fetchone()[0])
+
+    def end_stage(self, stage: str, notes: dict[str, Any]) -> None:
+        """All rows of a stage are there."""
+        with self._transaction():
+            self.db.execute("UPDATE stages SET done = 1, notes = ? WHERE stage = ?", (canonical(notes), stage))
+
+    def notes(self, stage: str) -> dict[str, Any]:
+        """What a stage had to say at its end."""
+        with self._errors():
+            found = self.db.execute("SELECT notes FROM stages WHERE stage = ?", (stage,)).fetchone()
+        return json.loads(found[0]) if found else {}
+
+    def done(self, stage: str) -> bool:
+        """Whether all rows of a stage are there."""
+        with self._errors():
+            found = self.db.execute("SELECT done FROM stages WHERE stage = ?", (stage,)).fetchone()
+        return bool(found and found[0])
+
+    def clear_stage(self, stage: str) -> None:
+        """Forget the rows of a stage; requests stay."""
+        with self._transaction():
+            self.db.execute("DELETE FROM rows WHERE stage = ?", (stage,))
+            self.db.execute("DELETE FROM uses WHERE stage = ?", (stage,))
+            self.db.execute("UPDATE stages SET done = 0, notes = '{}' WHERE stage = ?", (stage,))
+
+    def drop_rows(self, stage: str, states: Sequence[str]) -> list[str]:
+        """Forget the rows of a stage that ended in these states, and open it again; keys of the requests they used."""
+        marks = ", ".join("?" * len(states))
+        with self._transaction():
+            chosen = f"SELECT key FROM rows WHERE stage = ? AND state IN ({marks})"
+            requests = self.db.execute(
+                f"SELECT DISTINCT request FROM uses WHERE stage = ? AND row IN ({chosen})", (stage, stage, *states)
+            ).fetchall()
+            self.db.execute(f"DELETE FROM uses WHERE stage = ? AND row IN ({chosen})", (stage, stage, *states))
+            self.db.execute(f"DELETE FROM rows WHERE stage = ? AND state IN ({marks})", (stage, *states))
+            self.db.execute("UPDATE stages SET done = 0 WHERE stage = ?", (stage,))
+        return [r[0] for r in requests]
+
+    def add(self, stage: str, rows: Sequence[NewRow]) -> None:
+        """Write rows, all or none; a row that is there already stays as it is."""
+        with self._transaction():
+            for row in rows:
+                self.db.execute(
+                    "INSERT OR IGNORE INTO rows (stage, key, parent, state, reason, delta) VALUES (?, ?, ?, ?, ?, ?)",
+                    (stage, row.key, row.parent, row.state, clean(row.reason), canonical(row.delta)),
+                )
+                self.db.executemany(
+                    "INSERT INTO uses VALUES (?, ?, ?)", [(stage, row.key, request) for request in row.requests]
+                )
+
+    def count(self, stage: str) -> dict[str, int]:
+        """Rows of a stage by state."""
+        with self._errors():
+            found = self.db.execute("SELECT state, count(*) FROM rows WHERE stage = ? GROUP BY state", (stage,))
+            return dict(found.fetchall())
+
+    def reasons(self, stage: str) -> list[tuple[str, str, int]]:
+        """(state, reason, how many) of the rows that ended in a stage, most frequent first."""
+        with self._errors():
+            return self.db.execute(
+                "SELECT state, reason, count(*) FROM rows WHERE stage = ? AND state != 'ok' "
+                "GROUP BY state, reason ORDER BY count(*) DESC, reason",
+                (stage,),
+            ).fetchall()
+
+    def waiting(self, upstream: str, stage: str, after: int, limit: int) -> list[int]:
+        """Ids of rows that went on from `upstream` and have not been through `stage`, in order of time."""
+        with self._errors():
+            found = self.db.execute(
+                "SELECT id FROM rows AS up WHERE stage = ? AND state = 'ok' AND id > ? AND NOT EXISTS "
+                "(SELECT 1 FROM rows WHERE stage = ? AND parent = up.id) ORDER BY id LIMIT ?",
+                (upstream, after, stage, limit),
+            )
+            return [r[0] for r in found]
+
+    def ordered(self, stage: str, state: str | None = "ok", chunk: int = 500) -> Iterator[Row]:
+        """The rows of a stage by key, a chunk in memory at a time; `state` None for all."""
+        last = ""
+        wanted = "" if state is None else "AND state = ?"
+        while True:
+            with self._errors():
+                found = self.db.execute(
+                    f"SELECT id, key FROM rows WHERE stage = ? AND key > ? {wanted} ORDER BY key LIMIT ?",
+                    (stage, last, *([] if state is None else [state]), chunk),
+                ).fetchall()
+            if not found:
+                return
+            for id_, last in found:  # noqa: B007 - `last` is read above
+                yield self.row(id_)
+
+    def row(self, id_: int) -> Row:
+        """A row with all its columns: its own over those of the rows it came from."""
+        with self._errors():
+            key, state, reason, delta, parent = self.db.execute(
+                "SELECT key, state, reason, delta, parent FROM rows WHERE id = ?", (id_,)
+            ).fetchone()
+            values = json.loads(delta)
+            while parent is not None:
+                delta, parent = self.db.execute("SELECT delta, parent FROM rows WHERE id = ?", (parent,)).fetchone()
+                values = json.loads(delta) | values
+        return Row(id_, key, state, reason, values)
+
+    def usage(self, stage: str) -> list[dict[str, Any]]:
+        """What a stage's rows took, by teacher and state; a request that several rows used counts once."""
+        names = ("teacher", "state", "requests", "prompt_tokens", "answer_tokens", "cost", "seconds", "tries", "waits")
+        with self._errors():
+            found = self.db.execute(
+                "SELECT teacher, state, count(*), sum(prompt_tokens), sum(answer_tokens), sum(cost), sum(seconds), "
+                "sum(tries), sum(waits) FROM requests WHERE key IN (SELECT request FROM uses WHERE stage = ?) "
+                "GROUP BY teacher, state ORDER BY teacher, state",
+                (stage,),
+            )
+            return [dict(zip(names, row, strict=True)) for row in found]
+
+
+def check_budget(spent: Spent, reserve: Reserve, limits: Limits) -> None:
+    """Raise Exhausted where another request could pass a limit."""
+    for name, more, unit in (("requests", 1, ""), ("tokens", reserve.tokens, ""), ("cost", reserve.cost, " USD")):
+        limit = getattr(limits, name)
+        if limit is None:
+            continue
+        used, lost = getattr(spent, name), getattr(spent, f"lost_{name}")
+        held = getattr(spent, f"reserved_{name}")
+        if used + lost + held + more > limit:
+            form = "{:.4f}" if name == "cost" else "{:,}"
+            said = f"{form.format(used)} spent"
+            said += f", {form.format(lost)} perhaps charged for requests lost in flight" if lost else ""
+            said += f", {form.format(held)} held for requests in flight" if held else ""
+            raise Exhausted(
+                f"max_{name}: {said}, and the next request can take {form.format(more)}, which would pass "
+                f"{form.format(limit)}{unit}; raise it in the recipe and run the same command"
+            )
+
+
+def clean(text: str) -> str:
+    """The text with lone surrogates, which no encoding knows, replaced by U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _born(pid: int) -> str:
+    """When a process of this machine was started, or "" if it is not there; tells it from a later one of its number."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return ""
+        except PermissionError:
+            pass
+        return "alive" if not os.path.isdir("/proc/self") else ""

@@ -1,0 +1,132 @@
+"""A checkpoint of ours as a teacher, in this process: requests that come together are answered together."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from interlace.base.errors import ConfigError, InterlaceError
+from interlace.base.files import sha256
+from interlace.distill.endpoint import Outcome, Reply, Trouble
+from interlace.distill.teacher import Teacher
+
+GATHER_SECONDS = 0.01  # that a batch waits for company
+
+
+def fingerprint(checkpoint: str) -> str:
+    """What tells one set of weights from another: the hashes of a checkpoint's files.
+
+    Raises:
+        CheckpointError: it is no checkpoint.
+    """
+    from interlace.checkpoint.folder import resolve
+
+    folder = resolve(Path(checkpoint).expanduser())
+    total = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors") and "optim" not in p.name):
+        if file.name not in ("training.json", "checksums.json"):
+            total.update(f"{file.name} {sha256(file)}\n".encode())
+    return total.hexdigest()[:32]
+
+
+class Local:
+    """Loads when it is first asked."""
+
+    def __init__(self, name: str, teacher: Teacher):
+        """Nothing is read yet."""
+        self.name, self.teacher = name, teacher
+        self._waiting: asyncio.Queue[tuple[dict[str, Any], asyncio.Future[Outcome]]] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._model: Any = None
+
+    async def send(self, body: dict[str, Any]) -> Outcome:
+        """Answer one request, with others of its kind that come within a moment."""
+        if self._waiting is None:
+            self._waiting = asyncio.Queue()
+            self._task = asyncio.create_task(self._work(self._waiting))
+        answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        await self._waiting.put((body, answer))
+        return await answer
+
+    async def close(self) -> None:
+        """End."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _work(self, waiting: asyncio.Queue[tuple[dict[str, Any], asyncio.Future[Outcome]]]) -> None:
+        while True:
+            batch = [await waiting.get()]
+            await asyncio.sleep(GATHER_SECONDS)
+            while len(batch) < self.teacher.batch and not waiting.empty():
+                batch.append(waiting.get_nowait())
+            try:
+                outcomes = await asyncio.to_thread(self._answer, [body for body, _ in batch])
+            except InterlaceError as error:
+                for _, answer in batch:
+                    answer.set_exception(error)
+                continue
+            for (_, answer), outcome in zip(batch, outcomes, strict=True):
+                if not answer.done():
+                    answer.set_result(outcome)
+
+    def _load(self) -> None:
+        import interlace
+        from interlace.generate.engine import lay_out_for_decoding
+
+        model = interlace.load(Path(self.teacher.checkpoint).expanduser(), device=self.teacher.device)
+        if model.tokenizer is None:
+            raise ConfigError(f"teachers.{self.name}: {self.teacher.checkpoint} has no tokenizer")
+        self._model = lay_out_for_decoding(model)
+        self._chat = model.tokenizer.chat()
+        self._ends = end_tokens(model.tokenizer, self._chat)
+
+    def _answer(self, bodies: list[dict[str, Any]]) -> list[Outcome]:
+        """Answers in OpenAI's form."""
+        from interlace.generate.batch import generate_batch
+        from interlace.generate.sampling import Sampling
+
+        if self._model is None:
+            self._load()
+        model, tokenizer = self._model, self._model.tokenizer
+        outcomes: list[Outcome] = []
+        rows: list[tuple[int, list[int], int, Sampling, int]] = []
+        for place, body in enumerate(bodies):
+            text = body["prompt"] if "prompt" in body else self._chat.render(body["messages"], True)
+            ids, most = tokenizer.encode(text), int(body.get("max_tokens") or 256)
+            limit = model.config.max_positions
+            if not ids or (limit is not None and len(ids) + most > limit):
+                outcomes.append(
+                    Trouble(f"{len(ids)} tokens and {most} to make do not fit the model", False, False, True)
+                )
+                continue
+            outcomes.append(Trouble("", False, False))
+            sampling = Sampling(float(body.get("temperature", 1.0)), body.get("top_k"), float(body.get("top_p", 1.0)))
+            rows.append((place, ids, most, sampling, int(body.get("seed", 0))))
+        if rows:
+            _, prompts, most_, samplings, seeds = (list(x) for x in zip(*rows, strict=True))
+            made = generate_batch(model, prompts, most_, samplings, seeds, self._ends)
+            for (place, ids, *_), found in zip(rows, made, strict=True):
+                outcomes[place] = self._reply(bodies[place], ids, found.ids, found.ended)
+        return outcomes
+
+    def _reply(self, body: dict[str, Any], prompt: list[int], made: list[int], ended: bool) -> Reply:
+        text, finish = self._model.tokenizer.decode(made), "stop" if ended else "length"
+        for stop in body.get("stop") or ():
+            if stop in text:
+                text, finish = text[: text.index(stop)], "stop"
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
+        choice |= {"text": text} if "prompt" in body else {"message": {"role": "assistant", "content": text}}
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": len(made)}
+        whole = {"model": self.teacher.checkpoint, "choices": [choice], "usage": usage}
+        return Reply(json.dumps(whole), whole)
+
+
+def end_tokens(tokenizer: Any, chat: Any) -> list[int]:
+    """Tokens that a chat template ends an answer with, where they are not the end of text."""
+    parts = chat.parts([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    learnt = next((p.text for p in parts if p.learnt), "b")
+    ids = tokenizer.encode(learnt[learnt.rfind("b") + 1 :].strip())
+    return ids[:1]

@@ -1,0 +1,309 @@
+"""A recipe: teachers, steps that feed each other, limits, and what is written in the end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from interlace.base.errors import ConfigError, DataError, nearest
+from interlace.base.files import sha256
+from interlace.base.schema import Closed, read_toml, validate
+from interlace.base.templates import Templates
+from interlace.distill.ledger import Limits, digest
+from interlace.distill.steps.base import Step
+from interlace.distill.steps.registry import KINDS
+from interlace.distill.teacher import Teacher
+
+TABLES = ("run", "teachers", "steps", "output")
+ABOUT_STEPS = ("name", "kind", "from")
+
+
+class RunSettings(Closed):
+    """The table `[run]`.
+
+    Attributes:
+        seed: of everything that is drawn.
+        max_cost: USD; max_tokens: prompts and answers; max_requests: sent, rate limits left out. Hard limits: what was
+            in flight when a process was killed counts in full.
+        ledger: a file that several recipes share; `ledger.sqlite` in the run folder if not given.
+        rows_at_once: rows of a step that are worked on at once, at most.
+    """
+
+    seed: int = 0
+    max_cost: float | None = Field(default=None, gt=0)
+    max_tokens: int | None = Field(default=None, gt=0)
+    max_requests: int | None = Field(default=None, gt=0)
+    ledger: str = ""
+    rows_at_once: int = Field(default=256, gt=0)
+
+
+class Output(Closed):
+    """The table `[output]`: how a row becomes a conversation.
+
+    Attributes:
+        source: `from` in TOML: the step whose rows are written; the last one if not given.
+        system, user, assistant: templates of the turns; no system's turn if empty.
+        reasoning: template of the trace that goes with the assistant's turn, as `reasoning_content`.
+        messages: a column that holds the turns already; instead of the templates.
+        keep: columns that are written beside the messages.
+        held_out: share of the rows that is held out, chosen by a hash of `split_by`.
+        split_by: template; rows with the same text go to the same side. The user's turn if not given.
+    """
+
+    source: str = Field(default="", alias="from")
+    system: str = ""
+    user: str = ""
+    assistant: str = ""
+    reasoning: str = ""
+    messages: str = ""
+    keep: tuple[str, ...] = Field(default=(), strict=False)
+    held_out: float = Field(default=0.02, ge=0, lt=1)
+    split_by: str = ""
+
+    def templates(self) -> dict[str, str]:
+        """By field."""
+        names = ("system", "user", "assistant", "reasoning", "split_by")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step in its place.
+
+    Attributes:
+        step: the table.
+        feeds: the names of the steps it takes rows from.
+        columns: that its rows have.
+        inputs: hashes of the files it reads, by path.
+        id: hash of the step, its inputs and everything before it: rows are kept under it, so that an edit of the recipe
+            does anew what it changes, and no more.
+    """
+
+    step: Step
+    feeds: tuple[str, ...]
+    columns: frozenset[str]
+    inputs: dict[str, str]
+    id: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe that was checked.
+
+    Attributes:
+        raw: the file as plain data, overrides applied.
+        folder: where it lies; paths in it start here.
+        stages: by name, each after those that feed it.
+    """
+
+    raw: dict[str, Any]
+    folder: Path
+    run: RunSettings
+    teachers: dict[str, Teacher]
+    stages: dict[str, Stage]
+    output: Output
+
+    @property
+    def limits(self) -> Limits:
+        """Hard limits."""
+        return Limits(self.run.max_requests, self.run.max_tokens, self.run.max_cost)
+
+    @property
+    def last(self) -> Stage:
+        """The stage whose rows are written."""
+        return self.stages[self.output.source or next(reversed(self.stages))]
+
+    @property
+    def hash(self) -> str:
+        """Of all it says."""
+        return digest(self.raw)
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe; input files are read once.
+
+    Raises:
+        ConfigError: a key, a value, a name, a template or the order of the steps is wrong.
+        DataError: an input file is missing or broken.
+    """
+    raw = read_toml(path, "recipe", overrides)
+    return build(raw, path.parent)
+
+
+def build(raw: dict[str, Any], folder: Path) -> Recipe:
+    """The same from plain data."""
+    for key in raw:
+        if key not in TABLES:
+            raise ConfigError(f"{key}: unknown table; {nearest(key, TABLES)}")
+    settings = validate(RunSettings, _table(raw, "run"), "run")
+    teachers = {}
+    for name, table in _table(raw, "teachers").items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"teachers.{name}: must be a table [teachers.NAME], got {table!r}")
+        teachers[name] = validate(Teacher, table, f"teachers.{name}")
+    steps = _steps(raw)
+    output = validate(Output, _table(raw, "output"), "output")
+    _check_teachers(steps, teachers, settings)
+    templates = Templates()
+    try:
+        stages = _stages(steps, teachers, folder, settings.seed, templates)
+        _check_output(output, stages, templates)
+    finally:
+        templates.close()
+    return Recipe(raw, folder, settings, teachers, stages, output)
+
+
+def _table(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    found = raw.get(name, {})
+    if not isinstance(found, dict):
+        raise ConfigError(f"{name}: must be a table [{name}], got {type(found).__name__}")
+    return found
+
+
+def _steps(raw: dict[str, Any]) -> dict[str, Step]:
+    """The steps by name, each checked against the schema of its kind."""
+    tables = raw.get("steps")
+    if not isinstance(tables, list) or not tables:
+        raise ConfigError("steps: a recipe needs at least one table [[steps]]")
+    steps: dict[str, Step] = {}
+    for number, table in enumerate(tables, start=1):
+        where = f"steps.{table.get('name') or table.get('kind') or number}" if isinstance(table, dict) else "steps"
+        if not isinstance(table, dict) or not isinstance(table.get("kind"), str):
+            raise ConfigError(f"{where}: has no kind; known: {', '.join(sorted(KINDS))}")
+        if table["kind"] not in KINDS:
+            raise ConfigError(f"{where}.kind: no step is called {table['kind']!r}; {nearest(table['kind'], KINDS)}")
+        step = validate(KINDS[table["kind"]], {"name": table["kind"], **table}, where)
+        if step.name in steps:
+            raise ConfigError(f"{where}: two steps are called {step.name!r}; give one of them another name")
+        steps[step.name] = step
+    return steps
+
+
+def _check_teachers(steps: dict[str, Step], teachers: dict[str, Teacher], settings: RunSettings) -> None:
+    """Every teacher that is named is there, may be learnt from, and has a price if there is a limit of cost."""
+    for step in steps.values():
+        for name in step.asks():
+            if name not in teachers:
+                raise ConfigError(
+                    f"steps.{step.name}.teacher: {name!r} is not in [teachers]; {nearest(name, teachers)}"
+                )
+            teachers[name].check_terms(name)
+            table = teachers[name]
+            if settings.max_cost is not None and table.kind == "endpoint" and None in (table.price_in, table.price_out):
+                raise ConfigError(
+                    f"teachers.{name}: run.max_cost needs price_in and price_out, USD for a million tokens (0 if free)"
+                )
+
+
+def _stages(
+    steps: dict[str, Step], teachers: dict[str, Teacher], folder: Path, seed: int, templates: Templates
+) -> dict[str, Stage]:
+    """The steps in an order in which each comes after those that feed it, their columns checked."""
+    feeds = _feeds(steps)
+    stages: dict[str, Stage] = {}
+    for name in _order(feeds):
+        step, before = steps[name], [stages[f] for f in feeds[name]]
+        given = frozenset.intersection(*(s.columns for s in before)) if before else frozenset()
+        _check_columns(step, given, templates)
+        columns = step.makes(given, folder)
+        said = step.model_dump(mode="json", by_alias=True, exclude={"name", "source"})
+        asked = {t: teachers[t].identity() for t in step.asks()}
+        inputs = {f: _hash(folder / f, f"steps.{name}") for f in step.files()}
+        parts = {"step": said, "asks": asked, "inputs": list(inputs.values()), "from": [s.id for s in before]}
+        stages[name] = Stage(step, feeds[name], columns, inputs, digest({**parts, "seed": seed}))
+    return stages
+
+
+def _feeds(steps: dict[str, Step]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    before = ""
+    for name, step in steps.items():
+        for source in step.source:
+            if source not in steps:
+                raise ConfigError(f"steps.{name}.from: no step is called {source!r}; {nearest(source, steps)}")
+        if step.FEEDS and step.source:
+            raise ConfigError(f"steps.{name}.from: a step of kind {step.kind!r} makes rows of its own and takes none")
+        if not step.FEEDS and not step.source and not before:
+            raise ConfigError(
+                f"steps.{name}: nobody feeds it; put a source before it, or name the step whose rows it takes with from"
+            )
+        found[name] = step.source if step.source or step.FEEDS else (before,)
+        before = name
+    return found
+
+
+def _order(feeds: dict[str, tuple[str, ...]]) -> list[str]:
+    """Names so that each comes after its sources; raises ConfigError with the circle, where there is one."""
+    ordered: list[str] = []
+    way: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in way:
+            raise ConfigError(
+                f"steps: {' -> '.join([*way[way.index(name) :], name])} take rows from each other in a circle"
+            )
+        if name in ordered:
+            return
+        way.append(name)
+        for source in feeds[name]:
+            visit(source)
+        way.pop()
+        ordered.append(name)
+
+    for name in feeds:
+        visit(name)
+    return ordered
+
+
+def _check_columns(step: Step, given: frozenset[str], templates: Templates) -> None:
+    for field, template in step.templates().items():
+        where = f"steps.{step.name}.{field}"
+        for column in sorted(templates.names(template, where) - given):
+            raise ConfigError(f"{where}: no column is called {column!r} here; {_known(column, given)}")
+    for field, column in step.reads().items():
+        if column not in given:
+            raise ConfigError(
+                f"steps.{step.name}.{field}: no column is called {column!r} here; {_known(column, given)}"
+            )
+
+
+def _known(column: str, given: frozenset[str]) -> str:
+    return nearest(column, given) if given else "there are none"
+
+
+def _check_output(output: Output, stages: dict[str, Stage], templates: Templates) -> None:
+    if output.source and output.source not in stages:
+        raise ConfigError(f"output.from: no step is called {output.source!r}; {nearest(output.source, stages)}")
+    last = stages[output.source or next(reversed(stages))]
+    if output.messages:
+        if output.user or output.assistant:
+            raise ConfigError("output.messages: names a column of turns; leave out user and assistant")
+        named = {"messages": output.messages}
+    elif not output.user or not output.assistant:
+        raise ConfigError("output: needs templates user and assistant, or the name of a column of messages")
+    else:
+        named = {}
+    for field, template in output.templates().items():
+        for column in sorted(templates.names(template, f"output.{field}") - last.columns):
+            raise ConfigError(f"output.{field}: no column is called {column!r} here; {_known(column, last.columns)}")
+    for field, column in (*named.items(), *(("keep", c) for c in output.keep)):
+        if column not in last.columns:
+            raise ConfigError(f"output.{field}: no column is called {column!r} here; {_known(column, last.columns)}")
+
+
+def _hash(path: Path, where: str) -> str:
+    """The hash of an input file, or of all files of a folder."""
+    if path.is_file():
+        return sha256(path)
+    if not path.is_dir():
+        raise DataError(f"{where}: {path}: no such file or folder")
+    total = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            total.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
+    return total.hexdigest()

@@ -1,0 +1,251 @@
+"""Steps that put a question to a teacher: generate, and rewrite."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from interlace.distill.desk import Answer, Desk, Question
+from interlace.distill.ledger import Row, digest
+from interlace.distill.steps.base import Out, Step, clean_values
+
+FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
+REPAIR = (
+    "That answer cannot be used: {error}. Answer again with JSON alone that fits the schema, no other text around it."
+)
+REFUSALS = re.compile(
+    r"^\s*(i'm sorry,? but i (can't|cannot|am unable)|i'm (unable|not able) to|"
+    r"i (can't|cannot) (help|assist|comply|provide)|"
+    r"as an ai( language model)?,? i (can't|cannot|am unable))",
+    re.IGNORECASE,
+)
+SHORT = 400  # characters; a refusal in words is short
+
+Teachers = tuple[str, ...] | dict[str, float]
+
+
+class Asking(Step):
+    """What all steps that ask have.
+
+    Attributes:
+        teacher: a name of `[teachers]`; several are fall-backs in this order; a table of weights, such as
+            {big = 3, small = 1}, chooses one for each row by its key.
+        system: template of the system's turn; none if empty.
+        temperature, top_p, max_tokens, stop: of the sampling.
+        extra: other keys for the endpoint, such as {reasoning_effort = "low"}.
+        keep_truncated: whether answers cut off at max_tokens go on.
+        refusals: whether short answers that begin like a refusal count as one.
+    """
+
+    teacher: Teachers
+    system: str = ""
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=1024, gt=0)
+    stop: tuple[str, ...] = Field(default=(), strict=False)
+    extra: dict[str, Any] = Field(default_factory=dict)
+    keep_truncated: bool = False
+    refusals: bool = True
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _one_name(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _weights(self) -> Asking:
+        if not self.teacher:
+            raise ValueError("teacher: names none")
+        if isinstance(self.teacher, dict) and any(w <= 0 for w in self.teacher.values()):
+            raise ValueError(f"teacher: weights must be positive, got {self.teacher}")
+        return self
+
+    def asks(self) -> tuple[str, ...]:
+        """The teachers it names."""
+        return tuple(self.teacher)
+
+    def chosen(self, row: Row) -> tuple[str, ...]:
+        """Whom to ask for a row, in this order."""
+        if not isinstance(self.teacher, dict):
+            return self.teacher
+        place = int(digest([self.name, row.key]), 16) / 16**32 * sum(self.teacher.values())
+        for name, weight in self.teacher.items():
+            place -= weight
+            if place < 0:
+                return (name,)
+        return (name,)
+
+    def sampling(self, **more: Any) -> dict[str, Any]:
+        """As the endpoint takes it."""
+        found: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        if self.top_p < 1:
+            found["top_p"] = self.top_p
+        if self.stop:
+            found["stop"] = list(self.stop)
+        return {**found, **self.extra, **more}
+
+    def messages(self, prompt: str, row: Row, desk: Desk) -> tuple[dict[str, str], ...]:
+        """A system's turn, if there is one, and the user's."""
+        turns = []
+        if self.system:
+            turns.append({"role": "system", "content": desk.render(self.system, row, "system")})
+        return (*turns, {"role": "user", "content": prompt})
+
+    def ended(self, answer: Answer) -> Out | None:
+        """The row's end, where an answer cannot be used."""
+        if answer.state == "truncated" and self.keep_truncated and answer.text.strip():
+            return None
+        if answer.state != "ok":
+            return Out({}, answer.state, answer.error)
+        if self.refusals and len(answer.text) < SHORT and REFUSALS.match(answer.text):
+            return Out({}, "refused", f"the teacher refused: {answer.text[:200]}")
+        return None
+
+
+class Generate(Asking):
+    """`kind = "generate"`: an answer of a teacher for every row, or several.
+
+        [[steps]]
+        name = "answers"
+        kind = "generate"
+        teacher = "big"
+        prompt = "{{ question }} Reason step by step; end with 'Answer: ' and the number."
+        into = "answer"
+        samples = 4
+        temperature = 0.8
+
+    Attributes:
+        prompt: template of the user's turn.
+        into: the column of the answer; `reasoning` goes to its own column where the teacher gives one.
+        samples: answers for a row; each becomes a row.
+        schema: JSON schema of the answer, or a file with one; the answer is then an object.
+        repairs: how often an answer that does not fit the schema is asked for again, with what is wrong.
+    """
+
+    kind: Literal["generate"]
+    prompt: str = Field(min_length=1)
+    into: str = "answer"
+    reasoning: str = "reasoning"
+    samples: int = Field(default=1, gt=0, le=1000)
+    schema_: dict[str, Any] | str | None = Field(default=None, alias="schema")
+    repairs: int = Field(default=2, ge=0)
+
+    def templates(self) -> dict[str, str]:
+        """Both turns."""
+        return {"system": self.system, "prompt": self.prompt}
+
+    def files(self) -> tuple[str, ...]:
+        """The schema's, if it is a file."""
+        return (self.schema_,) if isinstance(self.schema_, str) else ()
+
+    def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
+        """Answer, reasoning, and who gave it."""
+        return given | {self.into, self.reasoning, f"{self.into}_teacher"}
+
+    def requests(self, rows: int) -> int:
+        """One for each sample."""
+        return rows * self.samples
+
+    def fan(self, rows: int) -> int:
+        """One row for each sample."""
+        return rows * self.samples
+
+    async def one(self, row: Row, desk: Desk) -> list[Out]:
+        """All samples at once."""
+        import asyncio
+
+        prompt = desk.render(self.prompt, row, "prompt")
+        messages = self.messages(prompt, row, desk)
+        return list(await asyncio.gather(*(self._sample(messages, row, desk, i) for i in range(self.samples))))
+
+    async def _sample(self, messages: tuple[dict[str, str], ...], row: Row, desk: Desk, sample: int) -> Out:
+        schema = read_schema(self.schema_, desk.folder)
+        question = Question(messages, self.sampling(), schema, sample)
+        error = ""
+        for repair in range(self.repairs + 1):
+            answer = await desk.ask(self.chosen(row), question)
+            if (end := self.ended(answer)) is not None:
+                return end
+            values = {self.reasoning: answer.reasoning, f"{self.into}_teacher": answer.teacher}
+            if schema is None:
+                return Out({self.into: answer.text, **values})
+            value, error = fitting(answer.text, schema)
+            if not error:
+                more = {f"{self.into}_repairs": repair} if repair else {}
+                return Out({self.into: clean_values(value), **values, **more})
+            turns = (
+                {"role": "assistant", "content": answer.text},
+                {"role": "user", "content": REPAIR.format(error=error)},
+            )
+            question = Question((*messages, *turns), self.sampling(), schema, sample)
+        return Out({}, "unparsable", f"{self.repairs} repairs did not help: {error}")
+
+
+class Rewrite(Generate):
+    """`kind = "rewrite"`: a text of the row, written anew as asked.
+
+        [[steps]]
+        kind = "rewrite"
+        teacher = "big"
+        column = "text"
+        instruction = "Write it as a clear lesson for a beginner. Keep every fact."
+
+    Attributes:
+        column: of the text.
+        into: the column of the new text; the same as `column` if not given.
+        instruction: what to do with it; a template too.
+    """
+
+    kind: Literal["rewrite"]  # type: ignore[assignment]
+    column: str
+    instruction: str = Field(min_length=1)
+    into: str = ""
+    prompt: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_generate(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("column"), str):
+            if data.get("prompt"):
+                raise ValueError("prompt: a rewrite has an instruction; use kind = 'generate' for a prompt of your own")
+            text = f"<text>\n{{{{ {data['column']} }}}}\n</text>"
+            asked = f"{data.get('instruction', '')}\n\nAnswer with the new text alone.\n\n{text}"
+            return {**data, "prompt": asked, "into": data.get("into") or data["column"]}
+        return data
+
+
+def read_schema(schema: dict[str, Any] | str | None, folder: Path) -> dict[str, Any] | None:
+    """A schema that stands in a recipe, or in a file that it names.
+
+    Raises:
+        DataError: the file is missing or is not JSON.
+    """
+    from interlace.base.files import read_json
+
+    if isinstance(schema, str):
+        found = read_json(folder / schema, "the schema")
+        return found if isinstance(found, dict) else None
+    return schema
+
+
+def fitting(text: str, schema: dict[str, Any]) -> tuple[Any, str]:
+    """(the value, "") of an answer that fits a schema; (None, what is wrong) of one that does not."""
+    import jsonschema
+
+    fenced = FENCE.match(text)
+    try:
+        value = json.loads(fenced.group(1) if fenced else text)
+    except (ValueError, RecursionError) as error:
+        return None, f"it is not JSON ({error})"
+    try:
+        jsonschema.validate(value, schema)
+    except jsonschema.ValidationError as error:
+        where = ".".join(map(str, error.absolute_path)) or "the answer"
+        return None, f"{where}: {error.message[:200]}"
+    except jsonschema.SchemaError as error:
+        return None, f"the schema itself is wrong: {error.message[:200]}"
+    return value, ""

@@ -1,0 +1,122 @@
+"""What a step is: a closed table of a recipe, and what it does with rows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ConfigDict, Field, field_validator
+
+from interlace.base.schema import Closed
+from interlace.distill.ledger import Row, clean
+
+if TYPE_CHECKING:
+    from interlace.distill.desk import Desk
+
+Rows = Callable[[], Iterator[Row]]
+"""The rows that reach a step, by key; may be gone through more than once."""
+
+
+@dataclass(frozen=True)
+class Out:
+    """One row that leaves a step.
+
+    Attributes:
+        values: columns that are new or changed.
+        state: "ok" if it goes on; "dropped", or the state of the request that ended it.
+        reason: why it ended.
+        parent: the row it came from, for steps that see all rows at once.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    state: str = "ok"
+    reason: str = ""
+    parent: Row | None = None
+
+
+def drop(reason: str, **values: Any) -> Out:
+    """A row that ends here."""
+    return Out(values, "dropped", reason)
+
+
+class Step(Closed):
+    """A table `[[steps]]` of a recipe.
+
+    Attributes:
+        name: by which other steps take its rows; the kind, if not given.
+        kind: which step it is.
+        source: `from` in TOML: the steps whose rows it takes; the one before it, if not given.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+    FEEDS: ClassVar[bool] = False  # makes rows of its own, and takes none
+    ORDERED: ClassVar[bool] = False  # sees all rows at once, in order
+
+    name: str = Field(default="", pattern=r"^([A-Za-z][\w-]*)?$")
+    kind: str
+    source: tuple[str, ...] = Field(default=(), alias="from", strict=False)
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    def templates(self) -> dict[str, str]:
+        """Templates over a row's columns, by the field they stand in."""
+        return {}
+
+    def reads(self) -> dict[str, str]:
+        """Columns that it needs, by the field that names them."""
+        return {}
+
+    def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
+        """The columns of its rows, given those that reach it."""
+        return given
+
+    def asks(self) -> tuple[str, ...]:
+        """Teachers that it may ask, in the order it would."""
+        return ()
+
+    def files(self) -> tuple[str, ...]:
+        """Files and folders that it reads, from the recipe's folder on."""
+        return ()
+
+    def requests(self, rows: int) -> int:
+        """The most requests it makes for so many rows, retries aside."""
+        return 0
+
+    def fan(self, rows: int) -> int:
+        """The most rows that leave it, where so many reach it."""
+        return rows
+
+    def rows(self, desk: Desk) -> Iterator[dict[str, Any]]:
+        """For a step that feeds: its rows."""
+        raise NotImplementedError
+
+    async def one(self, row: Row, desk: Desk) -> list[Out]:
+        """For a step that takes rows one by one: what becomes of a row."""
+        raise NotImplementedError
+
+    def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
+        """For a step that sees all rows: what becomes of them, in order."""
+        raise NotImplementedError
+
+
+def text_of(value: Any) -> str:
+    """A column as text: strings as they are, nothing for None, and anything else as JSON."""
+    import json
+
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def clean_values(value: Any) -> Any:
+    """Plain data with `clean` done to every text in it, keys included."""
+    if isinstance(value, str):
+        return clean(value) if not value.isascii() else value
+    if isinstance(value, dict):
+        return {clean(str(k)): clean_values(v) for k, v in value.items()}
+    return [clean_values(v) for v in value] if isinstance(value, list) else value

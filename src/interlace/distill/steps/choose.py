@@ -1,0 +1,209 @@
+"""Steps that let some rows go on: the best of several samples, and filters."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from interlace.base.worker import OutOfBounds, Refused
+from interlace.distill.desk import Desk
+from interlace.distill.ledger import Row
+from interlace.distill.steps.base import Out, Rows, Step, drop, text_of
+from interlace.distill.steps.verify import CHILD
+from interlace.distill.verify.numbers import final_number
+
+TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
+
+
+def family(key: str) -> str:
+    """What the samples of one row have in common: their key without the number of the sample."""
+    return key.rpartition(".")[0] or key
+
+
+class Best(Step):
+    """`kind = "best"`: of the samples that an earlier step made from one row, the best.
+
+        [[steps]]
+        kind = "best"
+        highest = "score"            # or: vote = "answer"
+
+    Attributes:
+        highest: a column of numbers; the highest goes on, the first of equal ones.
+        vote: a column; the first sample of those whose text is most frequent goes on (self-consistency: Wang et al.,
+            arXiv 2203.11171). Texts that end in a number are one vote if the numbers are equal.
+        keep: how many go on.
+    """
+
+    ORDERED: ClassVar[bool] = True
+
+    kind: Literal["best"]
+    highest: str = ""
+    vote: str = ""
+    keep: int = Field(default=1, gt=0)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Best:
+        if bool(self.highest) == bool(self.vote):
+            raise ValueError("highest, vote: name one of them, a column")
+        return self
+
+    def reads(self) -> dict[str, str]:
+        """The column it goes by."""
+        return {"highest": self.highest} if self.highest else {"vote": self.vote}
+
+    async def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
+        """A row's samples at a time."""
+        for _, group in groupby(rows(), key=lambda r: family(r.key)):
+            samples = list(group)
+            for place, row in enumerate(self._ranked(samples)):
+                yield Out(parent=row) if place < self.keep else Out({}, "dropped", "not the best of its samples", row)
+
+    def _ranked(self, samples: list[Row]) -> list[Row]:
+        if self.highest:
+            return sorted(samples, key=lambda r: -_number(r.values.get(self.highest)))
+        votes = {r.key: _ballot(text_of(r.values.get(self.vote))) for r in samples}
+        counts = Counter(votes.values())
+        return sorted(samples, key=lambda r: -counts[votes[r.key]])
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else float("-inf")
+
+
+def _ballot(text: str) -> str:
+    number = final_number(text)
+    return text.strip() if number is None else str(number)
+
+
+class Filter(Step):
+    """`kind = "filter"`: rows whose text is as it should be go on.
+
+        [[steps]]
+        kind = "filter"
+        column = "answer"
+        shortest = 40
+        longest = 8000
+        language = "en"
+
+    Attributes:
+        column: the text.
+        shortest, longest: in characters.
+        pattern, without: regular expressions that must be found, and that must not.
+        language: codes of ISO 639-1; the likeliest of the languages that py3langid knows must be among them.
+        where: a template that must say true (true, yes or 1; false, no, 0 or nothing).
+    """
+
+    kind: Literal["filter"]
+    column: str = ""
+    shortest: int = Field(default=0, ge=0)
+    longest: int | None = Field(default=None, gt=0)
+    pattern: str = ""
+    without: str = ""
+    language: tuple[str, ...] = Field(default=(), strict=False)
+    where: str = ""
+    seconds: float = Field(default=5.0, gt=0)
+
+    @field_validator("language", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Filter:
+        asks = self.shortest or self.longest or self.pattern or self.without or self.language
+        if bool(asks) != bool(self.column):
+            raise ValueError("column: names the text whose length, pattern or language counts; give both or neither")
+        if not asks and not self.where:
+            raise ValueError("filter: asks for nothing; give a length, a pattern, a language or where")
+        if self.longest is not None and self.longest < self.shortest:
+            raise ValueError(f"longest: {self.longest} is less than shortest = {self.shortest}")
+        for name in ("pattern", "without"):
+            try:
+                re.compile(getattr(self, name))
+            except re.error as error:
+                raise ValueError(f"{name}: is no regular expression: {error}") from None
+        return self
+
+    def templates(self) -> dict[str, str]:
+        """The condition."""
+        return {"where": self.where}
+
+    def reads(self) -> dict[str, str]:
+        """The text."""
+        return {"column": self.column} if self.column else {}
+
+    def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
+        """The language, where it is asked for."""
+        return given | ({f"{self.column}_language"} if self.language else set())
+
+    async def one(self, row: Row, desk: Desk) -> list[Out]:
+        """The first rule that is broken ends the row."""
+        text = text_of(row.values.get(self.column)) if self.column else ""
+        if len(text) < self.shortest:
+            return [drop(f"shorter than {self.shortest} characters")]
+        if self.longest is not None and len(text) > self.longest:
+            return [drop(f"longer than {self.longest} characters")]
+        if self.where:
+            said = desk.render(self.where, row, "where").strip().lower()
+            if said not in TRUE:
+                return [drop("where is not true" if said in FALSE else "where says neither true nor false")]
+        for pattern, wanted in ((self.pattern, True), (self.without, False)):
+            if pattern and (why := await self._broken(pattern, wanted, text, desk)):
+                return [drop(why)]
+        if self.language:
+            found = await desk.on_a_core(language_of, text)
+            values = {f"{self.column}_language": found}
+            if found not in self.language:
+                return [drop(f"language {found}", **values)]
+            return [Out(values)]
+        return [Out()]
+
+    async def _broken(self, pattern: str, wanted: bool, text: str, desk: Desk) -> str:
+        try:
+            found, _ = await desk.work(CHILD, {"do": "pattern", "text": text, "pattern": pattern}, self.seconds)
+        except (OutOfBounds, Refused) as error:
+            return f"the pattern {error}"
+        return "" if found == wanted else "the pattern is not found" if wanted else "the pattern is found"
+
+
+def language_of(text: str) -> str:
+    """The likeliest language of a text, as its ISO 639-1 code. Model: py3langid, which holds 97 languages."""
+    import py3langid
+
+    return str(py3langid.classify(text[:5000])[0])
+
+
+class Render(Step):
+    """`kind = "template"`: a new column from others.
+
+        [[steps]]
+        kind = "template"
+        into = "question"
+        template = "{{ a }} + {{ b }} = ?"
+
+    Attributes:
+        template: over the row's columns.
+        into: the new column.
+    """
+
+    kind: Literal["template"]
+    template: str = Field(min_length=1)
+    into: str = Field(min_length=1)
+
+    def templates(self) -> dict[str, str]:
+        """The template."""
+        return {"template": self.template}
+
+    def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
+        """The new column."""
+        return given | {self.into}
+
+    async def one(self, row: Row, desk: Desk) -> list[Out]:
+        """Render it."""
+        return [Out({self.into: desk.render(self.template, row, "template")})]

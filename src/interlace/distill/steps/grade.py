@@ -1,0 +1,186 @@
+"""Grading by rubric: `kind = "grade"`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from interlace.base.schema import Closed
+from interlace.distill.desk import Desk, Question
+from interlace.distill.ledger import Row
+from interlace.distill.steps.ask import Asking, fitting
+from interlace.distill.steps.base import Out, drop
+
+JUDGE = """You grade an answer by the criteria below. Judge the answer as it stands, not what its writer may have meant.
+
+{criteria}
+
+For each criterion give a whole number from 0 (not met at all) to {levels} (met fully).
+
+<task>
+{task}
+</task>
+
+<answer>
+{answer}
+</answer>
+
+Answer with JSON alone: {form}"""
+
+
+class Criterion(Closed):
+    """One line of a rubric.
+
+    Attributes:
+        name: a short word; the key of the judge's answer.
+        text: what to look for.
+        weight: how much it counts; negative for a fault, whose presence takes away.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z]\w*$")
+    text: str = Field(min_length=1)
+    weight: float = 1.0
+
+    @field_validator("weight")
+    @classmethod
+    def _counts(cls, value: float) -> float:
+        if value == 0:
+            raise ValueError("must not be 0: a criterion that does not count has no place in a rubric")
+        return value
+
+
+class Grade(Asking):
+    """`kind = "grade"`: a score from 0 to 1 by a rubric, given by one judge or several.
+
+        [[steps]]
+        kind = "grade"
+        teacher = "judge"                  # several: each grades every row, and their agreement is reported
+        task = "{{ question }}"
+        answer = "{{ answer }}"
+        least = 0.7
+        [[steps.criteria]]
+        name = "correct"
+        text = "Every statement is true."
+        weight = 3
+        [[steps.criteria]]
+        name = "padding"
+        text = "The answer holds sentences that say nothing."
+        weight = -1
+
+    The score is sum(weight x level) over the criteria, brought to 0 .. 1: 0 where no merit and every fault is seen, 1
+    where every merit and no fault is. What a judge does not answer as asked is missing, never 0, and asked for again; a
+    row whose grade stays incomplete ends as "unparsable".
+
+    Attributes:
+        task, answer: templates of what was asked, and what is graded.
+        criteria: the rubric.
+        jointly: one request for all criteria; false asks for each alone.
+        levels: the highest mark.
+        tries: how often a grade that is missing is asked for.
+        least: rows with a lower score end here.
+        into: the column of the score; `INTO_marks` holds each judge's marks.
+    """
+
+    kind: Literal["grade"]
+    task: str = ""
+    answer: str = "{{ answer }}"
+    criteria: tuple[Criterion, ...] = Field(strict=False, min_length=1)
+    jointly: bool = True
+    levels: int = Field(default=4, gt=0, le=100)
+    tries: int = Field(default=3, gt=0)
+    least: float = Field(default=0.0, ge=0, le=1)
+    into: str = "score"
+    temperature: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _names(self) -> Grade:
+        names = [c.name for c in self.criteria]
+        if len(set(names)) < len(names):
+            raise ValueError(f"criteria: two are called {max(names, key=names.count)!r}")
+        if isinstance(self.teacher, dict):
+            raise ValueError("teacher: judges have no weights; name one, or several who all grade")
+        return self
+
+    def templates(self) -> dict[str, str]:
+        """What is shown to the judge."""
+        return {"system": self.system, "task": self.task, "answer": self.answer}
+
+    def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
+        """Score and marks."""
+        return given | {self.into, f"{self.into}_marks"}
+
+    def requests(self, rows: int) -> int:
+        """One for each judge, or for each judge and criterion."""
+        return rows * len(self.teacher) * (1 if self.jointly else len(self.criteria))
+
+    async def one(self, row: Row, desk: Desk) -> list[Out]:
+        """Ask every judge; the score is their mean."""
+        shown = {name: desk.render(getattr(self, name), row, name) for name in ("task", "answer")}
+        graded = await asyncio.gather(*(self._judge(j, shown, row, desk) for j in self.asks()))
+        marks = dict(zip(self.asks(), graded, strict=True))
+        for judge, given in marks.items():
+            missing = [c.name for c in self.criteria if c.name not in given]
+            if missing:
+                why = f"judge {judge} gave no mark for {missing[0]} in {self.tries} tries"
+                return [Out({f"{self.into}_marks": marks}, "unparsable", why)]
+        score = sum(self.score(m) for m in marks.values()) / len(marks)
+        values: dict[str, Any] = {self.into: round(score, 6), f"{self.into}_marks": marks}
+        return [drop(f"{self.into} below {self.least:g}", **values) if score < self.least else Out(values)]
+
+    def score(self, marks: dict[str, int]) -> float:
+        """From 0 to 1."""
+        earned = sum(c.weight * marks[c.name] / self.levels for c in self.criteria)
+        worst = sum(min(c.weight, 0.0) for c in self.criteria)
+        return (earned - worst) / sum(abs(c.weight) for c in self.criteria)
+
+    async def _judge(self, judge: str, shown: dict[str, str], row: Row, desk: Desk) -> dict[str, int]:
+        """A judge's marks by criterion; those that it did not give are not there."""
+        groups = [self.criteria] if self.jointly else [(c,) for c in self.criteria]
+        parts = await asyncio.gather(*(self._marks(judge, group, shown, row, desk) for group in groups))
+        return {name: mark for part in parts for name, mark in part.items()}
+
+    async def _marks(
+        self, judge: str, criteria: tuple[Criterion, ...], shown: dict[str, str], row: Row, desk: Desk
+    ) -> dict[str, int]:
+        mark = {"type": "integer", "minimum": 0, "maximum": self.levels}
+        schema: dict[str, Any] = {
+            "type": "object",
+            "properties": {c.name: mark for c in criteria},
+            "required": [c.name for c in criteria],
+            "additionalProperties": False,
+        }
+        listed = "\n".join(f"- {c.name}: {c.text}" for c in criteria)
+        form = "{" + ", ".join(f'"{c.name}": 0..{self.levels}' for c in criteria) + "}"
+        prompt = JUDGE.format(criteria=listed, levels=self.levels, form=form, **shown)
+        found: dict[str, int] = {}
+        for attempt in range(self.tries):
+            question = Question(self.messages(prompt, row, desk), self.sampling(), schema, attempt)
+            answer = await desk.ask((judge,), question)
+            if answer.state == "ok":
+                value, _ = fitting(answer.text, {"type": "object"})
+                for criterion in criteria:
+                    given = value.get(criterion.name) if isinstance(value, dict) else None
+                    if isinstance(given, int) and not isinstance(given, bool) and 0 <= given <= self.levels:
+                        found.setdefault(criterion.name, given)
+            if len(found) == len(criteria):
+                break
+        return found
+
+
+def agreement(pairs: list[tuple[int, int]], levels: int) -> dict[str, float]:
+    """How far two judges agree on one criterion.
+
+    Returns:
+        "same": share of equal marks; "kappa": Cohen's with quadratic weights (1968): 1 for equal, 0 as by chance; 1
+        where both always give the same single mark.
+    """
+    total = len(pairs)
+    same = sum(a == b for a, b in pairs) / total
+    seen = sum((a - b) ** 2 for a, b in pairs) / total
+    left = [sum(a == k for a, _ in pairs) / total for k in range(levels + 1)]
+    right = [sum(b == k for _, b in pairs) / total for k in range(levels + 1)]
+    chance = sum(p * q * (i - j) ** 2 for i, p in enumerate(left) for j, q in enumerate(right))
+    return {"same": same, "kappa": 1 - seen / chance if chance else 1.0}

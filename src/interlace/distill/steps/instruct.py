@@ -1,0 +1,196 @@
+"""Steps that make new tasks from few: self-instruct, and evolve."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from interlace.distill.desk import Desk, Question
+from interlace.distill.ledger import Row
+from interlace.distill.minhash import shingles
+from interlace.distill.steps.ask import Asking
+from interlace.distill.steps.base import Out, Rows, drop, text_of
+
+LISTED = re.compile(r"^\s*\d+[.):]\s*(.+?)\s*(?=^\s*\d+[.):]\s|\Z)", re.MULTILINE | re.DOTALL)
+MORE = """Here are some tasks:
+
+{examples}
+
+Write {count} new tasks. They should differ from these and from each other in topic and form, stand alone, and be \
+possible to solve in writing. Answer with a numbered list of the tasks alone."""
+STALE = 3  # rounds without a new task, after which no more is hoped for
+
+DIRECTIONS = {
+    "deepen": "Ask for more depth in what it asks already, so that an expert would have to think longer.",
+    "constrain": "Add one condition that makes it harder and still possible.",
+    "concrete": "Replace its general notions by specific ones: names, numbers, places.",
+    "steps": "Change it so that it can only be solved in several steps of reasoning.",
+    "breadth": "Write another task of the same field and difficulty, on a rarer topic.",
+}
+EVOLVE = """Rewrite the task below. {direction} Add at most 20 words. It must stand alone, make sense and be possible \
+to solve. Answer with the new task alone.
+
+<task>
+{task}
+</task>"""
+
+
+class SelfInstruct(Asking):
+    """`kind = "self_instruct"`: new tasks from example tasks, which become examples themselves.
+
+        [[steps]]
+        kind = "self_instruct"
+        teacher = "big"
+        column = "task"
+        count = 500
+
+    Source: Wang et al., arXiv 2212.10560. Every request shows `shown` tasks, three in four of them seeds, and asks for
+    `asked` more; one that shares more than `alike` of its runs of three words with an earlier one is not taken.
+
+    Attributes:
+        column: of the seeds' tasks, and of the new ones.
+        count: new tasks to make.
+        at_once: requests of a round; what a round makes is shown from the next one on.
+        seeds: whether the seeds go on too.
+    """
+
+    ORDERED: ClassVar[bool] = True
+
+    kind: Literal["self_instruct"]
+    column: str
+    count: int = Field(gt=0)
+    shown: int = Field(default=8, gt=0)
+    asked: int = Field(default=5, gt=0, le=50)
+    at_once: int = Field(default=16, gt=0)
+    alike: float = Field(default=0.6, gt=0, le=1)
+    seeds: bool = False
+    temperature: float = Field(default=1.0, ge=0)
+
+    def reads(self) -> dict[str, str]:
+        """The seeds' tasks."""
+        return {"column": self.column}
+
+    def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
+        """The task alone, since new tasks have nothing else of the seeds."""
+        return frozenset({self.column})
+
+    def requests(self, rows: int) -> int:
+        """If every answer is a list of new tasks."""
+        return -(-self.count // self.asked)
+
+    def fan(self, rows: int) -> int:
+        """New tasks, and the seeds where they go on."""
+        return self.count + (rows if self.seeds else 0)
+
+    async def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
+        """Round after round; the same seed and the same answers make the same tasks."""
+        seeds = [text_of(row.values.get(self.column)) for row in rows()]
+        pool, known = list(seeds), [shingles(s, 3) for s in seeds]
+        for seed in seeds if self.seeds else ():
+            yield Out({self.column: seed})
+        made, stale, number = 0, 0, 0
+        while made < self.count and stale < STALE and pool:
+            wanted = min(self.at_once, -(-(self.count - made) // self.asked))
+            prompts = [self._prompt(seeds, pool[len(seeds) :], desk.seed, number + i) for i in range(wanted)]
+            row = Row(0, f"{number:09}", "ok", "", {})
+            number += wanted
+            questions = [Question(self.messages(p, row, desk), self.sampling()) for p in prompts]
+            answers = await asyncio.gather(*(desk.ask(self.chosen(row), q) for q in questions))
+            before = made
+            for answer in answers:
+                if (end := self.ended(answer)) is not None:
+                    yield Out({}, end.state, end.reason)
+                    continue
+                tasks = [" ".join(t.split()) for t in LISTED.findall(answer.text)]
+                if not tasks:
+                    yield Out({}, "unparsable", "the answer is no numbered list")
+                for task in tasks:
+                    found = shingles(task, 3)
+                    if made >= self.count:
+                        break
+                    if any(len(found & k) > self.alike * len(found | k) for k in known):
+                        yield drop("like an earlier task", **{self.column: task})
+                        continue
+                    known.append(found)
+                    pool.append(task)
+                    made += 1
+                    yield Out({self.column: task})
+            stale = 0 if made > before else stale + 1
+        if made < self.count:
+            desk.notes["short"] = f"{made} of {self.count} tasks: {STALE} rounds in a row made no new one"
+
+    def _prompt(self, seeds: list[str], new: list[str], seed: int, number: int) -> str:
+        draw = random.Random(f"{seed} {self.name} {number}")
+        own = min(len(new), self.shown // 4)
+        examples = draw.sample(new, own) + draw.sample(seeds, min(len(seeds), self.shown - own))
+        draw.shuffle(examples)
+        listed = "\n".join(f"{i}. {e}" for i, e in enumerate(examples, start=1))
+        return MORE.format(examples=listed, count=self.asked)
+
+
+class Evolve(Asking):
+    """`kind = "evolve"`: tasks made harder or rarer, some rounds in a row.
+
+        [[steps]]
+        kind = "evolve"
+        teacher = "big"
+        column = "task"
+        rounds = 2
+
+    Source: Xu et al., WizardLM, arXiv 2304.12244, whose directions these follow in other words.
+
+    Attributes:
+        column: of the task.
+        rounds: how often it is rewritten; each round's direction is drawn.
+        directions: of deepen, constrain, concrete, steps, breadth.
+        every: whether the tasks of all rounds go on, each as a row, and not the last alone.
+    """
+
+    kind: Literal["evolve"]
+    column: str
+    rounds: int = Field(default=1, gt=0, le=10)
+    directions: tuple[Literal["deepen", "constrain", "concrete", "steps", "breadth"], ...] = Field(
+        default=("deepen", "constrain", "concrete", "steps", "breadth"), strict=False, min_length=1
+    )
+    every: bool = False
+
+    def reads(self) -> dict[str, str]:
+        """The task."""
+        return {"column": self.column}
+
+    def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
+        """The way it went."""
+        return given | {self.column, f"{self.column}_evolved"}
+
+    def requests(self, rows: int) -> int:
+        """One for each round."""
+        return rows * self.rounds
+
+    def fan(self, rows: int) -> int:
+        """One row, or one for each round."""
+        return rows * (self.rounds if self.every else 1)
+
+    async def one(self, row: Row, desk: Desk) -> list[Out]:
+        """Rewrite, and rewrite again; a round that fails ends the row, and with `every` the rounds before it go on."""
+        task = text_of(row.values.get(self.column))
+        outs: list[Out] = []
+        way: list[str] = []
+        draw = random.Random(f"{desk.seed} {self.name} {row.key}")
+        for _ in range(self.rounds):
+            way.append(draw.choice(self.directions))
+            prompt = EVOLVE.format(direction=DIRECTIONS[way[-1]], task=task)
+            answer = await desk.ask(self.chosen(row), Question(self.messages(prompt, row, desk), self.sampling()))
+            end = self.ended(answer)
+            if end is None and answer.text.strip() == task.strip():
+                end = drop("the task came back as it was")
+            if end is not None:
+                return [*outs, end] if self.every else [end]
+            task = answer.text.strip()
+            outs.append(Out({self.column: task, f"{self.column}_evolved": " ".join(way)}))
+        return outs if self.every else outs[-1:]

@@ -1,0 +1,123 @@
+"""Steps that hold rows against each other, or against benchmarks: `dedup` and `decontaminate`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from interlace.distill.contamination import Index, judged, read_benchmark, to_columns
+from interlace.distill.desk import Desk
+from interlace.distill.ledger import Row
+from interlace.distill.minhash import HASHES, first_of_each, shingles, signature
+from interlace.distill.steps.base import Out, Rows, Step, drop
+
+
+class Dedup(Step):
+    """`kind = "dedup"`: of texts that are nearly the same, the first goes on (MinHash).
+
+        [[steps]]
+        kind = "dedup"
+        text = "{{ question }}"
+        threshold = 0.8
+
+    Attributes:
+        text: template of what is compared.
+        threshold: the estimated Jaccard similarity of the sets of runs of words from which two texts are near; 128
+            hashes estimate it with a deviation of at most 0.044.
+        words: in a run.
+    """
+
+    ORDERED: ClassVar[bool] = True
+
+    kind: Literal["dedup"]
+    text: str = Field(min_length=1)
+    threshold: float = Field(default=0.8, gt=0.2, le=1)
+    words: int = Field(default=3, gt=0)
+
+    def templates(self) -> dict[str, str]:
+        """Of what is compared."""
+        return {"text": self.text}
+
+    async def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
+        """Sign every row, then go through them again; a signature is 512 bytes, texts are not kept."""
+        signed = []
+        for row in rows():
+            signed.append(signature(shingles(desk.render(self.text, row, "text"), self.words)))
+        near = first_of_each(np.array(signed, dtype=np.uint32).reshape(-1, HASHES), self.threshold)
+        keys = [row.key for row in rows()]
+        for place, row in enumerate(rows()):
+            if near[place] < 0:
+                yield Out(parent=row)
+            else:
+                yield Out({"near": keys[int(near[place])]}, "dropped", "near an earlier row", row)
+
+
+class Decontaminate(Step):
+    """`kind = "decontaminate"`: rows that hold an item of a benchmark end here.
+
+        [[steps]]
+        kind = "decontaminate"
+        text = "{{ question }}"
+        answer = "{{ answer }}"
+        columns = ["question"]
+        answers = "answer"
+        [steps.against]
+        gsm8k = "gsm8k-test.jsonl"
+
+    How much of an item is in a row: the share of its words that lie in a run of four words which the row has too.
+
+    Attributes:
+        text: template of the row's text.
+        answer: template of the row's answer; none if empty.
+        against: JSONL files of items, by the benchmark's name.
+        columns: of the items, that hold their text.
+        answers: the column of the items' answers; none if empty.
+        threshold: coverage from which a row is dropped.
+        with_answer: coverage from which it is dropped where its answer is the item's too.
+    """
+
+    kind: Literal["decontaminate"]
+    text: str = Field(min_length=1)
+    answer: str = ""
+    against: dict[str, str] = Field(min_length=1)
+    columns: tuple[str, ...] = Field(strict=False, min_length=1)
+    answers: str = ""
+    threshold: float = Field(default=0.5, gt=0, le=1)
+    with_answer: float = Field(default=0.35, gt=0, le=1)
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    def templates(self) -> dict[str, str]:
+        """Of the row's text and answer."""
+        return {"text": self.text, "answer": self.answer}
+
+    def files(self) -> tuple[str, ...]:
+        """The benchmarks."""
+        return tuple(self.against.values())
+
+    def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
+        """Nothing that goes on; the benchmarks are read once, so that a wrong one is found before anything is paid."""
+        for name, path in self.against.items():
+            read_benchmark(name, folder / path, self.columns, self.answers)
+        return given
+
+    async def one(self, row: Row, desk: Desk) -> list[Out]:
+        """Look for the item that most is there of."""
+        index = desk.once(f"{self.name} index", lambda: self._index(desk.folder))
+        answer = desk.render(self.answer, row, "answer") if self.answer else ""
+        match = index.nearest(desk.render(self.text, row, "text"), answer)
+        if match is None or not judged(match, self.threshold, self.with_answer):
+            return [Out()]
+        return [drop(f"holds an item of {match.item.benchmark}", contamination=to_columns(match))]
+
+    def _index(self, folder: Path) -> Index:
+        return Index(
+            [i for n, p in self.against.items() for i in read_benchmark(n, folder / p, self.columns, self.answers)]
+        )

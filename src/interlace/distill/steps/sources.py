@@ -1,0 +1,200 @@
+"""Steps that feed: rows from JSONL, parts of text files, or a table of columns."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from interlace.base.errors import DataError
+from interlace.data.sources import Sources
+from interlace.distill.desk import Desk
+from interlace.distill.steps.base import Step
+
+LOOKED_AT = 1000  # rows whose keys are taken for the columns of a file
+
+
+class Feeding(Step):
+    """A step that makes rows."""
+
+    FEEDS: ClassVar[bool] = True
+
+    limit: int | None = Field(default=None, gt=0)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file, also packed by gzip, one line in memory at a time.
+
+    Raises:
+        DataError: the file is missing, or a line is no object; the message names it.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{path}:{number}: is not JSON: {error}") from None
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}:{number}: is a {type(row).__name__}, not an object with named columns")
+                yield row
+        except (OSError, EOFError) as error:
+            raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+class Jsonl(Feeding):
+    """`kind = "jsonl"`: one row for each object of a JSONL file.
+
+        [[steps]]
+        kind = "jsonl"
+        path = "questions.jsonl"
+        limit = 1000
+
+    Attributes:
+        path: the file, from the recipe's folder on.
+        limit: the most rows; all if not given.
+    """
+
+    kind: Literal["jsonl"]
+    path: str
+
+    def files(self) -> tuple[str, ...]:
+        """The file."""
+        return (self.path,)
+
+    def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
+        """The keys of its first rows; every line is read, so that a broken one is found before anything is paid."""
+        found: set[str] = set()
+        for number, row in enumerate(read_rows(folder / self.path)):
+            if number < LOOKED_AT:
+                found |= set(row)
+        if not found:
+            raise DataError(f"{folder / self.path}: holds no rows")
+        return frozenset(found)
+
+    def rows(self, desk: Desk) -> Iterator[dict[str, Any]]:
+        """Its objects."""
+        return read_rows(desk.folder / self.path)
+
+
+class Texts(Feeding):
+    """`kind = "text"`: parts of text files and folders.
+
+        [[steps]]
+        kind = "text"
+        path = ["notes/", "book.txt"]
+        characters = 4000
+
+    Attributes:
+        path: files and folders, from the recipe's folder on; JSONL files give the text of `field`.
+        into: the column; `document` names the part's file.
+        characters: about how long a part is; cut at an empty line where there is one, else at the end of a line.
+    """
+
+    kind: Literal["text"]
+    path: tuple[str, ...] = Field(strict=False, min_length=1)
+    into: str = "text"
+    field: str = "text"
+    characters: int = Field(default=4000, gt=0)
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    def files(self) -> tuple[str, ...]:
+        """Files and folders."""
+        return self.path
+
+    def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
+        """The text, and where it stood."""
+        return frozenset({self.into, "document"})
+
+    def rows(self, desk: Desk) -> Iterator[dict[str, Any]]:
+        """Parts in order."""
+        for document in Sources([desk.folder / p for p in self.path], self.field):
+            for part in parts(document.text, self.characters):
+                yield {self.into: part, "document": document.name}
+
+
+def parts(text: str, characters: int) -> Iterator[str]:
+    """A text in parts of at most about 1.25 times so many characters, cut at empty lines, lines, or words."""
+    start = 0
+    while len(text) - start > 1.25 * characters:
+        stop = start + characters
+        for mark in ("\n\n", "\n", " "):
+            found = text.rfind(mark, start + characters // 2, stop + characters // 4)
+            if found > 0:
+                stop = found + len(mark)
+                break
+        if part := text[start:stop].strip():
+            yield part
+        start = stop
+    if part := text[start:].strip():
+        yield part
+
+
+class Table(Feeding):
+    """`kind = "table"`: columns written in the recipe, combined.
+
+        [[steps]]
+        kind = "table"
+        how = "product"                     # every combination; or "rows", or "sample"
+        [steps.columns]
+        topic = ["fractions", "speed"]
+        level = ["easy", "hard"]
+
+    Attributes:
+        how: "product"; "rows" takes the first of every column, then the second; "sample" draws `count` combinations.
+        count: how many to draw; drawn anew by the recipe's seed.
+    """
+
+    kind: Literal["table"]
+    columns: dict[str, list[Any]] = Field(min_length=1)
+    how: Literal["product", "rows", "sample"] = "product"
+    count: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Table:
+        lengths = {name: len(values) for name, values in self.columns.items()}
+        if 0 in lengths.values():
+            raise ValueError(f"columns: {next(n for n, k in lengths.items() if not k)} is empty")
+        if self.how == "rows" and len(set(lengths.values())) > 1:
+            said = ", ".join(f"{n} has {k}" for n, k in lengths.items())
+            raise ValueError(f"columns: must be equally long for how = 'rows': {said}")
+        if (self.how == "sample") != bool(self.count):
+            raise ValueError("count: says how many to draw, and belongs to how = 'sample' alone")
+        return self
+
+    def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
+        """The columns."""
+        return frozenset(self.columns)
+
+    def rows(self, desk: Desk) -> Iterator[dict[str, Any]]:
+        """Combinations in order."""
+        names, values = list(self.columns), list(self.columns.values())
+        if self.how == "rows":
+            combined: Iterator[tuple[Any, ...]] = zip(*values, strict=True)
+        elif self.how == "product":
+            combined = product(*values)
+        else:
+            draw = random.Random(f"{desk.seed} {self.name}")
+            combined = (tuple(draw.choice(v) for v in values) for _ in range(self.count))
+        return (dict(zip(names, row, strict=True)) for row in combined)
+
+    @property
+    def total(self) -> int:
+        """How many rows there are."""
+        lengths = [len(v) for v in self.columns.values()]
+        return {"rows": lengths[0], "sample": self.count, "product": prod(lengths)}[self.how]
