@@ -11,6 +11,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto
 table { border-collapse: collapse; margin: 1rem 0 } td, th { padding: .3rem .9rem; border-bottom: 1px solid #ddd }
 td + td { white-space: nowrap }
 td + td, th + th { text-align: right; font-variant-numeric: tabular-nums } th { text-align: left }
+td.words, th.words { text-align: left; white-space: normal }
 pre { background: #f6f6f4; padding: 1rem; overflow-x: auto; white-space: pre-wrap } img { max-width: 100% }
 .lead { font-size: 1.15rem }
 """
@@ -25,11 +26,15 @@ def page(title: str, sections: Sequence[str]) -> str:
     )
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table; cells are escaped."""
-    head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """An HTML table; cells are escaped. The first `words` columns hold words, and the others numbers."""
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        kinds = [' class="words"' if 0 < i < words else "" for i in range(len(cells))]
+        return "".join(f"<{tag}{kind}>{html.escape(c)}</{tag}>" for kind, c in zip(kinds, cells, strict=True))
+
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    return f"<table><tr>{line(columns, 'th')}</tr>{body}</table>"
 
 
 def picture(png: bytes, alternative: str) -> str:

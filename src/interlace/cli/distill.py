@@ -149,6 +149,31 @@ def export(run: Path, *, out: Path, parquet: bool = True, json: Flag = False) ->
         err.print("note: the run is not finished; export again when it is")
 
 
+@app.command
+def report(run: Path, *, json: Flag = False) -> None:
+    """Write report.html: what was made, what was dropped and why, samples to read, topics, and what it cost.
+
+    Examples:
+
+        interlace distill report runs/mine
+
+    Parameters
+    ----------
+    run: Path
+        The run folder; it need not be finished.
+    json: bool
+        Print the path as one JSON document.
+    """
+    from interlace.distill.report import report as write
+
+    with Meter() as meter:
+        path = write(run, meter.update)
+    if json:
+        print_json({"report": str(path)})
+        return
+    console.print(f"Report: {path}")
+
+
 def _print_estimate(recipe: Path, overrides: tuple[str, ...], limit: int | None, json: bool) -> None:
     from dataclasses import asdict
 

@@ -17,7 +17,7 @@ Start with `interlace quickstart`. Every verb explains itself: `interlace train 
 app = cyclopts.App(
     name="interlace", help=HELP, version=interlace.__version__, help_format="markdown", version_flags=["--version"]
 )
-for _verb in ("quickstart", "train", "generate", "inspect", "doctor"):
+for _verb in ("quickstart", "train", "generate", "chat", "inspect", "doctor"):
     app.command(f"interlace.cli.{_verb}:{_verb}", name=_verb)
 app.command("interlace.cli.convert_checkpoint:convert_checkpoint", name="convert-checkpoint")
 app.command("interlace.cli.data:app", name="data")

@@ -74,6 +74,7 @@ class Local:
 
     def _load(self) -> None:
         import interlace
+        from interlace.generate.conversation import end_tokens
         from interlace.generate.engine import lay_out_for_decoding
 
         model = interlace.load(Path(self.teacher.checkpoint).expanduser(), device=self.teacher.device)
@@ -122,11 +123,3 @@ class Local:
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(made)}
         whole = {"model": self.teacher.checkpoint, "choices": [choice], "usage": usage}
         return Reply(json.dumps(whole), whole)
-
-
-def end_tokens(tokenizer: Any, chat: Any) -> list[int]:
-    """Tokens that a chat template ends an answer with, where they are not the end of text."""
-    parts = chat.parts([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    learnt = next((p.text for p in parts if p.learnt), "b")
-    ids = tokenizer.encode(learnt[learnt.rfind("b") + 1 :].strip())
-    return ids[:1]

@@ -1,0 +1,129 @@
+"""`interlace chat`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from interlace.cli.output import count, err, print_json
+
+if TYPE_CHECKING:
+    from interlace.generate.conversation import Conversation
+
+HINT = "/new begins again, /quit or Ctrl-D ends"
+
+
+def chat(
+    checkpoint: str,
+    *,
+    prompt: str | None = None,
+    system: str = "",
+    max_tokens: int = 512,
+    temperature: float = 0.7,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Talk with a model; its own chat template writes the turns.
+
+    Lines from a pipe are turns too, one for each line.
+
+    Examples:
+
+        interlace chat runs/mine
+
+        interlace chat runs/mine --system "Answer in one sentence." --temperature 0
+
+        interlace chat runs/mine --prompt "12 + 30 = ?" --json
+
+    Parameters
+    ----------
+    checkpoint: str
+        A checkpoint folder, a run folder (its newest checkpoint), or a hub id.
+    prompt: str
+        One turn; the answer is printed and nothing more is asked.
+    system: str
+        What stands before the first turn.
+    max_tokens: int
+        The most tokens of an answer.
+    temperature: float
+        0 for the likeliest token each time.
+    top_p: float
+        Draw only from the likeliest tokens that together reach this probability.
+    top_k: int
+        Draw only from this many of the likeliest tokens.
+    seed: int
+        Makes the draws repeatable.
+    device: str
+        "cpu", or "cuda".
+    json: bool
+        With --prompt: print the turns as one JSON document.
+    """
+    import interlace
+    from interlace.base.errors import ConfigError
+    from interlace.generate.conversation import Conversation
+    from interlace.generate.engine import lay_out_for_decoding
+    from interlace.generate.sampling import Sampling
+
+    if json and prompt is None:
+        raise ConfigError("json: prints one answer; give --prompt too")
+    sampling = Sampling(temperature, top_k, top_p)
+    model = lay_out_for_decoding(interlace.load(checkpoint, device=device))
+    talk = Conversation(model, sampling, max_tokens, system, seed)
+    try:
+        if prompt is not None:
+            pieces = talk.say(prompt)
+            if json:
+                list(pieces)
+                print_json({"messages": talk.messages})
+            else:
+                _show(talk, prompt)
+            return
+        _turns(talk, system)
+    finally:
+        talk.close()
+
+
+def _turns(talk: Conversation, system: str) -> None:
+    """Ask until there are no more turns."""
+    from interlace.base.errors import PromptTooLong
+
+    asked_by_hand = sys.stdin.isatty()
+    if asked_by_hand:
+        err.print(HINT, style="dim")
+    while True:
+        try:
+            line = input("> ") if asked_by_hand else next(sys.stdin).rstrip("\n")
+        except (EOFError, StopIteration):
+            return
+        if line.strip() == "/quit":
+            return
+        if line.strip() == "/new":
+            talk.begin(system)
+            continue
+        if not line.strip():
+            continue
+        try:
+            _show(talk, line)
+        except PromptTooLong as error:
+            err.print(f"{error} (/new)")
+
+
+def _show(talk: Conversation, line: str) -> None:
+    start, tokens = time.perf_counter(), 0
+    try:
+        for piece in talk.say(line):
+            tokens += 1
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        err.print(" (broken off; the turn is not kept)", style="dim")
+        return
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    err.print(f"{count(tokens / max(time.perf_counter() - start, 1e-9))} pieces/s", style="dim")
