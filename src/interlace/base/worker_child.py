@@ -27,8 +27,10 @@ def main(module: str, memory_bytes: int) -> None:
             raw = json.dumps(reply).encode()
         except MemoryError:
             raw = b'{"memory": true}'
-        except (ValueError, RecursionError) as error:
-            raw = json.dumps({"refused": str(error) or type(error).__name__}).encode()
+        except ValueError as error:
+            raw = json.dumps({"refused": str(error)}).encode()
+        except Exception as error:
+            raw = json.dumps({"refused": f"{type(error).__name__}: {error}"}).encode()
         pipe_out.write(len(raw).to_bytes(8, "big") + raw)
         pipe_out.flush()
 

@@ -2,7 +2,8 @@
 
 Requests in flight grow by one with every success until something goes wrong, then by one for each round. A rate limit,
 of requests or of tokens, is not known until it is met: then the rate is set to a little less than what was let through,
-and raised slowly (additive increase, multiplicative decrease: Chiu and Jain, 1989). Nothing here sleeps or looks at a
+and raised slowly (after additive increase and multiplicative decrease: Chiu and Jain, 1989), faster the longer nothing is
+sent back (as in CUBIC: Ha, Rhee, Xu, 2008). Nothing here sleeps or looks at a
 clock; times are handed in.
 """
 
@@ -15,7 +16,8 @@ from typing import Literal
 
 FIRST_WINDOW = 8.0
 BACK_OFF = 0.95  # of the rate that was let through
-CLIMB = 0.01  # of the rate at the last cut, added each second
+CLIMB = 0.01  # of the rate, added each second; more the longer nothing was sent back
+CALM_SECONDS = 10.0  # after which the climb is twice as steep, and five times after twice as long
 MEASURED_SECONDS = 10.0
 BURST_SECONDS = 1.0  # of the rate, that may be sent at once after a pause
 TROUBLE = 0.25  # share of failures from which on fewer requests are kept in flight
@@ -36,7 +38,7 @@ class Rate:
     limit: float | None = None
     credit: float = 0.0
     filled: float = 0.0
-    _step: float = 0.0
+    _cut_at: float = 0.0
     _passed: deque[tuple[float, float]] = field(default_factory=deque)
     _since: float | None = None
 
@@ -45,10 +47,10 @@ class Rate:
         if self.limit is None:
             return 0.0
         passed = max(0.0, now - self.filled)
-        self.limit += self._step * passed
+        self.limit *= 1 + CLIMB * passed * (1 + ((now - self._cut_at) / CALM_SECONDS) ** 2)
         self.credit = min(self.credit + self.limit * passed, BURST_SECONDS * self.limit)
         self.filled = now
-        return 0.0 if self.credit >= 0 else -self.credit / self.limit
+        return 0.0 if self.credit >= -1e-9 else -self.credit / self.limit
 
     def take(self, amount: float, now: float) -> None:
         """Something is sent."""
@@ -68,11 +70,11 @@ class Rate:
         return sum(a for t, a in self._passed if now - t <= seconds) / seconds
 
     def cut(self, now: float) -> None:
-        """A limit was met."""
+        """A limit was met; nothing is known of it while nothing has been let through."""
         found = self.measured(now)
-        self.limit = BACK_OFF * found if found else (self.limit or 2.0) / 2
-        self.limit = max(self.limit, 1 / LONGEST_PAUSE)
-        self._step, self.credit, self.filled = CLIMB * self.limit, 0.0, now
+        if found or self.limit is not None:
+            self.limit = max(BACK_OFF * found if found else (self.limit or 0.0) / 2, 1 / LONGEST_PAUSE)
+            self._cut_at, self.credit, self.filled = now, 0.0, now
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Pace:
     def limited(self, ticket: Ticket, kind: Kind, retry_after: float | None, now: float) -> None:
         """It was sent back for a rate limit; nothing more is sent for `retry_after` seconds."""
         self.in_flight -= 1
-        self._calm, self.failures, self.dead_since = False, 0, None
+        self.failures, self.dead_since = 0, None
         fresh = ticket.sent > self._cut.get(kind, -1.0)
         if fresh:
             self.rates[kind].cut(now)

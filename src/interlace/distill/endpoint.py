@@ -16,6 +16,7 @@ from interlace.distill.teacher import Teacher
 PASSING = {408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # worth another try
 OF_THE_RUN = {401: "the key is refused", 402: "the account has no credit", 403: "the key may not use this"}
 SHOWN = 300  # characters of an error
+STRANGE = 3  # replies that no such endpoint would give, after which it is taken for none
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,6 @@ class Endpoint:
         try:
             reply = await create.with_raw_response.create(**known, extra_body=other)
             raw = reply.http_response.content.decode("utf-8", "replace")
-            kind = reply.headers.get("content-type", "")
         except openai.APITimeoutError:
             return Trouble(f"no answer within {self.teacher.timeout_seconds:g} seconds", True, True)
         except openai.APIConnectionError as error:
@@ -131,7 +131,7 @@ class Endpoint:
         except openai.APIStatusError as error:
             text = error.response.text if error.response.is_closed or error.response.is_stream_consumed else ""
             return self._status(error.status_code, dict(error.response.headers), text or str(error.message))
-        return self._read(self.hide(raw), kind)
+        return self._read(self.hide(raw))
 
     def _status(self, status: int, headers: dict[str, str], text: str) -> Outcome:
         said = self.hide(" ".join(text.split()))[:SHOWN]
@@ -150,7 +150,7 @@ class Endpoint:
         passing = status in PASSING
         return Trouble(f"status {status}: {said}", passing, False, not passing, after, self.hide(text))
 
-    def _read(self, raw: str, kind: str) -> Outcome:
+    def _read(self, raw: str) -> Outcome:
         try:
             body = json.loads(raw)
         except (ValueError, RecursionError):
@@ -165,7 +165,7 @@ class Endpoint:
         if isinstance(body, dict) and "error" in body:
             return Trouble(f"an error with status 200: {json.dumps(body['error'])[:SHOWN]}", True, False, raw=raw)
         self.strange += 1
-        if not self.right and self.strange >= (1 if what == "HTML" else 3):
+        if not self.right and self.strange >= STRANGE:
             raise ConfigError(
                 f"teachers.{self.name}.base_url: {self.teacher.base_url} answers {what} ({start!r}), so it is no "
                 "OpenAI-compatible endpoint; base_url usually ends in /v1"

@@ -55,6 +55,8 @@ class Local:
         """End."""
         if self._task is not None:
             self._task.cancel()
+        if self._model is not None:
+            self._chat.close()
 
     async def _work(self, waiting: asyncio.Queue[tuple[dict[str, Any], asyncio.Future[Outcome]]]) -> None:
         while True:

@@ -9,7 +9,7 @@ MARKS = (r"####", r"\\boxed\s*\{", r"(?:final )?answer(?: is|:)?")  # what an an
 NUMBER = re.compile(
     r"(?<![\w.])(?P<sign>[-+−]?)\s?[$€£¥]?\s?(?P<minus>[-−]?)"
     r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<part>\.\d+)?(?:[eE](?P<power>[-+]?\d{1,3}))?"
-    r"(?:\s*/\s*(?P<below>\d+(?:\.\d+)?))?\s?(?P<percent>\\?%)?(?![\w])"
+    r"(?:\s*/\s*(?P<below>\d+(?:\.\d+)?))?\s?(?P<percent>\\?%)?(?![\w]|\.\d)"
 )
 LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(-?\d+(?:\.\d+)?)\s*\}\s*\{\s*(\d+(?:\.\d+)?)\s*\}")
 MIXED = re.compile(r"(?<![\w./,])(-?\d+)\s+(\d+)\s*/\s*(\d+)(?![\w/])")

@@ -1,0 +1,196 @@
+"""Conversations: what is read, what is learnt, and how they are packed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from interlace.base.errors import ConfigError, DataError
+from interlace.data.batches import IGNORE, Conversations, batches
+from interlace.data.chat import ChatTemplate, Part
+from interlace.data.prepare import Chat, prepare
+from interlace.data.sources import Sources
+from interlace.data.tokenizer import Tokenizer
+from interlace.data.tokens import Corpus
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "hi", "reasoning_content": "greet"},
+    {"role": "user", "content": "more"},
+    {"role": "assistant", "content": "no"},
+]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+FORGETS = (  # keeps the reasoning of the last turn alone, as several published templates do
+    "{% for m in messages %}[{{ m.role }}]"
+    "{% if loop.last and m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+    "{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture
+def chat():
+    made = []
+
+    def make(*args, **more):
+        made.append(ChatTemplate(*args, **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_the_default_template(chat):
+    assert chat(eos="<E>").parts(TURNS) == [
+        Part("<|system|>\nBe brief.\n<|user|>\nhello\n<|assistant|>\n", False),
+        Part("<think>\ngreet\n</think>\nhi<E>", True),
+        Part("<|user|>\nmore\n<|assistant|>\n", False),
+        Part("no<E>", True),
+    ]
+
+
+def test_parts_are_the_template_cut_where_an_answer_begins_and_ends(chat):
+    writer = chat(CHATML)
+    found = writer.parts(TURNS)
+    assert "".join(p.text for p in found) == writer.render(TURNS, False)
+    assert [p.text for p in found if p.learnt] == ["hi<|im_end|>\n", "no<|im_end|>\n"]
+    last = writer.parts(TURNS, "last")
+    assert [p.text for p in last if p.learnt] == ["no<|im_end|>\n"]
+    assert "".join(p.text for p in last) == writer.render(TURNS, False)
+
+
+def test_a_template_that_writes_the_past_otherwise_is_refused_but_for_the_last_turn(chat):
+    with pytest.raises(DataError, match=r"writes turn 3 otherwise .*set data.turns = 'last'"):
+        chat(FORGETS).parts(TURNS)
+    assert [p.text for p in chat(FORGETS).parts(TURNS, "last") if p.learnt] == ["no"]
+
+
+def test_a_template_of_a_stranger_cannot_reach_out(chat):
+    with pytest.raises(ConfigError, match="reaches outside its sandbox"):
+        chat("{{ messages.__class__.__mro__ }}").render(TURNS, False)
+    with pytest.raises(ConfigError, match="took longer than"):
+        chat("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}").render(TURNS, False)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def talks(count=40, words=4):
+    rng = np.random.default_rng(0)
+    vocabulary = ["red", "green", "blue", "one", "two", "three", "sheep", "barn"]
+    rows = []
+    for i in range(count):
+        said = [" ".join(rng.choice(vocabulary, rng.integers(1, words + 1))) for _ in range(4)]
+        turns = [{"role": r, "content": t} for r, t in zip(("user", "assistant") * 2, said, strict=True)]
+        rows.append({"messages": turns[: 2 + 2 * (i % 2)], "id": i})
+    return rows
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    file = write(tmp_path / "talks.jsonl", talks())
+    prepare(Sources([file]), "train:300", tmp_path / "out", held_out_share=0.2)
+    return Corpus.open(tmp_path / "out")
+
+
+def test_only_answers_are_targets(corpus):
+    split, tokenizer = corpus.splits["train"], corpus.tokenizer
+    packed = batches(split, 4, 64, 0)
+    assert isinstance(packed, Conversations)
+    seen = []
+    for step in range(packed.per_epoch):
+        batch = packed.batch(step)
+        assert batch.segments.total == len(batch.tokens) <= 256
+        for begin, size in zip(batch.segments.offsets.tolist(), list(batch.segments.lengths), strict=False):
+            tokens, goals = batch.tokens[begin : begin + size], batch.targets[begin : begin + size]
+            assert goals[-1] == IGNORE
+            learnt = goals != IGNORE
+            assert torch.equal(goals[:-1][learnt[:-1]], tokens[1:][learnt[:-1]])
+            text = tokenizer.decode(goals[learnt].tolist())
+            whole = tokenizer.decode(tokens.tolist())
+            assert "<|user|>" not in text
+            assert "<|assistant|>" not in text
+            answers = [part.split("<|user|>")[0] for part in whole.split("<|assistant|>\n")[1:]]
+            assert text == "".join(answers)
+            assert int((goals == tokenizer.eos).sum()) == len(answers)  # where to stop is learnt too
+            seen.append(whole)
+    assert len(seen) == len(set(seen)) or len(seen) == len(split.borders) - 1
+    assert len(seen) == len(split.borders) - 1
+
+
+def test_batches_are_a_function_of_seed_and_step(corpus):
+    split = corpus.splits["train"]
+    one, two = Conversations(split, 4, 64, 3), Conversations(split, 4, 64, 3)
+    late = two.batch(9)
+    for step in range(10):
+        batch = one.batch(step)
+    assert torch.equal(batch.tokens, late.tokens)
+    assert torch.equal(batch.targets, late.targets)
+    other = Conversations(split, 4, 64, 4).batch(0)
+    assert not torch.equal(other.tokens[:20], one.batch(0).tokens[:20])
+
+
+def test_long_conversations_are_cut_and_those_without_an_answer_left_out(corpus):
+    split = corpus.splits["train"]
+    short = Conversations(split, 2, 24, 0)
+    assert max(short.sizes) <= 24
+    assert short.cut > 0
+    for step in range(short.per_epoch):
+        batch = short.batch(step)
+        assert (batch.targets != IGNORE).any()
+    with pytest.raises(DataError, match="no conversation has an answer within its first 3 tokens"):
+        Conversations(split, 2, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": []}, "messages must be a list of turns"),
+        ({"messages": "hello"}, "messages must be a list of turns"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "no turn of the assistant has content"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "a turn needs a role"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "a turn needs a role"),
+        ({"text": "a text"}, "holds texts and conversations"),
+    ],
+)
+def test_rows_that_are_no_conversations_are_named(row, said, tmp_path):
+    file = write(tmp_path / "t.jsonl", [*talks(3), row])
+    with pytest.raises(DataError) as error:
+        prepare(Sources([file]), "train:300", tmp_path / "out")
+    assert said in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_template_goes_with_the_tokenizer(tmp_path):
+    file = write(tmp_path / "t.jsonl", talks())
+    prepare(Sources([file]), "train:300", tmp_path / "out", chat=Chat(CHATML))
+    corpus = Corpus.open(tmp_path / "out")
+    assert corpus.tokenizer.chat_template == CHATML
+    again = Tokenizer.from_file(tmp_path / "out" / "tokenizer.json")
+    assert again.chat_template == CHATML
+    first = corpus.splits["train"]
+    text = corpus.tokenizer.decode(first.read(0, int(first.borders[1])).tolist())
+    assert text.startswith("<|im_start|>user\n")
+    (tmp_path / "out" / "chat_template.jinja").write_text("other")
+    assert Tokenizer.from_file(tmp_path / "out" / "tokenizer.json").chat_template == "other"
+
+
+def test_answers_are_encoded_as_they_will_be_made(corpus):
+    """The prompt's tokens are those that are asked with: nothing is merged across the border."""
+    tokenizer, split = corpus.tokenizer, corpus.splits["train"]
+    writer = tokenizer.chat()
+    tokens = split.read(0, int(split.borders[1])).tolist()
+    learnt = split.learnt[: len(tokens)].tolist()
+    prompt = tokens[: learnt.index(True)]
+    question = tokenizer.decode(prompt).split("<|user|>\n")[1].split("\n<|assistant|>")[0]
+    assert tokenizer.encode(writer.render([{"role": "user", "content": question}], True)) == prompt
+    writer.close()

@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from interlace.base.errors import DataError, Failure
+from interlace.distill.ledger import Exhausted, Ledger, Limits, NewRow, Record, Reserve, clean, digest
+
+FREE = Limits()
+SMALL = Reserve(100, 0.5)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    made = Ledger(tmp_path / "l.sqlite", "run")
+    yield made
+    made.close()
+
+
+def paid(ledger, key, reserve=SMALL, **more):
+    assert ledger.claim(key, "t", "{}", reserve, more.pop("limits", FREE))
+    ledger.finish(Record(key, "t", "ok", "text", prompt_tokens=10, answer_tokens=20, cost=0.1, **more), reserve)
+
+
+def test_a_key_is_the_hash_of_canonical_json():
+    assert digest({"b": 1, "a": [1, "é"]}) == digest({"a": [1, "é"], "b": 1})
+    assert digest({"a": 1}) != digest({"a": 1.5})
+    assert digest({"a": "\ud800\0"})  # whatever a text holds
+
+
+def test_a_request_is_claimed_once_and_found_ever_after(ledger, tmp_path):
+    paid(ledger, "k")
+    assert ledger.find("k").response == "text"
+    assert not ledger.claim("k", "t", "{}", SMALL, FREE)
+    assert ledger.claim("open", "t", "{}", SMALL, FREE)
+    other = Ledger(tmp_path / "l.sqlite", "other")
+    assert other.find("k") == ledger.find("k")
+    assert other.find("open") is None
+    assert not other.claim("open", "t", "{}", SMALL, FREE)  # we are alive and about it
+    ledger.unclaim("open", SMALL)
+    assert other.claim("open", "t", "{}", SMALL, FREE)
+    assert other.spent().reserved_requests == 1
+    assert ledger.spent().reserved_requests == 0
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (Limits(requests=2), "max_requests: 2 spent, and the next request can take 1, which would pass 2"),
+        (Limits(tokens=150), "max_tokens: 60 spent, and the next request can take 100, which would pass 150"),
+        (Limits(cost=0.6), "max_cost: 0.2000 spent, and the next request can take 0.5000, which would pass 0.6000 USD"),
+    ],
+)
+def test_a_budget_holds_before_a_request_is_sent(ledger, limits, said):
+    paid(ledger, "a", limits=Limits())
+    paid(ledger, "b", limits=Limits())
+    with pytest.raises(Exhausted) as error:
+        ledger.claim("c", "t", "{}", SMALL, limits)
+    assert said in str(error.value)
+    assert ledger.find("c") is None
+    assert ledger.spent().requests == 2
+
+
+def test_what_is_in_flight_is_held_back(ledger):
+    assert ledger.claim("a", "t", "{}", SMALL, Limits(cost=0.9))
+    with pytest.raises(Exhausted, match=r"0\.5000 held for requests in flight"):
+        ledger.claim("b", "t", "{}", SMALL, Limits(cost=0.9))
+    ledger.finish(Record("a", "t", "ok", cost=0.1), SMALL)
+    assert ledger.claim("b", "t", "{}", SMALL, Limits(cost=0.9))
+
+
+def test_a_try_that_may_have_been_charged_stays_taken(ledger):
+    assert ledger.claim("a", "t", "{}", SMALL, FREE)
+    ledger.give_up_try("a", SMALL, charged=True)
+    assert ledger.claim("a", "t", "{}", SMALL, FREE)
+    ledger.give_up_try("a", SMALL, charged=False)
+    ledger.fail(Record("a", "t", "failed", error="status 500", tries=2))
+    spent = ledger.spent()
+    assert (spent.lost_requests, spent.lost_tokens, spent.lost_cost) == (1, 100, 0.5)
+    assert (spent.requests, spent.tokens, spent.cost) == (1, 0, 0)
+    assert spent.reserved_requests == 0
+    assert ledger.find("a").state == "failed"
+    with pytest.raises(Exhausted, match=r"0\.5000 perhaps charged for requests lost in flight"):
+        ledger.claim("b", "t", "{}", SMALL, Limits(cost=0.7))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from interlace.distill.ledger import *
+l = Ledger(Path(sys.argv[1]), "run")
+for i in range(3): l.claim(f"k{i}", "t", "{}", Reserve(100, 0.5), Limits())
+l.finish(Record("k0", "t", "ok", cost=0.1), Reserve(100, 0.5))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_had_in_flight_is_opened_and_stays_counted(tmp_path):
+    path = tmp_path / "l.sqlite"
+    assert subprocess.run([sys.executable, "-c", KILLED, str(path)]).returncode == -signal.SIGKILL
+    ledger = Ledger(path, "run")
+    assert ledger.find("k0").state == "ok"
+    assert ledger.find("k1") is None
+    assert ledger.claim("k1", "t", "{}", SMALL, FREE)
+    spent = ledger.spent()
+    assert (spent.lost_requests, spent.lost_cost, spent.reserved_requests) == (2, 1.0, 1)
+    ledger.close()
+
+
+def test_closing_in_the_middle_counts_what_was_in_flight_as_lost(tmp_path):
+    first = Ledger(tmp_path / "l.sqlite", "run")
+    first.claim("a", "t", "{}", SMALL, FREE)
+    first.close()
+    second = Ledger(tmp_path / "l.sqlite", "run")
+    assert second.spent().lost_cost == 0.5
+    assert second.claim("a", "t", "{}", SMALL, FREE)
+    second.close()
+
+
+def test_processes_that_race_for_a_request_claim_it_once_and_share_the_budget(tmp_path):
+    path, won = tmp_path / "l.sqlite", []
+    ledgers = [Ledger(path, "run") for _ in range(4)]
+
+    def race(ledger):
+        for i in range(40):
+            try:
+                if ledger.claim(f"k{i}", "t", "{}", Reserve(1, 0.1), Limits(requests=30)):
+                    won.append(i)
+                    ledger.finish(Record(f"k{i}", "t", "ok"), Reserve(1, 0.1))
+            except Exhausted:
+                return
+
+    threads = [threading.Thread(target=race, args=(x,)) for x in ledgers]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(won) == len(set(won)) == 30
+    for x in ledgers:
+        x.close()
+
+
+def test_a_ledger_of_a_newer_version_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "l.sqlite"
+    Ledger(path, "run").close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"written by a newer interlace \(format 99"):
+        Ledger(path, "run")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["text", "other database", "torn"])
+def test_a_damaged_ledger_is_refused_and_left_alone(tmp_path, how):
+    path = tmp_path / "l.sqlite"
+    if how == "text":
+        path.write_text("this is no ledger" * 1000)
+    elif how == "other database":
+        db = sqlite3.connect(path)
+        db.execute("CREATE TABLE mine (x)")
+        db.commit()
+        db.close()
+    else:
+        ledger = Ledger(path, "run")
+        for i in range(300):
+            paid(ledger, f"k{i}")
+        ledger.close()
+        raw = bytearray(path.read_bytes())
+        raw[len(raw) // 2 : len(raw) // 2 + 8192] = os.urandom(8192)
+        path.write_bytes(raw)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="left as it is"):
+        Ledger(path, "run")
+    assert path.read_bytes() == before
+
+
+def test_a_missing_ledger_is_not_made_to_be_read(tmp_path):
+    with pytest.raises(DataError, match="no ledger is there"):
+        Ledger(tmp_path / "none.sqlite", create=False)
+    assert not (tmp_path / "none.sqlite").exists()
+
+
+def test_a_full_disk_is_said_and_the_reserve_is_given_up_first(tmp_path):
+    ledger = Ledger(tmp_path / "l.sqlite", "run")
+    assert ledger._reserve_file.stat().st_size > 1 << 20
+    assert ledger.claim("a", "t", "{}", SMALL, FREE)
+    pages = ledger.db.execute("PRAGMA page_count").fetchone()[0]
+    ledger.db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own "database or disk is full"
+    many = [NewRow(f"{i}", {"text": "x" * 500}) for i in range(1000)]
+    with pytest.raises(Failure, match="the disk is full; make room"):
+        ledger.add("s", many)
+    ledger.db.execute("PRAGMA max_page_count = 1000000")
+    ledger.finish(Record("a", "t", "ok", "y" * 50_000), SMALL)
+    assert len(ledger.find("a").response) == 50_000
+    ledger.close()
+
+
+def test_rows_inherit_columns_and_are_read_in_order(ledger):
+    ledger.begin_stage("s")
+    ledger.add("s", [NewRow("000000001", {"a": 1, "b": "x"}), NewRow("000000000", {"a": 0, "b": "y"})])
+    first, second = ledger.waiting("s", "t", 0, 10)
+    ledger.begin_stage("t")
+    ledger.add(
+        "t", [NewRow("000000001", {"b": "z", "c": [1]}, first), NewRow("000000000", {}, second, "dropped", "no")]
+    )
+    assert [r.key for r in ledger.ordered("s")] == ["000000000", "000000001"]
+    assert ledger.waiting("s", "t", 0, 10) == []
+    (row,) = ledger.ordered("t")
+    assert row.values == {"a": 1, "b": "z", "c": [1]}
+    assert ledger.count("t") == {"ok": 1, "dropped": 1}
+    assert ledger.reasons("t") == [("dropped", "no", 1)]
+    ledger.add("t", [NewRow("000000001", {"b": "other"}, first)])
+    assert next(iter(ledger.ordered("t"))).values["b"] == "z"
+
+
+def test_any_text_goes_in_and_comes_out(ledger):
+    texts = ["lone \ud800 surrogate", "nul \0 here", "x" * 10_000_000, "emoji 🙂", ""]
+    ledger.add("s", [NewRow(f"{i}", {"text": t}) for i, t in enumerate(texts)])
+    assert [r.values["text"] for r in ledger.ordered("s")] == texts
+    assert [clean(t) for t in texts[:2]] == ["lone � surrogate", texts[1]]
+    assert clean("🙂") == "🙂"
+    json.dumps([r.values for r in ledger.ordered("s")])

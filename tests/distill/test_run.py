@@ -1,0 +1,346 @@
+"""Whole runs against the simulated teacher: nothing lost, nothing paid twice, budgets that hold."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from interlace.base.errors import ConfigError, DataError, RunError
+from interlace.distill.client import Dead
+from interlace.distill.export import export
+from interlace.distill.ledger import Exhausted
+from interlace.distill.run import RunFolder, generate, status
+
+FAULTS = {
+    "drop": 0.03,
+    "drop_before": 0.03,
+    "truncate": 0.04,
+    "slow": 0.02,
+    "broken": 0.03,
+    "error_500": 0.05,
+    "error_503": 0.01,
+    "wrong_usage": 0.05,
+    "html": 0.02,
+    "refuse": 0.03,
+    "slow_seconds": 0.05,
+}
+
+
+def rows(run, step):
+    """Every row of a step, whatever its state."""
+    folder = RunFolder.read(run)
+    ledger = folder.open_ledger()
+    found = list(ledger.ordered(next(s.id for s in folder.stages if s.name == step), state=None))
+    ledger.close()
+    return found
+
+
+def states(document, step):
+    return next(s["rows"] for s in document["steps"] if s["step"] == step)
+
+
+def command(recipe, out, *more):
+    start = "from interlace.cli.main import main; main()"
+    return [sys.executable, "-c", start, "distill", "generate", str(recipe), "--out", str(out), *more]
+
+
+def test_every_row_ends_in_one_state_whatever_the_teacher_does(server, recipe, tmp_path):
+    sim = server(**FAULTS)
+    found = generate(recipe(sim.url, rows=300), tmp_path / "run")
+    ended = states(found, "answers")
+    assert sum(ended.values()) == 300
+    assert set(ended) == {"ok", "truncated", "refused"}
+    stats, spent = sim.stats(), found["spent"]
+    assert stats["counts"]["truncate"] == ended["truncated"]
+    assert stats["counts"]["refuse"] == ended["refused"]
+    assert stats["charged_bodies"] == 300
+    lost = {k: stats["counts"].get(k, 0) for k in ("drop", "broken", "html")}
+    assert stats["charged_twice"] == sum(lost.values())  # only what came back unreadable, or not at all
+    assert spent["tokens"] + spent["lost_tokens"] >= stats["charged_tokens"]
+    assert spent["reserved_requests"] == 0
+    assert abs(spent["reserved_cost"]) < 1e-9
+    for row in rows(tmp_path / "run", "answers"):
+        assert (row.state == "ok") == ("answer" in row.values)
+        assert row.state == "ok" or row.reason
+
+
+def test_the_same_command_again_asks_nothing(server, recipe, tmp_path):
+    sim = server()
+    file = recipe(sim.url)
+    first = generate(file, tmp_path / "run")
+    assert generate(file, tmp_path / "run") == first
+    assert sim.stats()["counts"]["received"] == 12
+
+
+def test_an_edited_recipe_pays_for_what_is_new_alone(server, recipe, tmp_path):
+    sim = server()
+    generate(recipe(sim.url, rows=10), tmp_path / "run")
+    longer = recipe(sim.url, rows=15)
+    assert states(generate(longer, tmp_path / "run"), "answers") == {"ok": 15}
+    assert sim.stats()["counts"]["received"] == 15
+    keyed = recipe(sim.url, '[[steps]]\nkind = "filter"\ncolumn = "answer"\nlongest = 19\n', rows=15)
+    generate(keyed, tmp_path / "run")
+    assert sim.stats()["counts"]["received"] == 15
+    generate(longer, tmp_path / "run", ["run.seed=1"])  # a seed draws rows, and these are not drawn
+    assert sim.stats()["counts"]["received"] == 15
+    hotter = tmp_path / "hot.toml"
+    hotter.write_text(longer.read_text().replace("max_tokens = 64", "max_tokens = 65"))
+    generate(hotter, tmp_path / "run")
+    assert sim.stats()["counts"]["received"] == 30
+
+
+def test_recipes_share_a_ledger(server, recipe, tmp_path):
+    sim = server()
+    shared = 'ledger = "shared.sqlite"'
+    generate(recipe(sim.url, run=shared), tmp_path / "one")
+    found = generate(recipe(sim.url, run=shared, name="other.toml"), tmp_path / "two")
+    assert sim.stats()["counts"]["received"] == 12
+    assert found["spent"]["cost"] == 0
+    assert states(found, "answers") == {"ok": 12}
+
+
+def test_a_trial_is_part_of_what_the_whole_run_pays_for(server, recipe, tmp_path):
+    sim = server()
+    file = recipe(sim.url)
+    assert states(generate(file, tmp_path / "run", limit=3), "answers") == {"ok": 3}
+    assert sim.stats()["counts"]["received"] == 3
+    assert states(generate(file, tmp_path / "run"), "answers") == {"ok": 12}
+    assert sim.stats()["counts"]["received"] == 12
+
+
+def test_killed_at_any_moment_it_goes_on_and_loses_only_what_was_in_flight(server, recipe, tmp_path):
+    sim = server(latency=0.05, **{k: v for k, v in FAULTS.items() if k in ("truncate", "error_500")})
+    file = recipe(sim.url, rows=400, teacher="connections = 16")
+    for _ in range(4):
+        process = subprocess.Popen(command(file, tmp_path / "run"), stderr=subprocess.DEVNULL)
+        before = sim.stats()["counts"].get("received", 0)
+        while sim.stats()["counts"].get("received", 0) < before + 70 and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    found = generate(file, tmp_path / "run")
+    assert sum(states(found, "answers").values()) == 400
+    stats = sim.stats()
+    assert stats["charged_bodies"] == 400
+    assert stats["charged_twice"] <= 4 * 16
+    assert found["spent"]["lost_requests"] >= stats["charged_twice"]
+    alone = generate(file, tmp_path / "alone")
+    assert [(r.key, r.values.get("answer")) for r in rows(tmp_path / "run", "seeds")] == [
+        (r.key, r.values.get("answer")) for r in rows(tmp_path / "alone", "seeds")
+    ]
+    texts = [
+        {r.key: r.values["answer"] for r in rows(tmp_path / n, "answers") if r.state == "ok"} for n in ("run", "alone")
+    ]
+    both = texts[0].keys() & texts[1].keys()
+    assert len(both) > 300
+    assert all(texts[0][k] == texts[1][k] for k in both)
+    assert sum(states(alone, "answers").values()) == 400
+
+
+@pytest.mark.parametrize(
+    ("limit", "charged"),
+    [("max_requests = 7", "charged_requests"), ("max_tokens = 900", "charged_tokens"), ("max_cost = 0.0009", None)],
+)
+def test_no_budget_is_ever_passed(server, recipe, tmp_path, limit, charged):
+    sim = server(drop=0.2, wrong_usage=0.2)
+    file = recipe(sim.url, run=limit, rows=60)
+    for _ in range(3):
+        with pytest.raises(Exhausted, match=limit.split()[0]):
+            generate(file, tmp_path / "run")
+    stats, spent = sim.stats(), status(tmp_path / "run")["spent"]
+    most = float(limit.split()[-1])
+    if charged:
+        assert 0 < stats[charged] <= most
+    assert spent["cost"] + spent["lost_cost"] <= 0.0009 or charged
+    assert 0 < sum(states(status(tmp_path / "run"), "answers").values()) < 60
+
+
+def test_the_first_interrupt_lets_what_is_in_flight_finish(server, recipe, tmp_path):
+    sim = server(latency=0.3)
+    file = recipe(sim.url, rows=60, teacher="connections = 8")
+    process = subprocess.Popen(command(file, tmp_path / "run"), stderr=subprocess.PIPE, text=True)
+    while sim.stats()["counts"].get("received", 0) < 12:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted: what was in flight is written" in said
+    spent = status(tmp_path / "run")["spent"]
+    assert spent["lost_requests"] == 0
+    assert spent["requests"] == sim.stats()["charged_requests"]
+    generate(file, tmp_path / "run")
+    assert sim.stats()["charged_twice"] == 0
+
+
+def test_two_processes_may_share_a_run_and_pay_once(server, recipe, tmp_path):
+    sim = server(latency=0.05)
+    file = recipe(sim.url, rows=120)
+    generate(file, tmp_path / "run", limit=1)
+    both = [subprocess.Popen(command(file, tmp_path / "run"), stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [p.wait(timeout=120) for p in both] == [0, 0]
+    assert states(status(tmp_path / "run"), "answers") == {"ok": 120}
+    assert sim.stats()["charged_twice"] == 0
+
+
+def test_rows_of_a_state_can_be_done_again(server, recipe, tmp_path):
+    sim = server(truncate=0.5)
+    file = recipe(sim.url, '[[steps]]\nname = "d"\nkind = "dedup"\ntext = "{{ a }}"\n', rows=20)
+    first = states(generate(file, tmp_path / "run"), "answers")
+    assert 0 < first["truncated"] < 20
+    found = generate(file, tmp_path / "run", retry=["truncated"])
+    second = states(found, "answers")
+    assert second.get("truncated", 0) < first["truncated"]
+    assert sum(second.values()) == 20
+    assert sum(states(found, "d").values()) == second["ok"]
+    with pytest.raises(DataError, match="'ok' is not a state that can be tried again"):
+        generate(file, tmp_path / "run", retry=["ok"])
+
+
+def test_fall_backs_answer_where_the_first_does_not(server, recipe, tmp_path):
+    good, bad = server(), server(error_500=1.0)
+    second = f'[teachers.good]\nmodel = "g"\nbase_url = "{good.url}"\nlicence = "x"\nterms = "open"\n'
+    file = recipe(bad.url, teacher="tries = 1\n" + second, ask=False, rows=4, output=False)
+    text = (
+        file.read_text()
+        + '[[steps]]\nname = "answers"\nkind = "generate"\nteacher = ["sim", "good"]\nprompt = "{{ a }}"\n'
+    )
+    file.write_text(text + '[output]\nuser = "{{ a }}"\nassistant = "{{ answer }}"\n')
+    found = generate(file, tmp_path / "run")
+    assert states(found, "answers") == {"ok": 4}
+    assert {r.values["answer_teacher"] for r in rows(tmp_path / "run", "answers")} == {"good"}
+
+
+def test_weights_choose_a_teacher_for_each_row(server, recipe, tmp_path):
+    one, two = server(), server()
+    second = f'[teachers.other]\nmodel = "o"\nbase_url = "{two.url}"\nlicence = "x"\nterms = "open"\n'
+    file = recipe(one.url, teacher=second, ask=False, rows=80, output=False)
+    steps = '[[steps]]\nname = "answers"\nkind = "generate"\nteacher = {sim = 3, other = 1}\nprompt = "{{ a }}"\n'
+    file.write_text(file.read_text() + steps + '[output]\nuser = "{{ a }}"\nassistant = "{{ answer }}"\n')
+    generate(file, tmp_path / "run")
+    asked = [s.stats()["counts"]["received"] for s in (one, two)]
+    assert sum(asked) == 80
+    assert 48 < asked[0] < 72
+
+
+def test_a_dead_endpoint_ends_the_run_and_keeps_what_is_done(server, recipe, tmp_path):
+    sim = server(dead_after=20)
+    file = recipe(sim.url, rows=40, teacher="patience_seconds = 0.2\nconnections = 4")
+    with pytest.raises(Dead, match=r"has not answered for 0.2 seconds .*what is done is kept"):
+        generate(file, tmp_path / "run")
+    assert 0 < states(status(tmp_path / "run"), "answers")["ok"] <= 20
+
+
+def test_the_key_is_sent_and_never_written(server, recipe, tmp_path, monkeypatch, capsys):
+    secret = "sk-very-secret-1234567890"
+    sim = server(key=secret)
+    file = recipe(sim.url, teacher='key = "SIM_KEY"')
+    monkeypatch.delenv("SIM_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"teachers\.sim\.key: the environment variable SIM_KEY is not set"):
+        generate(file, tmp_path / "run")
+    monkeypatch.setenv("SIM_KEY", secret + "wrong")
+    with pytest.raises(ConfigError, match="the key is refused") as error:
+        generate(file, tmp_path / "run")
+    assert secret not in str(error.value)
+    monkeypatch.setenv("SIM_KEY", secret)
+    generate(file, tmp_path / "run")
+    raw = b"".join(p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file())
+    assert secret.encode() not in raw
+    said = capsys.readouterr()
+    assert secret not in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "said"),
+    [
+        ({"html": 1.0}, "/v1", "answers HTML"),
+        ({}, "", "nothing is at http://127.0.0.1"),
+        ({"broken": 1.0}, "/v1", "answers broken JSON"),
+    ],
+)
+def test_what_is_no_endpoint_is_named_and_not_asked_for_ever(server, recipe, tmp_path, options, path, said):
+    sim = server(**options)
+    with pytest.raises(ConfigError) as error:
+        generate(recipe(sim.url.removesuffix("/v1") + path), tmp_path / "run")
+    assert said in str(error.value)
+    assert "usually ends in /v1" in str(error.value)
+
+
+def test_a_folder_that_is_something_else_is_refused(recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("x")
+    with pytest.raises(RunError, match="is not a run folder"):
+        generate(recipe("http://127.0.0.1:9/v1"), tmp_path / "run")
+    with pytest.raises(RunError, match="name the folder that"):
+        status(tmp_path / "run")
+
+
+def test_a_damaged_ledger_is_refused_before_anything_is_sent(server, recipe, tmp_path):
+    sim = server()
+    file = recipe(sim.url)
+    generate(file, tmp_path / "run", limit=2)
+    (tmp_path / "run" / "ledger.sqlite").write_bytes(b"nonsense" * 4096)
+    with pytest.raises(DataError, match="damaged"):
+        generate(file, tmp_path / "run")
+    assert sim.stats()["counts"]["received"] == 2
+    assert (tmp_path / "run" / "ledger.sqlite").read_bytes() == b"nonsense" * 4096
+
+
+def test_hard_texts_go_through(server, recipe, tmp_path):
+    sim = server()
+    texts = ["lone \ud800 surrogate", "nul \0 byte", "x" * 10_000_000, "{{ 7 * 7 }}", "", "🙂"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"a": t}) + "\n" for t in texts))
+    file = recipe(sim.url, ask=False, output=False)
+    head = file.read_text().split("[[steps]]")[0]
+    steps = '[[steps]]\nkind = "jsonl"\npath = "in.jsonl"\n'
+    steps += '[[steps]]\nname = "answers"\nkind = "generate"\nteacher = "sim"\n'
+    end = 'prompt = "Say: {{ a }}"\n[output]\nuser = "{{ a }}"\nassistant = "{{ answer }}"\n'
+    file.write_text(head + steps + end)
+    found = generate(file, tmp_path / "run")
+    assert states(found, "answers") == {"ok": 6}
+    kept = rows(tmp_path / "run", "answers")
+    assert [r.values["a"] for r in kept] == ["lone � surrogate", *texts[1:]]
+    manifest = export(tmp_path / "run", tmp_path / "data")
+    assert sum(s["rows"] for s in manifest["splits"].values()) == 6
+    lines = [(tmp_path / "data" / f"{n}.jsonl").read_text().splitlines() for n in ("train", "held_out")]
+    read = [json.loads(line) for part in lines for line in part]
+    assert {m["messages"][0]["content"] for m in read} == {r.values["a"] for r in kept}
+
+
+def test_one_template_that_fails_on_a_row_ends_that_row(server, recipe, tmp_path):
+    sim = server()
+    step = '[[steps]]\nkind = "template"\ninto = "q"\ntemplate = "{{ 12 // a }}"\n'
+    found = generate(recipe(sim.url, step, rows=4), tmp_path / "run")
+    assert states(found, "template") == {"ok": 3, "dropped": 1}
+    assert "ZeroDivisionError" in found["steps"][-1]["ended"][0]["reason"]
+
+
+def test_memory_does_not_grow_with_rows(server, recipe, tmp_path):
+    """A source of 30,000 rows and a step that drops most of them, in a process of its own."""
+    step = '[[steps]]\nkind = "filter"\nwhere = "{{ a % 100 == 0 }}"\n'
+    file = recipe("http://127.0.0.1:9/v1", step, ask=False, output=False)
+    text = file.read_text().replace("columns = { a = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11] }", "")
+    grid = 'how = "product"\n[steps.columns]\na = {}\nb = {}\nc = ["{}"]\n'
+    sizes = []
+    for many in (20, 200):
+        made = grid.format(list(range(100)), list(range(many)), "x" * 2000)
+        file.write_text(
+            text.replace('kind = "table"\n', 'kind = "table"\n' + made)
+            + '[output]\nuser="{{ a }}"\nassistant="{{ b }}"\n'
+        )
+        code = (
+            "import resource, sys; from interlace.distill.run import generate; generate(sys.argv[1], sys.argv[2]); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(file), str(tmp_path / f"run{many}")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        sizes.append(int(done.stdout.split()[-1]))
+    assert sizes[1] < sizes[0] + 16_000  # KiB; the texts alone are 40 MB more
