@@ -23,7 +23,8 @@ def done(server, recipe, tmp_path):
     sim = server(truncate=0.1, drop=0.05)
     file = recipe(sim.url, STEPS, rows=80, output=False)
     out = '[output]\nsystem = "Add."\nuser = "{{ a }} + 7"\nassistant = "{{ answer }}"\nreasoning = "{{ reasoning }}"\n'
-    file.write_text(file.read_text() + out + 'keep = ["a"]\nheld_out = 0.25\nsplit_by = "{{ a }}"\n')
+    text = file.read_text().replace("max_tokens = 64", "max_tokens = 64\nsamples = 2")
+    file.write_text(text + out + 'keep = ["a"]\nheld_out = 0.25\nsplit_by = "{{ a }}"\n')
     generate(file, tmp_path / "run")
     return tmp_path / "run"
 
@@ -37,7 +38,7 @@ def test_conversations_are_split_by_hash_and_nothing_is_lost(done, tmp_path):
     train, held_out = lines(tmp_path / "data/train.jsonl"), lines(tmp_path / "data/held_out.jsonl")
     kept = status(done)["steps"][-1]["rows"]["ok"]
     assert len(train) + len(held_out) == kept
-    assert 5 < len(held_out) < 35
+    assert 10 < len(held_out) < 70
     assert not {r["a"] for r in train} & {r["a"] for r in held_out}
     row = train[0]
     assert [t["role"] for t in row["messages"]] == ["system", "user", "assistant"]
@@ -58,7 +59,7 @@ def test_the_manifest_says_where_everything_came_from(done, tmp_path):
     manifest = export(done, tmp_path / "data")
     assert manifest == json.loads((tmp_path / "data/manifest.json").read_text())
     assert manifest["finished"]
-    assert sum(manifest["rows_by_state"].values()) == 80
+    assert sum(manifest["rows_by_state"].values()) == 160
     assert manifest["teachers"]["sim"]["terms"] == "own"
     assert manifest["teachers"]["sim"]["licence"] == "none"
     assert manifest["recipe"]["steps"][0]["name"] == "seeds"

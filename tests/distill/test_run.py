@@ -69,6 +69,17 @@ def test_every_row_ends_in_one_state_whatever_the_teacher_does(server, recipe, t
         assert row.state == "ok" or row.reason
 
 
+def test_figures_of_usage_that_cannot_be_are_replaced_by_estimates(server, recipe, tmp_path):
+    sim = server(wrong_usage=1.0)
+    generate(recipe(sim.url, run="max_cost = 1.0"), tmp_path / "run")
+    folder = RunFolder.read(tmp_path / "run")
+    ledger = folder.open_ledger()
+    found = ledger.db.execute("SELECT counted, prompt_tokens, answer_tokens, cost FROM requests").fetchall()
+    ledger.close()
+    assert {f[0] for f in found} == {"estimated"}
+    assert all(5 < f[1] < 40 and 3 < f[2] <= 64 and 0 < f[3] < 0.001 for f in found)
+
+
 def test_the_same_command_again_asks_nothing(server, recipe, tmp_path):
     sim = server()
     file = recipe(sim.url)

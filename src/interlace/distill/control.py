@@ -2,8 +2,8 @@
 
 Requests in flight grow by one with every success until something goes wrong, then by one for each round. A rate limit,
 of requests or of tokens, is not known until it is met: then the rate is set to a little less than what was let through,
-and raised slowly (after additive increase and multiplicative decrease: Chiu and Jain, 1989), faster the longer nothing is
-sent back (as in CUBIC: Ha, Rhee, Xu, 2008). Nothing here sleeps or looks at a
+and raised slowly (after additive increase and multiplicative decrease: Chiu and Jain, 1989), faster the longer nothing
+is sent back (as in CUBIC: Ha, Rhee, Xu, 2008). Nothing here sleeps or looks at a
 clock; times are handed in.
 """
 
