@@ -58,6 +58,14 @@ def test_maths_keeps_right_answers_with_their_reasoning_and_no_benchmark(server,
         assert row["messages"][1]["reasoning_content"].endswith(f"makes {row['gold']}.")
 
 
+def test_the_page_of_steps_is_current():
+    docs = RECIPES.parent / "docs"
+    spec = importlib.util.spec_from_file_location("make_steps", docs / "make_steps.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (docs / "steps.md").read_text() == module.page(), "python docs/make_steps.py > docs/steps.md"
+
+
 def test_the_folder_of_the_loop_trains_asks_and_checks(tmp_path, monkeypatch, capsys):
     """In small: the teacher learns nothing in so few steps, so that its answers are kept unverified."""
     folder = tmp_path / "loop"

@@ -330,6 +330,20 @@ def test_one_template_that_fails_on_a_row_ends_that_row(server, recipe, tmp_path
     assert "ZeroDivisionError" in found["steps"][-1]["ended"][0]["reason"]
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ a.__class__.__mro__ }}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ a }}",
+    ],
+)
+def test_a_template_that_is_unsafe_ends_the_run(server, recipe, tmp_path, template):
+    sim = server()
+    step = f'[[steps]]\nkind = "template"\ninto = "q"\ntemplate = "{template}"\n'
+    with pytest.raises(ConfigError, match=r"steps\.template\.template: the template"):
+        generate(recipe(sim.url, step, rows=200), tmp_path / "run")
+
+
 def test_memory_does_not_grow_with_rows(server, recipe, tmp_path):
     """A source of 30,000 rows and a step that drops most of them, in a process of its own."""
     step = '[[steps]]\nkind = "filter"\nwhere = "{{ a % 100 == 0 }}"\n'

@@ -10,6 +10,11 @@ from interlace.base.worker import OutOfBounds, Refused, Worker
 
 SECONDS = 2.0
 MODULE = "interlace.base.template_child"
+OUTSIDE = "reaches outside its sandbox"
+
+
+class UnsafeTemplate(ConfigError):
+    """A template reaches outside its sandbox, or takes more time or memory than it was given."""
 
 
 class Templates:
@@ -29,8 +34,8 @@ class Templates:
                 `raise_exception`, `strftime_now`, `tojson`, `break` and `continue` are known.
 
         Raises:
-            ConfigError: it is not a template, uses a name that is not given, reaches outside the sandbox, does not
-                end in time, or makes too much text.
+            UnsafeTemplate: it reaches outside the sandbox, does not end in time, or takes too much memory.
+            ConfigError: it is not a template, uses a name that is not given, or fails on these values.
         """
         request = {"do": "render", "template": template, "values": dict(values), "chat": chat}
         return str(self._ask(request, where))
@@ -51,6 +56,7 @@ class Templates:
         try:
             return self._worker.ask(request)
         except OutOfBounds as error:
-            raise ConfigError(f"{where}: the template {error}; does it loop over too much?") from None
+            raise UnsafeTemplate(f"{where}: the template {error}; does it loop over too much?") from None
         except Refused as error:
-            raise ConfigError(f"{where}: {error}") from None
+            kind = UnsafeTemplate if OUTSIDE in str(error) else ConfigError
+            raise kind(f"{where}: {error}") from None

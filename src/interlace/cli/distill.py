@@ -78,6 +78,7 @@ def generate(
         return
     out = out or Path("runs") / (recipe.parent.name if recipe.stem == "recipe" and recipe.parent.name else recipe.stem)
     states = [s.strip() for s in retry.split(",") if s.strip()]
+    _say_estimate(recipe, overrides, limit)
     with Display() as display:
         document = run(recipe, out, overrides, limit=limit, retry=states, watch=display.update)
     if json:
@@ -205,6 +206,18 @@ def _print_estimate(recipe: Path, overrides: tuple[str, ...], limit: int | None,
     ]
     print_table("dry run: nothing was sent", columns, rows)
     console.print("About: answers of half of max_tokens; no row dropped, no retry.", style="dim")
+
+
+def _say_estimate(recipe: Path, overrides: tuple[str, ...], limit: int | None) -> None:
+    """One line before a run, where it asks anybody."""
+    from interlace.distill.estimate import estimate
+    from interlace.distill.recipe import read_recipe
+
+    found = estimate(read_recipe(recipe, overrides), limit)
+    requests = sum(e.requests for e in found)
+    if requests:
+        about, most = (_usd(sum(getattr(e, k) for e in found)) for k in ("cost", "most"))
+        err.print(f"up to {requests:,} requests, about {about} USD, at most {most}; what is in the ledger is free")
 
 
 def _usd(value: float) -> str:

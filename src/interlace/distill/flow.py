@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from interlace.base.errors import ConfigError, InterlaceError
+from interlace.base.templates import UnsafeTemplate
 from interlace.distill.client import Client
 from interlace.distill.desk import Desk
 from interlace.distill.ledger import Ledger, NewRow, Row
@@ -169,12 +170,12 @@ class Flow:
             raise next((e for e in errors if not isinstance(e, InterlaceError)), errors[0])
 
     async def _row(self, course: Course, row: Row, prefix: str, desk: Desk) -> None:
-        """What becomes of one row; a template that fails on it ends the row, and not the run."""
+        """What becomes of one row; a template that fails on it ends the row, one that is unsafe the run."""
         step = course.stage.step
         try:
             outs = await step.one(row, desk)
         except ConfigError as error:
-            if self.client.stop is not None:
+            if self.client.stop is not None or isinstance(error, UnsafeTemplate):
                 raise
             outs = [Out({}, "dropped", f"{error}")]
         rows = []

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import ConfigError, InterlaceError
-from interlace.base.files import sha256
+from interlace.base.files import read_json, sha256
 from interlace.distill.endpoint import Outcome, Reply, Trouble
+from interlace.distill.ledger import digest
 from interlace.distill.teacher import Teacher
 
+SUMS = "checksums.json"
+OF_TRAINING = ("training.json", "optimizer.safetensors")  # files that answers do not depend on
 GATHER_SECONDS = 0.01  # that a batch waits for company
 
 
@@ -25,11 +27,11 @@ def fingerprint(checkpoint: str) -> str:
     from interlace.checkpoint.folder import resolve
 
     folder = resolve(Path(checkpoint).expanduser())
-    total = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors") and "optim" not in p.name):
-        if file.name not in ("training.json", "checksums.json"):
-            total.update(f"{file.name} {sha256(file)}\n".encode())
-    return total.hexdigest()[:32]
+    files = {p.name: p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")}
+    sums = files.pop(SUMS, None)  # our own checkpoints say their files' hashes
+    known = read_json(sums, "checksums") if sums is not None else {}
+    parts = {n: known.get(n) or sha256(p) for n, p in files.items() if n not in OF_TRAINING}
+    return digest(parts)
 
 
 class Local:

@@ -28,8 +28,9 @@ class RunSettings(Closed):
 
     Attributes:
         seed: of everything that is drawn.
-        max_cost: USD; max_tokens: prompts and answers; max_requests: sent, rate limits left out. Hard limits: what was
-            in flight when a process was killed counts in full.
+        max_cost: USD; never passed, whatever happens: what was in flight when a process was killed counts in full.
+        max_tokens: of prompts and answers; a hard limit too.
+        max_requests: sent, those sent back for a rate limit left out; a hard limit too.
         ledger: a file that several recipes share; `ledger.sqlite` in the run folder if not given.
         rows_at_once: rows of a step that are worked on at once, at most.
     """

@@ -56,6 +56,7 @@ def report(run: str | Path, tell: Tell = lambda *_: None) -> Path:
             *_samples(folder, ledger, made, unusable, found),
             *_shape(made),
             *_judges(folder, ledger),
+            *_contamination(folder, ledger),
             "<h2>Cost by step</h2>",
             table(*cost_rows(found), 3),
             _spent(found),
@@ -278,6 +279,28 @@ def agreement_rows(folder: RunFolder, ledger: Ledger, name: str) -> list[list[st
         found = agreement(seen, levels)
         made.append([criterion, f"{a}, {b}", f"{len(seen):,}", f"{found['same']:.0%}", f"{found['kappa']:.2f}"])
     return made
+
+
+def _contamination(folder: RunFolder, ledger: Ledger) -> Iterator[str]:
+    """For each benchmark, what was found of it."""
+    for stage in folder.stages:
+        if stage.kind != "decontaminate":
+            continue
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in ledger.ordered(stage.id, "dropped"):
+            match = row.values.get("contamination")
+            if isinstance(match, dict):
+                found.setdefault(match["benchmark"], []).append(match)
+        recipe = next(s for s in folder.about["recipe"]["steps"] if s.get("name", s["kind"]) == stage.name)
+        rows = []
+        for name in recipe["against"]:
+            matches = found.get(name, [])
+            items = {m["item"] for m in matches}
+            whole = sum(m["coverage"] >= 0.95 for m in matches)
+            mean = f"{sum(m['coverage'] for m in matches) / len(matches):.2f}" if matches else "-"
+            rows.append([name, f"{len(matches):,}", f"{len(items):,}", f"{whole:,}", mean])
+        yield f"<h2>Benchmarks: {html.escape(stage.name)}</h2>"
+        yield table(["benchmark", "rows dropped", "different items", "nearly whole", "mean coverage"], rows)
 
 
 def _origin(folder: RunFolder) -> Iterator[str]:

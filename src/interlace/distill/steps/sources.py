@@ -22,7 +22,11 @@ LOOKED_AT = 1000  # rows whose keys are taken for the columns of a file
 
 
 class Feeding(Step):
-    """A step that makes rows."""
+    """A step that makes rows.
+
+    Attributes:
+        limit: the most rows; all if not given.
+    """
 
     FEEDS: ClassVar[bool] = True
 
@@ -63,7 +67,6 @@ class Jsonl(Feeding):
 
     Attributes:
         path: the file, from the recipe's folder on.
-        limit: the most rows; all if not given.
     """
 
     kind: Literal["jsonl"]
@@ -97,7 +100,8 @@ class Texts(Feeding):
         characters = 4000
 
     Attributes:
-        path: files and folders, from the recipe's folder on; JSONL files give the text of `field`.
+        path: files and folders, from the recipe's folder on.
+        field: the key that holds the text in JSONL files.
         into: the column; `document` names the part's file.
         characters: about how long a part is; cut at an empty line where there is one, else at the end of a line.
     """
@@ -156,6 +160,7 @@ class Table(Feeding):
         level = ["easy", "hard"]
 
     Attributes:
+        columns: their values, by name.
         how: "product"; "rows" takes the first of every column, then the second; "sample" draws `count` combinations.
         count: how many to draw; drawn anew by the recipe's seed.
     """
