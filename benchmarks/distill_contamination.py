@@ -15,10 +15,13 @@ import argparse
 import json
 import random
 import re
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
 from interlace.distill.contamination import Index, judged, read_benchmark, words_of
+from interlace.distill.run import RunFolder, generate
 from interlace.distill.steps.near import Decontaminate
 from interlace.distill.steps.sources import read_rows
 
@@ -30,6 +33,21 @@ SYNONYMS = dict(pair.split() for pair in PAIRS.split(","))
 NAMES = ("Quentin", "Ottilie", "Bertram", "Xanthe", "Ignatius", "Perpetua")
 SORTS = ("verbatim", "format", "names and synonyms", "one word in seven", "sentences")
 EACH = 40
+RECIPE = """
+[[steps]]
+kind = "jsonl"
+path = "train.jsonl"
+[[steps]]
+kind = "decontaminate"
+text = "{{ question }}"
+answer = "{{ answer }}"
+columns = "question"
+answers = "answer"
+against = {gsm8k = "test.jsonl"}
+[output]
+user = "{{ question }}"
+assistant = "{{ answer }}"
+"""
 
 
 def verbatim(text: str, draw: random.Random) -> str:
@@ -71,6 +89,34 @@ def long_run(index: set[tuple[str, ...]], text: str) -> bool:
     """Whether a run of 13 words of the text is in the benchmark."""
     words = words_of(text)
     return any(tuple(words[i : i + 13]) in index for i in range(len(words) - 12))
+
+
+def whole_file(data: Path, train: list[dict], sheet: list[dict], change: dict) -> dict:
+    """A training file, 200 rows of it replaced by planted items, through `interlace distill` as a user runs it."""
+    draw = random.Random(99)
+    chosen = draw.sample(range(len(sheet)), EACH * len(SORTS))
+    places = dict(zip(draw.sample(range(len(train)), len(chosen)), chosen, strict=True))
+    sorts = list(change.values())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with open(folder / "train.jsonl", "w", encoding="utf-8") as file:
+            for place, row in enumerate(train):
+                if place in places:
+                    item = sheet[places[place]]
+                    row = {**item, "question": sorts[places[place] % len(sorts)](item["question"], draw)}
+                file.write(json.dumps({**row, "place": place}) + "\n")
+        shutil.copy(data / "gsm8k-test.jsonl", folder / "test.jsonl")
+        (folder / "r.toml").write_text(RECIPE)
+        began = time.perf_counter()
+        generate(folder / "r.toml", folder / "run")
+        seconds = time.perf_counter() - began
+        run = RunFolder.read(folder / "run")
+        ledger = run.open_ledger()
+        dropped = {r.values["place"] for r in ledger.ordered(run.last.id, "dropped")}
+        ledger.close()
+    found = len(dropped & places.keys())
+    return {"file of": len(train), "planted": len(places), "found": found, "others dropped": len(dropped) - found,
+            "seconds, whole run": round(seconds, 1)}  # fmt: skip
 
 
 def main() -> None:
@@ -125,6 +171,7 @@ def main() -> None:
             }
         )
     )
+    print(json.dumps(whole_file(given.data, train, sheet, change)))
     for match, question in sorted(alarms, key=lambda a: -a[0].coverage):
         print(f"  {match.coverage:.2f}{' answered' if match.answered else ''}: {question[:110]!r}")
         print(f"        item {match.item.number}: {sheet[match.item.number - 1]['question'][:110]!r}")

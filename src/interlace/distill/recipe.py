@@ -119,11 +119,6 @@ class Recipe:
         """The stage whose rows are written."""
         return self.stages[self.output.source or next(reversed(self.stages))]
 
-    @property
-    def hash(self) -> str:
-        """Of all it says."""
-        return digest(self.raw)
-
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe; input files are read once.
