@@ -98,6 +98,12 @@ def test_a_wrong_recipe_is_one_sentence(raw, said, tmp_path):
     assert said in str(error.value)
 
 
+def test_a_key_that_stands_in_a_recipe_is_refused_and_not_repeated(tmp_path):
+    with pytest.raises(ConfigError, match="must be the name of an environment variable") as error:
+        build(table(teacher={"key": "sk-verySecret123"}), tmp_path)
+    assert "verySecret" not in str(error.value)
+
+
 def test_terms_that_forbid_need_an_authorisation(tmp_path):
     given = {"terms": "forbidden", "authorisation": "written leave of the owner, 2026-05-01"}
     assert build(table(teacher=given), tmp_path).teachers["t"].authorisation

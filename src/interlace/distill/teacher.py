@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from interlace.base.errors import ConfigError
 from interlace.base.schema import Closed
@@ -22,7 +23,7 @@ class Teacher(Closed):
         model: the endpoint's name of the model.
         base_url: of the endpoint, such as "http://127.0.0.1:8000/v1".
         api: "chat", or "completions" for models without a chat template.
-        key: the environment variable that holds the key; none is sent if empty.
+        key: the name of the environment variable that holds the key, in capitals; none is sent if empty.
         checkpoint: folder of a local teacher.
         device: that a local teacher computes on.
         batch: requests that a local teacher answers at once.
@@ -41,7 +42,7 @@ class Teacher(Closed):
     model: str = ""
     base_url: str = ""
     api: Literal["chat", "completions"] = "chat"
-    key: str = Field(default="", pattern=r"^[A-Za-z0-9_]*$")
+    key: str = ""
     checkpoint: str = ""
     device: str = "cpu"
     batch: int = Field(default=32, gt=0)
@@ -54,6 +55,15 @@ class Teacher(Closed):
     timeout_seconds: float = Field(default=300, gt=0)
     tries: int = Field(default=6, gt=0)
     patience_seconds: float = Field(default=300, ge=0)
+
+    @field_validator("key")
+    @classmethod
+    def _a_name(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):  # what stands there may be the key: it is not shown
+            raise ValueError(
+                "must be the name of an environment variable in capitals, such as TEACHER_KEY, not the key"
+            )
+        return value
 
     @model_validator(mode="after")
     def _whole(self) -> Teacher:
