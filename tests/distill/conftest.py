@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+
+from interlace.base.templates import Templates
 
 SERVER = Path(__file__).with_name("simulator.py")
 
@@ -30,6 +33,13 @@ class Server:
         self.process.kill()
         self.process.wait()
         self.process.stdout.close()
+
+
+@pytest.fixture
+def templates():
+    """Renders; ended with the test."""
+    with closing(Templates()) as made:
+        yield made
 
 
 @pytest.fixture

@@ -92,21 +92,21 @@ GOOD = [SEEDS, ASK]
         (table(SEEDS, {"kind": "grade", "teacher": "t", "criteria": []}), "steps.grade.criteria"),
     ],
 )
-def test_a_wrong_recipe_is_one_sentence(raw, said, tmp_path):
+def test_a_wrong_recipe_is_one_sentence(raw, said, tmp_path, templates):
     with pytest.raises(ConfigError) as error:
-        build(raw, tmp_path)
+        build(raw, tmp_path, templates)
     assert said in str(error.value)
 
 
-def test_a_key_that_stands_in_a_recipe_is_refused_and_not_repeated(tmp_path):
+def test_a_key_that_stands_in_a_recipe_is_refused_and_not_repeated(tmp_path, templates):
     with pytest.raises(ConfigError, match="must be the name of an environment variable") as error:
-        build(table(teacher={"key": "sk-verySecret123"}), tmp_path)
+        build(table(teacher={"key": "sk-verySecret123"}), tmp_path, templates)
     assert "verySecret" not in str(error.value)
 
 
-def test_terms_that_forbid_need_an_authorisation(tmp_path):
+def test_terms_that_forbid_need_an_authorisation(tmp_path, templates):
     given = {"terms": "forbidden", "authorisation": "written leave of the owner, 2026-05-01"}
-    assert build(table(teacher=given), tmp_path).teachers["t"].authorisation
+    assert build(table(teacher=given), tmp_path, templates).teachers["t"].authorisation
 
 
 @pytest.mark.parametrize(
@@ -118,24 +118,24 @@ def test_terms_that_forbid_need_an_authorisation(tmp_path):
         ('{"q": "a"}\n[1]\n', ":2: is a list, not an object"),
     ],
 )
-def test_inputs_are_read_before_anything_is_sent(lines, said, tmp_path):
+def test_inputs_are_read_before_anything_is_sent(lines, said, tmp_path, templates):
     if lines is not None:
         (tmp_path / "in.jsonl").write_text(lines)
     with pytest.raises(DataError) as error:
-        build(table({"kind": "jsonl", "path": "in.jsonl"}, {**ASK, "prompt": "{{ q }}"}), tmp_path)
+        build(table({"kind": "jsonl", "path": "in.jsonl"}, {**ASK, "prompt": "{{ q }}"}), tmp_path, templates)
     assert said in str(error.value)
 
 
-def test_benchmarks_of_the_wrong_form_are_refused(tmp_path):
+def test_benchmarks_of_the_wrong_form_are_refused(tmp_path, templates):
     step = {"kind": "decontaminate", "text": "{{ q }}", "against": {"mine": "eval.jsonl"}, "columns": "question"}
     (tmp_path / "eval.jsonl").write_text('{"problem": "x"}\n')
     with pytest.raises(DataError, match=r"item 1 of benchmark 'mine' has no column 'question' \(it has problem"):
-        build(table(SEEDS, step, output={"user": "{{ q }}", "assistant": "x"}), tmp_path)
+        build(table(SEEDS, step, output={"user": "{{ q }}", "assistant": "x"}), tmp_path, templates)
 
 
-def test_a_step_is_known_by_what_it_says_and_what_feeds_it(tmp_path):
+def test_a_step_is_known_by_what_it_says_and_what_feeds_it(tmp_path, templates):
     def ids(*steps, **more):
-        return [s.id for s in build(table(*steps, **more), tmp_path).stages.values()]
+        return [s.id for s in build(table(*steps, **more), tmp_path, templates).stages.values()]
 
     plain = ids(*GOOD)
     assert ids(SEEDS, {**ASK, "name": "other"}, output={**OUT}) == plain
@@ -149,13 +149,13 @@ def test_a_step_is_known_by_what_it_says_and_what_feeds_it(tmp_path):
     assert ids(*GOOD, teacher={"price_in": 3.0}) == plain
 
 
-def test_an_estimate_counts_rows_requests_and_cost(tmp_path):
+def test_an_estimate_counts_rows_requests_and_cost(tmp_path, templates):
     raw = table(SEEDS, {**ASK, "samples": 3, "max_tokens": 100}, teacher={"price_in": 1.0, "price_out": 10.0})
-    seeds, ask = estimate(build(raw, tmp_path))
+    seeds, ask = estimate(build(raw, tmp_path, templates))
     assert (seeds.rows, ask.rows, ask.requests, ask.answer_tokens) == (2, 6, 6, 600)
     assert ask.most == pytest.approx(600 * 10e-6, rel=0.01)
     assert ask.cost == pytest.approx(ask.most / 2, rel=0.02)
-    assert estimate(build(raw, tmp_path), limit=1)[1].requests == 3
+    assert estimate(build(raw, tmp_path, templates), limit=1)[1].requests == 3
 
 
 def test_the_verb_says_what_is_wrong_in_one_line(tmp_path, capsys):

@@ -134,8 +134,7 @@ def alone(step, values, client, tmp_path):
         return asyncio.run(step.one(Row(1, "000000000", "ok", "", values), desk))
     finally:
         templates.close()
-        for pool in desk.pools.values():
-            pool.close()
+        desk.close()
 
 
 def step_of(kind, **table):

@@ -24,6 +24,10 @@ class Templates:
         """seconds: for one rendering."""
         self._worker = Worker(MODULE, seconds, 256 << 20)
 
+    def start(self) -> None:
+        """Start the process now, so that it is ready when it is needed."""
+        self._worker.start()
+
     def render(self, template: str, values: Mapping[str, Any], where: str, chat: bool = False) -> str:
         """The text of a template.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from interlace.base.errors import Failure
 
+START_SECONDS = 60.0
 MEMORY_BYTES = 1 << 30  # address space of the process beyond what it starts with
 CHILD = "from interlace.base.worker_child import main; main({module!r}, {memory})"
 
@@ -36,6 +37,7 @@ class Worker:
         """seconds: for one request."""
         self.module, self.seconds, self.memory_bytes = module, seconds, memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
 
     def ask(self, request: Any) -> Any:
         """The answer to one request.
@@ -44,11 +46,13 @@ class Worker:
             OutOfBounds: it took too long or too much memory; the process is gone, the next request starts another.
             Refused: the input is wrong.
         """
-        if self._process is None:
-            self._start()
-        deadline = time.monotonic() + self.seconds
+        self.start()
         raw = json.dumps(request).encode()
         try:
+            if not self._ready:
+                self._read(1, time.monotonic() + START_SECONDS)  # it says so when it is; starting does not count
+                self._ready = True
+            deadline = time.monotonic() + self.seconds
             self._write(len(raw).to_bytes(8, "big") + raw, deadline)
             size = int.from_bytes(self._read(8, deadline), "big")
             reply = json.loads(self._read(size, deadline))
@@ -75,9 +79,12 @@ class Worker:
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
                     pipe.close()
-            self._process = None
+            self._process, self._ready = None, False
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the process if there is none, without waiting for it."""
+        if self._process is not None:
+            return
         code = CHILD.format(module=self.module, memory=self.memory_bytes)
         environment = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME")}
         self._process = subprocess.Popen(
@@ -87,7 +94,6 @@ class Worker:
             bufsize=0,
             env=environment | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},  # no secret of ours reaches it
         )
-        self._read(1, time.monotonic() + 60)  # it says when it is ready, so that starting does not count
 
     def _pipes(self) -> tuple[int, int]:
         assert self._process is not None

@@ -78,7 +78,8 @@ def generate(
         return
     out = out or Path("runs") / (recipe.parent.name if recipe.stem == "recipe" and recipe.parent.name else recipe.stem)
     states = [s.strip() for s in retry.split(",") if s.strip()]
-    _say_estimate(recipe, overrides, limit)
+    if not (out / "run.toml").is_file():  # it was said when the run was begun
+        _say_estimate(recipe, overrides, limit)
     with Display() as display:
         document = run(recipe, out, overrides, limit=limit, retry=states, watch=display.update)
     if json:

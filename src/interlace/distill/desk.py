@@ -114,6 +114,11 @@ class Desk:
         found: T = self.kept[name]
         return found
 
+    def close(self) -> None:
+        """End the processes that `work` started."""
+        for pool in self.pools.values():
+            pool.close()
+
     async def on_a_core(self, work: Callable[..., T], *arguments: Any) -> T:
         """Call something that takes a while in a thread, as many at once as there are cores."""
         async with self.cores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,18 +121,22 @@ class Recipe:
         return self.stages[self.output.source or next(reversed(self.stages))]
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: Path, overrides: Sequence[str] = (), templates: Templates | None = None) -> Recipe:
     """Read and check a recipe; input files are read once.
+
+    Args:
+        templates: checks the recipe's, and stays open; one is made for the purpose if it is not given.
 
     Raises:
         ConfigError: a key, a value, a name, a template or the order of the steps is wrong.
         DataError: an input file is missing or broken.
     """
     raw = read_toml(path, "recipe", overrides)
-    return build(raw, path.parent)
+    with contextlib.closing(Templates()) as own:  # starts nothing unless it is used
+        return build(raw, path.parent, templates or own)
 
 
-def build(raw: dict[str, Any], folder: Path) -> Recipe:
+def build(raw: dict[str, Any], folder: Path, templates: Templates) -> Recipe:
     """The same from plain data."""
     for key in raw:
         if key not in TABLES:
@@ -145,12 +150,8 @@ def build(raw: dict[str, Any], folder: Path) -> Recipe:
     steps = _steps(raw)
     output = validate(Output, _table(raw, "output"), "output")
     _check_teachers(steps, teachers, settings)
-    templates = Templates()
-    try:
-        stages = _stages(steps, teachers, folder, settings.seed, templates)
-        _check_output(output, stages, templates)
-    finally:
-        templates.close()
+    stages = _stages(steps, teachers, folder, settings.seed, templates)
+    _check_output(output, stages, templates)
     return Recipe(raw, folder, settings, teachers, stages, output)
 
 

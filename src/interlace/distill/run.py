@@ -10,6 +10,7 @@ export("runs/maths", "data/maths")
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import platform
 import secrets
@@ -247,16 +248,18 @@ def generate(
         Exhausted: a limit of the budget is reached. Stopped: it was interrupted. Dead: an endpoint is.
     """
     file = Path(recipe)
-    plan = read_recipe(file, overrides)
     for state in retry:
         if state not in STATES or state == "ok":
             raise DataError(f"retry: {state!r} is not a state that can be tried again; name {', '.join(STATES[1:])}")
-    senders = transports(plan)
-    folder = RunFolder.open(Path(out), plan, file, limit)
-    ledger = Ledger(folder.ledger, folder.id)
-    templates = Templates()
-    desk = Desk("", plan.folder, plan.run.seed, templates)
-    try:
+    with contextlib.ExitStack() as open_:
+        templates = open_.enter_context(contextlib.closing(Templates()))
+        templates.start()  # while inputs are read
+        plan = read_recipe(file, overrides, templates)
+        senders = transports(plan)
+        folder = RunFolder.open(Path(out), plan, file, limit)
+        ledger = open_.enter_context(contextlib.closing(Ledger(folder.ledger, folder.id)))
+        desk = Desk("", plan.folder, plan.run.seed, templates)
+        open_.callback(desk.close)
         used = {name: plan.teachers[name] for name in senders}
         client = Client(ledger, used, senders, plan.limits)
         flow = Flow(plan, ledger, client, desk, limit)
@@ -268,11 +271,6 @@ def generate(
         finally:
             watch(seen.look(finished=True))
         return summary(folder, ledger)
-    finally:
-        for pool in desk.pools.values():
-            pool.close()
-        templates.close()
-        ledger.close()
 
 
 def again(flow: Flow, states: Sequence[str]) -> None:

@@ -13,7 +13,6 @@ from pydantic import Field
 
 from interlace.distill.desk import Desk, Question
 from interlace.distill.ledger import Row
-from interlace.distill.minhash import shingles
 from interlace.distill.steps.ask import Asking
 from interlace.distill.steps.base import Out, Rows, drop, text_of
 
@@ -90,6 +89,8 @@ class SelfInstruct(Asking):
 
     async def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
         """Round after round; the same seed and the same answers make the same tasks."""
+        from interlace.distill.minhash import shingles  # brings numpy, that few recipes need
+
         seeds = [text_of(row.values.get(self.column)) for row in rows()]
         pool, known = list(seeds), [shingles(s, 3) for s in seeds]
         for seed in seeds if self.seeds else ():

@@ -6,13 +6,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, field_validator
 
 from interlace.distill.contamination import Index, judged, read_benchmark, to_columns
 from interlace.distill.desk import Desk
 from interlace.distill.ledger import Row
-from interlace.distill.minhash import HASHES, first_of_each, shingles, signature
 from interlace.distill.steps.base import Out, Rows, Step, drop
 
 
@@ -44,6 +42,10 @@ class Dedup(Step):
 
     async def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
         """Sign every row, then go through them again; a signature is 512 bytes, texts are not kept."""
+        import numpy as np  # a tenth of a second, that few recipes need
+
+        from interlace.distill.minhash import HASHES, first_of_each, shingles, signature
+
         signed = []
         for row in rows():
             signed.append(signature(shingles(desk.render(self.text, row, "text"), self.words)))
