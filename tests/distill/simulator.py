@@ -29,6 +29,7 @@ FAULTS = (
     "wrong_usage",
     "html",
     "refuse",
+    "odd",
 )
 
 
@@ -128,13 +129,17 @@ class Simulator:
             said = f"Incorrect API key provided: {headers.get('authorization', '')}"
             await self.reply(writer, 401, {"error": {"message": said}})
             return True
+        if o.always_limited:
+            self.counts["limited_requests"] += 1
+            await self.reply(writer, 429, {"error": {"message": "daily quota"}}, {"retry-after-ms": "50"})
+            return True
         if o.dead_after and self.number > o.dead_after:
             return False
         request = json.loads(body)
         text = "\n".join(str(m["content"]) for m in request.get("messages", [])) or request.get("prompt", "")
         asked = int(request.get("max_tokens", 64))
         answer, reasoning = self.answer(text, request)
-        tokens_in, tokens_out = len(text) // 4 + 8, min(asked, (len(answer) + len(reasoning)) // 4 + 1)
+        tokens_in, tokens_out = len(text) // 4 + 8 + o.overhead, min(asked, (len(answer) + len(reasoning)) // 4 + 1)
         total = tokens_in + tokens_out
         for name, bucket, amount in (("requests", self.requests, 1), ("tokens", self.tokens, total)):
             if bucket is not None and (wait := bucket.wait(amount)) > 0:
@@ -170,6 +175,8 @@ class Simulator:
             finish, answer = "length", answer[: len(answer) // 2]
         if fault == "refuse":
             answer = ""
+        if fault == "odd":
+            answer = [{"type": "text", "text": None}]
         message = {"role": "assistant", "content": answer}
         if fault == "refuse":
             message["refusal"] = "I will not."
@@ -271,6 +278,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--slow-seconds", type=float, default=0.5)
     made.add_argument("--words", type=int, default=20)
     made.add_argument("--dead-after", type=int, default=0)
+    made.add_argument("--overhead", type=int, default=0)
+    made.add_argument("--always-limited", action="store_true")
     for name in FAULTS:
         made.add_argument(f"--{name.replace('_', '-')}", type=float, default=0.0)
     return made

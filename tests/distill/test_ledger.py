@@ -185,14 +185,14 @@ def test_a_damaged_ledger_is_refused_and_left_alone(tmp_path, how):
 
 
 def test_a_missing_ledger_is_not_made_to_be_read(tmp_path):
-    with pytest.raises(DataError, match="no ledger is there"):
-        Ledger(tmp_path / "none.sqlite", create=False)
+    with pytest.raises(DataError, match="the ledger of this run is missing"):
+        Ledger(tmp_path / "none.sqlite", "run", create=False)
     assert not (tmp_path / "none.sqlite").exists()
 
 
-def test_a_full_disk_is_said_and_the_reserve_is_given_up_first(tmp_path):
+def test_a_full_disk_is_said_and_the_room_kept_back_is_given_up_first(tmp_path):
     ledger = Ledger(tmp_path / "l.sqlite", "run")
-    assert ledger._reserve_file.stat().st_size > 1 << 20
+    assert ledger._room(ledger.owner).stat().st_size > 1 << 20
     assert ledger.claim("a", "t", "{}", SMALL, FREE)
     pages = ledger.db.execute("PRAGMA page_count").fetchone()[0]
     ledger.db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own "database or disk is full"

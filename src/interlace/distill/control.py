@@ -2,9 +2,8 @@
 
 Requests in flight grow by one with every success until something goes wrong, then by one for each round. A rate limit,
 of requests or of tokens, is not known until it is met: then the rate is set to a little less than what was let through,
-and raised slowly (after additive increase and multiplicative decrease: Chiu and Jain, 1989), faster the longer nothing
-is sent back (as in CUBIC: Ha, Rhee, Xu, 2008). Nothing here sleeps or looks at a
-clock; times are handed in.
+and raised slowly (after additive increase and multiplicative decrease: Chiu and Jain, 1989), faster the more has been
+let through since (as in CUBIC: Ha, Rhee, Xu, 2008). Nothing here sleeps or looks at a clock; times are handed in.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import Literal
 
 FIRST_WINDOW = 8.0
 BACK_OFF = 0.95  # of the rate that was let through
-CLIMB = 0.01  # of the rate, added each second; more the longer nothing was sent back
-CALM_SECONDS = 10.0  # after which the climb is twice as steep, and five times after twice as long
+CLIMB = 0.01  # of the rate, added each second of sending; more the longer nothing was sent back
+CALM_SECONDS = 10.0  # of sending, after which the climb is twice as steep, and five times after twice as long
 MEASURED_SECONDS = 10.0
 BURST_SECONDS = 1.0  # of the rate, that may be sent at once after a pause
 TROUBLE = 0.25  # share of failures from which on fewer requests are kept in flight
@@ -38,7 +37,7 @@ class Rate:
     limit: float | None = None
     credit: float = 0.0
     filled: float = 0.0
-    _cut_at: float = 0.0
+    _used: float = 0.0  # seconds' worth that was let through since the last cut
     _passed: deque[tuple[float, float]] = field(default_factory=deque)
     _since: float | None = None
 
@@ -47,7 +46,6 @@ class Rate:
         if self.limit is None:
             return 0.0
         passed = max(0.0, now - self.filled)
-        self.limit *= 1 + CLIMB * passed * (1 + ((now - self._cut_at) / CALM_SECONDS) ** 2)
         self.credit = min(self.credit + self.limit * passed, BURST_SECONDS * self.limit)
         self.filled = now
         return 0.0 if self.credit >= -1e-9 else -self.credit / self.limit
@@ -58,7 +56,11 @@ class Rate:
         self._since = now if self._since is None else self._since
 
     def passed(self, amount: float, now: float) -> None:
-        """Something was let through."""
+        """Something was let through; the limit climbs with what it lets through, not while nothing is sent."""
+        if self.limit is not None:
+            seconds = amount / self.limit
+            self._used += seconds
+            self.limit *= 1 + CLIMB * seconds * (1 + (self._used / CALM_SECONDS) ** 2)
         self._passed.append((now, amount))
         while self._passed and now - self._passed[0][0] > MEASURED_SECONDS:
             self._passed.popleft()
@@ -74,7 +76,7 @@ class Rate:
         found = self.measured(now)
         if found or self.limit is not None:
             self.limit = max(BACK_OFF * found if found else (self.limit or 0.0) / 2, 1 / LONGEST_PAUSE)
-            self._cut_at, self.credit, self.filled = now, 0.0, now
+            self._used, self.credit, self.filled = 0.0, 0.0, now
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Pace:
     rates: dict[Kind, Rate] = field(default_factory=lambda: {"requests": Rate(), "tokens": Rate()})
     failures: int = 0  # in a row
     dead_since: float | None = None
-    successes: int = 0
+    limited_since: float | None = None
     _calm: bool = True  # nothing has gone wrong yet
     _cut: dict[str, float] = field(default_factory=dict)
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=40))
@@ -123,23 +125,27 @@ class Pace:
     def success(self, ticket: Ticket, tokens: float, now: float) -> None:
         """It was answered, and took so many tokens."""
         self.in_flight -= 1
-        self.successes += 1
-        self.failures, self.dead_since = 0, None
+        self.failures, self.dead_since, self.limited_since = 0, None, None
         self._recent.append(True)
         self.rates["requests"].passed(1, now)
         self.rates["tokens"].passed(tokens, now)
         self.rates["tokens"].take(tokens - ticket.tokens, now)
         self.window = min(self.window + (1 if self._calm else 1 / self.window), float(self.connections))
 
-    def refused(self, ticket: Ticket) -> None:
+    def answered(self, ticket: Ticket) -> None:
         """The endpoint is alive and will not answer this request."""
         self.in_flight -= 1
-        self.failures, self.dead_since = 0, None
+        self.failures, self.dead_since, self.limited_since = 0, None, None
+
+    def unsent(self, ticket: Ticket) -> None:
+        """It was not sent after all, or nothing is known of it."""
+        self.in_flight -= 1
 
     def limited(self, ticket: Ticket, kind: Kind, retry_after: float | None, now: float) -> None:
         """It was sent back for a rate limit; nothing more is sent for `retry_after` seconds."""
         self.in_flight -= 1
         self.failures, self.dead_since = 0, None
+        self.limited_since = ticket.sent if self.limited_since is None else self.limited_since
         fresh = ticket.sent > self._cut.get(kind, -1.0)
         if fresh:
             self.rates[kind].cut(now)
@@ -160,6 +166,10 @@ class Pace:
             self._cut["window"] = now
         if self.failures >= BREAK:
             self.paused_until = max(self.paused_until, now + min(2.0 ** ((self.failures - BREAK) // 2), LONGEST_PAUSE))
+
+    def limited_for(self, now: float) -> float:
+        """Seconds for which nothing but rate limits came back."""
+        return now - self.limited_since if self.limited_since is not None else 0.0
 
     def dead_for(self, now: float) -> float:
         """Seconds for which the breaker has been open; 0 while it is closed."""

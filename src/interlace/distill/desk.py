@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -43,7 +43,7 @@ class Answer:
         reasoning: the trace that a teacher gave apart, or between tags.
         error: why the state is not "ok".
         teacher: who gave it.
-        key: of the request in the ledger.
+        keys: of the requests in the ledger; the last was answered so, those before it failed.
     """
 
     state: State
@@ -51,7 +51,7 @@ class Answer:
     reasoning: str
     error: str
     teacher: str
-    key: str
+    keys: tuple[str, ...]
 
 
 class Asks(Protocol):
@@ -92,8 +92,17 @@ class Desk:
         """Ask; the request is remembered as used by this row."""
         assert self.client is not None
         answer = await self.client.ask(teachers, question)
-        self.used.append(answer.key)
+        self.used += answer.keys
         return answer
+
+    @staticmethod
+    async def together(work: Iterable[Awaitable[T]]) -> list[T]:
+        """All results. Where one fails, the others still end, so that no answer on its way is thrown away."""
+        found = await asyncio.gather(*work, return_exceptions=True)
+        errors = [x for x in found if isinstance(x, BaseException)]
+        if errors:
+            raise errors[0]
+        return [x for x in found if not isinstance(x, BaseException)]
 
     def render(self, template: str, row: Row | Mapping[str, Any], where: str) -> str:
         """A template over a row's columns."""

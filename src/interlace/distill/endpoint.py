@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import datetime
 import json
 import re
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from interlace.base.errors import BackendUnavailable, ConfigError, Failure
@@ -16,6 +20,9 @@ from interlace.distill.teacher import Teacher
 PASSING = {408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # worth another try
 OF_THE_RUN = {401: "the key is refused", 402: "the account has no credit", 403: "the key may not use this"}
 SHOWN = 300  # characters of an error
+SECRET = 12  # letters from which on a key is one
+LONGEST_WAIT = 3600.0  # seconds that Retry-After is obeyed for
+ENVIRONMENT = ("OpenAI-Organization", "OpenAI-Project")  # headers that the client fills from its variables
 STRANGE = 3  # replies that no such endpoint would give, after which it is taken for none
 
 
@@ -101,6 +108,9 @@ class Endpoint:
         self._client = openai.AsyncOpenAI(
             api_key=self._secret or "none", base_url=teacher.base_url, max_retries=0, timeout=teacher.timeout_seconds
         )
+        self._headers: dict[str, Any] = dict.fromkeys(ENVIRONMENT, openai.Omit())
+        if not self._secret:
+            self._headers["Authorization"] = openai.Omit()
         self.strange = 0  # replies in a row that no such endpoint would give, while none was right
         self.right = False
 
@@ -120,18 +130,21 @@ class Endpoint:
         other = {k: v for k, v in body.items() if k not in known}
         create = self._client.chat.completions if "messages" in body else self._client.completions
         try:
-            reply = await create.with_raw_response.create(**known, extra_body=other)
+            async with asyncio.timeout(self.teacher.timeout_seconds):  # the client's own is from one byte to the next
+                reply = await create.with_raw_response.create(**known, extra_body=other, extra_headers=self._headers)
             raw = reply.http_response.content.decode("utf-8", "replace")
-        except openai.APITimeoutError:
+        except TimeoutError:
             return Trouble(f"no answer within {self.teacher.timeout_seconds:g} seconds", True, True)
-        except openai.APIConnectionError as error:
+        except openai.APIConnectionError as error:  # time-outs too
             cause = error.__cause__ or error
             unsent = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout")
+            if isinstance(error, openai.APITimeoutError) and not unsent:
+                return Trouble(f"no answer within {self.teacher.timeout_seconds:g} seconds", True, True)
             return Trouble(f"connection failed: {self.hide(str(cause) or type(cause).__name__)}", True, not unsent)
         except openai.APIStatusError as error:
             text = error.response.text if error.response.is_closed or error.response.is_stream_consumed else ""
             return self._status(error.status_code, dict(error.response.headers), text or str(error.message))
-        return self._read(self.hide(raw))
+        return self._read(raw)
 
     def _status(self, status: int, headers: dict[str, str], text: str) -> Outcome:
         said = self.hide(" ".join(text.split()))[:SHOWN]
@@ -159,7 +172,8 @@ class Endpoint:
             choice = body["choices"][0]
             if isinstance(choice, dict) and ("text" in choice or isinstance(choice.get("message"), dict)):
                 self.right = True
-                return Reply(raw, body)
+                return self._clear(raw, body)
+        raw = self.hide(raw)
         start = " ".join(raw.split())[:80]
         what = "HTML" if raw.lstrip()[:1] == "<" else "JSON without choices" if body is not None else "broken JSON"
         if isinstance(body, dict) and "error" in body:
@@ -176,26 +190,32 @@ class Endpoint:
         """The text without our key, which some endpoints repeat in their errors."""
         return text.replace(self._secret, "[key]") if self._secret else text
 
+    def _clear(self, raw: str, body: dict[str, Any]) -> Reply:
+        """An answer without our key; a short one is a word such as "none", and stays where answers hold it."""
+        if not self._secret or len(self._secret) < SECRET or self._secret not in raw:
+            return Reply(raw, body)
+        hidden = self.hide(raw)
+        return Reply(hidden, json.loads(hidden))
+
 
 def retry_after(headers: dict[str, str]) -> float | None:
     """Seconds that a response asks to wait, or None."""
     found = {k.lower(): v for k, v in headers.items()}
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
-            return max(0.0, float(found[name]) / unit)
+            return bounded(float(found[name]) / unit)
         except (KeyError, ValueError):
             continue
     if "retry-after" in found:  # a date
-        from email.utils import parsedate_to_datetime
-
-        try:
-            import datetime
-
+        with contextlib.suppress(ValueError):
             when = parsedate_to_datetime(found["retry-after"])
-            return max(0.0, (when - datetime.datetime.now(when.tzinfo)).total_seconds())
-        except ValueError:
-            return None
+            return bounded((when - datetime.datetime.now(when.tzinfo)).total_seconds())
     return None
+
+
+def bounded(seconds: float) -> float:
+    """Between none and LONGEST_WAIT."""
+    return min(max(0.0, seconds), LONGEST_WAIT) if seconds == seconds else 0.0
 
 
 def which_limit(headers: dict[str, str], text: str) -> Kind:
@@ -221,23 +241,32 @@ class Content:
 
 
 def content(body: dict[str, Any]) -> Content:
-    """Read a reply of either protocol."""
-    choice = body["choices"][0]
-    message = choice.get("message") or {}
-    text = message.get("content") if "message" in choice else choice.get("text")
-    if isinstance(text, list):  # parts
-        text = "".join(p.get("text", "") for p in text if isinstance(p, dict))
-    reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-    found = body.get("usage")
-    usage: dict[str, Any] = found if isinstance(found, dict) else {}
+    """Read a reply of either protocol; what is not in its form counts as not there."""
+    choice = table(body["choices"][0])
+    message = table(choice.get("message"))
+    text = message.get("content") if message else choice.get("text")
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    usage = table(body.get("usage"))
     return Content(
-        clean(text) if isinstance(text, str) else "",
-        clean(reasoning) if isinstance(reasoning, str) else "",
+        clean(written(text)),
+        clean(written(reasoning)),
         str(choice.get("finish_reason") or ""),
         clean(str(message.get("refusal") or "")),
         _count(usage.get("prompt_tokens")),
         _count(usage.get("completion_tokens")),
     )
+
+
+def table(value: Any) -> dict[str, Any]:
+    """A JSON object, or an empty one in the place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def written(value: Any) -> str:
+    """A text, or the texts of a list of parts."""
+    if isinstance(value, list):
+        return "".join(written(table(part).get("text")) for part in value)
+    return value if isinstance(value, str) else ""
 
 
 def _count(value: Any) -> int | None:

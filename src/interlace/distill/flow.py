@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -33,13 +35,11 @@ class Course:
     Attributes:
         done: all its rows are there.
         moved: set whenever a row is written, and at the end.
-        total: rows that will reach it, if that is known.
     """
 
     stage: Stage
     done: bool = False
     moved: asyncio.Event = field(default_factory=asyncio.Event)
-    working: int = 0
 
 
 @dataclass
@@ -98,7 +98,7 @@ class Flow:
         """Run one stage; an error stops the others too."""
         step = course.stage.step
         try:
-            if self.ledger.begin_stage(self.stage_id(step.name)):
+            if self.ledger.begin_stage(self.stage_id(step.name), step.ORDERED):
                 course.done = True
                 return
             desk = self._desk(step.name)
@@ -110,16 +110,17 @@ class Flow:
                 await self._one_by_one(course, desk)
             self.ledger.end_stage(self.stage_id(step.name), desk.notes)
             course.done = True
-        except InterlaceError as error:
-            self.client.halt(error)
-            raise
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            self.client.halt(InterlaceError(f"steps.{step.name}: {error}"))
+        except Exception as error:
+            self._halt(course, error)
             raise
         finally:
             course.moved.set()
+
+    def _halt(self, course: Course, error: Exception) -> None:
+        """An error of one stage stops all."""
+        if not isinstance(error, InterlaceError):
+            error = InterlaceError(f"steps.{course.stage.step.name}: {error!r}")
+        self.client.halt(error)
 
     def _desk(self, name: str) -> Desk:
         return replace(self.desk, step=name, client=self.client, used=[], notes={})
@@ -157,11 +158,11 @@ class Flow:
                         row, prefix = await anext(waiting)
                     except StopAsyncIteration:
                         return
-                course.working += 1
                 try:
                     await self._row(course, row, prefix, desk.for_row())
-                finally:
-                    course.working -= 1
+                except Exception as error:  # the other lanes stop too
+                    self._halt(course, error)
+                    raise
 
         lanes = [asyncio.create_task(lane()) for _ in range(self.recipe.run.rows_at_once)]
         results = await asyncio.gather(*lanes, return_exceptions=True)
@@ -178,10 +179,12 @@ class Flow:
             if self.client.stop is not None or isinstance(error, UnsafeTemplate):
                 raise
             outs = [Out({}, "dropped", f"{error}")]
+        own = {key for out in outs for key in out.requests}
+        shared = tuple(key for key in desk.used if key not in own)
         rows = []
         for place, out in enumerate(outs):
             key = prefix + (row.key if len(outs) == 1 else f"{row.key}.{place:03}")
-            used = tuple(desk.used) if not place else ()
+            used = out.requests + (shared if not place else ())
             rows.append(NewRow(key, clean_values(out.values), row.id, out.state, out.reason, used))
         self.ledger.add(self.stage_id(step.name), rows)
         course.moved.set()
@@ -219,39 +222,40 @@ class Flow:
         return f"{course.stage.feeds.index(feed)}-" if len(course.stage.feeds) > 1 else ""
 
     async def _ordered(self, course: Course, desk: Desk) -> None:
-        """Wait for all rows, then see them in order; begun anew if it was interrupted, which costs no request."""
-        step, stage = course.stage.step, self.stage_id(course.stage.step.name)
+        """Wait for all rows, then see them in order.
+
+        What was interrupted is gone through again: rows that are there stay, and what was asked is in the ledger.
+        """
         for feed in course.stage.feeds:
-            while not self.courses[feed].done:
-                if self.client.stop is not None:
-                    raise self.client.stop
-                self.courses[feed].moved.clear()
-                try:
-                    await asyncio.wait_for(self.courses[feed].moved.wait(), 1.0)
-                except TimeoutError:
-                    continue
-        self.ledger.clear_stage(stage)
-
-        def rows() -> Iterator[Row]:
-            for feed in course.stage.feeds:
-                prefix = self._prefix(course, feed)
-                for row in self.ledger.ordered(self.stage_id(feed)):
-                    yield Row(row.id, prefix + row.key, row.state, row.reason, row.values)
-
+            await self._end_of(feed)
+        rows = functools.partial(self._rows_of, course)
         chunk: list[NewRow] = []
         number = 0
-        async for out in step.all(rows, desk):
+        async for out in course.stage.step.all(rows, desk):
             key = out.parent.key if out.parent is not None else f"{number:0{DIGITS}}"
             number += 1
-            used, desk.used = tuple(desk.used), []
             parent = out.parent.id if out.parent is not None else None
-            chunk.append(NewRow(key, clean_values(out.values), parent, out.state, out.reason, used))
+            chunk.append(NewRow(key, clean_values(out.values), parent, out.state, out.reason, out.requests))
             if len(chunk) == CHUNK:
-                await self._write(course, step.name, chunk)
+                await self._write(course, course.stage.step.name, chunk)
                 chunk = []
-        if desk.used:  # requests after the last row
-            desk.notes["requests"] = desk.used
-        await self._write(course, step.name, chunk)
+        await self._write(course, course.stage.step.name, chunk)
+
+    async def _end_of(self, feed: str) -> None:
+        """Wait until all rows of a stage are there."""
+        while not self.courses[feed].done:
+            if self.client.stop is not None:
+                raise self.client.stop
+            self.courses[feed].moved.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.courses[feed].moved.wait(), 1.0)
+
+    def _rows_of(self, course: Course) -> Iterator[Row]:
+        """All rows that reach a stage, by the place of their stage and by key."""
+        for feed in course.stage.feeds:
+            prefix = self._prefix(course, feed)
+            for row in self.ledger.ordered(self.stage_id(feed)):
+                yield Row(row.id, prefix + row.key, row.state, row.reason, row.values)
 
 
 @dataclass(frozen=True)

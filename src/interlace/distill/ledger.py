@@ -8,6 +8,7 @@ that loses power may lose the last moments, and never the file.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -25,11 +26,11 @@ from interlace.base.errors import DataError, Failure
 
 State = Literal["ok", "truncated", "refused", "unparsable", "failed"]
 STATES: tuple[State, ...] = ("ok", "truncated", "refused", "unparsable", "failed")
-FORMAT = 1
+FORMAT = 2  # 1 did not say which stages are ordered
 APPLICATION = 0x494C4C47
 BUSY_SECONDS = 60
 STALE_SECONDS = 120  # without a sign of life, a process on another machine counts as gone
-RESERVE_BYTES = 4 << 20
+ROOM_BYTES = 4 << 20
 
 TABLES = """
 CREATE TABLE owners (id INTEGER PRIMARY KEY, host TEXT, pid INTEGER, born TEXT, beat REAL);
@@ -43,16 +44,23 @@ CREATE TABLE spent (
     reserved_requests INTEGER, reserved_tokens INTEGER, reserved_cost REAL,
     lost_requests INTEGER, lost_tokens INTEGER, lost_cost REAL
 );
-CREATE TABLE stages (stage TEXT PRIMARY KEY, done INTEGER, notes TEXT);
+CREATE TABLE stages (stage TEXT PRIMARY KEY, done INTEGER, notes TEXT, ordered INTEGER DEFAULT 0);
 CREATE TABLE rows (
     id INTEGER PRIMARY KEY AUTOINCREMENT, stage TEXT, key TEXT, parent INTEGER, state TEXT, reason TEXT, delta TEXT
 );
 CREATE UNIQUE INDEX rows_key ON rows (stage, key);
-CREATE INDEX rows_parent ON rows (stage, parent);
+CREATE INDEX rows_parent ON rows (parent, stage);
 CREATE INDEX rows_state ON rows (stage, state, id);
 CREATE TABLE uses (stage TEXT, row TEXT, request TEXT);
-CREATE INDEX uses_stage ON uses (stage);
+CREATE INDEX uses_row ON uses (stage, row);
 CREATE INDEX requests_open ON requests (owner) WHERE state = 'sent';
+"""
+FROM_1 = """
+ALTER TABLE stages ADD COLUMN ordered INTEGER DEFAULT 0;
+DROP INDEX rows_parent;
+CREATE INDEX rows_parent ON rows (parent, stage);
+DROP INDEX uses_stage;
+CREATE INDEX uses_row ON uses (stage, row);
 """
 
 
@@ -141,7 +149,15 @@ class Spent:
 
 
 class Exhausted(Failure):
-    """The budget does not allow another request."""
+    """The budget does not allow another request.
+
+    passing: whether it may, once what is in flight has ended and took less than was held back for it.
+    """
+
+    def __init__(self, message: str, passing: bool):
+        """Say why."""
+        super().__init__(message)
+        self.passing = passing
 
 
 @dataclass(frozen=True)
@@ -178,39 +194,45 @@ class NewRow:
 class Ledger:
     """An open ledger; use it from one thread."""
 
-    def __init__(self, path: Path, run: str = "", *, create: bool = True):
+    def __init__(self, path: Path, run: str, *, create: bool = True, write: bool = True):
         """Open, or begin.
 
         Args:
             run: whose budget requests count against.
-            create: whether a missing file is begun.
+            create: whether a missing or empty file is begun.
+            write: False only reads, and changes nothing.
 
         Raises:
             DataError: it is not a ledger, is damaged, or was written by a newer version; it is left as it is.
         """
-        self.path, self.run = path, run
-        if not create and not path.is_file():
-            raise DataError(f"{path}: no ledger is there; name the folder that `interlace distill generate` wrote")
+        self.path, self.run, self.owner = path, run, 0
+        there = path.is_file() and path.stat().st_size > 0
+        if not there and not create:
+            raise DataError(
+                f"{path}: the ledger of this run is {'empty' if path.is_file() else 'missing'}; put it back, or name a "
+                "new run folder, which pays for everything anew"
+            )
         if create:
             path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not path.exists() or path.stat().st_size == 0
         with self._errors():
             self.db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
-            if not fresh:
-                self._check()
-            self._begin_file()
+            if there:
+                self._check(whole=write)
+            if write:
+                self._begin_file()
+                self.owner = self._register()
+                self._hold_room()
+                self.recover()
+            else:
+                self.db.execute("PRAGMA query_only = 1")
         except BaseException:
             self.db.close()
             raise
-        self._reserve_file = path.with_name(path.name + ".reserve")
-        self.owner = self._register() if run else 0
-        if run:
-            self._hold_reserve()
-            self.recover()
 
-    def _check(self) -> None:
-        """Whether the file is a whole ledger of a version that is known."""
+    def _check(self, whole: bool) -> None:
+        """Whether the file is a ledger of a version that is known, and is `whole`, if that matters."""
+        found = "ok"
         try:
             application = self.db.execute("PRAGMA application_id").fetchone()[0]
             version = self.db.execute("PRAGMA user_version").fetchone()[0]
@@ -224,10 +246,12 @@ class Ledger:
                     f"{self.path}: was written by a newer interlace (format {version}, this one knows {FORMAT}); "
                     "install that version; the file was left as it is"
                 )
-            found = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if whole:
+                found = self.db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            with self._errors():
+                raise error
         except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
             found = str(error)
         if found != "ok":
             raise DataError(
@@ -240,8 +264,9 @@ class Ledger:
             self.db.execute("PRAGMA journal_mode = WAL")
             self.db.execute("PRAGMA synchronous = NORMAL")
             with self._transaction():
-                if not self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    for statement in TABLES.split(";"):
+                version = self.db.execute("PRAGMA user_version").fetchone()[0]
+                if version < FORMAT:
+                    for statement in (FROM_1 if version else TABLES).split(";"):
                         self.db.execute(statement)
                     self.db.execute(f"PRAGMA application_id = {APPLICATION}")
                     self.db.execute(f"PRAGMA user_version = {FORMAT}")
@@ -281,36 +306,35 @@ class Ledger:
         try:
             self.db.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            if "full" not in str(error) or not self.give_up_reserve() or not self.db.in_transaction:
+            if "full" not in str(error) or not self._give_up_room() or not self.db.in_transaction:
                 raise
             self.db.execute("COMMIT")
 
-    def _hold_reserve(self) -> None:
-        """Keep some room on the disk, so that answers in flight can be written down when it is full."""
-        if not self._reserve_file.exists():
-            try:
-                with open(self._reserve_file, "wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
-            except OSError as error:
-                self._reserve_file.unlink(missing_ok=True)
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                    raise Failure(f"{self.path}: the disk is full; make room and run the same command again") from error
+    def _room(self, owner: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.room-{owner}")
 
-    def give_up_reserve(self) -> bool:
+    def _hold_room(self) -> None:
+        """Keep some room on the disk, so that answers in flight can be written down when it is full."""
+        file = self._room(self.owner)
+        try:
+            file.write_bytes(bytes(ROOM_BYTES))
+        except OSError as error:
+            file.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise Failure(f"{self.path}: the disk is full; make room and run the same command again") from error
+
+    def _give_up_room(self) -> bool:
         """Whether there was room kept back, which is free now."""
-        there = self._reserve_file.exists()
-        self._reserve_file.unlink(missing_ok=True)
+        file = self._room(self.owner)
+        there = file.exists()
+        file.unlink(missing_ok=True)
         return there
 
     def close(self) -> None:
         """Say that this process is gone, and close the file."""
-        if self.run:
-            try:
-                with self._transaction():
-                    self._abandon(self.owner)
-            except (Failure, DataError):
-                pass  # it will be seen to be gone
-            self._reserve_file.unlink(missing_ok=True)
+        if self.owner:
+            with contextlib.suppress(Failure, DataError), self._transaction():  # or it will be seen to be gone
+                self._abandon(self.owner)
         self.db.close()
 
     # --- processes -------------------------------------------------------------------------------------------------
@@ -362,6 +386,7 @@ class Ledger:
             )
         self.db.execute("UPDATE requests SET state = 'lost' WHERE state = 'sent' AND owner = ?", (owner,))
         self.db.execute("DELETE FROM owners WHERE id = ?", (owner,))
+        self._room(owner).unlink(missing_ok=True)
         return sum(row[1] for row in lost)
 
     # --- requests --------------------------------------------------------------------------------------------------
@@ -429,25 +454,20 @@ class Ledger:
         charged: whether the teacher may have counted it, as when the connection broke after it was sent; what was held
             back then stays taken.
         """
-        kind = "lost_requests = lost_requests + 1, lost_tokens = lost_tokens + ?, lost_cost = lost_cost + ?"
-        none = "requests = requests + 1, tokens = tokens + 0 * ?, cost = cost + 0 * ?"
+        lost = "lost_requests = lost_requests + 1, lost_tokens = lost_tokens + ?, lost_cost = lost_cost + ?"
         with self._transaction():
             self.db.execute("UPDATE requests SET state = 'lost', owner = NULL WHERE key = ?", (key,))
             self._release(reserve, 1)
-            self.db.execute(
-                f"UPDATE spent SET {kind if charged else none} WHERE run = ?", (reserve.tokens, reserve.cost, self.run)
-            )
+            if charged:
+                self.db.execute(f"UPDATE spent SET {lost} WHERE run = ?", (reserve.tokens, reserve.cost, self.run))
+            else:
+                self.db.execute("UPDATE spent SET requests = requests + 1 WHERE run = ?", (self.run,))
 
     def unclaim(self, key: str, reserve: Reserve) -> None:
         """Take back a claim whose request was not sent."""
         with self._transaction():
             self.db.execute("DELETE FROM requests WHERE key = ? AND state = 'sent'", (key,))
             self._release(reserve, 1)
-
-    def forget(self, keys: Sequence[str]) -> None:
-        """Let requests be sent again; what they cost stays counted."""
-        with self._transaction():
-            self.db.executemany("DELETE FROM requests WHERE key = ? AND state != 'sent'", [(k,) for k in keys])
 
     def spent(self) -> Spent:
         """What this run has taken from its budget."""
@@ -458,10 +478,11 @@ class Ledger:
 
     # --- rows ------------------------------------------------------------------------------------------------------
 
-    def begin_stage(self, stage: str) -> bool:
-        """Whether a stage is done; it is begun if it is not known."""
+    def begin_stage(self, stage: str, ordered: bool = False) -> bool:
+        """Whether a stage is done; it is begun if it is not known. An `ordered` one sees all rows that reach it."""
         with self._transaction():
-            self.db.execute("INSERT OR IGNORE INTO stages VALUES (?, 0, '{}')", (stage,))
+            self.db.execute("INSERT OR IGNORE INTO stages (stage, done, notes) VALUES (?, 0, '{}')", (stage,))
+            self.db.execute("UPDATE stages SET ordered = ? WHERE stage = ?", (ordered, stage))
             return bool(self.db.execute("SELECT done FROM stages WHERE stage = ?", (stage,)).fetchone()[0])
 
     def end_stage(self, stage: str, notes: dict[str, Any]) -> None:
@@ -481,37 +502,75 @@ class Ledger:
             found = self.db.execute("SELECT done FROM stages WHERE stage = ?", (stage,)).fetchone()
         return bool(found and found[0])
 
-    def clear_stage(self, stage: str) -> None:
-        """Forget the rows of a stage; requests stay."""
-        with self._transaction():
-            self.db.execute("DELETE FROM rows WHERE stage = ?", (stage,))
-            self.db.execute("DELETE FROM uses WHERE stage = ?", (stage,))
-            self.db.execute("UPDATE stages SET done = 0, notes = '{}' WHERE stage = ?", (stage,))
+    def reopen(self, stage: str, states: Sequence[str]) -> int:
+        """Let the rows of a stage that ended in these states be made again, by requests sent anew; how many they are.
 
-    def drop_rows(self, stage: str, states: Sequence[str]) -> list[str]:
-        """Forget the rows of a stage that ended in these states, and open it again; keys of the requests they used."""
+        All rows of the same parent go with them, and all that came of those in later stages, as do whole stages that
+        are ordered, since each of their rows depends on all before. Only requests that ended in these states are
+        forgotten, or all of a row's where none did, as where an answer was no list; the others are not paid for again.
+        What was spent stays counted.
+        """
         marks = ", ".join("?" * len(states))
         with self._transaction():
-            chosen = f"SELECT key FROM rows WHERE stage = ? AND state IN ({marks})"
-            requests = self.db.execute(
-                f"SELECT DISTINCT request FROM uses WHERE stage = ? AND row IN ({chosen})", (stage, stage, *states)
+            ended = self.db.execute(
+                f"SELECT id, key FROM rows WHERE stage = ? AND state IN ({marks})", (stage, *states)
             ).fetchall()
-            self.db.execute(f"DELETE FROM uses WHERE stage = ? AND row IN ({chosen})", (stage, stage, *states))
-            self.db.execute(f"DELETE FROM rows WHERE stage = ? AND state IN ({marks})", (stage, *states))
+            for _, key in ended:
+                used = self.db.execute(
+                    "SELECT key, state FROM requests WHERE key IN "
+                    "(SELECT request FROM uses WHERE stage = ? AND row = ?)",
+                    (stage, key),
+                ).fetchall()
+                forget = [k for k, s in used if s in states] or [k for k, s in used if s != "sent"]
+                self.db.executemany("DELETE FROM requests WHERE key = ?", [(k,) for k in forget])
+            self._remove([id_ for id_, _ in ended])
+        return len(ended)
+
+    def clear_stage(self, stage: str) -> None:
+        """Let all rows of a stage be made again, with what came of them; requests stay."""
+        with self._transaction():
+            self._remove([r[0] for r in self.db.execute("SELECT id FROM rows WHERE stage = ?", (stage,)).fetchall()])
+
+    def open_stage(self, stage: str) -> None:
+        """More rows may come to a stage."""
+        with self._transaction():
             self.db.execute("UPDATE stages SET done = 0 WHERE stage = ?", (stage,))
-        return [r[0] for r in requests]
+
+    def _remove(self, ids: Sequence[int]) -> None:
+        """Delete rows, those of the same parents, and what came of them; their stages are open again."""
+        run = self.db.execute
+        run("CREATE TEMP TABLE IF NOT EXISTS gone (id INTEGER PRIMARY KEY)")
+        run("DELETE FROM gone")
+        self.db.executemany("INSERT INTO gone VALUES (?)", [(id_,) for id_ in ids])
+        count = -1
+        while count != (count := run("SELECT count(*) FROM gone").fetchone()[0]):
+            run(
+                "INSERT OR IGNORE INTO gone SELECT other.id FROM gone JOIN rows ON rows.id = gone.id "
+                "JOIN rows AS other ON other.parent = rows.parent AND other.stage = rows.stage"
+            )
+            run("INSERT OR IGNORE INTO gone SELECT rows.id FROM gone JOIN rows ON rows.parent = gone.id")
+            run(
+                "INSERT OR IGNORE INTO gone SELECT id FROM rows WHERE stage IN (SELECT DISTINCT stage FROM gone JOIN "
+                "rows USING (id) JOIN stages USING (stage) WHERE ordered)"
+            )
+        run("DELETE FROM uses WHERE (stage, row) IN (SELECT stage, key FROM gone JOIN rows USING (id))")
+        run(
+            "UPDATE stages SET done = 0, notes = '{}' WHERE stage IN "
+            "(SELECT DISTINCT stage FROM gone JOIN rows USING (id))"
+        )
+        run("DELETE FROM rows WHERE id IN (SELECT id FROM gone)")
 
     def add(self, stage: str, rows: Sequence[NewRow]) -> None:
         """Write rows, all or none; a row that is there already stays as it is."""
         with self._transaction():
             for row in rows:
-                self.db.execute(
+                made = self.db.execute(
                     "INSERT OR IGNORE INTO rows (stage, key, parent, state, reason, delta) VALUES (?, ?, ?, ?, ?, ?)",
                     (stage, row.key, row.parent, row.state, clean(row.reason), canonical(row.delta)),
                 )
-                self.db.executemany(
-                    "INSERT INTO uses VALUES (?, ?, ?)", [(stage, row.key, request) for request in row.requests]
-                )
+                if made.rowcount:
+                    uses = [(stage, row.key, request) for request in row.requests]
+                    self.db.executemany("INSERT INTO uses VALUES (?, ?, ?)", uses)
 
     def count(self, stage: str) -> dict[str, int]:
         """Rows of a stage by state."""
@@ -593,7 +652,8 @@ def check_budget(spent: Spent, reserve: Reserve, limits: Limits) -> None:
             said += f", {form.format(held)} held for requests in flight" if held else ""
             raise Exhausted(
                 f"max_{name}: {said}, and the next request can take {form.format(more)}, which would pass "
-                f"{form.format(limit)}{unit}; raise it in the recipe and run the same command"
+                f"{form.format(limit)}{unit}; raise it in the recipe and run the same command",
+                used + lost + more <= limit,
             )
 
 

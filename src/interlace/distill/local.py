@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from interlace.base.errors import ConfigError, InterlaceError
+from interlace.base.errors import ConfigError, Failure, InterlaceError
 from interlace.base.files import read_json, sha256
 from interlace.distill.endpoint import Outcome, Reply, Trouble
 from interlace.distill.ledger import digest
@@ -68,9 +68,12 @@ class Local:
                 batch.append(waiting.get_nowait())
             try:
                 outcomes = await asyncio.to_thread(self._answer, [body for body, _ in batch])
-            except InterlaceError as error:
+            except Exception as error:
+                known = isinstance(error, InterlaceError)
+                said = error if known else Failure(f"teachers.{self.name}: {type(error).__name__}: {error}")
                 for _, answer in batch:
-                    answer.set_exception(error)
+                    if not answer.done():
+                        answer.set_exception(said)
                 continue
             for (_, answer), outcome in zip(batch, outcomes, strict=True):
                 if not answer.done():

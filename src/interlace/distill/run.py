@@ -134,6 +134,7 @@ class RunFolder:
         ledger: the file.
         stages: in an order in which each comes after those that feed it.
         about: what run.toml holds: recipe, versions, when it was begun.
+        known: whether it was there before.
     """
 
     path: Path
@@ -141,6 +142,7 @@ class RunFolder:
     ledger: Path
     stages: tuple[Kept, ...]
     about: dict[str, Any]
+    known: bool = True
 
     @staticmethod
     def read(path: Path) -> RunFolder:
@@ -161,15 +163,16 @@ class RunFolder:
 
     @staticmethod
     def open(path: Path, recipe: Recipe, file: Path, limit: int | None = None) -> RunFolder:
-        """Begin one, or take up the one that is there; an edited recipe goes on in the same folder.
+        """Take up the one that is there, or make another, whose run.toml `write` writes; an edited recipe goes on.
 
         Raises:
             RunError: the folder holds something else.
         """
-        if (path / RUN).is_file():
+        known = (path / RUN).is_file()
+        if known:
             old = RunFolder.read(path)
             run_id, begun = old.id, old.about.get("begun", "")
-        elif path.exists() and any(path.iterdir()):
+        elif path.exists() and (not path.is_dir() or any(not p.name.startswith(LEDGER) for p in path.iterdir())):
             raise RunError(f"{path}: exists and is not a run folder; name another --out")
         else:
             run_id, begun = secrets.token_hex(8), time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -188,8 +191,11 @@ class RunFolder:
         }
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-        write_file(path / RUN, tomli_w.dumps(about))
-        return RunFolder(path, run_id, path / ledger, stages, about)
+        return RunFolder(path, run_id, path / ledger, stages, about, known)
+
+    def write(self) -> None:
+        """Write run.toml; after the ledger is there, so that a known run without one has lost it."""
+        write_file(self.path / RUN, tomli_w.dumps(self.about))
 
     @property
     def last(self) -> Kept:
@@ -202,9 +208,7 @@ class RunFolder:
         Raises:
             DataError: it is missing or damaged.
         """
-        found = Ledger(self.ledger, create=False)
-        found.run = self.id
-        return found
+        return Ledger(self.ledger, self.id, create=False, write=False)
 
 
 def transports(recipe: Recipe) -> dict[str, Transport]:
@@ -257,7 +261,9 @@ def generate(
         plan = read_recipe(file, overrides, templates)
         senders = transports(plan)
         folder = RunFolder.open(Path(out), plan, file, limit)
-        ledger = open_.enter_context(contextlib.closing(Ledger(folder.ledger, folder.id)))
+        ledger = Ledger(folder.ledger, folder.id, create=not folder.known)
+        open_.callback(ledger.close)
+        folder.write()
         desk = Desk("", plan.folder, plan.run.seed, templates)
         open_.callback(desk.close)
         used = {name: plan.teachers[name] for name in senders}
@@ -281,14 +287,13 @@ def again(flow: Flow, states: Sequence[str]) -> None:
         below = bool(touched & set(stage.feeds))
         count = flow.ledger.count(id_)
         if any(count.get(s) for s in states):
-            flow.ledger.forget(flow.ledger.drop_rows(id_, states))
+            flow.ledger.reopen(id_, states)
             touched.add(name)
         if below:
             touched.add(name)
             if stage.step.ORDERED:
                 flow.ledger.clear_stage(id_)
-            else:
-                flow.ledger.drop_rows(id_, ())
+            flow.ledger.open_stage(id_)
 
 
 async def _drive(flow: Flow, senders: dict[str, Transport]) -> None:

@@ -76,8 +76,12 @@ class Teacher(Closed):
                 'model and base_url: an endpoint needs both, such as base_url = "http://127.0.0.1:8000/v1"'
             )
         parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"base_url: must begin with http:// or https://, got {self.base_url!r}")
+        try:
+            whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # the port is no number, or too large
+            whole = False
+        if not whole:
+            raise ValueError(f"base_url: must be http://HOST[:PORT]/... or https://..., got {self.base_url!r}")
         if parts.username or parts.password or parts.query:
             raise ValueError("base_url: holds a name, a password or a query; put the key into a variable and name it")
         return self
@@ -94,13 +98,18 @@ class Teacher(Closed):
         """The key from the environment; "" where none is named.
 
         Raises:
-            ConfigError: the variable is not set.
+            ConfigError: the variable is not set, or holds what cannot be sent.
         """
         if not self.key:
             return ""
-        value = os.environ.get(self.key, "")
+        value = os.environ.get(self.key, "").strip()  # files of settings often end their lines in more than a newline
         if not value:
             raise ConfigError(f"teachers.{name}.key: the environment variable {self.key} is not set; export it first")
+        if not value.isascii() or not value.isprintable():
+            raise ConfigError(
+                f"teachers.{name}.key: the environment variable {self.key} holds characters that no key has; export it "
+                "again"
+            )
         return value
 
     def identity(self) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,9 @@ class Asking(Step):
             {big = 3, small = 1}, chooses one for each row by its key.
         system: template of the system's turn; none if empty.
         temperature, top_p, max_tokens, stop: of the sampling.
-        extra: other keys for the endpoint, such as {reasoning_effort = "low"}.
+        extra: other keys for the endpoint, such as {reasoning_effort = "low"}; with max_completion_tokens among them,
+            max_tokens is not sent.
+        omit: keys that the endpoint does not take, such as ["temperature"].
         keep_truncated: whether answers cut off at max_tokens go on.
         refusals: whether short answers that begin like a refusal count as one.
     """
@@ -48,6 +51,7 @@ class Asking(Step):
     max_tokens: int = Field(default=1024, gt=0)
     stop: tuple[str, ...] = Field(default=(), strict=False)
     extra: dict[str, Any] = Field(default_factory=dict)
+    omit: tuple[str, ...] = Field(default=(), strict=False)
     keep_truncated: bool = False
     refusals: bool = True
 
@@ -86,7 +90,9 @@ class Asking(Step):
             found["top_p"] = self.top_p
         if self.stop:
             found["stop"] = list(self.stop)
-        return {**found, **self.extra, **more}
+        if "max_completion_tokens" in self.extra:
+            del found["max_tokens"]
+        return {k: v for k, v in {**found, **self.extra, **more}.items() if k not in self.omit}
 
     def messages(self, prompt: str, row: Row, desk: Desk) -> tuple[dict[str, str], ...]:
         """A system's turn, if there is one, and the user's."""
@@ -156,13 +162,18 @@ class Generate(Asking):
 
     async def one(self, row: Row, desk: Desk) -> list[Out]:
         """All samples at once."""
-        import asyncio
-
         prompt = desk.render(self.prompt, row, "prompt")
         messages = self.messages(prompt, row, desk)
-        return list(await asyncio.gather(*(self._sample(messages, row, desk, i) for i in range(self.samples))))
+        return await desk.together(self._sample(messages, row, desk, i) for i in range(self.samples))
 
     async def _sample(self, messages: tuple[dict[str, str], ...], row: Row, desk: Desk, sample: int) -> Out:
+        """One, with its own requests."""
+        own = desk.for_row()
+        out = await self._repaired(messages, row, own, sample)
+        desk.used += own.used
+        return replace(out, requests=tuple(own.used))
+
+    async def _repaired(self, messages: tuple[dict[str, str], ...], row: Row, desk: Desk, sample: int) -> Out:
         schema = read_schema(self.schema_, desk.folder)
         question = Question(messages, self.sampling(), schema, sample)
         error = ""

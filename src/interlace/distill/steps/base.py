@@ -28,12 +28,14 @@ class Out:
         state: "ok" if it goes on; "dropped", or the state of the request that ended it.
         reason: why it ended.
         parent: the row it came from, for steps that see all rows at once.
+        requests: keys of those it came of, where the row's requests are not all of this one's.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     state: str = "ok"
     reason: str = ""
     parent: Row | None = None
+    requests: tuple[str, ...] = ()
 
 
 def drop(reason: str, **values: Any) -> Out:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,7 +118,7 @@ class Grade(Asking):
     async def one(self, row: Row, desk: Desk) -> list[Out]:
         """Ask every judge; the score is their mean."""
         shown = {name: desk.render(getattr(self, name), row, name) for name in ("task", "answer")}
-        graded = await asyncio.gather(*(self._judge(j, shown, row, desk) for j in self.asks()))
+        graded = await desk.together(self._judge(j, shown, row, desk) for j in self.asks())
         marks = dict(zip(self.asks(), graded, strict=True))
         for judge, given in marks.items():
             missing = [c.name for c in self.criteria if c.name not in given]
@@ -139,7 +138,7 @@ class Grade(Asking):
     async def _judge(self, judge: str, shown: dict[str, str], row: Row, desk: Desk) -> dict[str, int]:
         """A judge's marks by criterion; those that it did not give are not there."""
         groups = [self.criteria] if self.jointly else [(c,) for c in self.criteria]
-        parts = await asyncio.gather(*(self._marks(judge, group, shown, row, desk) for group in groups))
+        parts = await desk.together(self._marks(judge, group, shown, row, desk) for group in groups)
         return {name: mark for part in parts for name, mark in part.items()}
 
     async def _marks(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -102,26 +102,27 @@ class SelfInstruct(Asking):
             row = Row(0, f"{number:09}", "ok", "", {})
             number += wanted
             questions = [Question(self.messages(p, row, desk), self.sampling()) for p in prompts]
-            answers = await asyncio.gather(*(desk.ask(self.chosen(row), q) for q in questions))
+            answers = await desk.together(desk.ask(self.chosen(row), q) for q in questions)
             before = made
             for answer in answers:
                 if (end := self.ended(answer)) is not None:
-                    yield Out({}, end.state, end.reason)
+                    yield replace(end, requests=answer.keys)
                     continue
                 tasks = [" ".join(t.split()) for t in LISTED.findall(answer.text)]
                 if not tasks:
-                    yield Out({}, "unparsable", "the answer is no numbered list")
-                for task in tasks:
+                    yield Out({}, "unparsable", "the answer is no numbered list", requests=answer.keys)
+                for place, task in enumerate(tasks):
+                    of = () if place else answer.keys
                     found = shingles(task, 3)
                     if made >= self.count:
-                        break
-                    if any(len(found & k) > self.alike * len(found | k) for k in known):
-                        yield drop("like an earlier task", **{self.column: task})
-                        continue
-                    known.append(found)
-                    pool.append(task)
-                    made += 1
-                    yield Out({self.column: task})
+                        yield Out({self.column: task}, "dropped", "more than were wanted", requests=of)
+                    elif any(len(found & k) > self.alike * len(found | k) for k in known):
+                        yield Out({self.column: task}, "dropped", "like an earlier task", requests=of)
+                    else:
+                        known.append(found)
+                        pool.append(task)
+                        made += 1
+                        yield Out({self.column: task}, requests=of)
             stale = 0 if made > before else stale + 1
         if made < self.count:
             desk.notes["short"] = f"{made} of {self.count} tasks: {STALE} rounds in a row made no new one"
