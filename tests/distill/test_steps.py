@@ -201,7 +201,7 @@ def test_self_instruct_makes_new_tasks_from_few(server, tmp_path):
     assert all(set(r.values) == {"q"} for r in made)
     generate(file, tmp_path / "other")
     assert [r.values for r in outcome(tmp_path / "other", "new")[0]] == [r.values for r in made]
-    assert all(r.reason == "like an earlier task" for r in ended)
+    assert {r.reason for r in ended} <= {"like an earlier task", "more than were wanted"}
 
 
 # --- grading ------------------------------------------------------------------------------------------------------

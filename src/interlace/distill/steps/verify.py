@@ -17,7 +17,8 @@ from interlace.distill.verify import cage
 from interlace.distill.verify.numbers import same_number
 
 CHILD = "interlace.distill.verify.child"
-FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
+FENCE = re.compile(r"^\s*(```+|~~~+)[ \t]*([\w+-]*)")
+PYTHON = ("python", "py", "python3")
 NEEDS = {
     "exact": "gold",
     "numeric": "gold",
@@ -127,6 +128,23 @@ class Verify(Step):
 
 
 def code_of(answer: str) -> str:
-    """The last fenced block of an answer, or all of it where none is fenced."""
-    blocks = FENCED.findall(answer)
-    return blocks[-1] if blocks else answer
+    """The fenced blocks of Python in an answer, those without a language where none says Python, or all of the answer.
+
+    Sessions (">>> ") are left out. The last block may be open, as in an answer that begins in it.
+    """
+    blocks: list[tuple[str, list[str]]] = []
+    fence = ""
+    for line in answer.split("\n"):
+        line = line.removesuffix("\r")
+        mark = FENCE.match(line)
+        if mark and (not fence or (mark[1].startswith(fence) and not mark[2])):
+            if not fence:
+                blocks.append((mark[2].lower(), []))
+            fence = "" if fence else mark[1]
+        elif fence:
+            blocks[-1][1].append(line)
+    for languages in (PYTHON, ("",)):
+        found = [b for language, b in blocks if language in languages and not any(x.startswith(">>> ") for x in b)]
+        if found:
+            return "\n\n".join("\n".join(b) for b in found)
+    return "" if blocks else answer

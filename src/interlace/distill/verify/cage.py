@@ -1,9 +1,10 @@
 """Programs that a model wrote, run where they can do no harm.
 
 Each runs in a Python of its own, without site packages, in an empty folder, under the kernel's own locks, which need no
-privilege and hold for root too: Landlock (files: it reads Python's library and nothing else, and writes only in its
-folder), seccomp (no other process, no signal to others, no socket, no new program), and limits on memory, time, file
-size and output. See `cage_child`.
+privilege and hold for root too: Landlock (files: it reads Python's library and nothing else, and writes files only in
+its folder, where it makes no folders), seccomp (no other process, no signal to others, no socket, no new program), and
+limits on memory, time, file size and output. See `cage_child`. That a file exists elsewhere, and how large it is, a
+program can find out.
 
 A program shares the interpreter that reports whether it came to its end, so one that is written to deceive can say that
 it passed. What it cannot do is reach anything outside.
@@ -11,6 +12,7 @@ it passed. What it cannot do is reach anything outside.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import secrets
@@ -31,6 +33,7 @@ from interlace.base.errors import BackendUnavailable
 CHILD = Path(__file__).with_name("cage_child.py")
 NOT_CAGED = 97  # the child's exit status when a lock could not be closed
 OUT_OF_MEMORY = 98
+PREFIX = "interlace-cage-"
 LOOK_SECONDS = 0.02
 SHOWN = 300
 
@@ -77,7 +80,8 @@ def run(source: str, limits: Limits | None = None) -> Outcome:
         BackendUnavailable: this system has no such locks; nothing was run.
     """
     limits = limits or Limits()
-    folder = Path(tempfile.mkdtemp(prefix="interlace-cage-"))
+    _tidy()
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
     try:
         return _run(source, limits, folder)
     finally:
@@ -118,6 +122,16 @@ def _run(source: str, limits: Limits, folder: Path) -> Outcome:
     return Outcome(found[0], found[1][:SHOWN], printed[:SHOWN], time.monotonic() - began)
 
 
+@cache
+def _tidy() -> None:
+    """Remove what processes left behind that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        owner = folder.name.removeprefix(PREFIX).split("-")[0]
+        if not owner.isdecimal() or not Path(f"/proc/{owner}").exists():
+            with contextlib.suppress(RecursionError):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def _watch(process: subprocess.Popen[bytes], limits: Limits, inside: Path, began: float) -> Kind | None:
     """Wait for the end, or for a limit to be passed."""
     ended = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
@@ -156,22 +170,24 @@ def _size(folder: Path) -> int:
 
 
 def _judge(status: int, over: Kind | None, said: str, token: str, printed: str) -> tuple[Kind, str]:
-    lines = said.splitlines()
-    if status == NOT_CAGED:
+    locked, _, told = said.partition("\n")
+    if locked != "locked" and status == NOT_CAGED:  # a program may end with that status too, but it says "locked" first
         raise BackendUnavailable(
-            f"verify: programs cannot be locked in on this system ({lines[-1] if lines else platform.system()}); "
+            f"verify: programs cannot be locked in on this system ({locked or platform.system()}); "
             "they need Linux 5.13 or newer with Landlock and seccomp, on x86_64 or aarch64"
         )
+    lines = told.splitlines()
     if over is not None:
         return over, ""
-    if status == OUT_OF_MEMORY or "MemoryError" in lines[-1:]:
+    if status == OUT_OF_MEMORY:
         return "memory", ""
     if status == -signal.SIGXCPU:
         return "time", ""
     if status == -signal.SIGXFSZ or (lines and "File too large" in lines[-1]):
         return "output", ""
     if status < 0:
-        return "killed", f"by signal {signal.Signals(-status).name}"
+        known = {s.value: s.name for s in signal.Signals}
+        return "killed", f"by signal {known.get(-status, -status)}"
     if lines and lines[-1] == f"end {token}" and not status:
         return "passed", ""
     if lines and lines[-1].startswith("error "):

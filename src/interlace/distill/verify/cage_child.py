@@ -13,6 +13,7 @@ import resource
 import signal
 import struct
 import sys
+import types
 
 NOT_CAGED, OUT_OF_MEMORY = 97, 98
 
@@ -24,7 +25,6 @@ REFUSED = {
     "accept4": (288, 242),
     "bind": (49, 200),
     "listen": (50, 201),
-    "sendto": (44, 206),
     "sendmsg": (46, 211),
     "sendmmsg": (307, 269),
     "fork": (57, None),
@@ -73,6 +73,12 @@ REFUSED = {
     "acct": (163, 89),
     "quotactl": (179, 60),
     "syslog": (103, 116),
+    "truncate": (76, 45),
+    "sched_setaffinity": (203, 122),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
@@ -117,13 +123,16 @@ REFUSED = {
     "mknodat": (259, 33),
 }
 CLONE, CLONE3, KILL, TKILL, TGKILL, PRLIMIT = (56, 220), (435, 435), (62, 129), (200, 130), (234, 131), (302, 261)
+FCNTL, PRCTL, SENDTO = (72, 25), (157, 167), (44, 206)
+OWNERS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: would have the kernel signal another process
+PARENT_DEATH = 1
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 CLONE_THREAD = 0x10000
 LOAD, EQUAL, ANY_BIT, AT_LEAST, RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
 ALLOW, ERROR = 0x7FFF0000, 0x00050000
 READ = 1 << 2 | 1 << 3  # files, folders
-WRITE = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8  # write, remove a folder or a file, make a folder or a file
+WRITE = 1 << 1 | 1 << 5 | 1 << 8  # write, remove and make a file; folders in folders could be made to hide from a count
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -172,7 +181,7 @@ def lock_calls() -> None:
         if number is not None:
             program += [(EQUAL, 0, 1, number), refuse]
     program += [(EQUAL, 0, 1, CLONE3[place]), (RETURN, 0, 0, ERROR | errno.ENOSYS)]  # its flags cannot be read here
-    first, third = 16, 32  # where the low halves of these arguments lie
+    first, second, third, fifth = 16, 24, 32, 48  # where the low halves of these arguments lie
     program += [(EQUAL, 0, 4, CLONE[place]), (LOAD, 0, 0, first), (ANY_BIT, 0, 1, CLONE_THREAD)]
     program += [(RETURN, 0, 0, ALLOW), refuse]
     for numbers in (KILL, TKILL, TGKILL):
@@ -180,6 +189,11 @@ def lock_calls() -> None:
         program += [(RETURN, 0, 0, ALLOW), refuse]
     program += [(EQUAL, 0, 6, PRLIMIT[place]), (LOAD, 0, 0, third), (EQUAL, 0, 3, 0)]
     program += [(LOAD, 0, 0, third + 4), (EQUAL, 0, 1, 0), (RETURN, 0, 0, ALLOW), refuse]
+    for number in OWNERS:
+        program += [(EQUAL, 0, 3, FCNTL[place]), (LOAD, 0, 0, second), (EQUAL, 0, 1, number), refuse, (LOAD, 0, 0, 0)]
+    program += [(EQUAL, 0, 3, PRCTL[place]), (LOAD, 0, 0, first), (EQUAL, 0, 1, PARENT_DEATH), refuse, (LOAD, 0, 0, 0)]
+    program += [(EQUAL, 0, 5, SENDTO[place]), (LOAD, 0, 0, fifth), (EQUAL, 0, 2, 0)]  # to the other end of a pair alone
+    program += [(LOAD, 0, 0, fifth + 4), (EQUAL, 1, 0, 0), refuse]
     program += [(RETURN, 0, 0, ALLOW)]
     raw = b"".join(struct.pack("=HBBI", *line) for line in program)
     held = ctypes.create_string_buffer(raw, len(raw))
@@ -229,9 +243,12 @@ def main() -> None:
     except (OSError, KeyError, AttributeError) as error:
         say(f"{type(error).__name__}: {error}")
         os._exit(NOT_CAGED)
+    say("locked")
     sys.argv[:] = ["program"]
+    module = types.ModuleType("program")  # what stands under `if __name__ == "__main__"` is not what is tested
+    sys.modules["program"] = sys.modules["__main__"] = module
     try:
-        exec(compile(source, "program", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        exec(compile(source, "program", "exec"), module.__dict__)
         sys.stdout.flush()
     except MemoryError:
         os._exit(OUT_OF_MEMORY)

@@ -6,23 +6,30 @@ import ast
 import re
 from typing import Any
 
-FUNCTIONS = ("sqrt", "sin", "cos", "tan", "asin", "acos", "atan", "exp", "log", "Abs", "factorial", "binomial", "root")
-RENAMED = {"ln": "log", "abs": "Abs", "arcsin": "asin", "arccos": "acos", "arctan": "atan", "cbrt": "root3"}
+FUNCTIONS = ("sqrt", "cbrt", "sin", "cos", "tan", "asin", "acos", "atan", "exp", "log", "Abs", "factorial", "binomial")
+RENAMED = {"ln": "log", "abs": "Abs", "arcsin": "asin", "arccos": "acos", "arctan": "atan"}
 CONSTANTS = {"pi": "pi", "e": "E", "E": "E", "oo": "oo", "infinity": "oo"}
 LONGEST = 2000  # characters
-WORDS = "|".join(sorted((*FUNCTIONS, *RENAMED, *CONSTANTS, "root3"), key=len, reverse=True))
+WORDS = "|".join(sorted((*FUNCTIONS, *RENAMED, *CONSTANTS), key=len, reverse=True))
+UNITS = "km|cm|mm|m|kg|mg|g|ml|degrees?|cents?|dollars?|units?|hours?|minutes?|seconds?|inches|feet|miles|meters|metres"
+LONGEST_NAME = 3  # letters that are read as a product, as in xy
+
+
+def inside_box(text: str) -> str:
+    """What stands in the last \\boxed{} of a text; "" where there is none that ends."""
+    start = text.find("{", text.rfind("\\boxed")) if "\\boxed" in text else -1
+    depth = 0
+    for i in range(start, len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if not depth:
+            return text[start + 1 : i]
+    return ""
 
 
 def boxed(text: str) -> str:
     """What stands in the last \\boxed{} of a text, or after its last "####", or after "answer is", or all of it."""
-    place = text.rfind("\\boxed")
-    if place >= 0:
-        start = text.find("{", place)
-        depth = 0
-        for i in range(start, len(text)) if start >= 0 else ():
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if not depth:
-                return text[start + 1 : i]
+    if inside := inside_box(text):
+        return inside
     for mark in (r"####", r"answer(?: is|:)"):
         found = list(re.finditer(mark, text, re.IGNORECASE))
         if found:
@@ -33,8 +40,14 @@ def boxed(text: str) -> str:
 
 def plain(text: str) -> str:
     """LaTeX and everyday writing as one line of Python's operators; what is not known is left, and fails to parse."""
-    s = text.strip().strip("$").strip()
-    s = re.sub(r"\\(?:text|mathrm|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 ", s)
+    s = re.sub(r"\\[()\[\]]|\*\*(?=\S.*\S?\*\*$)|(?<=\S)\*\*$", "", text.strip().rstrip(".")).strip().strip("$").strip()
+    s = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 ", s)
+    s = re.sub(rf"(?<=[\d)}}])\s*(?:{UNITS})(?:\^?[23])?\s*$", "", s)
+    s = re.sub(r"(?<![\w.])(\d+)\s*\\[dt]?frac\s*\{?(\d+?)\}?\s*\{?(\d+)\}?(?![\d}])", r"(\1+\2/\3)", s)  # mixed
+    s = re.sub(r"\\binom\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"binomial(\1,\2)", s)
+    s = re.sub(r"\\log\s*_\s*\{?(\w+)\}?\s*[({]?(\w+)[)}]?", r"(log(\2)/log(\1))", s)
+    s = re.sub(r"\|([^|]+)\|", r"Abs(\1)", s)
+    s = re.sub(r"(?<![\w!])(\d+|[A-Za-z])!(?![=!])", r"factorial(\1)", s)
     s = re.sub(r"\\(?:left|right|displaystyle|,|;|!|quad|qquad)", "", s)
     s = s.replace("\\$", "").replace("$", "").replace("\\%", "").replace("%", "").replace("°", "")
     s = re.sub(r"\^\s*\{?\\circ\}?", "", s)
@@ -51,7 +64,9 @@ def plain(text: str) -> str:
     s = s.replace("\\div", "/").replace("÷", "/").replace("−", "-").replace("–", "-").replace("^", "**")
     s = s.replace("π", "pi").replace("√", "sqrt").replace("∞", "oo").replace("\\infty", "oo").replace("{,}", ",")
     s = re.sub(r"\\([A-Za-z]+)", r" \1 ", s)
-    s = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", s)
+    if not re.search(r"[(\[{]", s):  # (100,200) is a pair
+        s = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", s)
+    s = re.sub(r"\b(sin|cos|tan|ln|log|exp)\s+([A-Za-z]|\d+)\b(?!\s*\()", r"\1(\2)", s)
     s = re.sub(r"sqrt\s*(\d+(?:\.\d+)?)", r"sqrt(\1)", s)
     s = re.sub(r"^\s*[A-Za-z]\s*=(?!=)", "", s)  # x = 3
     s = re.sub(r"(?<![\w.])(\d+)\s+(\d+)\s*/\s*(\d+)", r"(\1+\2/\3)", s)
@@ -62,6 +77,7 @@ def multiplied(s: str) -> str:
     """2x, 3(x+1) and (x)(y) with their sign of multiplication."""
     s = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)\s*(?=[A-Za-z(])(?![eE][-+]?\d)", r"\1*", s)
     s = re.sub(r"\)\s*(?=[A-Za-z0-9(])", ")*", s)
+    s = re.sub(r"(?<=[A-Za-z])\s+(?=[A-Za-z(])", "*", s)
     return re.sub(rf"(?<![A-Za-z])(?!(?:{WORDS})\s*\()([A-Za-z])\s*\(", r"\1*(", s)
 
 
@@ -94,8 +110,8 @@ def read(text: str) -> Any:
             name = RENAMED.get(node.id, node.id)
             if name in CONSTANTS:
                 return getattr(sympy, CONSTANTS[name])
-            if len(name) == 1:
-                return sympy.Symbol(name, real=True)
+            if len(name) <= LONGEST_NAME:
+                return sympy.Mul(*(sympy.Symbol(letter, real=True) for letter in name))
             raise ValueError(f"is no expression: {node.id!r} is not known")
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
             return -build(node.operand) if isinstance(node.op, ast.USub) else build(node.operand)
@@ -123,12 +139,19 @@ def read(text: str) -> Any:
     return build(tree)
 
 
+def as_words(text: str) -> list[str]:
+    """An answer that is no expression, such as a word, an interval or a set, whose parts have no order."""
+    bare = re.sub(r"\s+", "", plain(boxed(text))).lower()
+    inside = re.fullmatch(r"\\?\{(.*?)\\?\}", bare)
+    return sorted(inside[1].split(",")) if inside else [bare]
+
+
 def same(answer: str, gold: str) -> tuple[bool, str]:
     """(whether two expressions are equal, why not)."""
     try:
         known = read(boxed(gold))
     except ValueError:
-        equal = plain(boxed(answer)) == plain(boxed(gold))
+        equal = as_words(answer) == as_words(gold)
         return equal, "" if equal else "another text; the gold answer is no expression"
     try:
         said = read(boxed(answer))
