@@ -11,7 +11,8 @@ import threading
 import pytest
 
 from interlace.base.errors import DataError, Failure
-from interlace.distill.ledger import Exhausted, Ledger, Limits, NewRow, Record, Reserve, clean, digest
+from interlace.base.text import clean
+from interlace.distill.ledger import Exhausted, Ledger, Limits, NewRow, Record, Reserve, digest
 
 FREE = Limits()
 SMALL = Reserve(100, 0.5)

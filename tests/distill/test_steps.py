@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interlace.distill.contamination import Index, Item, coverage, judged, words_of
+from interlace.distill.contamination import Index, Item, coverage, judged
 from interlace.distill.desk import Answer
 from interlace.distill.minhash import HASHES, bands, first_of_each, shingles, signature
 from interlace.distill.report import agreement_rows
 from interlace.distill.run import RunFolder, generate
-from interlace.distill.steps.ask import fitting
 from interlace.distill.steps.choose import language_of
 from interlace.distill.steps.grade import Criterion, Grade, agreement
 from interlace.distill.steps.sources import parts
 from interlace.distill.topics import distinct, topics
+from interlace.distill.verify.structure import fitting
+from interlace.distill.words import words_of
 
 
 def outcome(run, step):

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlace.base.worker import OutOfBounds, Refused, Worker
-from interlace.distill.steps.verify import CHILD, code_of
+from interlace.distill.steps.ask import CHECKS
+from interlace.distill.steps.verify import SYMBOLS, code_of
 from interlace.distill.verify import cage
 from interlace.distill.verify.expressions import same
 from interlace.distill.verify.numbers import all_numbers, final_number, same_number
@@ -183,17 +184,22 @@ def test_expressions_are_compared_as_mathematics(answer, gold, right):
 
 
 def test_checks_that_do_not_end_are_stopped():
-    worker = Worker(CHILD, 1.0)
+    worker = Worker(CHECKS, 1.0)
     start = time.monotonic()
     with pytest.raises(OutOfBounds, match="longer than 1 seconds"):
         worker.ask({"do": "pattern", "pattern": "(a+)+$", "text": "a" * 60 + "b"})
     assert time.monotonic() - start < 5
     assert worker.ask({"do": "pattern", "pattern": "a+b", "text": "xaab"}) == [True, ""]
-    assert worker.ask({"do": "schema", "schema": {"type": "integer"}, "text": "3"}) == [True, ""]
-    assert worker.ask({"do": "schema", "schema": {"type": "integer"}, "text": '"3"'})[0] is False
+    assert worker.ask({"do": "fit", "schema": {"type": "integer"}, "text": "3"}) == [3, ""]
+    assert "not of type" in worker.ask({"do": "fit", "schema": {"type": "integer"}, "text": '"3"'})[1]
+    with pytest.raises(OutOfBounds):
+        worker.ask({"do": "fit", "schema": {"pattern": "^(a+)+$"}, "text": '"' + "a" * 60 + 'b"'})
     with pytest.raises(Refused):
-        worker.ask({"do": "symbolic", "answer": "1" * 5000, "gold": "1"} | {"gold": None})
+        worker.ask({"do": "fit", "schema": {"$ref": "https://nowhere.invalid/x"}, "text": "3"})
     worker.close()
+    slow = Worker(SYMBOLS, 0.3)  # its start, which takes longer, does not count
+    assert slow.ask({"answer": "x + x", "gold": "2x"}) == [True, ""]
+    slow.close()
 
 
 def test_the_code_of_an_answer():

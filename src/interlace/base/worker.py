@@ -14,6 +14,7 @@ from typing import Any
 from interlace.base.errors import Failure
 
 START_SECONDS = 60.0
+BYTES_PER_SECOND = 2 << 20  # of a request, that it is given on top of its seconds
 MEMORY_BYTES = 1 << 30  # address space of the process beyond what it starts with
 CHILD = "from interlace.base.worker_child import main; main({module!r}, {memory})"
 
@@ -49,10 +50,8 @@ class Worker:
         self.start()
         raw = json.dumps(request).encode()
         try:
-            if not self._ready:
-                self._read(1, time.monotonic() + START_SECONDS)  # it says so when it is; starting does not count
-                self._ready = True
-            deadline = time.monotonic() + self.seconds
+            self._wait_until_ready()
+            deadline = time.monotonic() + self.seconds + len(raw) / BYTES_PER_SECOND
             self._write(len(raw).to_bytes(8, "big") + raw, deadline)
             size = int.from_bytes(self._read(8, deadline), "big")
             reply = json.loads(self._read(size, deadline))
@@ -88,12 +87,22 @@ class Worker:
         code = CHILD.format(module=self.module, memory=self.memory_bytes)
         environment = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME")}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-P", "-c", code],  # nothing is imported from the folder that we are called in
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
             env=environment | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},  # no secret of ours reaches it
         )
+
+    def _wait_until_ready(self) -> None:
+        """Starting does not count."""
+        if not self._ready:
+            try:
+                self._read(1, time.monotonic() + START_SECONDS)
+            except (EOFError, TimeoutError):
+                self.close()
+                raise Failure(f"a process for {self.module} could not be started; its error stands above") from None
+            self._ready = True
 
     def _pipes(self) -> tuple[int, int]:
         assert self._process is not None

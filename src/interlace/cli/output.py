@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, markup=False)  # what a model wrote may hold what looks like markup
+err = Console(stderr=True, highlight=False, markup=False)
 
 
 def print_json(document: Any) -> None:

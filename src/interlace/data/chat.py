@@ -11,6 +11,7 @@ from typing import Any
 from interlace.base.errors import ConfigError, DataError
 from interlace.base.templates import Templates
 
+RARE = "\ue000"  # of private use: no template holds it
 ROLES = ("system", "user", "assistant", "tool")
 THINK = ("<think>\n", "\n</think>\n")
 
@@ -73,7 +74,13 @@ class ChatTemplate:
         for i in answers if turns == "all" else answers[-1:]:
             before = self.render(messages[:i], True)
             after = whole if i == len(messages) - 1 else self.render(messages[: i + 1], False)
-            if not (whole.startswith(after) and after.startswith(before) and len(before) >= place):
+            if whole.startswith(after) and not after.startswith(before):
+                shared = next((k for k, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(after))
+                raise DataError(
+                    f"chat template: asks for an answer with {before[shared:]!r}, and writes turn {i + 1} otherwise; "
+                    "set data.template to a file in which the two agree"
+                )
+            if not (whole.startswith(after) and len(before) >= place):
                 raise DataError(
                     f"chat template: writes turn {i + 1} otherwise when other turns follow, so that what was learnt "
                     "would not be what is asked; set data.turns = 'last'"
@@ -82,6 +89,12 @@ class ChatTemplate:
             place = len(after)
         parts.append(Part(whole[place:], False))
         return [p for p in parts if p.text]
+
+    def end_of_turn(self) -> str:
+        """What the template ends an answer with, spaces aside."""
+        parts = self.parts([{"role": "user", "content": "a"}, {"role": "assistant", "content": RARE}])
+        learnt = next((p.text for p in parts if p.learnt), "")
+        return learnt.rpartition(RARE)[2].strip()
 
     def close(self) -> None:
         """End the process that renders."""
@@ -98,6 +111,8 @@ def check_messages(messages: Any, where: str) -> Messages:
                 f"{where}: a turn needs a role ({', '.join(ROLES)}) and content that is text, got "
                 f"{json.dumps(turn)[:100]}"
             )
+        if not isinstance(turn.get("reasoning_content") or "", str):
+            raise DataError(f"{where}: reasoning_content must be text, got {turn['reasoning_content']!r:.100}")
     if not any(t["role"] == "assistant" and t["content"] for t in messages):
         raise DataError(f"{where}: no turn of the assistant has content; there is nothing to learn")
     return messages

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from interlace.base.errors import DataError
+from interlace.base.errors import ConfigError, DataError
 from interlace.base.files import new_folder
-from interlace.data.chat import DEFAULT, Part
+from interlace.data.chat import DEFAULT, ChatTemplate, Part
 from interlace.data.sources import Document, Sources, held_out
-from interlace.data.tokenizer import Tokenizer
+from interlace.data.tokenizer import END_OF_TEXT, Tokenizer
 
 SHARD_TOKENS = 1 << 28
 BATCH_CHARACTERS = 1 << 20  # text encoded at a time
@@ -130,13 +131,28 @@ def prepare(
         model = _tokenizer(tokenizer, (d.text for d in sources if d.name not in held))
         return _write(sources, model, held, out, total, report)
     chat = chat or Chat()
-    model = _tokenizer(tokenizer, (_as_text(d) for d in sources if d.name not in held))
+    model = _tokenizer(tokenizer, (_as_text(d) for d in sources if d.name not in held), _ends(chat.template))
     model.chat_template = chat.template or model.chat_template or DEFAULT
-    writer = model.chat()
-    try:
-        return _write(sources, model, held, out, total, report, lambda d: writer.parts(d.messages or (), chat.turns))
-    finally:
-        writer.close()
+    with contextlib.closing(model.chat()) as writer:
+        _check_end(model, writer.end_of_turn())
+
+        def parts(document: Document) -> list[Part]:
+            try:
+                return writer.parts(document.messages or (), chat.turns)
+            except (ConfigError, DataError) as error:
+                raise type(error)(f"{document.name}: {error}") from None
+
+        return _write(sources, model, held, out, total, report, parts)
+
+
+def _check_end(model: Tokenizer, end: str) -> None:
+    """ConfigError where no single token would tell a reader that an answer has ended."""
+    size = len(model.encode(end))
+    if size != 1:
+        raise ConfigError(
+            f"data.template: ends an answer with {end!r}, which this tokenizer writes as {size} tokens, so that "
+            "nothing could tell where an answer ends; end it with {{ eos_token }} or another of its special tokens"
+        )
 
 
 def _as_text(document: Document) -> str:
@@ -191,13 +207,21 @@ def _write(
     return manifest
 
 
-def _tokenizer(spec: str, texts: Iterator[str]) -> Tokenizer:
+def _tokenizer(spec: str, texts: Iterator[str], special: Sequence[str] = ()) -> Tokenizer:
     kind, _, size = spec.partition(":")
     if kind != "train":
         return Tokenizer.from_file(Path(spec))
     if not size.isdigit():
         raise DataError(f"tokenizer: '{spec}' must be a tokenizer.json or train:N with N entries, such as train:4096")
-    return Tokenizer.train(texts, int(size))
+    return Tokenizer.train(texts, int(size), special)
+
+
+def _ends(template: str | None) -> list[str]:
+    """What a new tokenizer needs as one token, so that answers can end."""
+    if template is None:
+        return []
+    with contextlib.closing(ChatTemplate(template, END_OF_TEXT)) as writer:
+        return [end for end in (writer.end_of_turn(),) if end and end != END_OF_TEXT]
 
 
 def _batches(sources: Sources) -> Iterator[list[Document]]:

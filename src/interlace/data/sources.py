@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from interlace.base.errors import DataError
+from interlace.base.text import clean_values
 from interlace.data.chat import Messages, check_messages
 
 LINES = (".jsonl", ".ndjson")
@@ -89,12 +90,12 @@ class Sources:
             yield Document(name, text)
 
     def _lines(self, path: Path, name: str, text: str) -> Iterator[Document]:
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except ValueError as error:
+                row = clean_values(json.loads(line))
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: is not JSON: {error}") from None
             if isinstance(row, dict) and MESSAGES in row and self.text_field not in row:
                 yield Document(f"{name}:{number}", messages=check_messages(row[MESSAGES], f"{path}:{number}"))

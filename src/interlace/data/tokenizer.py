@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -39,8 +39,10 @@ class Tokenizer:
         return ChatTemplate(self.chat_template, eos, self.bos)
 
     @staticmethod
-    def train(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    def train(texts: Iterable[str], vocabulary: int, special: Sequence[str] = ()) -> Tokenizer:
         """Learn a byte-level BPE of at most `vocabulary` entries, one of them the end of a text.
+
+        special: texts that are to be one entry each, such as what ends a turn.
 
         Raises:
             DataError: fewer entries than there are bytes, or no text.
@@ -52,7 +54,7 @@ class Tokenizer:
         fast.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=[END_OF_TEXT],
+            special_tokens=[END_OF_TEXT, *special],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ from interlace.distill.steps.base import text_of
 from interlace.distill.steps.sources import read_rows
 from interlace.distill.verify.expressions import boxed
 from interlace.distill.verify.numbers import same_number
+from interlace.distill.words import words_of
 
-WORD = re.compile(r"\w+")
 RUN = 4  # words
 LOOKED_AT = 8  # items that share most runs with a text
 SHORT = 2 * RUN  # items with fewer words count only when all of them are there
@@ -39,11 +38,6 @@ class Match:
     item: Item
     coverage: float
     answered: bool
-
-
-def words_of(text: str) -> tuple[str, ...]:
-    """Words in lower case; punctuation and spaces do not count."""
-    return tuple(WORD.findall(text.lower()))
 
 
 def runs(words: Sequence[str]) -> set[tuple[str, ...]]:

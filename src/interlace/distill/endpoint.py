@@ -12,9 +12,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from interlace.base.errors import BackendUnavailable, ConfigError, Failure
+from interlace.base.text import clean
 from interlace.distill.control import Kind
 from interlace.distill.desk import Question
-from interlace.distill.ledger import clean
 from interlace.distill.teacher import Teacher
 
 PASSING = {408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # worth another try

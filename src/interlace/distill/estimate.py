@@ -27,7 +27,7 @@ class Estimate:
         prompt_tokens: about, in all.
         answer_tokens: at most, in all.
         cost: USD, about: with answers of half the length that is allowed.
-        most: USD, at most.
+        most: USD, with answers as long as they may be and prompts of a token for each byte; repairs come on top.
     """
 
     step: str
@@ -80,7 +80,8 @@ def _step(
     sizes = [_prompt_bytes(step, row, desk) for row in seen] or [0]
     prompt = int(TOKENS_PER_BYTE * sum(sizes) / len(sizes) * requests)
     teachers = [recipe.teachers[t] for t in step.asks()]
-    costs = [(t.cost(prompt, int(USUAL * most * requests)), t.cost(prompt, most * requests)) for t in teachers]
+    longest = int(sum(sizes) / len(sizes) * requests)
+    costs = [(t.cost(prompt, int(USUAL * most * requests)), t.cost(longest, most * requests)) for t in teachers]
     return (
         Estimate(
             step.name,
@@ -97,7 +98,7 @@ def _step(
 
 
 def _prompt_bytes(step: Any, row: dict[str, Any], desk: Desk) -> int:
-    total = 0
+    total = step.frame_bytes(row) if isinstance(step, Asking) else 0
     for field, template in step.templates().items():
         try:
             total += len(desk.render(template, row, field).encode("utf-8", "replace"))

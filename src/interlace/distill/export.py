@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from interlace.distill.recipe import Output
 from interlace.distill.run import RunFolder, summary, versions
 
 SPLITS = ("train", "held_out")
+SEPARATORS = re.compile("[\x85\u2028\u2029]")  # that some readers take for ends of lines
 PARQUET_ROWS = 2000  # in memory at a time
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -42,8 +44,7 @@ def export(run: str | Path, out: str | Path, *, parquet: bool = True, tell: Tell
         BackendUnavailable: Parquet is asked for and pyarrow is not installed.
     """
     folder, out = RunFolder.read(Path(run)), Path(out)
-    if out.exists() and any(out.iterdir()) and not (out / "manifest.json").is_file():
-        raise DataError(f"{out}: exists and no export wrote it; name another --out")
+    before = _written_before(out)
     settings = validate(Output, folder.about["recipe"].get("output", {}), "output")
     ledger, templates = folder.open_ledger(), Templates()
     try:
@@ -64,11 +65,25 @@ def export(run: str | Path, out: str | Path, *, parquet: bool = True, tell: Tell
             for split in splits.values():
                 split.close()
             manifest = describe(folder, ledger, splits, dict(left_out))
+            now = {name for split in manifest["splits"].values() for name in split["sha256"]}
             (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for name in before - now:
+            (out / name).unlink(missing_ok=True)
     finally:
         templates.close()
         ledger.close()
     return manifest
+
+
+def _written_before(out: Path) -> set[str]:
+    """The files of an earlier export in a folder; DataError where it holds anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return set()
+    try:
+        manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+        return {Path(name).name for split in manifest["splits"].values() for name in split["sha256"]}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise DataError(f"{out}: exists and no export wrote it; name another --out") from None
 
 
 def conversation(row: Row, settings: Output, templates: Templates) -> dict[str, Any]:
@@ -120,7 +135,8 @@ class Split:
 
     def add(self, row: dict[str, Any]) -> None:
         """Write a row."""
-        self._jsonl.write(json.dumps(row, ensure_ascii=False) + "\n")
+        line = json.dumps(row, ensure_ascii=False)
+        self._jsonl.write(SEPARATORS.sub(lambda m: f"\\u{ord(m[0]):04x}", line) + "\n")
         self.rows += 1
         self.characters += sum(len(t["content"]) for t in row["messages"])
         if self._parquet is not None:

@@ -12,11 +12,12 @@ from typing import Any
 
 from interlace.base.errors import ConfigError, InterlaceError
 from interlace.base.templates import UnsafeTemplate
+from interlace.base.text import clean_values
 from interlace.distill.client import Client
 from interlace.distill.desk import Desk
 from interlace.distill.ledger import Ledger, NewRow, Row
 from interlace.distill.recipe import Recipe, Stage
-from interlace.distill.steps.base import Out, clean_values
+from interlace.distill.steps.base import Out
 
 CHUNK = 500  # rows of a source, or ids of rows that wait, at a time
 BEAT_SECONDS = 20.0
@@ -88,7 +89,11 @@ class Flow:
     async def _tick(self) -> None:
         last = time.monotonic()
         while True:
-            self.tell()
+            try:
+                self.tell()
+            except Exception as error:
+                self.client.halt(InterlaceError(f"the display failed: {error!r}"))
+                raise
             await asyncio.sleep(0.5)
             if time.monotonic() - last > BEAT_SECONDS:
                 last = time.monotonic()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from interlace.base.errors import DataError, Failure
+from interlace.base.text import clean
 
 State = Literal["ok", "truncated", "refused", "unparsable", "failed"]
 STATES: tuple[State, ...] = ("ok", "truncated", "refused", "unparsable", "failed")
@@ -587,6 +588,15 @@ class Ledger:
                 (stage,),
             ).fetchall()
 
+    def ended(self, stage: str, state: str, reason: str, limit: int) -> list[int]:
+        """Ids of the first rows that ended in a stage for a reason."""
+        with self._errors():
+            found = self.db.execute(
+                "SELECT id FROM rows WHERE stage = ? AND state = ? AND reason = ? ORDER BY id LIMIT ?",
+                (stage, state, reason, limit),
+            )
+            return [r[0] for r in found]
+
     def waiting(self, upstream: str, stage: str, after: int, limit: int) -> list[int]:
         """Ids of rows that went on from `upstream` and have not been through `stage`, in order of time."""
         with self._errors():
@@ -655,11 +665,6 @@ def check_budget(spent: Spent, reserve: Reserve, limits: Limits) -> None:
                 f"{form.format(limit)}{unit}; raise it in the recipe and run the same command",
                 used + lost + more <= limit,
             )
-
-
-def clean(text: str) -> str:
-    """The text with lone surrogates, which no encoding knows, replaced by U+FFFD."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _born(pid: int) -> str:

@@ -9,19 +9,19 @@ Mining of Massive Datasets, section 3.4). Hash functions: (a x + b) mod 2^64, it
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 
 import numpy as np
 
+from interlace.distill.words import words_of
+
 HASHES = 128
-WORD = re.compile(r"\w+")
 BLOCK = 4096  # shingles hashed at a time
 
 
 def shingles(text: str, words: int) -> set[str]:
     """Runs of so many words, lower case; the whole text if it has fewer."""
-    found = WORD.findall(text.lower())
+    found = words_of(text)
     if len(found) <= words:
         return {" ".join(found)} if found else {text.strip()}
     return {" ".join(found[i : i + words]) for i in range(len(found) - words + 1)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from interlace.base.errors import ConfigError, DataError, nearest
 from interlace.base.files import sha256
@@ -66,6 +66,13 @@ class Output(Closed):
     keep: tuple[str, ...] = Field(default=(), strict=False)
     held_out: float = Field(default=0.02, ge=0, lt=1)
     split_by: str = ""
+
+    @field_validator("keep")
+    @classmethod
+    def _free(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if taken := sorted({"id", "messages", "split"} & set(value)):
+            raise ValueError(f"{taken[0]!r} is written anyway; bring the column under another name by a template step")
+        return value
 
     def templates(self) -> dict[str, str]:
         """By field."""
@@ -212,6 +219,8 @@ def _stages(
         asked = {t: teachers[t].identity() for t in step.asks()}
         inputs = {f: _hash(folder / f, f"steps.{name}") for f in step.files()}
         parts = {"step": said, "asks": asked, "inputs": list(inputs.values()), "from": [s.id for s in before]}
+        if step.draws():
+            parts["name"] = name
         stages[name] = Stage(step, feeds[name], columns, inputs, digest({**parts, "seed": seed}))
     return stages
 

@@ -179,7 +179,7 @@ def _samples(
         yield "<p>There is no row to show.</p>"
     yield from (_turns(m["messages"]) for m in draw.sample(made, min(SHOWN, len(made))))
     for reason, count in unusable.items():
-        yield f"<p>{count:,} rows make no conversation: {html.escape(reason)}</p>"
+        yield f"<p>{count:,} of the rows that were looked at make no conversation: {html.escape(reason)}</p>"
     ids = {s.name: s.id for s in folder.stages}
     for step in found["steps"]:
         for ended in step["ended"][:6]:
@@ -190,11 +190,7 @@ def _samples(
 
 
 def _some(ledger: Ledger, stage: str, state: str, reason: str) -> Iterator[Row]:
-    found = ledger.db.execute(
-        "SELECT id FROM rows WHERE stage = ? AND state = ? AND reason = ? ORDER BY id LIMIT ?",
-        (stage, state, reason, SHOWN_DROPPED),
-    ).fetchall()
-    return (ledger.row(r[0]) for r in found)
+    return (ledger.row(id_) for id_ in ledger.ended(stage, state, reason, SHOWN_DROPPED))
 
 
 def _columns(row: Row) -> str:

@@ -17,10 +17,9 @@ from interlace.model.state import ModelState
 
 
 def end_tokens(tokenizer: Tokenizer, chat: ChatTemplate) -> tuple[int, ...]:
-    """The token that a chat template ends an answer with; none where it ends with nothing."""
-    parts = chat.parts([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    learnt = next((p.text for p in parts if p.learnt), "b")
-    return tuple(tokenizer.encode(learnt[learnt.rfind("b") + 1 :].strip())[:1])
+    """The token that a chat template ends an answer with; none where there is no such token."""
+    ids = tokenizer.encode(chat.end_of_turn())
+    return tuple(ids) if len(ids) == 1 else ()
 
 
 class Conversation:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from interlace.base.text import clean_values
+from interlace.base.worker import OutOfBounds, Refused
 from interlace.distill.desk import Answer, Desk, Question
 from interlace.distill.ledger import Row, digest
-from interlace.distill.steps.base import Out, Step, clean_values
+from interlace.distill.steps.base import Out, Step
+from interlace.distill.verify.structure import read_schema
 
-FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.DOTALL)
+CHECKS = "interlace.distill.verify.child"
+CHECK_SECONDS = 5.0
 REPAIR = (
     "That answer cannot be used: {error}. Answer again with JSON alone that fits the schema, no other text around it."
 )
@@ -64,9 +68,23 @@ class Asking(Step):
     def _weights(self) -> Asking:
         if not self.teacher:
             raise ValueError("teacher: names none")
-        if isinstance(self.teacher, dict) and any(w <= 0 for w in self.teacher.values()):
+        if isinstance(self.teacher, dict) and not all(0 < w < float("inf") for w in self.teacher.values()):
             raise ValueError(f"teacher: weights must be positive, got {self.teacher}")
+        if len(set(self.teacher)) < len(self.teacher):
+            raise ValueError("teacher: names one twice")
         return self
+
+    def templates(self) -> dict[str, str]:
+        """The system's turn."""
+        return {"system": self.system}
+
+    def frame_bytes(self, row: Mapping[str, Any]) -> int:
+        """Of a prompt, what is not in the step's templates."""
+        return 0
+
+    def draws(self) -> bool:
+        """Weights do."""
+        return isinstance(self.teacher, dict)
 
     def asks(self) -> tuple[str, ...]:
         """The teachers it names."""
@@ -149,7 +167,8 @@ class Generate(Asking):
         return (self.schema_,) if isinstance(self.schema_, str) else ()
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """Answer, reasoning, and who gave it."""
+        """Answer, reasoning, and who gave it; the schema is read once, so that a wrong one is found before paying."""
+        read_schema(self.schema_, folder, f"steps.{self.name}")
         return given | {self.into, self.reasoning, f"{self.into}_teacher"}
 
     def requests(self, rows: int) -> int:
@@ -174,7 +193,7 @@ class Generate(Asking):
         return replace(out, requests=tuple(own.used))
 
     async def _repaired(self, messages: tuple[dict[str, str], ...], row: Row, desk: Desk, sample: int) -> Out:
-        schema = read_schema(self.schema_, desk.folder)
+        schema = desk.once(f"{self.name} schema", lambda: read_schema(self.schema_, desk.folder, f"steps.{self.name}"))
         question = Question(messages, self.sampling(), schema, sample)
         error = ""
         for repair in range(self.repairs + 1):
@@ -184,7 +203,7 @@ class Generate(Asking):
             values = {self.reasoning: answer.reasoning, f"{self.into}_teacher": answer.teacher}
             if schema is None:
                 return Out({self.into: answer.text, **values})
-            value, error = fitting(answer.text, schema)
+            value, error = await self._fitting(answer.text, schema, desk)
             if not error:
                 more = {f"{self.into}_repairs": repair} if repair else {}
                 return Out({self.into: clean_values(value), **values, **more})
@@ -194,6 +213,15 @@ class Generate(Asking):
             )
             question = Question((*messages, *turns), self.sampling(), schema, sample)
         return Out({}, "unparsable", f"{self.repairs} repairs did not help: {error}")
+
+    @staticmethod
+    async def _fitting(text: str, schema: dict[str, Any], desk: Desk) -> tuple[Any, str]:
+        """(the value, what is wrong); a schema's pattern that does not end is what is wrong."""
+        try:
+            value, error = await desk.work(CHECKS, {"do": "fit", "text": text, "schema": schema}, CHECK_SECONDS)
+        except (OutOfBounds, Refused) as error:
+            return None, f"holding it against the schema {error}"
+        return value, error
 
 
 class Rewrite(Generate):
@@ -227,36 +255,3 @@ class Rewrite(Generate):
             asked = f"{data.get('instruction', '')}\n\nAnswer with the new text alone.\n\n{text}"
             return {**data, "prompt": asked, "into": data.get("into") or data["column"]}
         return data
-
-
-def read_schema(schema: dict[str, Any] | str | None, folder: Path) -> dict[str, Any] | None:
-    """A schema that stands in a recipe, or in a file that it names.
-
-    Raises:
-        DataError: the file is missing or is not JSON.
-    """
-    from interlace.base.files import read_json
-
-    if isinstance(schema, str):
-        found = read_json(folder / schema, "the schema")
-        return found if isinstance(found, dict) else None
-    return schema
-
-
-def fitting(text: str, schema: dict[str, Any]) -> tuple[Any, str]:
-    """(the value, "") of an answer that fits a schema; (None, what is wrong) of one that does not."""
-    import jsonschema
-
-    fenced = FENCE.match(text)
-    try:
-        value = json.loads(fenced.group(1) if fenced else text)
-    except (ValueError, RecursionError) as error:
-        return None, f"it is not JSON ({error})"
-    try:
-        jsonschema.validate(value, schema)
-    except jsonschema.ValidationError as error:
-        where = ".".join(map(str, error.absolute_path)) or "the answer"
-        return None, f"{where}: {error.message[:200]}"
-    except jsonschema.SchemaError as error:
-        return None, f"the schema itself is wrong: {error.message[:200]}"
-    return value, ""

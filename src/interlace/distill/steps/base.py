@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict, Field, field_validator
 
 from interlace.base.schema import Closed
-from interlace.distill.ledger import Row, clean
+from interlace.distill.ledger import Row
 
 if TYPE_CHECKING:
     from interlace.distill.desk import Desk
@@ -69,6 +69,10 @@ class Step(Closed):
         """Templates over a row's columns, by the field they stand in."""
         return {}
 
+    def draws(self) -> bool:
+        """Whether chance, seeded by the step's name among others, has a say in its rows."""
+        return False
+
     def reads(self) -> dict[str, str]:
         """Columns that it needs, by the field that names them."""
         return {}
@@ -113,12 +117,3 @@ def text_of(value: Any) -> str:
     if isinstance(value, str):
         return value
     return "" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def clean_values(value: Any) -> Any:
-    """Plain data with `clean` done to every text in it, keys included."""
-    if isinstance(value, str):
-        return clean(value) if not value.isascii() else value
-    if isinstance(value, dict):
-        return {clean(str(k)): clean_values(v) for k, v in value.items()}
-    return [clean_values(v) for v in value] if isinstance(value, list) else value

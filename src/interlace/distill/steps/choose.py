@@ -14,9 +14,9 @@ from pydantic import Field, field_validator, model_validator
 from interlace.base.worker import OutOfBounds, Refused
 from interlace.distill.desk import Desk
 from interlace.distill.ledger import Row
+from interlace.distill.steps.ask import CHECKS
 from interlace.distill.steps.base import Out, Rows, Step, drop, text_of
-from interlace.distill.steps.verify import CHILD
-from interlace.distill.verify.numbers import final_number
+from interlace.distill.verify.numbers import SAID, final_number
 
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
 
@@ -73,12 +73,19 @@ class Best(Step):
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else float("-inf")
+    """A score, also one that is written; what is none comes last."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return float("-inf")
+    return found if found == found else float("-inf")
 
 
 def _ballot(text: str) -> str:
-    number = final_number(text)
-    return text.strip() if number is None else str(number)
+    """A text's vote: its number, where it says which it is or ends in one."""
+    ends = final_number(text.strip().rsplit(maxsplit=1)[-1]) if text.strip() else None
+    number = final_number(text) if ends is not None or SAID.search(text) else None
+    return " ".join(text.split()).lower() if number is None else str(number)
 
 
 class Filter(Step):
@@ -166,7 +173,7 @@ class Filter(Step):
 
     async def _broken(self, pattern: str, wanted: bool, text: str, desk: Desk) -> str:
         try:
-            found, _ = await desk.work(CHILD, {"do": "pattern", "text": text, "pattern": pattern}, self.seconds)
+            found, _ = await desk.work(CHECKS, {"do": "pattern", "text": text, "pattern": pattern}, self.seconds)
         except (OutOfBounds, Refused) as error:
             return f"the pattern {error}"
         return "" if found == wanted else "the pattern is not found" if wanted else "the pattern is found"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +11,9 @@ from pydantic import Field, field_validator, model_validator
 from interlace.base.schema import Closed
 from interlace.distill.desk import Desk, Question
 from interlace.distill.ledger import Row
-from interlace.distill.steps.ask import Asking, fitting
+from interlace.distill.steps.ask import Asking
 from interlace.distill.steps.base import Out, drop
+from interlace.distill.verify.structure import as_json
 
 JUDGE = """You grade an answer by the criteria below. Judge the answer as it stands, not what its writer may have meant.
 
@@ -41,7 +43,7 @@ class Criterion(Closed):
 
     name: str = Field(pattern=r"^[A-Za-z]\w*$")
     text: str = Field(min_length=1)
-    weight: float = 1.0
+    weight: float = Field(default=1.0, allow_inf_nan=False)
 
     @field_validator("weight")
     @classmethod
@@ -107,6 +109,11 @@ class Grade(Asking):
         """What is shown to the judge."""
         return {"system": self.system, "task": self.task, "answer": self.answer}
 
+    def frame_bytes(self, row: Mapping[str, Any]) -> int:
+        """The words around what is graded, and the criteria."""
+        rubric = sum(len(f"{c.name}: {c.text}".encode()) for c in self.criteria)
+        return len(JUDGE) + (rubric if self.jointly else rubric // len(self.criteria)) + 20 * len(self.criteria)
+
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
         """Score and marks."""
         return given | {self.into, f"{self.into}_marks"}
@@ -159,7 +166,7 @@ class Grade(Asking):
             question = Question(self.messages(prompt, row, desk), self.sampling(), schema, attempt)
             answer = await desk.ask((judge,), question)
             if answer.state == "ok":
-                value, _ = fitting(answer.text, {"type": "object"})
+                value, _ = as_json(answer.text)
                 for criterion in criteria:
                     given = value.get(criterion.name) if isinstance(value, dict) else None
                     if isinstance(given, int) and not isinstance(given, bool) and 0 <= given <= self.levels:

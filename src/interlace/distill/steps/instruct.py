@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -71,6 +71,14 @@ class SelfInstruct(Asking):
     seeds: bool = False
     temperature: float = Field(default=1.0, ge=0)
 
+    def draws(self) -> bool:
+        """Which tasks are shown."""
+        return True
+
+    def frame_bytes(self, row: Mapping[str, Any]) -> int:
+        """The words around the tasks, and the tasks."""
+        return len(MORE) + self.shown * (len(text_of(row.get(self.column)).encode("utf-8", "replace")) + 4)
+
     def reads(self) -> dict[str, str]:
         """The seeds' tasks."""
         return {"column": self.column}
@@ -91,7 +99,8 @@ class SelfInstruct(Asking):
         """Round after round; the same seed and the same answers make the same tasks."""
         from interlace.distill.minhash import shingles  # brings numpy, that few recipes need
 
-        seeds = [text_of(row.values.get(self.column)) for row in rows()]
+        given = [row.values for row in rows()]
+        seeds = [text_of(values.get(self.column)) for values in given]
         pool, known = list(seeds), [shingles(s, 3) for s in seeds]
         for seed in seeds if self.seeds else ():
             yield Out({self.column: seed})
@@ -99,7 +108,7 @@ class SelfInstruct(Asking):
         while made < self.count and stale < STALE and pool:
             wanted = min(self.at_once, -(-(self.count - made) // self.asked))
             prompts = [self._prompt(seeds, pool[len(seeds) :], desk.seed, number + i) for i in range(wanted)]
-            row = Row(0, f"{number:09}", "ok", "", {})
+            row = Row(0, f"{number:09}", "ok", "", given[0])  # a system's turn may use the first seed's columns
             number += wanted
             questions = [Question(self.messages(p, row, desk), self.sampling()) for p in prompts]
             answers = await desk.together(desk.ask(self.chosen(row), q) for q in questions)
@@ -161,6 +170,14 @@ class Evolve(Asking):
         default=("deepen", "constrain", "concrete", "steps", "breadth"), strict=False, min_length=1
     )
     every: bool = False
+
+    def draws(self) -> bool:
+        """The directions."""
+        return True
+
+    def frame_bytes(self, row: Mapping[str, Any]) -> int:
+        """The words around the task, and the task."""
+        return len(EVOLVE) + 100 + len(text_of(row.get(self.column)).encode("utf-8", "replace"))
 
     def reads(self) -> dict[str, str]:
         """The task."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import zlib
 from collections.abc import Iterator
 from itertools import product
 from math import prod
@@ -53,7 +54,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 if not isinstance(row, dict):
                     raise DataError(f"{path}:{number}: is a {type(row).__name__}, not an object with named columns")
                 yield row
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path}: cannot be read: {error}") from None
 
 

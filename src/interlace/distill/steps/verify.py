@@ -8,15 +8,17 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from interlace.base.errors import BackendUnavailable
 from interlace.base.worker import OutOfBounds, Refused
 from interlace.distill.desk import Desk
 from interlace.distill.ledger import Row
-from interlace.distill.steps.ask import read_schema
+from interlace.distill.steps.ask import CHECKS
 from interlace.distill.steps.base import Out, Step
 from interlace.distill.verify import cage
 from interlace.distill.verify.numbers import same_number
+from interlace.distill.verify.structure import read_schema
 
-CHILD = "interlace.distill.verify.child"
+SYMBOLS = "interlace.distill.verify.symbols"
 FENCE = re.compile(r"^\s*(```+|~~~+)[ \t]*([\w+-]*)")
 PYTHON = ("python", "py", "python3")
 NEEDS = {
@@ -29,6 +31,10 @@ NEEDS = {
 }
 
 Method = Literal["exact", "numeric", "symbolic", "schema", "pattern", "python"]
+
+
+class Missing(Exception):
+    """A row has nothing that its answer could be held against."""
 
 
 class Verify(Step):
@@ -51,10 +57,13 @@ class Verify(Step):
         answer: template of what is checked.
         gold: template of what is right.
         tolerance: relative, of numbers; 0 compares exactly.
-        tests: template of a program that goes on after the answer's code, such as assertions.
+        tests: template of a program that goes on after the answer's code, such as assertions; it must raise where the
+            code is wrong.
+        schema: JSON schema, or a file with one.
+        pattern: the regular expression; "." stands for ends of lines too.
         wrong: "drop" ends rows whose answer is wrong, "keep" lets them go on.
         into: the column that says whether it is right; `INTO_why` says why not.
-        seconds, memory_mb: for one check.
+        seconds: for one check; an answer that takes longer is wrong. memory_mb: for a program.
     """
 
     kind: Literal["verify"]
@@ -91,12 +100,20 @@ class Verify(Step):
         return (self.schema_,) if isinstance(self.schema_, str) else ()
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """The verdict, and why."""
+        """The verdict, and why; a schema that is wrong and a cage that does not close are found before paying."""
+        read_schema(self.schema_, folder, f"steps.{self.name}")
+        if self.by == "python" and (why := cage.available()):
+            raise BackendUnavailable(why)
         return given | {self.into, f"{self.into}_why"}
 
     async def one(self, row: Row, desk: Desk) -> list[Out]:
-        """Check one row."""
-        right, why = await self._check(row, desk)
+        """Check one row; where there is nothing to hold an answer against, or the check itself fails, the row ends."""
+        try:
+            right, why = await self._check(row, desk)
+        except Refused as error:
+            return [Out({}, "failed", f"the check failed: {error}")]
+        except Missing as error:
+            return [Out({}, "dropped", f"{error}")]
         values = {self.into: right, f"{self.into}_why": why}
         if right or self.wrong == "keep":
             return [Out(values)]
@@ -106,25 +123,36 @@ class Verify(Step):
         answer = desk.render(self.answer, row, "answer")
         if self.by == "python":
             limits = cage.Limits(self.seconds, self.memory_mb << 20)
-            program = f"{code_of(answer)}\n\n{desk.render(self.tests, row, 'tests')}\n"
+            program = f"{code_of(answer)}\n\n{self._known('tests', row, desk)}\n"
             outcome = await desk.on_a_core(cage.run, program, limits)
             return outcome.kind == "passed", f"{outcome.kind}: {outcome.why}" if outcome.kind != "passed" else ""
         if self.by in ("exact", "numeric", "symbolic"):
-            gold = desk.render(self.gold, row, "gold")
+            gold = self._known("gold", row, desk)
             if self.by == "exact":
                 return (True, "") if answer.strip() == gold.strip() else (False, "another text")
             if self.by == "numeric":
                 return same_number(answer, gold, self.tolerance)
-            request: dict[str, Any] = {"do": "symbolic", "answer": answer, "gold": gold}
-        elif self.by == "schema":
-            request = {"do": "schema", "text": answer, "schema": read_schema(self.schema_, desk.folder)}
-        else:
-            request = {"do": "pattern", "text": answer, "pattern": self.pattern}
+            return await self._worked(SYMBOLS, {"answer": answer, "gold": gold}, desk)
+        if self.by == "pattern":
+            return await self._worked(CHECKS, {"do": "pattern", "text": answer, "pattern": self.pattern}, desk)
+        schema = desk.once(f"{self.name} schema", lambda: read_schema(self.schema_, desk.folder, f"steps.{self.name}"))
+        _, why = await self._worked(CHECKS, {"do": "fit", "text": answer, "schema": schema}, desk)
+        return not why, why
+
+    async def _worked(self, module: str, request: dict[str, Any], desk: Desk) -> tuple[bool, str]:
+        """What a worker says; an answer that takes it too long is wrong."""
         try:
-            right, why = await desk.work(CHILD, request, self.seconds)
-        except (OutOfBounds, Refused) as error:
-            return False, f"{error}"
+            right, why = await desk.work(module, request, self.seconds)
+        except OutOfBounds as error:
+            return False, f"the check {error}"
         return bool(right), str(why)
+
+    def _known(self, field: str, row: Row, desk: Desk) -> str:
+        """What an answer is held against."""
+        text = desk.render(getattr(self, field), row, field)
+        if text.strip() in ("", "None"):  # a column that is null is written so
+            raise Missing(f"{field} is empty")
+        return text
 
 
 def code_of(answer: str) -> str:
