@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from interlace.base.errors import ConfigError
+from interlace.base.errors import ConfigError, Failure
 from interlace.base.templates import Templates
 from interlace.base.worker import OutOfBounds, Worker
 
@@ -51,6 +51,21 @@ def test_what_a_template_may_not_do_is_one_sentence(templates, template, said):
     assert said in str(error.value)
     assert time.monotonic() - start < 10
     assert templates.render("{{ a[0] }}", {"a": [1]}, "here") == "1"  # the next one is served
+
+
+def test_nothing_is_imported_from_where_we_are_called_and_a_failed_start_is_said(tmp_path, monkeypatch):
+    (tmp_path / "jinja2.py").write_text("raise SystemExit('taken from here')")
+    monkeypatch.chdir(tmp_path)
+    made = Templates()
+    assert made.render("{{ a }}", {"a": 1}, "here") == "1"
+    made.close()
+    with pytest.raises(Failure, match=r"a process for interlace\.nothing could not be started"):
+        Worker("interlace.nothing").ask({})
+
+
+def test_filters_take_no_options_that_are_called(templates):
+    with pytest.raises(ConfigError, match="unexpected keyword argument"):
+        templates.render("{{ a | tojson(cls=namespace) }}", {"a": 1}, "here", chat=True)
 
 
 def test_chat_templates_are_rendered_as_their_makers_do(templates):

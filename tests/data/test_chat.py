@@ -15,6 +15,7 @@ from interlace.data.prepare import Chat, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
+from interlace.generate.conversation import end_tokens
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -156,6 +157,10 @@ def test_long_conversations_are_cut_and_those_without_an_answer_left_out(corpus)
     [
         ({"messages": []}, "messages must be a list of turns"),
         ({"messages": "hello"}, "messages must be a list of turns"),
+        (
+            {"messages": [{"role": "assistant", "content": "a", "reasoning_content": 5}]},
+            "t.jsonl:4: reasoning_content must be text, got 5",
+        ),
         ({"messages": [{"role": "user", "content": "x"}]}, "no turn of the assistant has content"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "a turn needs a role"),
         ({"messages": [{"role": "assistant", "content": None}]}, "a turn needs a role"),
@@ -168,6 +173,24 @@ def test_rows_that_are_no_conversations_are_named(row, said, tmp_path):
         prepare(Sources([file]), "train:300", tmp_path / "out")
     assert said in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_answer_ends_in_one_token_or_training_does_not_begin(tmp_path, chat):
+    file = write(tmp_path / "t.jsonl", talks())
+    prepare(Sources([file]), "train:300", tmp_path / "out", chat=Chat(CHATML))
+    tokenizer = Corpus.open(tmp_path / "out").tokenizer
+    assert len(tokenizer.encode("<|im_end|>")) == 1  # a new tokenizer learns it
+    assert end_tokens(tokenizer, chat(CHATML)) == tuple(tokenizer.encode("<|im_end|>"))
+    other = CHATML.replace("im_end", "stop")
+    with pytest.raises(ConfigError, match=r"ends an answer with '<\|stop\|>', .* writes as \d tokens"):
+        prepare(Sources([file]), str(tmp_path / "out" / "tokenizer.json"), tmp_path / "two", chat=Chat(other))
+    assert chat(CHATML.replace("im_end", "im_b")).end_of_turn() == "<|im_b|>"
+
+
+def test_a_prompt_that_asks_otherwise_than_it_writes_is_shown(chat):
+    asks = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+    with pytest.raises(DataError, match=r"asks for an answer with '<think>\\n', and writes turn 3 otherwise"):
+        chat(asks).parts(TURNS)
 
 
 def test_the_template_goes_with_the_tokenizer(tmp_path):

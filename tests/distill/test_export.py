@@ -78,6 +78,41 @@ def test_an_export_replaces_its_own_and_nothing_else(done, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
 
 
+def test_old_files_of_an_export_do_not_stay_beside_new_ones(done, tmp_path):
+    export(done, tmp_path / "data")
+    export(done, tmp_path / "data", parquet=False)
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["held_out.jsonl", "manifest.json", "train.jsonl"]
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "manifest.json").write_text('{"name": "not ours"}')
+    (other / "train.jsonl").write_text("precious")
+    with pytest.raises(DataError, match="no export wrote it"):
+        export(done, other)
+    assert (other / "train.jsonl").read_text() == "precious"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="no export wrote it"):
+        export(done, tmp_path / "file")
+
+
+def test_what_a_model_writes_is_neither_markup_nor_an_end_of_line(tmp_path, capsys):
+    rows = [{"q": "a\u2028b\x85c", "a": "x\u2029y"}, {"q": "d", "a": "[/INST] no"}, {"q": "e", "a": ""}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (tmp_path / "r.toml").write_text(
+        '[[steps]]\nkind = "jsonl"\npath = "in.jsonl"\n[[steps]]\nkind = "verify"\nby = "exact"\n'
+        'answer = "{{ a }}"\ngold = "{{ a }}"\nwrong = "keep"\n'
+        '[output]\nuser = "{{ q }}"\nassistant = "{{ a }}"\nheld_out = 0.0\n'
+    )
+    assert run(["distill", "generate", str(tmp_path / "r.toml"), "--out", str(tmp_path / "[/run]")]) == 0
+    assert run(["distill", "status", str(tmp_path / "[/run]")]) == 0
+    said = capsys.readouterr()
+    assert "gold is empty" in said.out
+    assert "[/run]" in said.out
+    export(tmp_path / "[/run]", tmp_path / "data", parquet=False)
+    whole = (tmp_path / "data" / "train.jsonl").read_text(encoding="utf-8")
+    assert len(whole.splitlines()) == 2
+    assert json.loads(whole.splitlines()[0])["messages"][0]["content"] == "a\u2028b\x85c"
+
+
 def test_the_report_is_one_file_and_escapes_what_a_teacher_wrote(server, tmp_path):
     (tmp_path / "in.jsonl").write_text(
         "".join(json.dumps({"q": f"<script>alert({i})</script>\0 task {i} of words"}) + "\n" for i in range(30))

@@ -90,6 +90,17 @@ GOOD = [SEEDS, ASK]
             "weight: must not be 0",
         ),
         (table(SEEDS, {"kind": "grade", "teacher": "t", "criteria": []}), "steps.grade.criteria"),
+        (table(SEEDS, {**ASK, "teacher": ["t", "t"]}), "teacher: names one twice"),
+        (table(SEEDS, {**ASK, "teacher": {"t": float("nan")}}), "weights must be positive"),
+        (table(SEEDS, {**ASK, "schema": {"type": "strin"}}), "steps.ask.schema: is no JSON schema: type: 'strin'"),
+        (
+            table(SEEDS, {"kind": "verify", "by": "schema", "answer": "{{ q }}", "schema": {"type": 3}}, output=OUT),
+            "steps.verify.schema: is no JSON schema",
+        ),
+        (table(SEEDS, {"kind": "evolve", "teacher": "t", "column": "q", "system": "{{ no }}"}), "steps.evolve.system"),
+        (table(output={**OUT, "keep": ["id"]}), "output.keep: 'id' is written anyway"),
+        (table(teacher={"base_url": "http://127.0.0.1:abc/v1"}), "base_url: must be http://HOST"),
+        (table(teacher={"base_url": "http://127.0.0.1:99999/v1"}), "base_url: must be http://HOST"),
     ],
 )
 def test_a_wrong_recipe_is_one_sentence(raw, said, tmp_path, templates):
@@ -147,6 +158,29 @@ def test_a_step_is_known_by_what_it_says_and_what_feeds_it(tmp_path, templates):
     assert more[1] != plain[1]
     assert ids(*GOOD, teacher={"model": "n"})[1] != plain[1]
     assert ids(*GOOD, teacher={"price_in": 3.0}) == plain
+
+
+def test_a_step_that_draws_is_known_by_its_name_too(tmp_path, templates):
+    def ids(name, how):
+        seeds = {**SEEDS, "name": name, "how": how, **({"count": 5} if how == "sample" else {})}
+        return [s.id for s in build(table(seeds, ASK), tmp_path, templates).stages.values()]
+
+    assert ids("seeds", "product") == ids("other", "product")
+    assert ids("seeds", "sample") != ids("other", "sample")
+
+
+def test_an_estimate_knows_the_words_that_a_step_brings(tmp_path, templates):
+    steps = [
+        {"kind": k, "teacher": "t", "column": "q", **more}
+        for k, more in (("evolve", {}), ("self_instruct", {"count": 9}))
+    ]
+    for step in steps:
+        raw = table(
+            SEEDS, step, output={"user": "{{ q }}", "assistant": "x"}, teacher={"price_in": 1.0, "price_out": 1.0}
+        )
+        found = estimate(build(raw, tmp_path, templates))[1]
+        assert found.prompt_tokens > 60 * found.requests
+        assert found.most > found.cost > 0
 
 
 def test_an_estimate_counts_rows_requests_and_cost(tmp_path, templates):

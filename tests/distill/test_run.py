@@ -400,6 +400,58 @@ def test_the_key_is_sent_and_never_written(server, recipe, tmp_path, monkeypatch
     assert secret not in said.out + said.err
 
 
+def test_a_key_is_stripped_checked_and_not_taken_out_of_answers_where_it_is_a_word(
+    server, recipe, tmp_path, monkeypatch
+):
+    sim = server(key="answer")
+    file = recipe(sim.url, teacher='key = "SIM_KEY"', rows=2)
+    monkeypatch.setenv("SIM_KEY", "answer\r\n")
+    generate(file, tmp_path / "run")
+    assert {r.values["answer"] for r in rows(tmp_path / "run", "answers")} == {"The answer is 7.", "The answer is 9."}
+    monkeypatch.setenv("SIM_KEY", "sk-ключ-1234567890")
+    with pytest.raises(ConfigError, match="SIM_KEY holds characters that no key has") as error:
+        generate(file, tmp_path / "other")
+    assert "1234567890" not in str(error.value)
+
+
+def test_no_header_of_the_environment_reaches_an_endpoint_and_none_without_a_key(monkeypatch):
+    import asyncio
+
+    from interlace.distill.endpoint import Endpoint
+    from interlace.distill.teacher import Teacher
+
+    seen = []
+
+    async def answer(reader, writer):
+        seen.append((await reader.readuntil(b"\r\n\r\n")).decode().lower())
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 41\r\n\r\n")
+        writer.write(b'{"choices": [{"message": {"content": 1}}]}'[:41])
+        await writer.drain()
+        writer.close()
+
+    async def ask():
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        table = {"model": "m", "base_url": url, "licence": "x", "terms": "own"}
+        endpoint = Endpoint("t", Teacher(**table))
+        await endpoint.send({"model": "m", "messages": []})
+        await endpoint.close()
+        server.close()
+
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-ours")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-ours")
+    asyncio.run(ask())
+    assert "-ours" not in seen[0]
+    assert "authorization" not in seen[0]
+
+
+def test_a_try_has_a_time_limit_whatever_drips_in(server, recipe, tmp_path):
+    sim = server(slow=1.0, slow_seconds=4.0)
+    file = recipe(sim.url, teacher="timeout_seconds = 0.5\ntries = 1", rows=1)
+    found = generate(file, tmp_path / "run")
+    assert found["steps"][1]["ended"][0]["reason"] == "no answer within 0.5 seconds"
+
+
 @pytest.mark.parametrize(
     ("options", "path", "said"),
     [

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from interlace.base.errors import DataError
 from interlace.distill.contamination import Index, Item, coverage, judged
 from interlace.distill.desk import Answer
 from interlace.distill.minhash import HASHES, bands, first_of_each, shingles, signature
@@ -47,6 +48,18 @@ def test_parts_hold_all_words_in_order_and_are_not_long(text, characters):
     found = list(parts(text, characters))
     assert all(len(p) <= 1.25 * characters + 1 for p in found)
     assert "".join("".join(found).split()) == "".join(text.split())
+
+
+def test_a_text_is_cut_as_asked_and_conversations_are_no_texts(tmp_path):
+    (tmp_path / "t.txt").write_text("one two three\n" * 20_000)
+    end = '[output]\nuser = "{{ text }}"\nassistant = "{{ text }}"\n'
+    (tmp_path / "r.toml").write_text(f'[[steps]]\nkind = "text"\npath = "t.txt"\ncharacters = 100000\n{end}')
+    generate(tmp_path / "r.toml", tmp_path / "run")
+    assert [len(r.values["text"]) > 90_000 for r in outcome(tmp_path / "run", "text")[0]] == [True, True, False]
+    (tmp_path / "m.jsonl").write_text('{"messages": [{"role": "assistant", "content": "a"}]}\n')
+    (tmp_path / "r.toml").write_text(f'[[steps]]\nkind = "text"\npath = "m.jsonl"\n{end}')
+    with pytest.raises(DataError, match=r"steps\.text: m\.jsonl:1 holds messages and no 'text'; set field"):
+        generate(tmp_path / "r.toml", tmp_path / "other")
 
 
 def test_tables_combine_columns(tmp_path):
@@ -118,7 +131,7 @@ class Scripted:
     async def ask(self, teachers, question):
         self.asked.append((tuple(teachers), question))
         text = self.texts.pop(0)
-        return text if isinstance(text, Answer) else Answer("ok", text, "", "", teachers[0], f"k{len(self.asked)}")
+        return text if isinstance(text, Answer) else Answer("ok", text, "", "", teachers[0], (f"k{len(self.asked)}",))
 
 
 def alone(step, values, client, tmp_path):
@@ -203,6 +216,53 @@ def test_self_instruct_makes_new_tasks_from_few(server, tmp_path):
     generate(file, tmp_path / "other")
     assert [r.values for r in outcome(tmp_path / "other", "new")[0]] == [r.values for r in made]
     assert {r.reason for r in ended} <= {"like an earlier task", "more than were wanted"}
+
+
+def test_an_answer_that_a_schema_s_pattern_hangs_on_ends_its_row(tmp_path):
+    from interlace.distill.steps.ask import Generate
+
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(a+)+$"}}}
+    step = Generate(name="g", kind="generate", teacher="t", prompt="{{ q }}", schema=schema, repairs=0)
+    (out,) = alone(step, {"q": "x"}, Scripted(json.dumps({"a": "a" * 60 + "b"})), tmp_path)
+    assert out.state == "unparsable"
+    assert "took longer than 5 seconds" in out.reason
+
+
+def test_keys_that_an_endpoint_does_not_take_are_left_out():
+    from interlace.distill.steps.ask import Generate
+
+    step = Generate(kind="generate", teacher="t", prompt="p", omit=["temperature"], extra={"max_completion_tokens": 9})
+    assert step.sampling() == {"max_completion_tokens": 9}
+
+
+@pytest.mark.parametrize(
+    ("row", "ended"),
+    [
+        ({"answer": "x = 1", "tests": None}, "tests is empty"),
+        ({"answer": "x = 1", "tests": ""}, "tests is empty"),
+        ({"answer": "x = 1", "tests": "assert x == 1"}, ""),
+    ],
+)
+def test_nothing_is_right_that_is_held_against_nothing(tmp_path, row, ended):
+    from interlace.distill.steps.verify import Verify
+
+    (out,) = alone(Verify(kind="verify", by="python", tests="{{ tests }}"), row, None, tmp_path)
+    assert (out.state, out.reason) == (("dropped", ended) if ended else ("ok", ""))
+
+
+def test_votes_count_numbers_that_are_the_answer_alone():
+    from interlace.distill.steps.choose import _ballot, _number
+
+    assert _ballot("It is 12 km, so the answer is 12.") == _ballot("12")
+    assert _ballot("Paris, which has 2 airports.") != _ballot("London, which has 2 airports.")
+    assert _ballot("Paris ") == _ballot("paris")
+    assert [_number(x) for x in (1, "0.9", "none", None, float("nan"))] == [1, 0.9, *[float("-inf")] * 3]
+
+
+def test_signs_of_arithmetic_are_words_and_so_are_letters_without_spaces():
+    assert words_of("1 - 2 is 5-3, well-known") == ("1", "-", "2", "is", "5", "-", "3", "well", "known")
+    assert words_of("你好 world") == ("你", "好", "world")
+    assert shingles("1 + 2", 3) != shingles("1 - 2", 3)
 
 
 # --- grading ------------------------------------------------------------------------------------------------------

@@ -40,12 +40,14 @@ class Sources:
         paths: files and folders. Folders are walked; what in them is not text is skipped and noted.
         text_field: the key that holds the text in JSONL.
         keep: whether a file of a folder is wanted, given its path below the folder.
+        cut: whether a text file that stands alone is cut into parts, each a document.
         skipped: reason by path, filled while reading.
     """
 
     paths: Sequence[Path]
     text_field: str = "text"
     keep: Callable[[PurePath], bool] = lambda _: True
+    cut: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Document]:
@@ -84,7 +86,7 @@ class Sources:
         text = read_text(path)
         if is_lines(path):
             yield from self._lines(path, name, text)
-        elif alone and len(text) > 2 * PART_BYTES:
+        elif alone and self.cut and len(text) > 2 * PART_BYTES:
             yield from (Document(f"{name}#{i:05}", part) for i, part in enumerate(parts(text)))
         else:
             yield Document(name, text)

@@ -144,7 +144,8 @@ class Generate(Asking):
 
     Attributes:
         prompt: template of the user's turn.
-        into: the column of the answer; `reasoning` goes to its own column where the teacher gives one.
+        into: the column of the answer.
+        reasoning: the column of the trace, where the teacher gives one.
         samples: answers for a row; each becomes a row.
         schema: JSON schema of the answer, or a file with one; the answer is then an object.
         repairs: how often an answer that does not fit the schema is asked for again, with what is wrong.

@@ -104,6 +104,7 @@ class Filter(Step):
         pattern, without: regular expressions that must be found, and that must not.
         language: codes of ISO 639-1; the likeliest of the languages that py3langid knows must be among them.
         where: a template that must say true (true, yes or 1; false, no, 0 or nothing).
+        seconds: for one pattern; a row that takes longer is dropped.
     """
 
     kind: Literal["filter"]

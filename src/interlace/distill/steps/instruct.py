@@ -55,6 +55,9 @@ class SelfInstruct(Asking):
     Attributes:
         column: of the seeds' tasks, and of the new ones.
         count: new tasks to make.
+        shown: example tasks in a request.
+        asked: new tasks that a request asks for.
+        alike: share of runs of words from which a task counts as like an earlier one.
         at_once: requests of a round; what a round makes is shown from the next one on.
         seeds: whether the seeds go on too.
     """

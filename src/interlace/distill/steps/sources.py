@@ -8,7 +8,6 @@ import random
 import zlib
 from collections.abc import Iterator
 from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -128,7 +127,9 @@ class Texts(Feeding):
 
     def rows(self, desk: Desk) -> Iterator[dict[str, Any]]:
         """Parts in order."""
-        for document in Sources([desk.folder / p for p in self.path], self.field):
+        for document in Sources([desk.folder / p for p in self.path], self.field, cut=False):
+            if document.messages is not None:
+                raise DataError(f"steps.{self.name}: {document.name} holds messages and no {self.field!r}; set field")
             for part in parts(document.text, self.characters):
                 yield {self.into: part, "document": document.name}
 
@@ -183,6 +184,10 @@ class Table(Feeding):
             raise ValueError("count: says how many to draw, and belongs to how = 'sample' alone")
         return self
 
+    def draws(self) -> bool:
+        """A sample does."""
+        return self.how == "sample"
+
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
         """The columns."""
         return frozenset(self.columns)
@@ -198,9 +203,3 @@ class Table(Feeding):
             draw = random.Random(f"{desk.seed} {self.name}")
             combined = (tuple(draw.choice(v) for v in values) for _ in range(self.count))
         return (dict(zip(names, row, strict=True)) for row in combined)
-
-    @property
-    def total(self) -> int:
-        """How many rows there are."""
-        lengths = [len(v) for v in self.columns.values()]
-        return {"rows": lengths[0], "sample": self.count, "product": prod(lengths)}[self.how]
