@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime
+import io
 import json
 import re
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies
 
+import interlace
 from interlace.base.errors import BackendUnavailable, ConfigError, Failure
 from interlace.base.text import clean
 from interlace.distill.control import Kind
 from interlace.distill.desk import Question
+from interlace.distill.ledger import canonical
 from interlace.distill.teacher import Teacher
+
+if TYPE_CHECKING:
+    import aiohttp
 
 PASSING = {408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # worth another try
 OF_THE_RUN = {401: "the key is refused", 402: "the account has no credit", 403: "the key may not use this"}
 SHOWN = 300  # characters of an error
 SECRET = 12  # letters from which on a key is one
 LONGEST_WAIT = 3600.0  # seconds that Retry-After is obeyed for
-ENVIRONMENT = ("OpenAI-Organization", "OpenAI-Project")  # headers that the client fills from its variables
+CONNECT_SECONDS = 30.0
+LONGEST_BYTES = 64 << 20  # of an answer
 STRANGE = 3  # replies that no such endpoint would give, after which it is taken for none
 
 
@@ -99,24 +106,35 @@ class Endpoint:
         self.name, self.teacher = name, teacher
         self._secret = teacher.secret(name)
         try:
-            import openai
+            import aiohttp
         except ImportError:
             raise BackendUnavailable(
-                "distill: endpoints need the openai client; install it with `pip install 'interlace[distill]'`"
+                "distill: endpoints need aiohttp; install it with `pip install 'interlace[distill]'`"
             ) from None
-        self._openai = openai
-        self._client = openai.AsyncOpenAI(
-            api_key=self._secret or "none", base_url=teacher.base_url, max_retries=0, timeout=teacher.timeout_seconds
-        )
-        self._headers: dict[str, Any] = dict.fromkeys(ENVIRONMENT, openai.Omit())
-        if not self._secret:
-            self._headers["Authorization"] = openai.Omit()
+        self._http = aiohttp
+        self._base = teacher.base_url.rstrip("/")
+        self._headers = {"Content-Type": "application/json", "User-Agent": f"interlace/{interlace.__version__}"}
+        if self._secret:
+            self._headers["Authorization"] = f"Bearer {self._secret}"
+        self._session: aiohttp.ClientSession | None = None
         self.strange = 0  # replies in a row that no such endpoint would give, while none was right
         self.right = False
 
     async def close(self) -> None:
         """End the connections."""
-        await self._client.close()
+        if self._session is not None:
+            await self._session.close()
+
+    def _connections(self) -> aiohttp.ClientSession:
+        """As many as the pace asks for; proxies are the environment's."""
+        if self._session is None:
+            self._session = self._http.ClientSession(
+                connector=self._http.TCPConnector(limit=0),
+                timeout=self._http.ClientTimeout(self.teacher.timeout_seconds, sock_connect=CONNECT_SECONDS),
+                headers=self._headers,
+                trust_env=bool(getproxies()),
+            )
+        return self._session
 
     async def send(self, body: dict[str, Any]) -> Outcome:
         """Send once.
@@ -125,25 +143,24 @@ class Endpoint:
             ConfigError: the endpoint refuses the key, or is not what its table says.
             Failure: the account has no credit.
         """
-        openai = self._openai
-        known = {k: body[k] for k in ("model", "messages", "prompt") if k in body}
-        other = {k: v for k, v in body.items() if k not in known}
-        create = self._client.chat.completions if "messages" in body else self._client.completions
+        http, url = self._http, self._base + ("/chat/completions" if "messages" in body else "/completions")
+        sent = io.BytesIO(canonical(body).encode())
         try:
-            async with asyncio.timeout(self.teacher.timeout_seconds):  # the client's own is from one byte to the next
-                reply = await create.with_raw_response.create(**known, extra_body=other, extra_headers=self._headers)
-            raw = reply.http_response.content.decode("utf-8", "replace")
+            async with self._connections().post(url, data=sent, allow_redirects=False) as reply:
+                parts, size = [], 0
+                async for part in reply.content.iter_any():
+                    parts.append(part)
+                    if (size := size + len(part)) > LONGEST_BYTES:
+                        return Trouble(f"an answer of more than {LONGEST_BYTES >> 20} MiB", False, True, True)
+                raw = b"".join(parts).decode("utf-8", "replace")
+        except (http.ClientConnectorError, http.ConnectionTimeoutError) as error:
+            return Trouble(f"connection failed: {self.hide(str(error))}", True, False)
         except TimeoutError:
             return Trouble(f"no answer within {self.teacher.timeout_seconds:g} seconds", True, True)
-        except openai.APIConnectionError as error:  # time-outs too
-            cause = error.__cause__ or error
-            unsent = type(cause).__name__ in ("ConnectError", "ConnectTimeout", "PoolTimeout")
-            if isinstance(error, openai.APITimeoutError) and not unsent:
-                return Trouble(f"no answer within {self.teacher.timeout_seconds:g} seconds", True, True)
-            return Trouble(f"connection failed: {self.hide(str(cause) or type(cause).__name__)}", True, not unsent)
-        except openai.APIStatusError as error:
-            text = error.response.text if error.response.is_closed or error.response.is_stream_consumed else ""
-            return self._status(error.status_code, dict(error.response.headers), text or str(error.message))
+        except (http.ClientError, OSError) as error:
+            return Trouble(f"connection failed: {self.hide(str(error) or type(error).__name__)}", True, True)
+        if reply.status >= 300:
+            return self._status(reply.status, dict(reply.headers), raw)
         return self._read(raw)
 
     def _status(self, status: int, headers: dict[str, str], text: str) -> Outcome:
@@ -159,6 +176,12 @@ class Endpoint:
             raise ConfigError(
                 f"teachers.{self.name}: nothing is at {self.teacher.base_url} for model {self.teacher.model!r} (404: "
                 f"{said}); base_url usually ends in /v1"
+            )
+        if status < 400 and not self.right:
+            to = {k.lower(): v for k, v in headers.items()}.get("location", "elsewhere")
+            raise ConfigError(
+                f"teachers.{self.name}.base_url: {self.teacher.base_url} sends on to {self.hide(to)} ({status}); name "
+                "the address it means"
             )
         passing = status in PASSING
         return Trouble(f"status {status}: {said}", passing, False, not passing, after, self.hide(text))

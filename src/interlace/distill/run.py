@@ -36,7 +36,7 @@ from interlace.distill.ledger import STATES, Ledger, Spent
 from interlace.distill.recipe import Recipe, read_recipe
 
 RUN, LEDGER = "run.toml", "ledger.sqlite"
-DEPENDENCIES = ("openai", "jinja2", "jsonschema", "sympy", "pyarrow")
+DEPENDENCIES = ("aiohttp", "jinja2", "jsonschema", "sympy", "pyarrow")
 
 
 def versions() -> dict[str, str]:
