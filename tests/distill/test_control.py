@@ -97,6 +97,24 @@ def test_a_limit_of_tokens_is_found_and_nearly_used_up(tokens):
     assert pace.rates["requests"].limit is None
 
 
+@pytest.mark.parametrize("wrong", [1.0, 0.5, 2.0])
+def test_limits_that_are_known_are_kept_from_the_first_request_and_mended_where_they_are_wrong(wrong):
+    pace = Pace(64)
+    pace.resume({"requests": wrong * 100.0}, age=3.0, now=0.0)
+    assert pace.wait(0.0) == 0
+    rate, _, back = drive(Endpoint(requests=100, latency=0.1), 120, pace)
+    assert 92 < rate <= 101
+    assert back < 0.05
+
+
+def test_a_limit_does_not_climb_while_nothing_is_sent():
+    pace = Pace(64)
+    pace.resume({"requests": 10.0}, age=0.0, now=0.0)
+    for second in range(0, 120, 5):
+        pace.wait(float(second))
+    assert pace.limits() == {"requests": 10.0}
+
+
 def test_without_limits_the_connections_are_filled():
     rate, _, back = drive(Endpoint(latency=0.5), 60)
     assert rate > 0.9 * 64 / 0.5

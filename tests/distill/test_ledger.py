@@ -224,6 +224,35 @@ def test_rows_inherit_columns_and_are_read_in_order(ledger):
     assert next(iter(ledger.ordered("t"))).values["b"] == "z"
 
 
+def test_what_is_kept_is_known_to_the_next_process(ledger, tmp_path):
+    assert ledger.recall("x") is None
+    ledger.keep("x", {"a": 1.5})
+    other = Ledger(tmp_path / "l.sqlite", "run", write=False)
+    age, value = other.recall("x")
+    assert 0 <= age < 5
+    assert value == {"a": 1.5}
+    other.close()
+
+
+def test_a_ledger_of_format_1_is_brought_up_to_date(tmp_path):
+    path = tmp_path / "l.sqlite"
+    made = Ledger(path, "run")
+    paid(made, "k")
+    made.close()
+    db = sqlite3.connect(path)
+    db.executescript(
+        "ALTER TABLE stages DROP COLUMN ordered; DROP TABLE kept; DROP INDEX rows_parent; DROP INDEX uses_row;"
+        "CREATE INDEX rows_parent ON rows (stage, parent); CREATE INDEX uses_stage ON uses (stage);"
+        "PRAGMA user_version = 1;"
+    )
+    db.close()
+    again = Ledger(path, "run")
+    assert again.find("k").response == "text"
+    assert again.begin_stage("s", ordered=True) is False
+    again.keep("x", 1)
+    again.close()
+
+
 def test_any_text_goes_in_and_comes_out(ledger):
     texts = ["lone \ud800 surrogate", "nul \0 here", "x" * 10_000_000, "emoji 🙂", ""]
     ledger.add("s", [NewRow(f"{i}", {"text": t}) for i, t in enumerate(texts)])

@@ -25,6 +25,8 @@ HIDDEN = 200_000  # tokens beyond what was asked for that a count may hold: reas
 DEFAULT_ANSWER_TOKENS = 4096  # reserved where a question sets no max_tokens
 POLL_SECONDS = 0.5
 RECOVER_SECONDS = 5.0
+SAVE_SECONDS = 1.0  # between savings of the limits that were found
+FRESH_SECONDS = 600.0  # for which they are believed
 THINK = ("<think>", "</think>")
 
 
@@ -63,6 +65,12 @@ class Line:
     more_prompt: int = TEMPLATE_TOKENS
     more_answer: int = 0
     error: str = ""  # the last one
+    saved: float = 0.0  # when the limits that were found last were
+
+    @property
+    def kept(self) -> str:
+        """The name of its limits in the ledger."""
+        return f"limits of {digest(self.identity)}"
 
     def reserve(self, question: Question) -> Reserve:
         """The most a question can take: no tokenizer makes more tokens than there are bytes."""
@@ -135,6 +143,10 @@ class Client:
         self.lines = {
             name: Line(name, t, t.identity(), transports[name], Pace(t.connections)) for name, t in teachers.items()
         }
+        for line in self.lines.values():
+            known = ledger.recall(line.kept)
+            if known is not None and known[0] < FRESH_SECONDS:
+                line.pace.resume(known[1], known[0], time.monotonic())
         self.tally = Tally()
         self.stop: InterlaceError | None = None
         self._asked: dict[str, asyncio.Future[None]] = {}
@@ -289,6 +301,9 @@ class Client:
         line.pace.success(ticket, record.tokens, now)
         self.ledger.finish(record, request.reserve)
         self.tally.by_state[record.state] += 1
+        if now - line.saved > SAVE_SECONDS and (limits := line.pace.limits()):
+            line.saved = now
+            self.ledger.keep(line.kept, limits)
         return record
 
     def _sent_back(self, request: Request, ticket: Ticket, outcome: Limited, now: float) -> None:

@@ -75,7 +75,7 @@ class Rate:
         """A limit was met; nothing is known of it while nothing has been let through."""
         found = self.measured(now)
         if found or self.limit is not None:
-            self.limit = max(BACK_OFF * found if found else (self.limit or 0.0) / 2, 1 / LONGEST_PAUSE)
+            self.limit = max(BACK_OFF * found, (self.limit or 0.0) / 2, 1 / LONGEST_PAUSE)
             self._used, self.credit, self.filled = 0.0, 0.0, now
 
 
@@ -107,6 +107,16 @@ class Pace:
     _calm: bool = True  # nothing has gone wrong yet
     _cut: dict[str, float] = field(default_factory=dict)
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=40))
+
+    def limits(self) -> dict[Kind, float]:
+        """Those that were found, per second, to `resume` with."""
+        return {kind: rate.limit for kind, rate in self.rates.items() if rate.limit is not None}
+
+    def resume(self, limits: dict[Kind, float], age: float, now: float) -> None:
+        """Begin with limits that were found `age` seconds ago, since when nothing was sent."""
+        for kind, limit in limits.items():
+            self.rates[kind] = Rate(limit, min(age, BURST_SECONDS) * limit, now)
+        self.window = float(self.connections)
 
     def wait(self, now: float) -> float:
         """Seconds until the next request may be sent; 0 if it may be now, infinite if one in flight must end first."""

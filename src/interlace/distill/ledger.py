@@ -53,6 +53,7 @@ CREATE UNIQUE INDEX rows_key ON rows (stage, key);
 CREATE INDEX rows_parent ON rows (parent, stage);
 CREATE INDEX rows_state ON rows (stage, state, id);
 CREATE TABLE uses (stage TEXT, row TEXT, request TEXT);
+CREATE TABLE kept (name TEXT PRIMARY KEY, saved REAL, value TEXT);
 CREATE INDEX uses_row ON uses (stage, row);
 CREATE INDEX requests_open ON requests (owner) WHERE state = 'sent';
 """
@@ -62,6 +63,7 @@ DROP INDEX rows_parent;
 CREATE INDEX rows_parent ON rows (parent, stage);
 DROP INDEX uses_stage;
 CREATE INDEX uses_row ON uses (stage, row);
+CREATE TABLE kept (name TEXT PRIMARY KEY, saved REAL, value TEXT);
 """
 
 
@@ -469,6 +471,17 @@ class Ledger:
         with self._transaction():
             self.db.execute("DELETE FROM requests WHERE key = ? AND state = 'sent'", (key,))
             self._release(reserve, 1)
+
+    def keep(self, name: str, value: Any) -> None:
+        """Remember something small for the next process, such as a rate that was found."""
+        with self._transaction():
+            self.db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", (name, time.time(), canonical(value)))
+
+    def recall(self, name: str) -> tuple[float, Any] | None:
+        """(seconds since it was kept, what it is), or None."""
+        with self._errors():
+            found = self.db.execute("SELECT saved, value FROM kept WHERE name = ?", (name,)).fetchone()
+        return (max(0.0, time.time() - found[0]), json.loads(found[1])) if found else None
 
     def spent(self) -> Spent:
         """What this run has taken from its budget."""
