@@ -1,4 +1,4 @@
-"""The task of this folder: sums of four numbers, with the running totals as reasoning.
+"""The task of this folder: sums of eight digits, with the running totals as reasoning.
 
     python make_problems.py FOLDER [SEED]
 
@@ -15,8 +15,8 @@ GOLD, ASKED, HELD_OUT = 20_000, 12_000, 500
 
 
 def problem(draw):
-    """Four numbers below 100."""
-    return tuple(draw.randrange(100) for _ in range(4))
+    """Eight digits."""
+    return tuple(draw.randrange(10) for _ in range(8))
 
 
 def solved(numbers):

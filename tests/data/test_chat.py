@@ -193,6 +193,14 @@ def test_a_prompt_that_asks_otherwise_than_it_writes_is_shown(chat):
         chat(asks).parts(TURNS)
 
 
+def test_ends_of_lines_inside_a_text_marks_of_order_and_lone_surrogates_are_read(tmp_path):
+    turns = [{"role": "user", "content": "a\u2028b"}, {"role": "assistant", "content": "c\ud800"}]
+    file = tmp_path / "t.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"messages": turns}).replace("\\u2028", "\u2028").encode() + b"\n")
+    (document,) = Sources([file])
+    assert [t["content"] for t in document.messages] == ["a\u2028b", "c\ufffd"]
+
+
 def test_the_template_goes_with_the_tokenizer(tmp_path):
     file = write(tmp_path / "t.jsonl", talks())
     prepare(Sources([file]), "train:300", tmp_path / "out", chat=Chat(CHATML))

@@ -90,6 +90,7 @@ def describe_machine(device: str) -> dict[str, Any]:
 
     import torch
 
+    from interlace.distill.verify import cage
     from interlace.ops import native
     from interlace.train.precision import choose_precision, matmul_flops_per_second
     from interlace.train.run import versions
@@ -106,6 +107,7 @@ def describe_machine(device: str) -> dict[str, Any]:
     for name in ("float32", "bfloat16"):
         rate = matmul_flops_per_second(getattr(torch, name), device, 512)
         facts[f"matrix products, {name}"] = f"{count(rate)}FLOP/s"
+    facts["cage for programs"] = cage.available() or "closes"
     facts["training precision"] = choose_precision("auto", torch.device(device))
     return facts
 

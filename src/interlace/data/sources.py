@@ -131,7 +131,7 @@ def read_text(path: Path) -> str:
     if b"\0" in raw[: 1 << 16]:
         raise DataError(f"{path}: is binary, not text")
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig")  # some editors begin files with a mark of order
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
 

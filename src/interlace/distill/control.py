@@ -75,7 +75,10 @@ class Rate:
         """A limit was met; nothing is known of it while nothing has been let through."""
         found = self.measured(now)
         if found or self.limit is not None:
-            self.limit = max(BACK_OFF * found, (self.limit or 0.0) / 2, 1 / LONGEST_PAUSE)
+            new = BACK_OFF * found
+            if self.limit is not None:  # not above the last, since what was let through may be a burst, nor far below
+                new = min(max(new, self.limit / 2), BACK_OFF * self.limit)
+            self.limit = max(new, 1 / LONGEST_PAUSE)
             self._used, self.credit, self.filled = 0.0, 0.0, now
 
 
@@ -150,6 +153,8 @@ class Pace:
     def unsent(self, ticket: Ticket) -> None:
         """It was not sent after all, or nothing is known of it."""
         self.in_flight -= 1
+        self.rates["requests"].take(-1, ticket.sent)
+        self.rates["tokens"].take(-ticket.tokens, ticket.sent)
 
     def limited(self, ticket: Ticket, kind: Kind, retry_after: float | None, now: float) -> None:
         """It was sent back for a rate limit; nothing more is sent for `retry_after` seconds."""

@@ -14,6 +14,7 @@ from interlace.base.errors import BackendUnavailable, ConfigError, DataError
 from interlace.base.files import new_folder, sha256
 from interlace.base.schema import validate
 from interlace.base.templates import Templates
+from interlace.data.chat import ROLES
 from interlace.data.sources import split_point
 from interlace.distill.ledger import Ledger, Row
 from interlace.distill.recipe import Output
@@ -22,7 +23,6 @@ from interlace.distill.run import RunFolder, summary, versions
 SPLITS = ("train", "held_out")
 SEPARATORS = re.compile("[\x85\u2028\u2029]")  # that some readers take for ends of lines
 PARQUET_ROWS = 2000  # in memory at a time
-ROLES = ("system", "user", "assistant", "tool")
 
 Tell = Callable[[str, int, int], None]
 

@@ -33,9 +33,9 @@ class Teacher(Closed):
         authorisation: who allowed it, and when, where the terms forbid it.
         price_in, price_out: USD for a million tokens; needed for max_cost.
         connections: the most requests in flight.
-        timeout_seconds: for one try.
+        timeout_seconds: for one try, whatever drips in meanwhile.
         tries: of a request that fails for a passing reason; rate limits do not count.
-        patience_seconds: how long an endpoint may be dead before the run stops.
+        patience_seconds: how long an endpoint may be dead, or send everything back, before the run stops.
     """
 
     kind: Literal["endpoint", "local"] = "endpoint"
