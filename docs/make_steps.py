@@ -29,7 +29,7 @@ Made by `python docs/make_steps.py > docs/steps.md`. [distill.md](distill.md) is
 A recipe is a TOML file with `[run]`, `[teachers.NAME]`, `[[steps]]` and `[output]`. Paths in it start from its folder.
 Where a list is asked for, one text may stand alone. A step takes the rows of the step before it, or of those that
 `from` names. Templates are Jinja over a row's columns, such as `{{ question }}`; they are rendered in a sandbox, in a
-process of its own, within two seconds and 256 MiB.
+process of its own, within two seconds and 256 MiB. A column that is null is written as nothing.
 """
 
 

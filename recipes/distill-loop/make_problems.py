@@ -11,7 +11,7 @@ import random
 import sys
 from pathlib import Path
 
-GOLD, ASKED, HELD_OUT = 20_000, 12_000, 500
+GOLD, ASKED, HELD_OUT = 20_000, 4_000, 500
 
 
 def problem(draw):

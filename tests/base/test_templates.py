@@ -19,6 +19,7 @@ def templates():
 def test_templates_take_any_text(templates):
     for text in ("x", "lone \ud800", "nul \0", "{{ 7 * 7 }}", "y" * 5_000_000):
         assert templates.render("<{{ a }}>\n", {"a": text}, "here") == f"<{text}>\n"
+    assert templates.render("{{ a }}, {{ b }}", {"a": None, "b": [None]}, "here") == ", [None]"
     assert templates.names("{{ a }}{% for x in b %}{{ x + c }}{% endfor %}{{ range(3) }}", "here") == {"a", "b", "c"}
 
 

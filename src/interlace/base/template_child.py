@@ -34,6 +34,8 @@ def _environment(chat: bool) -> ImmutableSandboxedEnvironment:
     made = ImmutableSandboxedEnvironment(
         undefined=undefined, trim_blocks=chat, lstrip_blocks=chat, keep_trailing_newline=True, extensions=[loopcontrols]
     )
+    if not chat:
+        made.finalize = lambda value: "" if value is None else value  # a column that is null is written as nothing
     made.filters["tojson"] = _tojson
     made.globals["raise_exception"] = _raise
     made.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
