@@ -86,7 +86,8 @@ def generate(
         print_json(document)
         return
     _print_steps(document)
-    console.print(f"Run: {out}    next: interlace distill export {out} --out DIR; interlace distill report {out}")
+    said = f"Run: {out}    next: interlace distill export {out} --out DIR; interlace distill report {out}"
+    console.print(said, soft_wrap=True)
 
 
 @app.command
@@ -173,7 +174,7 @@ def report(run: Path, *, json: Flag = False) -> None:
     if json:
         print_json({"report": str(path)})
         return
-    console.print(f"Report: {path}")
+    console.print(f"Report: {path}", soft_wrap=True)
 
 
 def _print_estimate(recipe: Path, overrides: tuple[str, ...], limit: int | None, json: bool) -> None:
