@@ -49,6 +49,17 @@ def command(recipe, out, *more):
     return [sys.executable, "-c", start, "distill", "generate", str(recipe), "--out", str(out), *more]
 
 
+def started(sim, requests, recipe, out):
+    """A process that runs a recipe, once the teacher has received so many requests more, or the process has ended."""
+    before = sim.stats()["counts"].get("received", 0)
+    log = out.with_name(f"{out.name}.log")
+    with open(log, "w") as said:
+        process = subprocess.Popen(command(recipe, out), stderr=said)
+    while sim.stats()["counts"].get("received", 0) < before + requests and process.poll() is None:
+        time.sleep(0.01)
+    return process
+
+
 def test_every_row_ends_in_one_state_whatever_the_teacher_does(server, recipe, tmp_path):
     sim = server(**FAULTS)
     found = generate(recipe(sim.url, rows=300), tmp_path / "run")
@@ -128,10 +139,7 @@ def test_killed_at_any_moment_it_goes_on_and_loses_only_what_was_in_flight(serve
     sim = server(latency=0.05, **{k: v for k, v in FAULTS.items() if k in ("truncate", "error_500")})
     file = recipe(sim.url, rows=400, teacher="connections = 16")
     for _ in range(4):
-        process = subprocess.Popen(command(file, tmp_path / "run"), stderr=subprocess.DEVNULL)
-        before = sim.stats()["counts"].get("received", 0)
-        while sim.stats()["counts"].get("received", 0) < before + 70 and process.poll() is None:
-            time.sleep(0.01)
+        process = started(sim, 70, file, tmp_path / "run")
         process.send_signal(signal.SIGKILL)
         process.wait()
     found = generate(file, tmp_path / "run")
@@ -177,13 +185,10 @@ def test_the_first_interrupt_lets_what_is_in_flight_finish(server, recipe, tmp_p
     rows = max(60 // samples, 8)
     file = recipe(sim.url, rows=rows, teacher="connections = 8")
     file.write_text(file.read_text().replace("max_tokens = 64", f"max_tokens = 64\nsamples = {samples}"))
-    process = subprocess.Popen(command(file, tmp_path / "run"), stderr=subprocess.PIPE, text=True)
-    while sim.stats()["counts"].get("received", 0) < 12:
-        time.sleep(0.01)
+    process = started(sim, 12, file, tmp_path / "run")
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "interrupted: what was in flight is written" in said
+    assert process.wait(timeout=60) == 1
+    assert "interrupted: what was in flight is written" in (tmp_path / "run.log").read_text()
     spent = status(tmp_path / "run")["spent"]
     assert spent["lost_requests"] == 0
     assert spent["requests"] == sim.stats()["charged_requests"]
@@ -252,9 +257,7 @@ def test_killed_amid_an_ordered_step_its_rows_keep_what_came_of_them(server, rec
     sim = server(latency=0.1)
     file = recipe(sim.url, SELF, rows=8, ask=False)
     file.write_text(file.read_text().replace("a = [0, 1, 2, 3, 4, 5, 6, 7]", 'a = ["b", "c", "d", "e", "f"]'))
-    process = subprocess.Popen(command(file, tmp_path / "run"), stderr=subprocess.DEVNULL)
-    while sim.stats()["counts"].get("received", 0) < 8 and process.poll() is None:
-        time.sleep(0.01)
+    process = started(sim, 8, file, tmp_path / "run")
     process.send_signal(signal.SIGKILL)
     process.wait()
     both = [subprocess.Popen(command(file, tmp_path / "run"), stderr=subprocess.DEVNULL) for _ in range(2)]

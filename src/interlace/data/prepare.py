@@ -221,7 +221,8 @@ def _ends(template: str | None) -> list[str]:
     if template is None:
         return []
     with contextlib.closing(ChatTemplate(template, END_OF_TEXT)) as writer:
-        return [end for end in (writer.end_of_turn(),) if end and end != END_OF_TEXT]
+        end = writer.end_of_turn()
+    return [end] if end not in ("", END_OF_TEXT) else []
 
 
 def _batches(sources: Sources) -> Iterator[list[Document]]:

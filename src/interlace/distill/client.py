@@ -383,18 +383,12 @@ class Client:
         record.state, record.error = judge(found)
         size, most = prompt_bytes(question), most_answer_tokens(question)
         if plausible(found.prompt_tokens, 2 * size + HIDDEN) and plausible(found.answer_tokens, most + HIDDEN):
-            record.counted, record.prompt_tokens, record.answer_tokens = (
-                "reported",
-                found.prompt_tokens or 0,
-                found.answer_tokens or 0,
-            )
+            record.counted = "reported"
+            record.prompt_tokens, record.answer_tokens = found.prompt_tokens or 0, found.answer_tokens or 0
         else:  # figures that cannot be: a quarter of the bytes is usual for English, and a third is careful
             written = len((found.text + found.reasoning).encode("utf-8", "replace"))
-            record.counted, record.prompt_tokens, record.answer_tokens = (
-                "estimated",
-                size // 3 + 1,
-                min(written // 3 + 1, most),
-            )
+            record.counted = "estimated"
+            record.prompt_tokens, record.answer_tokens = size // 3 + 1, min(written // 3 + 1, most)
         record.cost = line.teacher.cost(record.prompt_tokens, record.answer_tokens)
         line.learn(question, record)
 
