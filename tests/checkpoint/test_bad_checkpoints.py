@@ -115,15 +115,6 @@ def test_pickle_is_refused_and_never_opened(folder, monkeypatch):
     assert not (folder / "exploded").exists()
 
 
-@pytest.mark.parametrize("key", ["auto_map", "trust_remote_code"])
-def test_remote_code_is_refused(folder, key):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "modeling_evil.py").write_text("raise SystemExit('was run')")
-    config[key] = {"AutoModelForCausalLM": "modeling_evil.Evil"}
-    (folder / "config.json").write_text(json.dumps(config))
-    refused(folder, key, "refused")
-
-
 def test_unknown_family_and_activation(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "gelu"}))
@@ -268,11 +259,9 @@ def test_the_hubs_own_links_are_followed(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"auto_map": {"AutoModel": "modeling_x.X"}}, ["auto_map", "code"]),
-        ({"text_config": {"auto_map": {"AutoModel": "x.X"}}}, ["auto_map", "code"]),
-        ({"_attn_implementation": "stranger/kernels"}, ["_attn_implementation", "stranger/kernels", "sdpa"]),
-        ({"attn_implementation": {"full": "stranger/kernels"}}, ["attn_implementation", "fetched"]),
-        ({"hidden_size": 1 << 40}, ["hidden_size", "absurd"]),
+        ({"hidden_size": 1 << 40}, ["hidden_size", "1,048,576"]),
+        ({"sliding_window": 1 << 40, "layer_types": ["sliding_attention"] * 4}, ["layer_types"]),
+        ({"linear_value_head_dim": 1 << 40}, ["value_dim", "absurd"]),
         ({"intermediate_size": 1 << 30}, ["asks for", "the files hold"]),
         ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "spiral"}}, ["spiral", "yarn", "llama3"]),
         ({"rope_parameters": {"rope_theta": 1e4, "rope_type": "llama3", "factor": 2.0}}, ["llama3", "needs"]),

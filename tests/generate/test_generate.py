@@ -9,7 +9,7 @@ import interlace
 from interlace.base.errors import CheckpointError, ConfigError, PromptTooLong
 from interlace.base.segments import Segments
 from interlace.data.tokenizer import Tokenizer
-from interlace.generate.engine import generate_tokens, lay_out_for_decoding, until_stop
+from interlace.generate.engine import generate_tokens, lay_out_for_decoding
 from interlace.generate.replay import Decoder
 from interlace.generate.sampling import Sampling
 from interlace.model.presets import PRESETS, preset
@@ -41,17 +41,6 @@ def test_greedy_takes_the_likeliest_of_a_full_forward(model):
     for i, token in enumerate(made):
         with torch.no_grad():
             assert int(model(torch.tensor(ids + made[:i]))[0][-1].argmax()) == token
-
-
-def test_stop_strings_end_the_text_and_are_left_out(model):
-    whole = "".join(interlace.generate(model, "the", max_tokens=40, seed=3))
-    stop = whole[10:13]
-    cut = "".join(interlace.generate(model, "the", max_tokens=40, seed=3, stop=[stop]))
-    assert cut == whole[: whole.index(stop)]
-    assert "".join(until_stop(iter(["ab", "c", "", "d<e", "nd>x"]), ["<end>"])) == "abcd"
-    assert "".join(until_stop(iter(["a<", "en", "!"]), ["<end>"])) == "a<en!"
-    with pytest.raises(ConfigError, match="empty string"):
-        list(until_stop(iter("x"), [""]))
 
 
 def test_end_of_text_ends_it(model):
@@ -295,3 +284,10 @@ def test_a_state_of_another_model_is_refused(model):
     ).eval()
     with torch.no_grad(), pytest.raises(ConfigError):
         wider(torch.tensor([1]), state=other.empty_state(1))
+
+
+def test_stop_strings_end_the_text_and_are_left_out(model):
+    whole = "".join(interlace.generate(model, "the", max_tokens=40, seed=3))
+    stop = whole[10:13]
+    cut = "".join(interlace.generate(model, "the", max_tokens=40, seed=3, stop=[stop]))
+    assert cut == whole[: whole.index(stop)]

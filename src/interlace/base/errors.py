@@ -3,6 +3,7 @@
 InterlaceError
 ├── ConfigError            a recipe, a model config or an argument is wrong         (exit code 2)
 │   └── ShapeError         tensors handed to an operator disagree                   (exit code 2)
+│       └── StateUsed      a state was given to a second call                       (exit code 2)
 ├── DataError              a text source or token folder cannot be used             (exit code 2)
 ├── CheckpointError        a checkpoint is damaged, unsafe or does not fit          (exit code 2)
 ├── PromptTooLong          a prompt does not fit the model's limit                  (exit code 2)
@@ -32,6 +33,10 @@ class ConfigError(InterlaceError):
 
 class ShapeError(ConfigError, ValueError):
     """Tensors handed to an operator disagree in shape, dtype or range; the message names the argument."""
+
+
+class StateUsed(ShapeError):
+    """A state is used up by the call it is given to, and was given to another."""
 
 
 class DataError(InterlaceError):

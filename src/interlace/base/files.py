@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,11 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that takes its name only when it is complete; files in it are replaced if it exists."""
+def new_folder(path: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to fill that takes its name only when it is complete.
+
+    Where it exists, the new files replace those of their names, and then the others that match a pattern of `stale` go.
+    """
     partial = path.with_name(path.name + PARTIAL)
     with disk_errors(path):
         shutil.rmtree(partial, ignore_errors=True)
@@ -67,15 +70,33 @@ def new_folder(path: Path) -> Iterator[Path]:
                 sync(file)
             sync(partial)
             if path.exists():
-                for file in sorted(partial.iterdir()):
-                    os.replace(file, path / file.name)
-                partial.rmdir()
+                _replace_files(partial, path, stale)
             else:
                 os.rename(partial, path)
             sync(path.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def _replace_files(partial: Path, path: Path, stale: Sequence[str]) -> None:
+    names = [file.relative_to(partial) for file in sorted(partial.rglob("*"))]
+    for name in names:
+        if (partial / name).is_dir():
+            (path / name).mkdir(exist_ok=True)
+        else:
+            os.replace(partial / name, path / name)
+    shutil.rmtree(partial)
+    for pattern in stale:
+        for old in sorted(path.glob(pattern)):
+            if old.relative_to(path) not in names and not old.is_dir():
+                old.unlink()
+
+
+def newest_step(checkpoints: Path) -> Path | None:
+    """The newest folder step-N of a run's checkpoints, by N; None where there is none."""
+    found = [p for p in checkpoints.glob("step-*") if p.name.removeprefix("step-").isdigit()]
+    return max(found, key=lambda p: int(p.name.removeprefix("step-")), default=None)
 
 
 def sha256(path: Path) -> str:
@@ -94,7 +115,7 @@ def read_json(path: Path, what: str) -> Any:
         DataError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin files with a mark of order
     except FileNotFoundError:
         raise DataError(f"{path}: {what} is missing") from None
     except (ValueError, OSError, RecursionError) as error:

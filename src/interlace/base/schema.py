@@ -77,6 +77,10 @@ def read_toml(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
         raise ConfigError(f"{path}: no such {what}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a folder; name the {what}, a TOML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
     for override in overrides:
         apply_override(data, override)
     return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -36,9 +37,14 @@ class Segments:
         Raises:
             ShapeError: no lengths, or one below 1.
         """
-        lengths = [int(n) for n in lengths]
+        try:
+            lengths = [operator.index(n) for n in lengths]
+        except TypeError:
+            raise ShapeError(f"segments: every length must be an integer, got {list(lengths)[:8]}") from None
         if not lengths or min(lengths) < 1:
             raise ShapeError(f"segments: every length must be at least 1, got {lengths[:8]}; drop empty sequences")
+        if sum(lengths) >= 1 << 31:
+            raise ShapeError(f"segments: {sum(lengths):,} tokens are more than int32 offsets can count; use fewer")
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         offsets[1:] = torch.tensor(lengths, dtype=torch.int64).cumsum(0).to(torch.int32)
         return Segments(offsets, sum(lengths), lengths[0] if len(set(lengths)) == 1 else None)
@@ -57,7 +63,13 @@ class Segments:
 
     @staticmethod
     def equal(count: int, time: int) -> Segments:
-        """`count` segments of `time` tokens each; traceable by torch.compile."""
+        """`count` segments of `time` tokens each; traceable by torch.compile.
+
+        Raises:
+            ShapeError: one of them is below 1.
+        """
+        if count < 1 or time < 1:
+            raise ShapeError(f"segments: count and time must be at least 1, got {count} and {time}")
         return Segments(torch.arange(0, count * time + 1, time, dtype=torch.int32), count * time, time)
 
     @property

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
+import secrets
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
-from jinja2 import StrictUndefined, Template, TemplateError, Undefined, UndefinedError, meta
+from jinja2 import StrictUndefined, Template, TemplateError, Undefined, UndefinedError, meta, nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 LONGEST = 64 << 20  # characters
@@ -19,24 +22,51 @@ def _raise(message: str) -> None:
     raise TemplateError(message)
 
 
+class Generation(Extension):
+    """`{% generation %}`: a chat template's own word that what it holds was written by an assistant.
+
+    The text is as without it; where marks are asked for, a mark stands on both sides.
+    """
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+    marks: ClassVar[tuple[str, str]] = ("", "")  # of this rendering
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """The block between the tags, called through `_marked`."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Callable[[], str]) -> str:
+        return self.marks[0] + caller() + self.marks[1]
+
+
 def _tojson(
     value: Any,
-    indent: int | None = None,
     ensure_ascii: bool = False,
+    indent: int | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+def _tojson_of_columns(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
+    return _tojson(value, ensure_ascii, indent)
+
+
 def _environment(chat: bool) -> ImmutableSandboxedEnvironment:
     undefined = Undefined if chat else StrictUndefined
     made = ImmutableSandboxedEnvironment(
-        undefined=undefined, trim_blocks=chat, lstrip_blocks=chat, keep_trailing_newline=True, extensions=[loopcontrols]
+        undefined=undefined,
+        trim_blocks=chat,
+        lstrip_blocks=chat,
+        keep_trailing_newline=not chat,
+        extensions=[loopcontrols, Generation] if chat else [loopcontrols],
     )
     if not chat:
         made.finalize = lambda value: "" if value is None else value  # a column that is null is written as nothing
-    made.filters["tojson"] = _tojson
+    made.filters["tojson"] = _tojson if chat else _tojson_of_columns
     made.globals["raise_exception"] = _raise
     made.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return made
@@ -50,6 +80,30 @@ def _compile(template: str, chat: bool) -> Template:
     return ENVIRONMENTS[chat].from_string(template)
 
 
+def _spans(request: dict[str, Any], text: str) -> list[tuple[int, int]]:
+    """[start, stop) of what stands between the tags of `Generation`, in the text of this request."""
+    if "generation" not in request["template"]:
+        return []
+    begin, end = (f"\ue000{secrets.token_hex(8)}\ue001" for _ in range(2))
+    Generation.marks = (begin, end)
+    try:
+        marked = _compile(request["template"], True).render(request["values"])
+    finally:
+        Generation.marks = ("", "")
+    spans: list[tuple[int, int]] = []
+    plain = ""
+    for part in marked.split(begin)[1:] if begin in marked else []:
+        inside, mark, after = part.partition(end)
+        if not mark:
+            raise ValueError("the template nests or cuts what stands in {% generation %}")
+        plain = plain or marked[: marked.index(begin)]
+        spans.append((len(plain), len(plain) + len(inside)))
+        plain += inside + after
+    if spans and plain != text:
+        raise ValueError("the template changes what stands in {% generation %} afterwards, so that it cannot be found")
+    return spans
+
+
 def answer(request: dict[str, Any]) -> Any:
     """Render, or list the names that a template needs; raises ValueError in words for people."""
     try:
@@ -57,6 +111,8 @@ def answer(request: dict[str, Any]) -> Any:
             tree = ENVIRONMENTS[False].parse(request["template"])
             return sorted(meta.find_undeclared_variables(tree) - set(ENVIRONMENTS[False].globals))
         text = _compile(request["template"], request["chat"]).render(request["values"])
+        if request["do"] == "spans" and len(text) <= LONGEST:
+            return {"text": text, "spans": _spans(request, text)}
     except TemplateSyntaxError as error:
         raise ValueError(f"is not a template: line {error.lineno}: {error.message}") from None
     except SecurityError as error:

@@ -35,7 +35,7 @@ class Templates:
             values: plain data, by name.
             where: names the template in errors.
             chat: as chat templates are rendered by `transformers`: names that are not given are empty, and
-                `raise_exception`, `strftime_now`, `tojson`, `break` and `continue` are known.
+                `raise_exception`, `strftime_now`, `tojson`, `generation`, `break` and `continue` are known.
 
         Raises:
             UnsafeTemplate: it reaches outside the sandbox, does not end in time, or takes too much memory.
@@ -43,6 +43,16 @@ class Templates:
         """
         request = {"do": "render", "template": template, "values": dict(values), "chat": chat}
         return str(self._ask(request, where))
+
+    def spans(self, template: str, values: Mapping[str, Any], where: str) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a chat template, and [start, stop) of each part that it marks by `{% generation %}`.
+
+        Raises:
+            UnsafeTemplate, ConfigError: as `render`.
+        """
+        request = {"do": "spans", "template": template, "values": dict(values), "chat": True}
+        reply = self._ask(request, where)
+        return reply["text"], [(a, b) for a, b in reply["spans"]]
 
     def names(self, template: str, where: str) -> set[str]:
         """The names that a template uses and does not set itself.

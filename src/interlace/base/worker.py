@@ -91,6 +91,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            start_new_session=True,  # keys that are pressed for us, such as Ctrl-C, are not meant for it
             env=environment | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},  # no secret of ours reaches it
         )
 

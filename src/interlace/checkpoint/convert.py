@@ -22,16 +22,16 @@ from torch import Tensor
 from interlace.base.errors import CheckpointError, DataError
 from interlace.base.files import PARTIAL, disk_errors, read_json, sync, write_file
 from interlace.checkpoint.family import Family, Slot, Slots
-from interlace.checkpoint.folder import INDEX, inside, read_entries, resolve
+from interlace.checkpoint.folder import INDEX, alongside, read_entries, resolve
 from interlace.checkpoint.load import check_sizes, describe, match, published_shape, row_count
+from interlace.checkpoint.quantised import refuse_quantised
 from interlace.checkpoint.save import SHARD_BYTES, document, in_shards, index_of
-from interlace.checkpoint.tensors import Entry, Planned, read_header, read_into, write_planned
+from interlace.checkpoint.tensors import WEIGHTS, Entry, Planned, read_header, read_into, write_planned
 from interlace.layers.projection import Projections
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 
 STATE = "conversion.json"  # in the unfinished folder: what is being converted, so that only the same work goes on
-ALONGSIDE = ("*.json", "*.txt", "*.jinja", "*.model")  # tokenizer and generation settings, which are copied
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ def convert(
     if shard_bytes < 1:
         raise CheckpointError(f"shard size: must be at least one byte, got {shard_bytes}")
     family, config, raw = describe(folder)
+    beside = alongside(folder)
     entries = read_entries(folder)
+    refuse_quantised(folder, entries)
     check_sizes(folder, config, entries)
     written = family.write_config(config)
     if written is None:
@@ -105,7 +107,7 @@ def convert(
         _check(partial, shards, report, total)
         keys = {key: raw[key] for key in family.kept_keys if key in raw}
         embedding = next(p for p in planned if p.shape == (config.vocabulary, config.width))
-        _finish(partial, target, folder, document(family, {**keys, **written}, embedding.dtype), shards)
+        _finish(partial, target, beside, document(family, {**keys, **written}, embedding.dtype), shards)
     return Result(family.model_type, len(planned), len(shards), total, kept)
 
 
@@ -127,7 +129,7 @@ def plan(family: Family, config: ModelConfig, entries: Mapping[str, Entry], dtyp
         planned.append(Planned(name, published_shape(slots, shapes), to, _reader(entries, sources)))
     for name, entry in entries.items():
         if family.keeps(name):
-            to = entry.dtype if dtype is None or not entry.dtype.is_floating_point else dtype
+            to = entry.dtype if dtype is None or entry.code not in WEIGHTS else dtype
             size = entry.elements
             planned.append(Planned(name, entry.shape, to, _reader(entries, [(name, 0, size)])))
     return planned
@@ -225,13 +227,16 @@ def _check(
 
 
 def _finish(
-    partial: Path, target: Path, folder: Path, content: dict[str, Any], shards: Mapping[str, list[Planned]]
+    partial: Path,
+    target: Path,
+    beside: Mapping[str, Path],
+    content: dict[str, Any],
+    shards: Mapping[str, list[Planned]],
 ) -> None:
     """config.json, the index and what lay beside the source's weights; then the folder takes its name."""
-    for pattern in ALONGSIDE:
-        for file in folder.glob(pattern):
-            if file.is_file() and file.name not in ("config.json", INDEX, STATE):
-                shutil.copyfile(inside(folder, file), partial / file.name)
+    for name, file in beside.items():
+        (partial / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, partial / name)
     write_file(partial / "config.json", json.dumps(content, indent=2) + "\n")
     if len(shards) > 1:
         write_file(partial / INDEX, json.dumps(index_of(shards), indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class Slot:
 
 
 DEEPEST = 10_000  # layers
+SILU = ("silu", "swish")  # one function under two names
 Slots = dict[str, tuple[Slot, ...]]  # a published tensor is one slot, or several one above the other
 
 
@@ -68,6 +70,8 @@ class Family:
 
     def ignores(self, name: str) -> bool:
         """Whether a tensor belongs to another model."""
+        if name.endswith("rotary_emb.inv_freq"):  # which old conversions stored of every family
+            return True
         return self.ignored is not None and re.match(self.ignored, name) is not None
 
 
@@ -107,11 +111,23 @@ def refuse_unless(config: Mapping[str, Any], key: str, *allowed: Any) -> None:
         raise CheckpointError(f"config.json: {key} = {config[key]!r} is not supported; known: {list(allowed)}")
 
 
+def token_ids(table: Mapping[str, Any], key: str, where: object = "config.json") -> list[int]:
+    """The ids under a key, one or a list; negative ones, which old releases write, mean none.
+
+    Raises:
+        CheckpointError: something else stands there.
+    """
+    value = table.get(key)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if wrong := [i for i in ids if not isinstance(i, int) or isinstance(i, bool)]:
+        raise CheckpointError(f"{where}: {key} must be a token id or a list of them, got {wrong[0]!r}; correct it")
+    return [i for i in ids if i >= 0]
+
+
 def read_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
     """The special token ids of a published config."""
-    eos = config.get("eos_token_id")
-    eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    return {"bos": config.get("bos_token_id"), "eos": eos, "pad": config.get("pad_token_id")}
+    bos, eos, pad = (token_ids(config, f"{kind}_token_id") for kind in ("bos", "eos", "pad"))
+    return {"bos": next(iter(bos), None), "eos": eos, "pad": next(iter(pad), None)}
 
 
 def write_tokens(config: ModelConfig) -> dict[str, Any]:
@@ -163,7 +179,7 @@ def plain_trunk(config: ModelConfig, **allowed: Any) -> bool:
 
 def read_mlp(config: Mapping[str, Any], bias_key: str = "mlp_bias") -> dict[str, Any]:
     """A SwiGLU layer as most families describe it."""
-    refuse_unless(config, "hidden_act", "silu", None)
+    refuse_unless(config, "hidden_act", *SILU, None)
     return {"width": need(config, "intermediate_size"), "bias": bool(config.get(bias_key, False))}
 
 
@@ -209,33 +225,34 @@ def write_attention(attention: AttentionConfig) -> dict[str, Any]:
 
 _SCALINGS: dict[str, dict[str, str]] = {  # published kinds of scaling, and their keys beside `factor`
     "linear": {},
+    "dynamic": {},
     "yarn": {
-        "original_max_position_embeddings": "original_context",
         "beta_fast": "beta_fast",
         "beta_slow": "beta_slow",
         "attention_factor": "attention_factor",
         "truncate": "truncate",
     },
-    "llama3": {
-        "original_max_position_embeddings": "original_context",
-        "low_freq_factor": "low_frequency_factor",
-        "high_freq_factor": "high_frequency_factor",
-    },
+    "llama3": {"low_freq_factor": "low_frequency_factor", "high_freq_factor": "high_frequency_factor"},
 }
-_REQUIRED = {"linear": (), "yarn": ("original_max_position_embeddings",), "llama3": tuple(_SCALINGS["llama3"])}
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def rope_parameters(config: Mapping[str, Any], theta: float) -> dict[str, Any]:
     """The rope parameters of a config of any age: one table, or the top-level keys of transformers 4."""
-    given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    given = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+    older = config.get("rope_parameters") or {}
     for key, default in (("rope_theta", theta), ("partial_rotary_factor", None)):
         if given.get(key) is None:
-            given[key] = config.get(key) if config.get(key) is not None else default
+            given[key] = next((t[key] for t in (older, config) if t.get(key) is not None), default)
     return given
 
 
-def read_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Our rope table from published rope parameters.
+def read_rope(parameters: Mapping[str, Any], config: Mapping[str, Any], nested: bool = False) -> dict[str, Any]:
+    """Our rope table from published rope parameters, which leave out what the config around them says.
+
+    Args:
+        nested: whether they stand in a table for each kind of layer, for which the config's own original length does
+            not count.
 
     Raises:
         CheckpointError: a kind of scaling that is not implemented, or a key of it that is missing.
@@ -246,17 +263,44 @@ def read_rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
         table["fraction"] = float(parameters["partial_rotary_factor"])
     if kind == "default":
         return table
-    if kind not in _SCALINGS:
+    if not isinstance(kind, str) or kind not in _SCALINGS:
         raise CheckpointError(
             f"config.json: rope_type {kind!r} is not supported; known: default, {', '.join(_SCALINGS)}"
         )
-    if parameters.get("mscale") or parameters.get("mscale_all_dim"):
-        raise CheckpointError("config.json: rope parameter 'mscale' is not supported")
-    for key in ("factor", *_REQUIRED[kind]):
-        if parameters.get(key) is None:
+    if kind != "linear":
+        table["original_context"] = _original_context(parameters, config, nested, kind)
+    factor: Any = parameters.get("factor")
+    if factor is None and kind == "yarn" and config.get("max_position_embeddings"):
+        factor = config["max_position_embeddings"] / table["original_context"]
+    required = {"factor": factor} | {key: parameters.get(key) for key in _SCALINGS["llama3"] if kind == "llama3"}
+    for key, value in required.items():
+        if value is None:
             raise CheckpointError(f"config.json: {kind} rope needs '{key}'")
-    table |= {"scaling": kind, "factor": float(parameters["factor"])}
-    return table | {ours: parameters[key] for key, ours in _SCALINGS[kind].items() if parameters.get(key) is not None}
+    table |= {"scaling": kind, "factor": float(factor)}
+    table |= {ours: parameters[key] for key, ours in _SCALINGS[kind].items() if parameters.get(key) is not None}
+    if kind == "yarn":
+        table |= {ours: default for ours, default in (("beta_fast", 32.0), ("beta_slow", 1.0)) if not table.get(ours)}
+        both: list[Any] = [parameters.get(key) for key in ("mscale", "mscale_all_dim")]
+        if "attention_factor" not in table and all(both):
+            top, bottom = (0.1 * float(scale) * math.log(factor) + 1.0 if factor > 1 else 1.0 for scale in both)
+            table["attention_factor"] = top / bottom
+    return table
+
+
+def _original_context(parameters: Mapping[str, Any], config: Mapping[str, Any], nested: bool, kind: str) -> int:
+    """Tokens that a model was first trained on; the longest context where nothing says it."""
+    longest = config.get("max_position_embeddings")
+    said = (
+        [longest]
+        if kind == "dynamic"
+        else [None if nested else config.get(_ORIGINAL), parameters.get(_ORIGINAL), longest]
+    )
+    found = next((x for x in said if x is not None), None)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise CheckpointError(
+            f"config.json: {kind} rope needs '{_ORIGINAL}' or 'max_position_embeddings', got {found!r}"
+        )
+    return found
 
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:
@@ -267,6 +311,8 @@ def write_rope(rope: RopeConfig) -> dict[str, Any]:
     if rope.scaling == "none":
         return published
     published |= {"rope_type": rope.scaling, "factor": rope.factor}
+    if rope.scaling in ("yarn", "llama3"):
+        published[_ORIGINAL] = rope.original_context
     values = {key: getattr(rope, ours) for key, ours in _SCALINGS[rope.scaling].items()}
     return published | {key: value for key, value in values.items() if value is not None}
 

@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import CheckpointError, DataError
-from interlace.base.files import read_json
-from interlace.checkpoint.tensors import Entry, read_header
+from interlace.base.files import newest_step, read_json
+from interlace.checkpoint.tensors import Entry, read_header, regular_size
+from interlace.data.tokenizer import TOKENIZER_FILES
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-IMPLEMENTATIONS = (
-    "eager",
-    "sdpa",
-    "flash_attention_2",
-    "flash_attention_3",
-    "flex_attention",
-    "grouped_mm",
-    "batched_mm",
-)
-LARGEST = 1 << 34  # of any number in a config
+OTHER_FORMATS = {
+    ".gguf": "GGUF (llama.cpp)",
+    ".npz": "NumPy's format (MLX)",
+    ".h5": "TensorFlow's",
+    ".msgpack": "Flax's",
+}
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+ADAPTER = "adapter_config.json"
+BESIDE = (GENERATION, *TOKENIZER_FILES)  # what lies beside config and weights: loaded, saved and converted alike
+WEIGHTS = (SINGLE, INDEX, "model-*-of-*.safetensors", "model.safetensors-*-of-*.safetensors")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def resolve(source: str | Path) -> Path:
+def resolve(source: str | Path, weights: bool = True) -> Path:
     """The checkpoint folder that a path or hub id means: itself, or the newest checkpoint of a run folder.
+
+    Args:
+        weights: whether they are fetched too, where `source` is a hub id.
 
     Raises:
         CheckpointError: there is nothing of the kind.
     """
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_dir():
-        if (path / "config.json").is_file():
+        if os.path.lexists(path / CONFIG):
             return path
-        steps = [p for p in path.glob("checkpoints/step-*") if p.name.removeprefix("step-").isdigit()]
-        if steps:
-            return max(steps, key=lambda p: int(p.name.removeprefix("step-")))
+        newest = newest_step(path / "checkpoints")
+        if newest is not None:
+            return newest
+        models = sorted(p.parent.name for p in path.glob(f"*/{CONFIG}"))
+        models += sorted(p.name for p in path.iterdir() if newest_step(p / "checkpoints") is not None)
+        _refuse_others(path)
+        if models:
+            raise CheckpointError(
+                f"{path}: holds several models; name one of them: " + ", ".join(f"{path / m}" for m in models)
+            )
         raise CheckpointError(
             f"{path}: holds no config.json and no checkpoints/step-N; name a checkpoint or run folder"
         )
@@ -46,52 +58,87 @@ def resolve(source: str | Path) -> Path:
     beside = path.parent != Path() and path.parent.is_dir()  # a misspelt local path is not looked for on the hub
     if beside or not HUB_ID.fullmatch(str(source)):
         raise CheckpointError(f"{path}: no such folder")
+    return _fetch(str(source), weights)
+
+
+def _fetch(hub_id: str, weights: bool) -> Path:
+    """A release's folder in the hub's cache, with no more than a load reads."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
+        folder = Path(snapshot_download(hub_id, allow_patterns=[CONFIG, INDEX, *BESIDE]))
+        if not weights:
+            return folder
+        cached = folder.parent.name == "snapshots"
+        shards = shards_of(folder) if (folder / INDEX).is_file() else {}
+        wanted = sorted(set(shards.values())) or [SINGLE]
+        snapshot_download(hub_id, allow_patterns=wanted, revision=folder.name if cached else None)
+        return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{source}: no such folder, and the hub does not give it: {reason}") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{hub_id}: no such folder, and the hub does not give it: {reason}") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json, refused if it asks for code to be run.
+    """config.json as a table. Code that it names (`auto_map`) is never fetched, imported or run, only read over.
 
     Raises:
-        CheckpointError: it is missing, damaged, or names code.
+        CheckpointError: it is missing, damaged, or no table.
     """
+    return read_table(folder, CONFIG, "the model's config")
+
+
+def read_table(folder: Path, name: str, what: str) -> dict[str, Any]:
+    """A JSON table of the folder; `what` names it in errors.
+
+    Raises:
+        CheckpointError: it is missing, damaged, no table, or a link that leaves the folder.
+    """
+    path = inside(folder, folder / name)
     try:
-        config = read_json(inside(folder, folder / "config.json"), "the model's config")
+        if path.exists():
+            regular_size(path)
+        table = read_json(path, what)
     except DataError as error:
         raise CheckpointError(str(error)) from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / 'config.json'}: must be a table, got {type(config).__name__}")
-    _refuse_code(folder / "config.json", config)
-    return config
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{path}: must be a table, got {type(table).__name__}")
+    return table
 
 
-def _refuse_code(path: Path, config: dict[str, Any]) -> None:
-    """Stop at a config that names code, a kernel of its own, or sizes that no machine holds; nested tables too."""
-    for key, value in config.items():
-        if key in ("auto_map", "trust_remote_code", "custom_pipelines") and value:
-            raise CheckpointError(f"{path}: '{key}' asks for code to be run; refused, nothing was run")
-        if key in ("attn_implementation", "_attn_implementation", "experts_implementation") and value:
-            _refuse_kernels(path, key, value)
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST and "position" not in key:
-            raise CheckpointError(f"{path}: {key} = {value:,} is absurd; the config is damaged or hostile")
-        if isinstance(value, dict):
-            _refuse_code(path, value)
+def alongside(folder: Path) -> dict[str, Path]:
+    """The files of BESIDE that a folder has, by their path below it.
+
+    Raises:
+        CheckpointError: one is a link that leaves the folder, or no regular file.
+    """
+    found = {}
+    for pattern in BESIDE:
+        named = [folder / pattern] if "*" not in pattern else sorted(folder.glob(pattern))
+        for path in (p for p in named if os.path.lexists(p)):
+            regular_size(inside(folder, path))
+            found[path.relative_to(folder).as_posix()] = path
+    return found
 
 
-def _refuse_kernels(path: Path, key: str, value: object) -> None:
-    """Stop at an implementation that is not one of the usual words."""
-    if value not in IMPLEMENTATIONS:
-        raise CheckpointError(
-            f"{path}: {key} = {value!r} names an implementation that would have to be fetched and run; refused, "
-            f"nothing was run; known: {', '.join(IMPLEMENTATIONS)}"
-        )
+def shards_of(folder: Path) -> dict[str, str]:
+    """Which file holds which tensor, as the index says.
+
+    Raises:
+        CheckpointError: it is no index, or names a file outside the folder.
+    """
+    index = folder / INDEX
+    regular_size(inside(folder, index))
+    try:
+        weight_map = read_json(index, "the shard index")["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (DataError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{index}: is not a shard index; download it again") from None
+    if any(not isinstance(s, str) or Path(s).name != s or "\\" in s for s in shards):
+        raise CheckpointError(f"{index}: names a shard outside its own folder; refused")
+    found: dict[str, str] = weight_map
+    return found
 
 
 def read_entries(folder: Path) -> dict[str, Entry]:
@@ -101,14 +148,14 @@ def read_entries(folder: Path) -> dict[str, Entry]:
         CheckpointError: no safetensors, a pickle instead, a missing shard, or a damaged header.
     """
     index, single = folder / INDEX, folder / SINGLE
-    if index.is_file():
-        try:
-            weight_map = read_json(index, "the shard index")["weight_map"]
-            shards = sorted(set(weight_map.values()))
-        except (DataError, KeyError, TypeError, AttributeError):
-            raise CheckpointError(f"{index}: is not a shard index; download it again") from None
-        if any(not isinstance(s, str) or Path(s).name != s or "\\" in s for s in shards):
-            raise CheckpointError(f"{index}: names a shard outside its own folder; refused")
+    if os.path.lexists(index):
+        weight_map = shards_of(folder)
+        shards = sorted(set(weight_map.values()))
+        if single.exists() and SINGLE not in shards:
+            raise CheckpointError(
+                f"{folder}: holds {SINGLE} and, by {INDEX}, another {len(shards)} shards; one of the two is old: "
+                f"remove {SINGLE}, or the index and its shards"
+            )
         absent = [s for s in shards if not (folder / s).exists()]
         if absent:
             raise CheckpointError(
@@ -126,14 +173,28 @@ def read_entries(folder: Path) -> dict[str, Entry]:
         if missing := sorted(set(weight_map) - set(entries)):
             raise CheckpointError(f"{index}: tensor '{missing[0]}' is in no shard ({len(missing)} such)")
         return entries
-    if single.is_file():
+    if single.exists() or single.is_symlink():
         return read_header(inside(folder, single))
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
         raise CheckpointError(
             f"{folder / pickles[0]}: a pickle can run code when it is opened; refused, convert it to safetensors first"
         )
+    _refuse_others(folder)
     raise CheckpointError(f"{folder}: holds no model.safetensors")
+
+
+def _refuse_others(folder: Path) -> None:
+    """Name what a folder holds in the place of a model's safetensors: an adapter, or another format."""
+    if (folder / ADAPTER).is_file():
+        base = read_table(folder, ADAPTER, "an adapter's config").get("base_model_name_or_path", "a base model")
+        raise CheckpointError(
+            f"{folder}: is a LoRA adapter of {base!r}, not a model; merge it into that model, and load the result"
+        )
+    for path in sorted(folder.iterdir()):
+        if path.suffix in OTHER_FORMATS:
+            form = OTHER_FORMATS[path.suffix]
+            raise CheckpointError(f"{path}: is in {form} format, which is not opened; take the release in safetensors")
 
 
 def inside(folder: Path, path: Path) -> Path:

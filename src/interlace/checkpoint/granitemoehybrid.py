@@ -14,6 +14,7 @@ from typing import Any
 
 from interlace.base.errors import CheckpointError
 from interlace.checkpoint.family import (
+    SILU,
     Family,
     Slot,
     Slots,
@@ -56,41 +57,18 @@ MULTIPLIERS = {
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    refuse_unless(config, "hidden_act", "silu")
-    trunk, heads = read_trunk(config, eps=1e-6), need(config, "num_attention_heads")
-    width, mamba_heads = trunk["width"], need(config, "mamba_n_heads")
+    refuse_unless(config, "hidden_act", *SILU)
+    trunk = read_trunk(config, eps=1e-6)
     depth = trunk["depth"]
     types = layer_names(config, "layer_types", depth, KINDS) or layer_names(config, "layers_block_type", depth, KINDS)
     types = types or ["linear_attention"] * depth
-    head_dim = config.get("mamba_d_head", "auto")
-    inner = config.get("mamba_expand", 2) * width
     experts = config.get("num_local_experts", 8)
     mlp = "moe" if experts else True
     pattern = [KINDS[t] for t in types]
+    kinds = {"mamba2": _mixer, "attention": _attention}
     tables: dict[str, Any] = {
-        "mamba2": {
-            "heads": mamba_heads,
-            "head_dim": inner // mamba_heads if head_dim == "auto" else head_dim,
-            "groups": config.get("mamba_n_groups", 1),
-            "state_dim": need(config, "mamba_d_state"),
-            "convolution": config.get("mamba_d_conv", 4),
-            "convolution_bias": config.get("mamba_conv_bias", True),
-            "bias": config.get("mamba_proj_bias", False),
-            "norm_eps": trunk["norm_eps"],
-            "mlp": mlp,
-            **read_steps(config),
-        },
-        "attention": {
-            "heads": heads,
-            "kv_heads": config.get("num_key_value_heads") or heads,
-            "bias": config.get("attention_bias", False),
-            "scale": float(config.get("attention_multiplier", 1.0)),
-            "qk_norm": "none",
-            "mlp": mlp,
-            **_position(config),
-        },
+        name: {**read(config, trunk), "mlp": mlp} for name, read in kinds.items() if name in pattern
     }
-    tables = {name: table for name, table in tables.items() if name in pattern}
     shared = whole_number(config, "shared_intermediate_size", 1 << 20)
     if experts:
         tables["moe"] = {
@@ -106,13 +84,40 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     return ModelConfig.from_dict({**trunk, **scales, "pattern": pattern, **tables}, where="config.json")
 
 
+def _mixer(config: Mapping[str, Any], trunk: Mapping[str, Any]) -> dict[str, Any]:
+    heads, head_dim = need(config, "mamba_n_heads"), config.get("mamba_d_head", "auto")
+    return {
+        "heads": heads,
+        "head_dim": config.get("mamba_expand", 2) * trunk["width"] // heads if head_dim == "auto" else head_dim,
+        "groups": config.get("mamba_n_groups", 1),
+        "state_dim": need(config, "mamba_d_state"),
+        "convolution": config.get("mamba_d_conv", 4),
+        "convolution_bias": config.get("mamba_conv_bias", True),
+        "bias": config.get("mamba_proj_bias", False),
+        "norm_eps": trunk["norm_eps"],
+        **read_steps(config),
+    }
+
+
+def _attention(config: Mapping[str, Any], trunk: Mapping[str, Any]) -> dict[str, Any]:
+    heads = need(config, "num_attention_heads")
+    return {
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "bias": config.get("attention_bias", False),
+        "scale": float(config.get("attention_multiplier", 1.0)),
+        "qk_norm": "none",
+        **_position(config),
+    }
+
+
 def _position(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = config.get("position_embedding_type")
     if kind not in (None, "nope", "rope"):
         raise CheckpointError(f"config.json: position_embedding_type = {kind!r} is not supported; known: rope, nope")
     if kind != "rope":
         return {"position": "none"}
-    return {"position": "rope", "rope": read_rope(rope_parameters(config, 10_000.0))}
+    return {"position": "rope", "rope": read_rope(rope_parameters(config, 10_000.0), config)}
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
@@ -121,12 +126,12 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     mixer, attention = only(used, Mamba2Config), only(used, AttentionConfig)
     mlp, moe = only(mlps, MLPConfig), only(mlps, MoEConfig)
     kinds = (mixer is not None) + (attention is not None)
-    if mixer is None or len(used) != kinds or len(mlps) != 1 or None in map(config.mlp_of, range(config.depth)):
+    if len(used) != kinds or len(mlps) != 1 or None in map(config.mlp_of, range(config.depth)):
         return None
     if attention is None:  # of a model without attention
         attention = AttentionConfig(heads=1, kv_heads=1, head_dim=config.width, position="none", qk_norm="none")
-    expand = mixer.inner / config.width
-    if any(x.norm != "input" for x in used) or mixer.norm_eps != config.norm_eps or expand != int(expand):
+    recurrence = _written_mixer(config, mixer)
+    if recurrence is None or any(x.norm != "input" for x in used):
         return None
     plain = attention.qk_norm == "none" and attention.window is None and not attention.gate
     if not plain or attention.dim(config.width) * attention.heads != config.width or attention.rope.fraction != 1:
@@ -145,6 +150,21 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
         **{theirs: getattr(config, ours) for theirs, ours in MULTIPLIERS.items()},
         "position_embedding_type": "rope" if rope else None,
         **({"rope_parameters": write_rope(attention.rope)} if rope else {}),
+        **recurrence,
+        "num_local_experts": 0 if moe is None else moe.experts,
+        "shared_intermediate_size": mlp.width if moe is None else moe.shared_width,
+    }
+    return document if moe is None else {**document, "num_experts_per_tok": moe.chosen, "intermediate_size": moe.width}
+
+
+def _written_mixer(config: ModelConfig, mixer: Mamba2Config | None) -> dict[str, Any] | None:
+    """The keys of the recurrence, None where they cannot say it."""
+    if mixer is None:  # sizes that transformers takes for a model of this width, which has no such layer
+        return {"mamba_n_heads": 1, "mamba_d_head": 2 * config.width, "mamba_expand": 2}
+    expand = mixer.inner / config.width
+    if mixer.norm_eps != config.norm_eps or expand != int(expand):
+        return None
+    return {
         "mamba_n_heads": mixer.heads,
         "mamba_d_head": mixer.head_dim,
         "mamba_expand": int(expand),
@@ -153,11 +173,8 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
         "mamba_d_conv": mixer.convolution,
         "mamba_conv_bias": mixer.convolution_bias,
         "mamba_proj_bias": mixer.bias,
-        **{k: v for k, v in write_steps(mixer).items() if k == "time_step_limit"},
-        "num_local_experts": 0 if moe is None else moe.experts,
-        "shared_intermediate_size": mlp.width if moe is None else moe.shared_width,
+        **write_steps(mixer),
     }
-    return document if moe is None else {**document, "num_experts_per_tok": moe.chosen, "intermediate_size": moe.width}
 
 
 def _is_granite(moe: MoEConfig) -> bool:

@@ -12,12 +12,13 @@ it done here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from interlace.base.errors import CheckpointError
 from interlace.checkpoint.family import (
+    SILU,
     Family,
     Slot,
     Slots,
@@ -71,9 +72,9 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
     refuse_unless(config, "moe_router_activation_func", "sigmoid")
     refuse_unless(config, "mla_use_nope", True)
-    refuse_unless(config, "hidden_act", "silu", None)
+    refuse_unless(config, "hidden_act", *SILU, None)
     refuse_unless(config, "moe_layer_freq", 1)
-    trunk, heads = read_trunk(config, eps=1e-5), need(config, "num_attention_heads")
+    trunk = read_trunk(config, eps=1e-5)
     trunk["max_positions"] = _either(config, "model_max_length", "max_position_embeddings")
     depth, linear = trunk["depth"], config.get("linear_attn_config") or {}
     types = layer_names(config, "layer_types", depth, KINDS) or _listed(linear, depth)
@@ -81,16 +82,16 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     if feeds is None:
         feeds = ["dense" if i < config.get("first_k_dense_replace", 1) else "sparse" for i in range(depth)]
     head_dim = linear.get("head_dim", config.get("linear_head_dim", 128))
-    kinds = {
-        "kimi_delta": {
+    kinds: dict[str, Callable[[], dict[str, Any]]] = {
+        "kimi_delta": lambda: {
             "heads": linear.get("num_heads", config.get("linear_num_heads", 32)),
             "key_dim": head_dim,
             "value_dim": head_dim,
             "convolution": linear.get("short_conv_kernel_size", config.get("linear_conv_kernel_dim", 4)),
             "norm_eps": trunk["norm_eps"],
         },
-        "latent_attention": {
-            "heads": heads,
+        "latent_attention": lambda: {
+            "heads": need(config, "num_attention_heads"),
             "latent": need(config, "kv_lora_rank"),
             "key_dim": need(config, "qk_nope_head_dim"),
             "shared_dim": need(config, "qk_rope_head_dim"),
@@ -105,7 +106,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         name = f"dense_{kind}" if feed == "dense" and "sparse" in feeds else kind
         pattern.append(name)
         if kind in kinds:
-            tables[name] = {"type": kind, "mlp": True if feed == "dense" else "moe", **kinds[kind]}
+            tables[name] = {"type": kind, "mlp": True if feed == "dense" else "moe", **kinds[kind]()}
     if "dense" in feeds:
         tables["mlp"] = read_mlp(config)
     if "sparse" in feeds:
@@ -141,13 +142,12 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     mixers = {x.model_copy(update={"mlp": True}) for x in used}
     delta, latent = only(mixers, KimiDeltaConfig), only(mixers, LatentAttentionConfig)
     mlp, moe = only(mlps, MLPConfig), only(mlps, MoEConfig)
-    if delta is None or latent is None or len(mixers) != 2 or None in map(config.mlp_of, range(config.depth)):
+    if len(mixers) != (delta is not None) + (latent is not None) or None in map(config.mlp_of, range(config.depth)):
         return None
-    if moe is None or len(mlps) != 1 + (mlp is not None) or (mlp is not None and not is_plain_mlp(mlp)):
+    if len(mlps) != (moe is not None) + (mlp is not None) or (mlp is not None and not is_plain_mlp(mlp)):
         return None
-    ranks = delta.key_dim == delta.value_dim == delta.ranks[0] == delta.ranks[1]
-    fits = delta.norm == latent.norm == "input" and ranks and not delta.negative_eigenvalues
-    fits = fits and delta.norm_eps == config.norm_eps and plain_trunk(config) and _is_kimi(moe)
+    fits = all(x.norm == "input" for x in mixers) and (delta is None or _is_kimi_delta(delta, config.norm_eps))
+    fits = fits and plain_trunk(config) and (moe is None or _is_kimi(moe))
     if not fits or config.tied_embeddings:
         return None
     full = [i for i in range(config.depth) if isinstance(config.kind(i), LatentAttentionConfig)]
@@ -155,8 +155,7 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     document = write_trunk(config)
     if config.max_positions is not None:
         document["model_max_length"] = document.pop("max_position_embeddings")
-    return {
-        **document,
+    document |= {
         "hidden_act": "silu",
         "layer_types": ["full_attention" if i in full else "linear_attention" for i in range(config.depth)],
         "mlp_layer_types": ["dense" if i in dense else "sparse" for i in range(config.depth)],
@@ -164,20 +163,31 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
         "linear_attn_config": {
             "full_attn_layers": [i + 1 for i in full],
             "kda_layers": [i + 1 for i in range(config.depth) if i not in full],
-            "head_dim": delta.key_dim,
-            "num_heads": delta.heads,
-            "short_conv_kernel_size": delta.convolution,
+            **({} if delta is None else _written_delta(delta)),
         },
         "mla_use_nope": True,
-        "num_attention_heads": latent.heads,
-        "num_key_value_heads": latent.heads,
-        "attention_bias": latent.bias,
-        "kv_lora_rank": latent.latent,
-        "q_lora_rank": latent.query_latent,
-        "qk_nope_head_dim": latent.key_dim,
-        "qk_rope_head_dim": latent.shared_dim,
-        "v_head_dim": latent.value_dim,
-        "intermediate_size": moe.width if mlp is None else mlp.width,
+        "intermediate_size": mlp.width if mlp is not None else moe.width if moe is not None else config.width,
+    }
+    if latent is not None:
+        document |= {
+            "num_attention_heads": latent.heads,
+            "num_key_value_heads": latent.heads,
+            "attention_bias": latent.bias,
+            "kv_lora_rank": latent.latent,
+            "q_lora_rank": latent.query_latent,
+            "qk_nope_head_dim": latent.key_dim,
+            "qk_rope_head_dim": latent.shared_dim,
+            "v_head_dim": latent.value_dim,
+        }
+    return document if moe is None else {**document, **_written_experts(moe)}
+
+
+def _written_delta(delta: KimiDeltaConfig) -> dict[str, Any]:
+    return {"head_dim": delta.key_dim, "num_heads": delta.heads, "short_conv_kernel_size": delta.convolution}
+
+
+def _written_experts(moe: MoEConfig) -> dict[str, Any]:
+    return {
         "moe_intermediate_size": moe.width,
         "moe_router_activation_func": "sigmoid",
         "moe_renormalize": moe.normalise,
@@ -188,6 +198,11 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
         "num_expert_group": moe.groups,
         "topk_group": moe.chosen_groups,
     }
+
+
+def _is_kimi_delta(delta: KimiDeltaConfig, norm_eps: float) -> bool:
+    ranks = delta.key_dim == delta.value_dim == delta.ranks[0] == delta.ranks[1]
+    return ranks and not delta.negative_eigenvalues and delta.norm_eps == norm_eps
 
 
 def _is_kimi(moe: MoEConfig) -> bool:

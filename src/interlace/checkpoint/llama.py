@@ -45,7 +45,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         "kv_heads": config.get("num_key_value_heads") or heads,
         "head_dim": config.get("head_dim") or trunk["width"] // heads,
         "bias": config.get("attention_bias", False),
-        "rope": read_rope(rope_parameters(config, 10_000.0)),
+        "rope": read_rope(rope_parameters(config, 10_000.0), config),
         "qk_norm": "none",
     }
     tables = {"pattern": ["attention"], "attention": attention, "mlp": read_mlp(config)}
@@ -89,10 +89,4 @@ def slots(config: ModelConfig) -> Slots:
     return found
 
 
-def optional(config: ModelConfig) -> set[str]:
-    """A tied head stored a second time, and frequencies that old conversions stored."""
-    frequencies = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(config.depth)}
-    return tied_head(config) | frequencies
-
-
-FAMILY = Family("llama", "LlamaForCausalLM", read_config, write_config, slots, optional=optional)
+FAMILY = Family("llama", "LlamaForCausalLM", read_config, write_config, slots, optional=tied_head)

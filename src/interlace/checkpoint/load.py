@@ -12,13 +12,19 @@ from torch import Tensor, nn
 
 from interlace.base.errors import CheckpointError, InterlaceError, nearest
 from interlace.checkpoint.family import Family, Slot, Slots
-from interlace.checkpoint.folder import read_config, read_entries, resolve
+from interlace.checkpoint.folder import GENERATION, alongside, read_config, read_entries, resolve
+from interlace.checkpoint.names import unknown_name
+from interlace.checkpoint.quantised import refuse_quantised
 from interlace.checkpoint.registry import FAMILIES
-from interlace.checkpoint.tensors import Entry, read_into, same_values
-from interlace.data.tokenizer import Tokenizer
+from interlace.checkpoint.special import generation_config, special_tokens
+from interlace.checkpoint.tensors import WEIGHTS, Entry, read_into, same_values
+from interlace.data.tokenizer import TOKENIZER, Tokenizer
 from interlace.model.config import ModelConfig
+from interlace.model.device import resolve_device
 from interlace.model.model import HybridLM, Source
 from interlace.model.sizes import sizes
+
+LARGEST = 1 << 34  # of any number that a model is built from
 
 
 def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = None) -> HybridLM:
@@ -31,10 +37,18 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
 
     Raises:
         CheckpointError: the folder is damaged, unsafe, or not of a known family.
+        ConfigError: there is no such device.
     """
+    device = resolve_device(device)
     folder = resolve(source)
     family, config, raw = describe(folder)
+    files = alongside(folder)
+    tokenizer = (
+        Tokenizer.from_files({n: p for n, p in files.items() if n != GENERATION}) if TOKENIZER in files else None
+    )
+    check_vocabulary(folder, tokenizer, config)
     entries = read_entries(folder)
+    refuse_quantised(folder, entries)
     check_sizes(folder, config, entries)
     plan = match(family, config, entries)
     _check_tied_head(family, config, entries, plan)
@@ -51,19 +65,29 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
             target = rows_of(parameters[slot.name], slot)
             read_into(entries[name], name, target, done)
             done += target.numel()
-    model.tokenizer = Tokenizer.from_folder(folder)
-    if model.tokenizer is not None and model.tokenizer.vocabulary > config.vocabulary:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {model.tokenizer.vocabulary} ids, but the model's vocabulary is "
-            f"{config.vocabulary}; they do not belong together"
-        )
+    model.tokenizer = tokenizer
     model.source = Source(
         family.model_type,
         {name: entries[name].dtype for name in plan},
         {name: _read_kept(entry, name, dtype) for name, entry in entries.items() if family.keeps(name)},
         {key: raw[key] for key in family.kept_keys if key in raw},
+        {n: p.read_bytes() for n, p in files.items() if tokenizer is None or n not in tokenizer.files},
+        generation_config(folder),
     )
     return model.eval()
+
+
+def check_vocabulary(folder: Path, tokenizer: Tokenizer | None, config: ModelConfig) -> None:
+    """A tokenizer's own ids must have rows in the embedding; tokens that were added to it may lie beyond.
+
+    Raises:
+        CheckpointError: one lies beyond.
+    """
+    if tokenizer is not None and tokenizer.own_vocabulary > config.vocabulary:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has ids up to {tokenizer.own_vocabulary - 1}, but the model's vocabulary is "
+            f"{config.vocabulary}; they do not belong together"
+        )
 
 
 def check_sizes(folder: Path, config: ModelConfig, entries: Mapping[str, Entry]) -> None:
@@ -90,7 +114,7 @@ def _check_tied_head(family: Family, config: ModelConfig, entries: Mapping[str, 
 
 
 def _read_kept(entry: Entry, name: str, dtype: torch.dtype | None) -> Tensor:
-    target = torch.empty(entry.shape, dtype=(dtype or entry.dtype) if entry.dtype.is_floating_point else entry.dtype)
+    target = torch.empty(entry.shape, dtype=(dtype or entry.dtype) if entry.code in WEIGHTS else entry.dtype)
     read_into(entry, name, target)
     return target
 
@@ -110,10 +134,15 @@ def describe(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
     if not isinstance(kind, str) or kind not in families:
         near, known = nearest(str(kind), families), ", ".join(sorted(families))
         advice = f"{near}; known: {known}" if near.startswith("did you mean") else f"known: {known}"
-        raise CheckpointError(f"{folder / 'config.json'}: model_type {kind!r} is not supported; {advice}")
+        code = "; the code that auto_map names is never run" if raw.get("auto_map") else ""
+        raise CheckpointError(f"{folder / 'config.json'}: model_type {kind!r} is not supported{code}; {advice}")
     family = families[kind]
     try:
-        return family, family.read_config(raw), family.text(raw)
+        text = family.text(raw)
+        config = family.read_config(raw)
+        _check_numbers(folder / "config.json", config.to_dict())
+        tokens = special_tokens(folder, raw, text, config.vocabulary)
+        return family, config.model_copy(update={"tokens": tokens}), text
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
         if isinstance(error, InterlaceError):
             raise
@@ -121,6 +150,15 @@ def describe(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
             f"{folder / 'config.json'}: a value is not what {kind} has there ({type(error).__name__}: {error}); "
             "compare it with the released config"
         ) from None
+
+
+def _check_numbers(path: Path, table: Mapping[str, Any]) -> None:
+    """Stop at sizes that no machine holds, in what the model is built from."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            _check_numbers(path, value)
+        elif isinstance(value, int) and value > LARGEST and key != "max_positions":
+            raise CheckpointError(f"{path}: {key} = {value:,} is absurd; the config is damaged or hostile")
 
 
 def empty_model(config: ModelConfig, dtype: torch.dtype, device: Any, stored: Mapping[str, torch.dtype]) -> HybridLM:
@@ -158,19 +196,17 @@ def match(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> 
         if name in optional or family.keeps(name) or family.ignores(name):
             continue
         if name not in known:
-            raise CheckpointError(
-                f"{entry.path}: tensor '{name}' does not belong to this model ({family.model_type}); "
-                f"{nearest(name, known)}"
-            )
+            loaded = [n for n in entries if not (n in optional or family.keeps(n) or family.ignores(n))]
+            raise CheckpointError(f"{entry.path}: {unknown_name(name, loaded, known, family.model_type)}")
         want = published_shape(known[name], shapes)
         if entry.shape != want:
             raise CheckpointError(
                 f"{entry.path}: tensor '{name}' has shape {list(entry.shape)}, but config.json asks for {list(want)}"
             )
-        if not entry.dtype.is_floating_point:
+        if entry.code not in WEIGHTS:
             raise CheckpointError(
-                f"{entry.path}: tensor '{name}' holds {str(entry.dtype).removeprefix('torch.')}, not floating-point "
-                "weights; quantised checkpoints are not supported"
+                f"{entry.path}: tensor '{name}' holds {entry.code}, but weights must be one of {', '.join(WEIGHTS)}; "
+                "take the release whose weights are not quantised"
             )
         plan[name] = known[name]
         for slot in known[name]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.checkpoint.family import (
+    SILU,
     Family,
     Slot,
     Slots,
@@ -43,7 +44,7 @@ NAMES = {
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    refuse_unless(config, "hidden_act", "silu")
+    refuse_unless(config, "hidden_act", *SILU)
     trunk = read_trunk({"tie_word_embeddings": True, **config}, eps=1e-5, eps_key="layer_norm_epsilon")
     rank = config.get("time_step_rank", "auto")
     mixer = {

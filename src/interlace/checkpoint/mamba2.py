@@ -14,6 +14,7 @@ from typing import Any
 
 from interlace.base.errors import CheckpointError
 from interlace.checkpoint.family import (
+    SILU,
     Family,
     Slot,
     Slots,
@@ -37,7 +38,7 @@ SCALARS = {name: name for name in ("A_log", "D", "dt_bias")}
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    refuse_unless(config, "hidden_act", "silu")
+    refuse_unless(config, "hidden_act", *SILU)
     trunk = read_trunk(config, eps=1e-5, eps_key="layer_norm_epsilon")
     heads, head_dim, expand = need(config, "num_heads"), need(config, "head_dim"), config.get("expand", 2)
     if heads * head_dim != expand * trunk["width"]:
@@ -84,7 +85,8 @@ def _number(value: Any) -> float:
 
 def write_steps(mixer: Mamba2Config) -> dict[str, Any]:
     """The inverse of `read_steps`; limits that bind nothing are left out."""
-    limit = {"time_step_limit": [mixer.min_step, mixer.max_step or 1e30]} if mixer.min_step or mixer.max_step else {}
+    high_limit: Any = mixer.max_step or {"__float__": "Infinity"}  # as transformers writes it
+    limit = {"time_step_limit": [mixer.min_step, high_limit]} if mixer.min_step or mixer.max_step else {}
     low, high = mixer.step_range
     return {**limit, "time_step_min": low, "time_step_max": high, "time_step_floor": mixer.step_floor}
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from interlace.checkpoint.family import (
     ATTENTION,
+    SILU,
     Family,
     Slots,
     expert_slots,
@@ -68,16 +69,15 @@ LATENTS = {"fc1_latent_proj": "compress", "fc2_latent_proj": "expand"}
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
     refuse_unless(config, "mlp_hidden_act", "relu2")
-    refuse_unless(config, "mamba_hidden_act", "silu")
-    refuse_unless(config, "attention_bias", False)
-    refuse_unless(config, "sliding_window", None)
+    refuse_unless(config, "mamba_hidden_act", *SILU)
+    refuse_unless(config, "sliding_window", None, 0)
     types = config.get("layers_block_type") or config.get("layer_types") or need(config, "hybrid_override_pattern")
     depth = config.get("num_hidden_layers") or len(types)
     types = layer_names({"layer types": list(types)}, "layer types", depth, KINDS) or []
     trunk = read_trunk({"num_hidden_layers": len(types), **config}, eps=1e-5, eps_key="layer_norm_epsilon")
     trunk["depth"] = len(types)
     pattern = [KINDS[t] for t in types]
-    heads, bias = need(config, "num_attention_heads"), config.get("mlp_bias", False)
+    bias = config.get("mlp_bias", False)
     tables = {
         "mamba2": lambda: {
             "heads": need(config, "mamba_num_heads"),
@@ -92,9 +92,11 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
             **read_steps(config),
         },
         "attention": lambda: {
-            "heads": heads,
-            "kv_heads": config.get("num_key_value_heads") or heads,
-            "head_dim": config.get("head_dim") or config.get("attention_head_dim") or trunk["width"] // heads,
+            "heads": need(config, "num_attention_heads"),
+            "kv_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
+            "head_dim": config.get("head_dim")
+            or config.get("attention_head_dim")
+            or trunk["width"] // config["num_attention_heads"],
             "position": "none",
             "qk_norm": "none",
             "mlp": False,
@@ -133,11 +135,11 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     mixer, attention = only(used, Mamba2Config), only(used, AttentionConfig)
     mlp, moe = only(used, MLPConfig), only(used, MoEConfig)
     present = [x for x in (mixer, attention, mlp, moe) if x is not None]
-    if mixer is None or after or len(present) != len(used):
+    if after or len(present) != len(used):
         return None
     if attention is None:  # of a model without attention
         attention = AttentionConfig(heads=1, kv_heads=1, head_dim=1, position="none", qk_norm="none")
-    if any(x.norm != "input" for x in used) or mixer.norm_eps != config.norm_eps:
+    if any(x.norm != "input" for x in used) or (mixer is not None and mixer.norm_eps != config.norm_eps):
         return None
     bare = attention.position == "none" and attention.qk_norm == "none" and attention.window is None
     if not bare or attention.bias or attention.gate or attention.scale is not None:
@@ -158,18 +160,21 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.groups,
         "head_dim": attention.head_dim,
-        "mamba_num_heads": mixer.heads,
-        "mamba_head_dim": mixer.head_dim,
-        "n_groups": mixer.groups,
-        "ssm_state_size": mixer.state_dim,
-        "conv_kernel": mixer.convolution,
-        "use_conv_bias": mixer.convolution_bias,
-        "use_bias": mixer.bias,
         "mlp_bias": any(x.bias for x in feeds),
         "mlp_hidden_act": "relu2",
         "mamba_hidden_act": "silu",
-        **write_steps(mixer),
     }
+    if mixer is not None:
+        document |= {
+            "mamba_num_heads": mixer.heads,
+            "mamba_head_dim": mixer.head_dim,
+            "n_groups": mixer.groups,
+            "ssm_state_size": mixer.state_dim,
+            "conv_kernel": mixer.convolution,
+            "use_conv_bias": mixer.convolution_bias,
+            "use_bias": mixer.bias,
+            **write_steps(mixer),
+        }
     if mlp is not None:
         document["intermediate_size"] = mlp.width
     if moe is not None:

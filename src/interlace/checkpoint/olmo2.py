@@ -38,7 +38,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         "heads": heads,
         "kv_heads": config.get("num_key_value_heads") or heads,
         "bias": config.get("attention_bias", False),
-        "rope": read_rope(rope_parameters(config, 10_000.0)),
+        "rope": read_rope(rope_parameters(config, 10_000.0), config),
         "norm": "output",
     }
     tables = {"pattern": ["attention"], "attention": attention, "mlp": read_mlp(config)}

@@ -57,8 +57,8 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     if "full_attention" in types:
         tables["attention"] = {**base, "rope": ropes["full_attention"]}
     if "sliding_attention" in types:
-        window = need(config, "sliding_window")
-        tables["sliding"] = {"type": "attention", **base, "window": window, "rope": ropes["sliding_attention"]}
+        window = config["sliding_window"] if config.get("sliding_window") == 0 else need(config, "sliding_window")
+        tables["sliding"] = {"type": "attention", **base, "window": window or None, "rope": ropes["sliding_attention"]}
     pattern = [KINDS.get(t, t) for t in types]
     return ModelConfig.from_dict({**trunk, "pattern": pattern, "mlp": read_mlp(config), **tables}, where="config.json")
 
@@ -72,7 +72,7 @@ def _ropes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for kind in KINDS:
         flat = {**(scaling if kind == "full_attention" else {}), "rope_theta": theta}
         own = given.get(kind)
-        tables[kind] = read_rope({"rope_theta": theta, **own} if own else flat)
+        tables[kind] = read_rope({"rope_theta": theta, **own} if own else flat, config, nested=bool(own))
     return tables
 
 

@@ -102,7 +102,7 @@ def _position(config: Mapping[str, Any]) -> dict[str, Any]:
         parameters = {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})}
     if parameters.get("rope_theta") is None:
         return {"position": "none"}
-    return {"position": "rope", "rope": read_rope(parameters)}
+    return {"position": "rope", "rope": read_rope(parameters, config)}
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:

@@ -20,7 +20,6 @@ from interlace.checkpoint.family import (
     read_mlp,
     read_rope,
     read_trunk,
-    refuse_unless,
     rope_parameters,
     tied_head,
     used_layers,
@@ -36,13 +35,12 @@ from interlace.model.config import ModelConfig
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
     trunk, heads = read_trunk(config, eps=1e-6), need(config, "num_attention_heads")
-    refuse_unless(config, "mlp_bias", False)
     attention = {
         "heads": heads,
         "kv_heads": config.get("num_key_value_heads") or heads,
         "head_dim": config.get("head_dim") or 128,
         "bias": config.get("attention_bias", False),
-        "rope": read_rope(rope_parameters(config, 10_000.0)),
+        "rope": read_rope(rope_parameters(config, 10_000.0), config),
         "qk_norm": "head",
     }
     tables: dict[str, Any] = {"attention": attention, "mlp": read_mlp(config)}
@@ -54,6 +52,8 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 def _layer_types(config: Mapping[str, Any], depth: int) -> list[str]:
     kinds = {"full_attention": "attention", "sliding_attention": "sliding"}
+    if config.get("sliding_window") == 0:
+        return ["attention"] * depth
     if (names := layer_names(config, "layer_types", depth, kinds)) is not None:
         return [kinds[name] for name in names]
     slides = config.get("use_sliding_window") and config.get("sliding_window") is not None

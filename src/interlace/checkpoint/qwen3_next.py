@@ -13,6 +13,7 @@ from typing import Any
 
 from interlace.checkpoint.family import (
     DEEPEST,
+    SILU,
     Family,
     Slot,
     Slots,
@@ -78,7 +79,7 @@ def read_layers(config: Mapping[str, Any], dense: set[int], moe: dict[str, Any] 
     """What Qwen3-Next and Qwen3.5 say alike; layers not in `dense` have experts."""
     trunk, heads = read_trunk(config, eps=1e-6), need(config, "num_attention_heads")
     depth = trunk["depth"]
-    refuse_unless(config, "hidden_act", "silu", None)
+    refuse_unless(config, "hidden_act", *SILU, None)
     types = layer_names(config, "layer_types", depth, KINDS)
     if types is None:
         interval = config.get("full_attention_interval") or 4
@@ -101,7 +102,7 @@ def read_layers(config: Mapping[str, Any], dense: set[int], moe: dict[str, Any] 
             "kv_heads": config.get("num_key_value_heads") or heads,
             "head_dim": config.get("head_dim") or 256,
             "bias": config.get("attention_bias", False),
-            "rope": read_rope(rope),
+            "rope": read_rope(rope, config),
             "qk_norm": "head",
             "gate": True,
         },
@@ -186,10 +187,11 @@ def write_experts(moe: MoEConfig) -> dict[str, Any] | None:
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
     written = write_layers(config)
-    if written is None or written[1] is None:
+    if written is None:
         return None
     document, moe = written
-    assert moe is not None
+    if moe is None:  # every layer dense
+        return {**document, "num_experts": 0, "mlp_only_layers": list(range(config.depth))}
     sizes = write_experts(moe)
     dense = [i for i in range(config.depth) if not isinstance(config.mlp_of(i), MoEConfig)]
     sparse = {"decoder_sparse_step": 1, "mlp_only_layers": dense, "norm_topk_prob": moe.normalise}

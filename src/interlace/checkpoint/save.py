@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from torch import Tensor
 from interlace.base.errors import CheckpointError
 from interlace.base.files import new_folder
 from interlace.checkpoint.family import Family
-from interlace.checkpoint.folder import INDEX, SINGLE
+from interlace.checkpoint.folder import BESIDE, GENERATION, INDEX, SINGLE, WEIGHTS
 from interlace.checkpoint.load import published_shape, rows_of
 from interlace.checkpoint.registry import FAMILIES
 from interlace.checkpoint.tensors import Planned, planned, write_planned
 from interlace.model.config import ModelConfig
-from interlace.model.model import HybridLM
+from interlace.model.model import HybridLM, Source
 
+LOG = logging.getLogger("interlace")
 SHARD_BYTES = 5_000_000_000
 
 
@@ -35,7 +37,7 @@ def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES)
         CheckpointError: the model was laid out for decoding with int8 weights.
         Failure: the disk refuses; an earlier checkpoint of that name is left as it was.
     """
-    with new_folder(Path(folder)) as partial:
+    with new_folder(Path(folder), stale=(*WEIGHTS, *BESIDE)) as partial:
         write_model(model, partial, shard_bytes)
 
 
@@ -45,6 +47,7 @@ def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -
         raise CheckpointError("model: its weights were rounded to int8 for decoding; load it again to save it")
     source = model.source
     family, config = family_of(model.config, None if source is None else source.model_type)
+    _say_another_format(family, source)
     if source is not None and source.model_type == family.model_type:
         config = {**source.keys, **config}
     text = json.dumps(document(family, config, model.dtype), indent=2) + "\n"
@@ -54,8 +57,22 @@ def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -
         write_planned(folder / name, shard)
     if len(shards) > 1:
         (folder / INDEX).write_text(json.dumps(index_of(shards), indent=2) + "\n", encoding="utf-8")
+    for name, raw in {} if source is None else source.files.items():
+        if model.tokenizer is None or name == GENERATION:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(raw)
     if model.tokenizer is not None:
         model.tokenizer.write(folder)
+
+
+def _say_another_format(family: Family, source: Source | None) -> None:
+    """A model that its own family cannot say is kept whole, and what it is now saved as is said."""
+    if source is None:
+        if family.architecture is None:
+            LOG.info("config.json: no published family says this model; saved in our own format")
+    elif family.model_type != source.model_type:
+        now = "our own format, which transformers does not open" if family.architecture is None else family.model_type
+        LOG.warning("config.json: %s cannot say this model any more; saved as %s", source.model_type, now)
 
 
 def document(family: Family, config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

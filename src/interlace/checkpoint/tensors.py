@@ -7,41 +7,64 @@ Format: 8 bytes little-endian header length, JSON header, tensors (github.com/hu
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import operator
 import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from interlace.base.errors import CheckpointError
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
+WEIGHTS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = WEIGHTS | {
     "I64": torch.int64,
     "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
+BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # of one element, where torch has no dtype
 LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 BLOCK = 16 << 20  # bytes read at a time
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: bytes [start, stop) of `path`."""
+    """Where one tensor lies: bytes [start, stop) of `path`.
+
+    Attributes:
+        code: the format's name of the dtype.
+    """
 
     path: Path
-    dtype: torch.dtype
+    code: str
     shape: tuple[int, ...]
     start: int
     stop: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What torch calls the dtype; uint8, the bytes as they are, where torch has no such dtype."""
+        return DTYPES.get(self.code, torch.uint8)
 
     @property
     def elements(self) -> int:
@@ -52,11 +75,13 @@ class Entry:
 def read_header(path: Path) -> dict[str, Entry]:
     """What a file holds, believed only as far as the file's own length bears it out.
 
+    As strict as the `safetensors` library: tensors lie end to end, in bytes that the file has, and each has one name.
+
     Raises:
         CheckpointError: the file is truncated, or its header is not what the format says.
     """
+    size = regular_size(path)
     try:
-        size = path.stat().st_size
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, LONGEST_HEADER):
@@ -64,38 +89,105 @@ def read_header(path: Path) -> dict[str, Entry]:
                     f"{path}: the header claims {length:,} bytes, but the file has {size:,}; it is damaged or no "
                     "safetensors file"
                 )
-            header = json.loads(file.read(length))
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    header = _table(path, raw)
+    _check_metadata(path, header.pop("__metadata__", None))
+    entries = {k: _entry(path, k, v, 8 + length, size) for k, v in header.items()}
+    _check_layout(path, entries, 8 + length, size)
+    return entries
+
+
+def regular_size(path: Path) -> int:
+    """Bytes of a file that can be read from beginning to end, which a pipe or a device cannot.
+
+    Raises:
+        CheckpointError: it is missing, or no regular file.
+    """
+    try:
+        status = path.stat()
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: is not a regular file; put the file itself here")
+    return status.st_size
+
+
+def _table(path: Path, raw: bytes) -> dict[str, Any]:
+    """The header's JSON, in which no name may stand twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise CheckpointError(f"{path}: the header names '{twice}' twice; download the file again")
+        return table
+
+    def no_constant(word: str) -> None:
+        raise ValueError(f"{word} is not JSON")
+
+    try:
+        table: dict[str, Any] = json.loads(raw.decode(), object_pairs_hook=once, parse_constant=no_constant)
+        json.dumps(table, ensure_ascii=False).encode()  # half a surrogate is no text
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: the header is not JSON ({error}); download the file again") from None
-    if not isinstance(header, dict):
+    if not isinstance(table, dict):
         raise CheckpointError(f"{path}: the header is not a table; download the file again")
-    return {k: _entry(path, k, v, 8 + length, size) for k, v in header.items() if k != "__metadata__"}
+    return table
+
+
+def _check_metadata(path: Path, metadata: object) -> None:
+    good = metadata is None or (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()))
+    if not good:
+        raise CheckpointError(f"{path}: __metadata__ must be a table of texts; download the file again")
 
 
 def _entry(path: Path, name: str, fields: object, base: int, size: int) -> Entry:
     try:
-        dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]  # type: ignore[index]
-        good = all(isinstance(n, int) and n >= 0 for n in (*shape, start, stop))
+        code, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]  # type: ignore[index]
+        good = isinstance(shape, list) and all(type(n) is int and 0 <= n < 1 << 64 for n in (*shape, start, stop))
     except (TypeError, KeyError, ValueError):
-        good, dtype = False, None
+        good, code = False, None
     if not good:
         raise CheckpointError(f"{path}: the entry of tensor '{name}' is malformed; download the file again")
-    if dtype not in DTYPES:
-        raise CheckpointError(f"{path}: tensor '{name}' has dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    if math.prod(shape) * DTYPES[dtype].itemsize != stop - start:
+    if not isinstance(code, str) or code not in {**DTYPES, **BITS}:
+        known = ", ".join((*DTYPES, *BITS))
+        raise CheckpointError(f"{path}: tensor '{name}' has dtype {code!r}, which the format lacks; known: {known}")
+    bits = BITS[code] if code in BITS else 8 * DTYPES[code].itemsize
+    if any(size >= 1 << 64 for size in itertools.accumulate(shape, operator.mul, initial=bits)):
+        raise CheckpointError(f"{path}: tensor '{name}' claims shape {shape}, more than any file holds; it is damaged")
+    if math.prod(shape) * bits != 8 * (stop - start):
         raise CheckpointError(f"{path}: tensor '{name}' claims shape {shape} in {stop - start:,} bytes; they disagree")
     if base + stop > size:
         raise CheckpointError(
             f"{path}: truncated: tensor '{name}' ends at byte {base + stop:,}, the file at {size:,}; download it again"
         )
-    return Entry(path, DTYPES[dtype], tuple(shape), base + start, base + stop)
+    return Entry(path, code, tuple(shape), base + start, base + stop)
+
+
+def _check_layout(path: Path, entries: dict[str, Entry], base: int, size: int) -> None:
+    """Tensors follow one another without a hole, without overlap, to the file's last byte."""
+    place = base
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != place:
+            fault = "overlaps the one before it" if entry.start < place else "leaves a hole before it"
+            raise CheckpointError(
+                f"{path}: tensor '{name}' begins at byte {entry.start:,} and {fault}, which ends at {place:,}; "
+                "download the file again"
+            )
+        place = entry.stop
+    if place != size:
+        raise CheckpointError(
+            f"{path}: has {size - place:,} bytes after its last tensor; it is damaged, download it again"
+        )
 
 
 def _opened(path: Path) -> FileIO:
+    regular_size(path)  # opening a pipe would wait for its writer
     try:
         return open(path, "rb", buffering=0)
     except OSError as error:
@@ -123,7 +215,7 @@ def read_into(entry: Entry, name: str, target: Tensor, skip: int = 0) -> None:
                     raise CheckpointError(f"{entry.path}: truncated in tensor '{name}'; download it again")
                 got += count
             block = scratch[:wanted].view(entry.dtype)
-            if entry.dtype.is_floating_point and not bool(torch.isfinite(block).all()):
+            if entry.code in WEIGHTS and not bool(torch.isfinite(block).all()):
                 raise CheckpointError(f"{entry.path}: tensor '{name}' holds NaN or infinity; the weights are damaged")
             part = flat[done : done + block.numel()].copy_(block)
             name_of = str(target.dtype).removeprefix("torch.")

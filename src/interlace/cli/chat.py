@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from interlace.cli.output import count, err, print_json
+from interlace.cli.numbers import Whole
+from interlace.cli.output import count, err, print_json, say_recommended
 
 if TYPE_CHECKING:
     from interlace.generate.conversation import Conversation
@@ -21,11 +22,12 @@ def chat(
     *,
     prompt: str | None = None,
     system: str = "",
-    max_tokens: int = 512,
-    temperature: float = 0.7,
-    top_p: float = 1.0,
-    top_k: int | None = None,
-    seed: int | None = None,
+    max_tokens: Whole = 512,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: Whole | None = None,
+    min_p: float | None = None,
+    seed: Whole | None = None,
     device: str = "cpu",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -52,11 +54,13 @@ def chat(
     max_tokens: int
         The most tokens of an answer.
     temperature: float
-        0 for the likeliest token each time.
+        0 for the likeliest token each time. If not given: what the release recommends, else 0.8.
     top_p: float
-        Draw only from the likeliest tokens that together reach this probability.
+        Draw only from the likeliest tokens that together reach this probability. If not given: the release's, else 1.
     top_k: int
-        Draw only from this many of the likeliest tokens.
+        Draw only from this many of the likeliest tokens; 0 for all. If not given: the release's, else all.
+    min_p: float
+        Draw only from tokens at least this likely relative to the likeliest. If not given: the release's, else 0.
     seed: int
         Makes the draws repeatable.
     device: str
@@ -67,20 +71,22 @@ def chat(
     import interlace
     from interlace.base.errors import ConfigError
     from interlace.generate.conversation import Conversation
-    from interlace.generate.engine import lay_out_for_decoding
-    from interlace.generate.sampling import Sampling
+    from interlace.generate.engine import lay_out_for_decoding, recommended
+    from interlace.model.device import check_device
 
     if json and prompt is None:
         raise ConfigError("json: prints one answer; give --prompt too")
-    sampling = Sampling(temperature, top_k, top_p)
+    check_device(device)
     model = lay_out_for_decoding(interlace.load(checkpoint, device=device))
+    sampling, taken = recommended(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    say_recommended(taken)
     talk = Conversation(model, sampling, max_tokens, system, seed)
     try:
         if prompt is not None:
             pieces = talk.say(prompt)
             if json:
                 list(pieces)
-                print_json({"messages": talk.messages})
+                print_json({"messages": talk.messages, "tokens": talk.made_tokens})
             else:
                 _show(talk, prompt)
             return
@@ -115,15 +121,17 @@ def _turns(talk: Conversation, system: str) -> None:
 
 
 def _show(talk: Conversation, line: str) -> None:
-    start, tokens = time.perf_counter(), 0
+    start = time.perf_counter()
     try:
         for piece in talk.say(line):
-            tokens += 1
             sys.stdout.write(piece)
             sys.stdout.flush()
     except KeyboardInterrupt:
-        err.print(" (broken off; the turn is not kept)", style="dim")
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        err.print("(broken off; the turn is not kept)", style="dim")
         return
     sys.stdout.write("\n")
     sys.stdout.flush()
-    err.print(f"{count(tokens / max(time.perf_counter() - start, 1e-9))} pieces/s", style="dim")
+    rate = count(talk.made_tokens / max(time.perf_counter() - start, 1e-9))
+    err.print(f"{talk.made_tokens} tokens, {rate} tokens/s", style="dim")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from interlace.cli.numbers import Whole
 from interlace.cli.output import Meter, count, duration, err, print_json, print_table
 from interlace.cli.output import out as console
 
@@ -34,7 +35,7 @@ def generate(
     recipe: Path,
     *overrides: str,
     out: Path | None = None,
-    limit: int | None = None,
+    limit: Whole | None = None,
     retry: str = "",
     dry_run: Flag = False,
     json: Flag = False,

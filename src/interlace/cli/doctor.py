@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from interlace.cli.output import Meter, count, out, print_json, print_table
+from interlace.cli.output import Meter, out, print_json, print_table, quantity
 
 
 def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")] = False) -> int:
@@ -27,9 +27,11 @@ def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")]
     """
     from dataclasses import asdict
 
+    from interlace.model.device import check_device
     from interlace.ops import native
     from interlace.ops.selftest import check
 
+    check_device(device)
     machine = describe_machine(device)
     done = 0
     with Meter() as meter:
@@ -106,7 +108,7 @@ def describe_machine(device: str) -> dict[str, Any]:
         facts["gpu"] = torch.cuda.get_device_name()
     for name in ("float32", "bfloat16"):
         rate = matmul_flops_per_second(getattr(torch, name), device, 512)
-        facts[f"matrix products, {name}"] = f"{count(rate)}FLOP/s"
+        facts[f"matrix products, {name}"] = quantity(rate, "FLOP/s")
     facts["cage for programs"] = cage.available() or "closes"
     facts["training precision"] = choose_precision("auto", torch.device(device))
     return facts

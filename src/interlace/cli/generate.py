@@ -5,23 +5,24 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from interlace.cli.output import count, err, print_json
+from interlace.cli.numbers import Whole
+from interlace.cli.output import count, err, print_json, say_recommended
 
 
 def generate(
     checkpoint: str,
     prompt: str,
     *,
-    max_tokens: int = 256,
-    temperature: float = 0.8,
-    top_p: float = 1.0,
-    top_k: int | None = None,
-    min_p: float = 0.0,
-    seed: int | None = None,
+    max_tokens: Whole = 256,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: Whole | None = None,
+    min_p: float | None = None,
+    seed: Whole | None = None,
     stop: list[str] | None = None,
     dtype: str = "auto",
     weights: str = "auto",
@@ -48,13 +49,13 @@ def generate(
     max_tokens: int
         The most tokens to make.
     temperature: float
-        0 for the likeliest token each time.
+        0 for the likeliest token each time. If not given: what the release recommends, else 0.8.
     top_p: float
-        Draw only from the likeliest tokens that together reach this probability.
+        Draw only from the likeliest tokens that together reach this probability. If not given: the release's, else 1.
     top_k: int
-        Draw only from this many of the likeliest tokens.
+        Draw only from this many of the likeliest tokens; 0 for all. If not given: the release's, else all.
     min_p: float
-        Draw only from tokens at least this likely relative to the likeliest.
+        Draw only from tokens at least this likely relative to the likeliest. If not given: the release's, else 0.
     seed: int
         Makes the draws repeatable.
     stop: list[str]
@@ -75,7 +76,8 @@ def generate(
     import interlace
     from interlace.base.errors import ConfigError
     from interlace.evaluate.bits_per_byte import score_text
-    from interlace.generate.engine import lay_out_for_decoding
+    from interlace.generate.engine import lay_out_for_decoding, recommended
+    from interlace.model.device import check_device
     from interlace.train.precision import choose_precision
 
     if dtype not in ("auto", "float32", "bfloat16"):
@@ -84,6 +86,7 @@ def generate(
         raise ConfigError(f"weights: must be auto or int8, got {weights!r}")
     if weights_loss is not None and weights != "int8":
         raise ConfigError("weights_loss: measures what --weights int8 costs; give both or neither")
+    check_device(device)
     model = interlace.load(checkpoint, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device)
     if dtype == "auto" and model.dtype == torch.bfloat16 and choose_precision("auto", model.device) == "float32":
         model = model.float()
@@ -97,25 +100,21 @@ def generate(
         err.print(
             f"int8 weights: {after:.4f} bits per byte instead of {before:.4f} ({after - before:+.4f})", style="dim"
         )
-    pieces = interlace.generate(
-        model,
-        prompt,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        stop=stop or [],
-    )
+    drawn: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    say_recommended(recommended(model, **drawn)[1])
+    pieces = interlace.generate(model, prompt, max_tokens=max_tokens, seed=seed, stop=stop or [], **drawn)
     start, made = time.perf_counter(), []
-    for piece in pieces:
-        made.append(piece)
-        if not json:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    seconds = time.perf_counter() - start
-    tokens = len(model.tokenizer.encode("".join(made)))
+    try:
+        for piece in pieces:
+            made.append(piece)
+            if not json:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        raise
+    seconds, tokens = time.perf_counter() - start, pieces.tokens
     if json:
         document = {"prompt": prompt, "text": "".join(made), "tokens": tokens, "seconds": seconds}
         print_json(document if loss is None else {**document, "weights": loss})

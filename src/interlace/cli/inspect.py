@@ -31,7 +31,9 @@ def inspect(source: str, *, json: Annotated[bool, Parameter(negative="")] = Fals
     from interlace.model.sizes import CONTEXTS, all_attention, sizes
     from interlace.train.recipe import read_recipe
 
-    config = read_recipe(Path(source)).model if source.endswith(".toml") else describe(resolve(source))[1]
+    config = (
+        read_recipe(Path(source)).model if source.endswith(".toml") else describe(resolve(source, weights=False))[1]
+    )
     model, dense = sizes(config), sizes(all_attention(config))
     if json:
         print_json({"config": config.to_dict(), "model": model.to_dict(), "all_attention": dense.to_dict()})

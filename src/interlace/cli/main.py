@@ -14,15 +14,39 @@ Start with `interlace quickstart`. Every verb explains itself: `interlace train 
 `--traceback` before a verb shows where an error came from.
 """
 
+# What the list of verbs says of each: the first lines of their own help, so that nothing is imported to list them.
+VERBS = {
+    "quickstart": "Train a hybrid and a transformer side by side on real text, and compare them.",
+    "train": "Train one model on your own text, or on a folder that `interlace data prepare` wrote.",
+    "generate": "Go on from a prompt; text appears as it is made.",
+    "chat": "Talk with a model; its own chat template writes the turns.",
+    "inspect": "Parameters, FLOPs per token, and bytes of state and cache by context, beside the same model all "
+    "attention.",
+    "doctor": "Versions, processor, threads, and every operator's backends run against the float64 recurrence here.",
+    "convert-checkpoint": "Rewrite a checkpoint under its family's released names, in another dtype or in other "
+    "shards.",
+    "recipes": "List the recipes that come with interlace, or copy one to start from.",
+    "completion": "Print what completes verbs and options in a shell.",
+}
+GROUPS = {
+    "data": "Text to token folders, and a look into them.",
+    "study": "Comparisons that can be repeated: formal tasks, ladders, scaling laws.",
+    "distill": "Make training data with a stronger model, or refine existing text with it.",
+}
+GOES_ON = ("train", "quickstart", "study", "distill", "convert-checkpoint")  # verbs whose work is kept
+
 app = cyclopts.App(
-    name="interlace", help=HELP, version=interlace.__version__, help_format="markdown", version_flags=["--version"]
+    name="interlace",
+    help=HELP,
+    version=interlace.__version__,
+    help_format="markdown",
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # an interrupt is ours to speak of
 )
-for _verb in ("quickstart", "train", "generate", "chat", "inspect", "doctor"):
-    app.command(f"interlace.cli.{_verb}:{_verb}", name=_verb)
-app.command("interlace.cli.convert_checkpoint:convert_checkpoint", name="convert-checkpoint")
-app.command("interlace.cli.data:app", name="data")
-app.command("interlace.cli.study:app", name="study")
-app.command("interlace.cli.distill:app", name="distill")
+for _verb, _words in VERBS.items():
+    app.command(f"interlace.cli.{_verb.replace('-', '_')}:{_verb.replace('-', '_')}", name=_verb, help=_words)
+for _group, _words in GROUPS.items():
+    app.command(f"interlace.cli.{_group}:app", name=_group, help=_words)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,18 +63,28 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except cyclopts.CycloptsError as error:
-        text = " ".join(str(error).split())
-        print(f"interlace: {text} (see interlace --help)", file=sys.stderr)
-        return 2
+        verb = " ".join(("interlace", *(error.command_chain or ())))
+        return _say(f"{error} (see {verb} --help)", 2)
     except InterlaceError as error:
         if traceback:
             raise
-        print(f"interlace: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
+        return _say(str(error), error.exit_code)
     except KeyboardInterrupt:
-        print("interlace: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        verb = next((a for a in arguments if not a.startswith("-")), "")
+        rest = "; the same command goes on from the last checkpoint" if verb in GOES_ON else ""
+        return _say(f"interrupted{rest}", 130)
     except BrokenPipeError:  # the reader, such as `head`, has left
         sys.stderr.close()
         return 0
+    except Exception as error:
+        if traceback:
+            raise
+        what = f"{type(error).__name__}: {error}"
+        return _say(f"an error that was not foreseen: {what} (run again with --traceback and report it)", 1)
     return code if isinstance(code, int) else 0
+
+
+def _say(text: str, code: int) -> int:
+    """One line on standard error; returns the exit code."""
+    print(f"interlace: {' '.join(text.split())}", file=sys.stderr)
+    return code

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 out = Console(highlight=False, markup=False)  # what a model wrote may hold what looks like markup
+WIDE = 10_000  # columns of a pipe, which wraps nothing
 err = Console(stderr=True, highlight=False, markup=False)
 
 
@@ -22,24 +24,70 @@ def print_json(document: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose first column is text and whose others are numbers."""
-    table = Table(header_style="bold", box=None, pad_edge=False, show_header=any(columns))
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index else "left", overflow="fold", no_wrap=not index)
-    for row in rows:
-        table.add_row(*row)
+    """A table whose first column is text and whose others are numbers; no word or number is ever cut.
+
+    A pipe gets one line for each row. On a terminal that is too narrow each row becomes a list.
+    """
     if title:
         out.print(title, style="bold")
-    out.print(table)
+    words = [max((len(w) for cell in column for w in cell.split()), default=0) for column in _columns(columns, rows)]
+    if out.is_terminal and sum(words) + 2 * len(words) > out.width:
+        _print_lists(columns, rows)
+    else:
+        table = Table(header_style="bold", box=None, pad_edge=False, show_header=any(columns))
+        for index, (name, longest) in enumerate(zip(columns, words, strict=True)):
+            table.add_column(name, justify="right" if index else "left", min_width=longest, no_wrap=not out.is_terminal)
+        for row in rows:
+            table.add_row(*row)
+        out.print(table, width=None if out.is_terminal else WIDE, crop=False, soft_wrap=False)
     out.print()
+
+
+def _columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[name, *(row[i] for row in rows)] for i, name in enumerate(columns)]
+
+
+def _print_lists(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Each row as its first cell, and under it a line for each other cell that holds something."""
+    for first, *rest in rows:
+        out.print(first, soft_wrap=True)
+        for name, cell in zip(columns[1:], rest, strict=True):
+            if cell:
+                out.print(f"  {name} {cell}".replace("   ", "  "), soft_wrap=True)
+    if not rows:
+        out.print("  ".join(columns), soft_wrap=True)
+
+
+def say_recommended(taken: dict[str, Any]) -> None:
+    """Which settings of sampling come from the model's release."""
+    if taken:
+        settings = ", ".join(f"{key} {value}" for key, value in taken.items())
+        err.print(f"sampling from generation_config.json: {settings}", style="dim", soft_wrap=True)
 
 
 def count(value: float) -> str:
     """A large number in three digits: 1.23M."""
-    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= limit:
-            return f"{value / limit:.3g}{unit}" if abs(value) < 100 * limit else f"{value / limit:.0f}{unit}"
-    return f"{value:.0f}"
+    number, prefix = scaled(value)
+    return f"{number}{prefix}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A large number of a unit: 45.3 GFLOP/s."""
+    number, prefix = scaled(value)
+    return f"{number} {prefix}{unit}"
+
+
+def scaled(value: float) -> tuple[str, str]:
+    """Three digits and the prefix of a power of a thousand, such that no number shows a thousand of the smaller one."""
+    prefixes = ("", "k", "M", "G", "T", "P", "E")
+    if not math.isfinite(value):
+        return str(value), ""
+    power = 0
+    while power < len(prefixes) - 1 and float(f"{abs(value) / 1000**power:.3g}") >= 1000:
+        power += 1
+    shown = value / 1000**power
+    digits = f"{shown:.0f}" if not power or abs(shown) >= 100 else f"{shown:.3g}"
+    return digits, prefixes[power]
 
 
 def size(value: float) -> str:
@@ -56,6 +104,10 @@ def size(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as people say them."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    if 0 < seconds < 0.5:
+        return "under 1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -68,13 +120,8 @@ class Meter:
 
     def __init__(self, every_seconds: float = 5.0):
         """every_seconds: between plain lines."""
-        self._every, self._last, self._label = every_seconds, 0.0, ""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-        )
+        self._every, self._last, self._label, self._began = every_seconds, 0.0, "", (0.0, 0.0)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
         self._progress = Progress(*columns, console=err, transient=True) if err.is_terminal else None
         self._task: Any = None
 
@@ -90,7 +137,13 @@ class Meter:
             self._progress.stop()
 
     def update(self, label: str, done: float, total: float, note: str = "") -> None:
-        """Show how far the work called `label` is; total 0 if unknown."""
+        """Show how far the work called `label` is; total 0 if unknown. A note without a time left gets one."""
+        if label != self._label:
+            self._began = (time.monotonic(), done)
+        began, first = self._began
+        if total and done > first and done < total and "left" not in note and self._progress is not None:
+            left = (time.monotonic() - began) / (done - first) * (total - done)
+            note = f"{note}  {duration(left)} left".strip()
         if self._progress is not None:
             if label != self._label or self._task is None:
                 if self._task is not None:

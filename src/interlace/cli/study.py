@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from interlace.cli.numbers import Whole
 from interlace.cli.output import Meter, duration, err, print_json, print_table
 from interlace.cli.output import out as console
 
@@ -23,10 +24,10 @@ def tasks(
     suite: str | None = None,
     tasks: str | None = None,
     models: str | None = None,
-    seeds: int | None = None,
-    first_seed: int = 0,
-    steps: int | None = None,
-    jobs: int | None = None,
+    seeds: Whole | None = None,
+    first_seed: Whole = 0,
+    steps: Whole | None = None,
+    jobs: Whole | None = None,
     device: str = "cpu",
     out: Path = Path("runs/tasks"),
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -68,12 +69,14 @@ def tasks(
     from dataclasses import replace
 
     from interlace.base.errors import ConfigError
+    from interlace.model.device import check_device
     from interlace.study.tasks.grid import Grid, Watcher
     from interlace.study.tasks.registry import task
     from interlace.study.tasks.report import columns, rows, sentence, write_report
     from interlace.study.tasks.suites import ARMS, SUITES, Suite
     from interlace.study.tasks.suites import suite as find
 
+    check_device(device)
     if suite is None and tasks is None:
         raise ConfigError(f"--suite or --tasks: one is required; suites: {', '.join(SUITES)}")
     plan = Suite((), ARMS, 3, "") if suite is None else find(suite)

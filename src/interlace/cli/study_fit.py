@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from interlace.cli.numbers import Whole
 from interlace.cli.output import Meter, err, print_json, print_table
 from interlace.cli.output import out as console
 
@@ -49,9 +50,9 @@ class How:
     base: str | None = None
     sizes: str = ""
     tokens_per_parameter: float | None = None
-    bootstrap: int = 1000
+    bootstrap: Whole = 1000
     delta: float = 1e-3
-    seed: int = 0
+    seed: Whole = 0
 
 
 HOW = How()

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from interlace.cli.numbers import Whole
 from interlace.cli.output import Meter, count, duration, print_json, print_table, size
 from interlace.cli.output import out as console
 
@@ -16,7 +17,7 @@ def ladder(
     file: Path,
     *overrides: str,
     out: Path | None = None,
-    jobs: int | None = None,
+    jobs: Whole | None = None,
     device: str = "cpu",
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     emit: Literal["slurm", "local"] | None = None,
@@ -56,10 +57,12 @@ def ladder(
     json: bool
         Print one JSON document instead of tables.
     """
+    from interlace.model.device import check_device
     from interlace.study.ladder.estimate import costs, to_dict
     from interlace.study.ladder.plan import read_ladder
     from interlace.study.ladder.run import LadderRun, Watcher
 
+    check_device(device)
     plan = read_ladder(file, overrides)
     folder = out or Path("runs") / file.stem
     command = " ".join(["interlace", *sys.argv[1:]])

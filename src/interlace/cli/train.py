@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from interlace.cli.output import Meter, count, duration, err, print_json, print_table, size
+from interlace.cli.output import Meter, count, duration, err, print_json, print_table, quantity, size
 
 
 def train(
@@ -44,11 +44,13 @@ def train(
         Print one JSON document instead of tables.
     """
     from interlace.evaluate.bits_per_byte import HeldOut
+    from interlace.model.device import check_device
     from interlace.train.estimate import estimate
     from interlace.train.loop import Hooks
     from interlace.train.loop import train as run_training
     from interlace.train.recipe import read_recipe
 
+    check_device(device)
     plan = read_recipe(recipe, overrides)
     if dry_run:
         _print_estimate(estimate(plan, device).to_dict(), json)
@@ -105,7 +107,10 @@ def _print_estimate(document: dict[str, Any], json: bool) -> None:
         ["training FLOPs in all", count(document["training_flops"])],
         ["memory: weights, gradients, AdamW", size(document["weight_bytes"])],
         ["memory: activations of one batch", size(document["activation_bytes"])],
-        ["matrix products here", f"{count(document['matmul_flops_per_second'])}FLOP/s in {document['precision']}"],
+        [
+            "matrix products here",
+            f"{quantity(document['matmul_flops_per_second'], 'FLOP/s')} in {document['precision']}",
+        ],
         ["estimated time", duration(document["seconds"]) + f" (at {document['utilisation']:.0%} of that rate)"],
     ]
     print_table("dry run: nothing was started", ["", ""], rows)

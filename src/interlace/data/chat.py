@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import ConfigError, DataError
-from interlace.base.templates import Templates
+from interlace.base.templates import Templates, UnsafeTemplate
 
 RARE = "\ue000"  # of private use: no template holds it
 ROLES = ("system", "user", "assistant", "tool")
@@ -28,6 +29,8 @@ DEFAULT = """\
 {%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}"""
 
 Messages = Sequence[Mapping[str, Any]]
+TRACES = ("reasoning_content", "reasoning", "thinking")  # names of a thought; templates ask for the first
+READ = {"role", "content", "weight"}  # keys of a turn that are not counted where a template ignores them
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,28 @@ class ChatTemplate:
         self._tokens = {"eos_token": eos, "bos_token": bos}
         self._templates = Templates()
 
-    def render(self, messages: Messages, ask: bool) -> str:
+    def render(self, messages: Messages, ask: bool, tools: Sequence[Any] | None = None) -> str:
         """The text of a conversation; `ask` adds what an answer follows.
 
         Raises:
             ConfigError: the template fails on it, reaches outside its sandbox or does not end.
         """
-        values = {"messages": [dict(m) for m in messages], "add_generation_prompt": ask, **self._tokens}
-        return self._templates.render(self.template, values, "chat template", chat=True)
+        return self._templates.render(self.template, self._values(messages, ask, tools), "chat template", chat=True)
 
-    def parts(self, messages: Messages, turns: str = "all") -> list[Part]:
+    def _values(self, messages: Messages, ask: bool, tools: Sequence[Any] | None) -> dict[str, Any]:
+        turns = [_as_templates_ask(message) for message in messages]
+        return {
+            "messages": turns,
+            "tools": list(tools) if tools else None,
+            "documents": None,
+            "add_generation_prompt": ask,
+            **self._tokens,
+        }
+
+    def parts(self, messages: Messages, turns: str = "all", tools: Sequence[Any] | None = None) -> list[Part]:
         """A conversation in pieces, those of the assistant apart, its end of turn included.
+
+        A template that marks them itself (`{% generation %}`) is believed. A turn whose weight is 0 is not learnt.
 
         turns: "all", or "last": only the last answer is learnt.
 
@@ -70,10 +84,28 @@ class ChatTemplate:
             ConfigError: as `render`.
         """
         answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-        whole, parts, place = self.render(messages, False), [], 0
-        for i in answers if turns == "all" else answers[-1:]:
-            before = self.render(messages[:i], True)
-            after = whole if i == len(messages) - 1 else self.render(messages[: i + 1], False)
+        values = self._values(messages, False, tools)
+        whole, spans = self._templates.spans(self.template, values, "chat template")
+        weights = [messages[i].get("weight") != 0 for i in answers]
+        if spans:
+            spans = _learnt_spans(spans, weights, turns)
+        else:
+            spans = self._found(messages, answers if turns == "all" else answers[-1:], whole, tools)
+        place, parts = 0, []
+        for start, stop in spans:
+            parts += [Part(whole[place:start], False), Part(whole[start:stop], True)]
+            place = stop
+        parts.append(Part(whole[place:], False))
+        return _joined(p for p in parts if p.text)
+
+    def _found(
+        self, messages: Messages, answers: Sequence[int], whole: str, tools: Sequence[Any] | None
+    ) -> list[tuple[int, int]]:
+        """Where answers stand, by what the template writes of fewer turns."""
+        spans, place = [], 0
+        for i in answers:
+            before = self.render(messages[:i], True, tools)
+            after = whole if i == len(messages) - 1 else self.render(messages[: i + 1], False, tools)
             if whole.startswith(after) and not after.startswith(before):
                 shared = next((k for k, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(after))
                 raise DataError(
@@ -85,20 +117,84 @@ class ChatTemplate:
                     f"chat template: writes turn {i + 1} otherwise when other turns follow, so that what was learnt "
                     "would not be what is asked; set data.turns = 'last'"
                 )
-            parts += [Part(whole[place : len(before)], False), Part(whole[len(before) : len(after)], True)]
+            if messages[i].get("weight") != 0:
+                spans.append((len(before), len(after)))
             place = len(after)
-        parts.append(Part(whole[place:], False))
-        return [p for p in parts if p.text]
+        return spans
+
+    def ignored(self, messages: Messages, text: str, tools: Sequence[Any] | None = None) -> Counter[str]:
+        """How many values of a conversation its template does not write, by their keys.
+
+        text: what it writes of the whole.
+        """
+        found: Counter[str] = Counter()
+        if tools and self.render(messages, False, None) == text:
+            found["tools"] += 1
+        for i, turn in enumerate(messages):
+            for key in turn.keys() - READ:
+                value = turn[key]
+                if not value or (isinstance(value, str) and value.strip() and value.strip() in text):
+                    continue
+                without = [*messages[:i], {k: v for k, v in turn.items() if k != key}, *messages[i + 1 :]]
+                if self.render(without, False, tools) == text:
+                    found[key] += 1
+        return found
 
     def end_of_turn(self) -> str:
-        """What the template ends an answer with, spaces aside."""
-        parts = self.parts([{"role": "user", "content": "a"}, {"role": "assistant", "content": RARE}])
-        learnt = next((p.text for p in parts if p.learnt), "")
-        return learnt.rpartition(RARE)[2].strip()
+        """What the template ends an answer with, spaces aside; asked with a system's turn where it refuses without."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": RARE}]
+        try:
+            text = self.render(turns, False)
+        except UnsafeTemplate:
+            raise
+        except ConfigError:
+            text = self.render([{"role": "system", "content": "a"}, *turns], False)
+        return text.rpartition(RARE)[2].strip() if RARE in text else ""
 
     def close(self) -> None:
         """End the process that renders."""
         self._templates.close()
+
+
+def _as_templates_ask(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A turn without values that are null, its thought under each of the names that templates use."""
+    turn = {k: v for k, v in message.items() if v is not None}
+    trace = next((turn[name] for name in TRACES if turn.get(name)), None)
+    return turn if trace is None else {**turn, **{name: turn.get(name) or trace for name in TRACES}}
+
+
+def _learnt_spans(spans: list[tuple[int, int]], weights: list[bool], turns: str) -> list[tuple[int, int]]:
+    """Of what a template marks, what is to be learnt."""
+    if turns == "all" and all(weights):
+        return spans
+    if len(spans) != len(weights):
+        raise DataError(
+            f"chat template: marks {len(spans)} parts of {len(weights)} answers by generation, so that the answers of "
+            "turns = 'last' or of weight 0 cannot be told apart; set data.template to a file that marks each once"
+        )
+    wanted = weights if turns == "all" else [False] * (len(weights) - 1) + weights[-1:]
+    return [span for span, learnt in zip(spans, wanted, strict=True) if learnt]
+
+
+def _joined(parts: Iterable[Part]) -> list[Part]:
+    """Neighbours that are both learnt, or both not, as one."""
+    joined: list[Part] = []
+    for part in parts:
+        if joined and joined[-1].learnt == part.learnt:
+            joined[-1] = Part(joined[-1].text + part.text, part.learnt)
+        else:
+            joined.append(part)
+    return joined
+
+
+def split_thought(text: str, opened: bool) -> tuple[str, str]:
+    """(answer, thought) of what a model wrote; opened: whether its prompt had opened the thought already."""
+    begin, end = "<think>", "</think>"
+    body = text.lstrip()
+    if not opened and not body.startswith(begin):
+        return text, ""
+    thought, closed, answer = body.removeprefix(begin).partition(end)
+    return (answer.lstrip() if closed else ""), thought.strip()
 
 
 def check_messages(messages: Any, where: str) -> Messages:
@@ -106,16 +202,29 @@ def check_messages(messages: Any, where: str) -> Messages:
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: messages must be a list of turns")
     for turn in messages:
-        if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
-            raise DataError(
-                f"{where}: a turn needs a role ({', '.join(ROLES)}) and content that is text, got "
-                f"{json.dumps(turn)[:100]}"
-            )
-        if not isinstance(turn.get("reasoning_content") or "", str):
-            raise DataError(f"{where}: reasoning_content must be text, got {turn['reasoning_content']!r:.100}")
-    if not any(t["role"] == "assistant" and t["content"] for t in messages):
-        raise DataError(f"{where}: no turn of the assistant has content; there is nothing to learn")
+        _check_turn(turn, where)
+    answers = [t for t in messages if t["role"] == "assistant"]
+    if not any((t.get("content") or t.get("tool_calls")) and t.get("weight") != 0 for t in answers):
+        raise DataError(f"{where}: no turn of the assistant has content and a weight; there is nothing to learn")
     return messages
+
+
+def _check_turn(turn: Any, where: str) -> None:
+    calls = turn.get("tool_calls") if isinstance(turn, dict) else None
+    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise DataError(f"{where}: tool_calls must be a list of tables, got {json.dumps(calls)[:100]}")
+    content = turn.get("content") if isinstance(turn, dict) else None
+    written = isinstance(content, str) or (content is None and bool(calls))
+    if not isinstance(turn, dict) or turn.get("role") not in ROLES or not written:
+        raise DataError(
+            f"{where}: a turn needs a role ({', '.join(ROLES)}) and content that is text, got {json.dumps(turn)[:100]}"
+        )
+    for name in TRACES:
+        if not isinstance(turn.get(name) or "", str):
+            raise DataError(f"{where}: {name} must be text, got {turn[name]!r:.100}")
+    weight = turn.get("weight")
+    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        raise DataError(f"{where}: weight must be 0 (read, not learnt) or 1, got {weight!r:.100}")
 
 
 def read_template(path: str) -> str:

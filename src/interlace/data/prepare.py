@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +20,7 @@ from interlace.data.chat import DEFAULT, ChatTemplate, Part
 from interlace.data.sources import Document, Sources, held_out
 from interlace.data.tokenizer import END_OF_TEXT, Tokenizer
 
+LOG = logging.getLogger("interlace")
 SHARD_TOKENS = 1 << 28
 BATCH_CHARACTERS = 1 << 20  # text encoded at a time
 MANIFEST = "manifest.json"
@@ -138,17 +141,28 @@ def prepare(
 
         def parts(document: Document) -> list[Part]:
             try:
-                return writer.parts(document.messages or (), chat.turns)
+                found = writer.parts(document.messages or (), chat.turns, document.tools)
+                ignored.update(writer.ignored(document.messages or (), "".join(p.text for p in found), document.tools))
+                return found
             except (ConfigError, DataError) as error:
                 raise type(error)(f"{document.name}: {error}") from None
 
-        return _write(sources, model, held, out, total, report, parts)
+        ignored: Counter[str] = Counter()
+        manifest = _write(sources, model, held, out, total, report, parts, ignored)
+    if ignored:
+        counts = ", ".join(f"{key} ({count})" for key, count in sorted(ignored.items()))
+        LOG.warning(
+            "data.template: the chat template writes nothing of: %s; they are not learnt. Set data.template to one "
+            "that does, or data.turns = 'last' where it leaves them out of earlier turns",
+            counts,
+        )
+    return manifest
 
 
 def _check_end(model: Tokenizer, end: str) -> None:
     """ConfigError where no single token would tell a reader that an answer has ended."""
     size = len(model.encode(end))
-    if size != 1:
+    if not model.end_ids(end):
         raise ConfigError(
             f"data.template: ends an answer with {end!r}, which this tokenizer writes as {size} tokens, so that "
             "nothing could tell where an answer ends; end it with {{ eos_token }} or another of its special tokens"
@@ -157,7 +171,7 @@ def _check_end(model: Tokenizer, end: str) -> None:
 
 def _as_text(document: Document) -> str:
     """A conversation roughly as it will be written, to learn a tokenizer from."""
-    return "\n".join(f"<|{m['role']}|>\n{m['content']}" for m in document.messages or ())
+    return "\n".join(f"<|{m['role']}|>\n{m.get('content') or ''}" for m in document.messages or ())
 
 
 def _bytes(document: Document) -> int:
@@ -172,8 +186,9 @@ def _write(
     total: int,
     report: Report,
     parts: Callable[[Document], list[Part]] | None = None,
+    ignored: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Encode everything into a new folder."""
+    """Encode everything into a new folder; `ignored` is counted while it goes on."""
     dtype = np.dtype("<u2" if model.vocabulary <= 1 << 16 else "<u4")
     if out.is_dir():
         out.rmdir()
@@ -184,12 +199,11 @@ def _write(
         for batch in _batches(sources):
             ends = [] if model.eos is None else [model.eos]
             written = [[Part(d.text, True)] if parts is None else parts(d) for d in batch]
-            encoded = iter(model.encode_batch([p.text for pieces in written for p in pieces]))
-            for document, pieces in zip(batch, written, strict=True):
+            encoded = model.encode_pieces([[p.text for p in pieces] for pieces in written])
+            for document, pieces, ids in zip(batch, written, encoded, strict=True):
                 split = splits["held_out" if document.name in held else "train"]
-                ids = [next(encoded) for _ in pieces]
                 if parts is None:
-                    split.add(ids[0] + ends, len(document.text.encode()))
+                    split.add(model.begun(ids[0]) + ends, len(document.text.encode()))
                 else:
                     learnt = [p.learnt for p, part in zip(pieces, ids, strict=True) for _ in part]
                     split.add([i for part in ids for i in part], sum(len(p.text.encode()) for p in pieces), learnt)
@@ -202,6 +216,7 @@ def _write(
             "splits": {name: split.manifest() for name, split in splits.items()},
             "sources": [str(p) for p in sources.paths],
             "skipped": dict(sorted(sources.skipped.items())),
+            "ignored": dict(sorted((ignored or {}).items())),
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest

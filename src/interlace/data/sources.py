@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Any
 
 from interlace.base.errors import DataError
 from interlace.base.text import clean_values
@@ -25,11 +26,13 @@ class Document:
 
     Attributes:
         messages: the turns, where the text is a conversation that a chat template has yet to write.
+        tools: descriptions of the tools that its assistant may call.
     """
 
     name: str
     text: str = ""
     messages: Messages | None = None
+    tools: Sequence[Any] | None = None
 
 
 @dataclass
@@ -100,7 +103,10 @@ class Sources:
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: is not JSON: {error}") from None
             if isinstance(row, dict) and MESSAGES in row and self.text_field not in row:
-                yield Document(f"{name}:{number}", messages=check_messages(row[MESSAGES], f"{path}:{number}"))
+                where = f"{path}:{number}"
+                if not isinstance(tools := row.get("tools"), list | None):
+                    raise DataError(f"{where}: tools must be a list, got {json.dumps(tools)[:100]}")
+                yield Document(f"{name}:{number}", messages=check_messages(row[MESSAGES], where), tools=tools)
                 continue
             if not isinstance(row, dict) or not isinstance(row.get(self.text_field), str):
                 keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__

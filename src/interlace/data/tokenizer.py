@@ -1,11 +1,13 @@
-"""A byte-level BPE tokenizer: text to ids, ids to text as they come, and how many bytes each id stands for."""
+"""A tokenizer of any kind: text to ids, ids to text as they come, and how many bytes each id stands for."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer as Fast
@@ -14,10 +16,28 @@ from torch import Tensor
 
 from interlace.base.errors import DataError
 from interlace.base.files import write_file
+from interlace.base.text import clean
 from interlace.data.chat import ChatTemplate
+from interlace.data.decoding import Decoding
+from interlace.data.strangers import guarded, open_fast
 
 END_OF_TEXT = "<|endoftext|>"
-SPECIAL = ("eos_token", "bos_token")
+TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+TEMPLATE, PROCESSOR_TEMPLATE = "chat_template.jinja", "chat_template.json"
+TOKENIZER_FILES = (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    SPECIAL_TOKENS,
+    TEMPLATE,
+    PROCESSOR_TEMPLATE,
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "tiktoken.model",
+    "additional_chat_templates/*.jinja",
+)
 
 
 class Tokenizer:
@@ -26,12 +46,26 @@ class Tokenizer:
     Attributes:
         fast: the wrapped object.
         eos: id of the token that ends a text, or None.
+        bos: the text of the token that begins one, for chat templates.
         chat_template: Jinja that writes conversations, or None.
+        begin: ids that the tokenizer's post-processor puts before every text; conversations have their template's.
+        files: what lay beside the tokenizer, by name, to be saved again.
     """
 
-    def __init__(self, fast: Fast, eos: int | None, chat_template: str | None = None, bos: str = ""):
-        """eos: id of the token that ends a text; bos: the text of the one that begins it, for chat templates."""
+    def __init__(
+        self,
+        fast: Fast,
+        eos: int | None,
+        chat_template: str | None = None,
+        bos: str = "",
+        files: Mapping[str, bytes] | None = None,
+    ):
+        """The arguments are the attributes."""
         self.fast, self.eos, self.chat_template, self.bos = fast, eos, chat_template, bos
+        self.begin = tuple(_begins(fast))
+        self.files = dict(files or {})
+        self._as_read = (eos, chat_template, bos)
+        self._own = (-1, 0)
 
     def chat(self) -> ChatTemplate:
         """What writes conversations: the tokenizer's own template, or the default one."""
@@ -63,51 +97,92 @@ class Tokenizer:
 
     @staticmethod
     def from_file(path: Path) -> Tokenizer:
-        """Read tokenizer.json, with the end of text that tokenizer_config.json beside it names.
+        """Read a tokenizer.json, with what the files beside it say.
 
         Raises:
-            DataError: it is missing or is no tokenizer.
+            DataError: it is missing or is no tokenizer, or a file beside it is damaged.
         """
         if not path.is_file():
             raise DataError(f"{path}: no such tokenizer file")
-        try:
-            fast = Fast.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for any malformed file
-            raise DataError(f"{path}: is no tokenizer.json: {str(error).splitlines()[0]}") from None
-        beside = path.with_name("tokenizer_config.json")
-        config = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-        names = {key: given["content"] if isinstance(given := config.get(key), dict) else given for key in SPECIAL}
-        template = config.get("chat_template")
-        if isinstance(template, list):  # several by name
-            template = next((t["template"] for t in template if t.get("name") == "default"), None)
-        file = path.with_name("chat_template.jinja")
-        if file.is_file():
-            template = file.read_text(encoding="utf-8")
-        eos = fast.token_to_id(names["eos_token"] or END_OF_TEXT)
-        return Tokenizer(fast, eos, template if isinstance(template, str) else None, names["bos_token"] or "")
+        beside = [p for pattern in TOKENIZER_FILES[1:] for p in path.parent.glob(pattern) if p.is_file()]
+        files = {TOKENIZER: path} | {p.relative_to(path.parent).as_posix(): p for p in beside}
+        return Tokenizer.from_files(files)
+
+    @staticmethod
+    def from_files(files: Mapping[str, Path]) -> Tokenizer:
+        """The tokenizer of some files by the names of TOKENIZER_FILES, tokenizer.json among them.
+
+        Truncation, padding and dropout that a file was saved with are switched off: texts are read whole.
+
+        Raises:
+            DataError: one is damaged; the message names it.
+        """
+        raw = {}
+        for name, file in files.items():
+            try:
+                raw[name] = file.read_bytes()
+            except OSError as error:
+                raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+        fast = _whole_texts(open_fast(raw[TOKENIZER], files[TOKENIZER]))
+        tables = [(files[n], _table(raw[n], files[n])) for n in (TOKENIZER_CONFIG, SPECIAL_TOKENS) if n in raw]
+        named = {
+            kind: next((text for path, table in tables if (text := token_text(table, f"{kind}_token", path))), "")
+            for kind in ("eos", "bos")
+        }
+        eos = fast.token_to_id(named["eos"] or END_OF_TEXT)
+        return Tokenizer(fast, eos, _template(raw, files), named["bos"], files=raw)
 
     @staticmethod
     def from_folder(folder: Path) -> Tokenizer | None:
-        """The tokenizer of a checkpoint folder, or None if it has none."""
-        path = folder / "tokenizer.json"
+        """The tokenizer of a folder, or None if it has none."""
+        path = folder / TOKENIZER
         return Tokenizer.from_file(path) if path.is_file() else None
 
     def write(self, folder: Path) -> None:
-        """tokenizer.json and tokenizer_config.json, as `transformers` reads them."""
-        write_file(folder / "tokenizer.json", self.fast.to_str())
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        if self.eos is not None:
-            config["eos_token"] = self.fast.id_to_token(self.eos)
-        if self.bos:
-            config["bos_token"] = self.bos
-        if self.chat_template is not None:
-            config["chat_template"] = self.chat_template
-        write_file(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+        """The files that `transformers` reads: as they were read, but for what was changed since."""
+        fast = self.fast.to_str()
+        kept = dict(self.files)
+        if TOKENIZER not in kept or _whole_texts(open_fast(kept[TOKENIZER], TOKENIZER)).to_str() != fast:
+            kept[TOKENIZER] = fast.encode()
+        if TOKENIZER_CONFIG not in kept or self._as_read != (self.eos, self.chat_template, self.bos):
+            kept = self._changed(kept)
+        for name, raw in kept.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write_file(folder / name, raw)
+
+    def _changed(self, files: dict[str, bytes]) -> dict[str, bytes]:
+        """The files, with the end of text, the beginning and the template that this tokenizer now has."""
+        new = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config = _table(files[TOKENIZER_CONFIG], TOKENIZER_CONFIG) if TOKENIZER_CONFIG in files else new
+        for key, text in (
+            ("eos_token", self.fast.id_to_token(self.eos) if self.eos is not None else None),
+            ("bos_token", self.bos or None),
+        ):
+            if token_text(config, key, TOKENIZER_CONFIG) != (text or ""):
+                config = {**config, key: text} if text else {k: v for k, v in config.items() if k != key}
+        if self.chat_template != self._as_read[1] or TOKENIZER_CONFIG not in files:
+            files.pop(PROCESSOR_TEMPLATE, None)
+            config.pop("chat_template", None)
+            if TEMPLATE in files and self.chat_template is not None:
+                files[TEMPLATE] = self.chat_template.encode()
+            else:
+                files.pop(TEMPLATE, None)
+                config |= {} if self.chat_template is None else {"chat_template": self.chat_template}
+        files[TOKENIZER_CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
+        return files
 
     @property
     def vocabulary(self) -> int:
-        """Number of ids, special ones included."""
-        return self.fast.get_vocab_size(with_added_tokens=True)
+        """The largest id, added tokens included, plus one: ids may have holes."""
+        return max([self.own_vocabulary - 1, *self.fast.get_added_tokens_decoder()]) + 1
+
+    @property
+    def own_vocabulary(self) -> int:
+        """The largest id without the tokens that were added to its model, plus one."""
+        count = self.fast.get_vocab_size(with_added_tokens=False)
+        if self._own[0] != count:
+            self._own = (count, max(self.fast.get_vocab(with_added_tokens=False).values(), default=-1) + 1)
+        return self._own[1]
 
     def hash(self) -> str:
         """sha256 of the tokenizer's own JSON."""
@@ -115,38 +190,154 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, nothing added."""
-        return self.fast.encode(text, add_special_tokens=False).ids
+        return guarded(lambda: self.fast.encode(text, add_special_tokens=False).ids, "tokenizer: cannot read this text")
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text that stands by itself, begun as the tokenizer begins texts."""
+        return self.begun(self.encode(text))
+
+    def begun(self, ids: list[int]) -> list[int]:
+        """Ids with what begins a text before them, unless they have it already."""
+        begin = list(self.begin)
+        return ids if ids[: len(begin)] == begin else begin + ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of many texts, on all cores."""
-        return [e.ids for e in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
+        """Ids of many texts, on all cores, nothing added."""
+        read = self.fast.encode_batch_fast
+        return guarded(lambda: [e.ids for e in read(texts, add_special_tokens=False)], "tokenizer: cannot read a text")
+
+    def encode_pieces(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Ids of each piece of each text, cut where the text is cut.
+
+        What stands before a cut is read as it would be without what follows, which is how a model is asked. What
+        follows is read as the middle of a text, so that no tokenizer puts a blank before it.
+        """
+        alone = iter(self.encode_batch([piece for pieces in texts for piece in pieces]))
+        pairs = [before + piece for pieces in texts for before, piece in itertools.pairwise(pieces)]
+        joined = iter(self.encode_batch(pairs))
+        found = []
+        for pieces in texts:
+            ids = [next(alone) for _ in pieces]
+            in_text = ids[:1]
+            for before, own in itertools.pairwise(ids):
+                both = next(joined)
+                in_text.append(both[len(before) :] if both[: len(before)] == before else own)
+            found.append(in_text)
+        return found
+
+    def end_ids(self, end: str) -> tuple[int, ...]:
+        """What tells that an answer has ended, of the text that a template ends it with: its only token, or its first
+        special one; nothing where it has neither.
+        """
+        ids, special = self.encode(end), self.special_ids()
+        return tuple(ids) if len(ids) == 1 else tuple([i for i in ids if i in special][:1])
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids; special tokens are left out."""
-        return self.fast.decode(ids, skip_special_tokens=True)
+        return guarded(lambda: self.fast.decode(ids, skip_special_tokens=True), "tokenizer: cannot write these ids")
 
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Pieces of text as ids come; a character split over several ids is held back until it is whole."""
-        held: list[int] = []
-        shown = ""
+    def stream(self, ids: Iterable[int], after: Sequence[int] = ()) -> Iterator[str]:
+        """Pieces of text as ids come; joined they are what `decode` makes of all of them.
+
+        after: ids of the text that these go on from, so that a blank at their start stays one.
+        """
+        decoding = self.decoding(after)
         for token in ids:
-            held.append(token)
-            text = self.decode(held)
-            if text.endswith("�") and len(held) < 16:
-                continue
-            if len(text) > len(shown):
-                yield text[len(shown) :]
-            shown = text
-            if len(held) > 4 and not text.endswith("�"):  # the last id keeps the decoder's context
-                held = held[-1:]
-                shown = self.decode(held)
-        text = self.decode(held)
-        if len(text) > len(shown):
-            yield text[len(shown) :]
+            if piece := decoding.push(token):
+                yield piece
+        if piece := decoding.end():
+            yield piece
+
+    def decoding(self, after: Sequence[int] = ()) -> Decoding:
+        """What turns ids into text as they come; in the middle of a text, if ids of one came before."""
+        decoding = Decoding(self.fast)
+        last = next((token for token in reversed(after) if decoding.token(token) is not None), None)
+        if last is not None:
+            decoding.begin_after()
+        return decoding
+
+    def special_ids(self) -> dict[int, str]:
+        """Ids that are left out of decoded texts, and their own texts."""
+        return {i: token.content for i, token in self.fast.get_added_tokens_decoder().items() if token.special}
 
     def byte_lengths(self) -> Tensor:
-        """int32 [vocabulary]: how many bytes of text each id stands for, 0 for special tokens."""
-        special = set(self.fast.get_added_tokens_decoder())
-        names = (self.fast.id_to_token(i) or "" for i in range(self.vocabulary))
-        # a byte-level token's name has one character for each byte
-        return torch.tensor([0 if i in special else len(n) for i, n in enumerate(names)], dtype=torch.int32)
+        """int32 [vocabulary]: how many bytes of text each id stands for in the middle of one, 0 for special tokens."""
+        decoding = Decoding(self.fast)
+        return torch.tensor([decoding.size_bytes(i) for i in range(self.vocabulary)], dtype=torch.int32)
+
+    def lead_bytes(self, ids: Sequence[int]) -> int:
+        """Bytes by which ids at the start of a text weigh less than `byte_lengths` says."""
+        return Decoding(self.fast).lead_bytes(ids)
+
+
+def token_text(table: Mapping[str, Any], key: str, path: Path | str) -> str:
+    """The text of a token that a tokenizer's config names, as it is or as a table with its content; "" for none.
+
+    Raises:
+        DataError: something else stands there.
+    """
+    given = table.get(key)
+    text = given.get("content", given) if isinstance(given, dict) else given
+    if text is None:
+        return ""
+    if not isinstance(text, str) or clean(text) != text:
+        raise DataError(f"{path}: {key} must be a token's text, or a table with its content, got {given!r:.80}")
+    return text
+
+
+def _whole_texts(fast: Fast) -> Fast:
+    """Without the truncation, padding and dropout that a file was saved with, which would cut or fill texts."""
+    fast.no_truncation()
+    fast.no_padding()
+    if getattr(fast.model, "dropout", None):
+        fast.model.dropout = None
+    return fast
+
+
+def _begins(fast: Fast) -> list[int]:
+    """The ids that a tokenizer's post-processor puts before a text."""
+    encoding = guarded(lambda: fast.encode("a"), "tokenizer: cannot read a text")
+    first = next((i for i, special in enumerate(encoding.special_tokens_mask) if not special), 0)
+    return encoding.ids[:first]
+
+
+def _table(raw: bytes, path: Path | str) -> dict[str, Any]:
+    """A JSON table, or DataError."""
+    try:
+        table = json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise DataError(f"{path}: must be a table, got {type(table).__name__}")
+    return table
+
+
+def _is_named_template(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "template"))
+
+
+def _template(raw: Mapping[str, bytes], files: Mapping[str, Path]) -> str | None:
+    """The chat template: a file of its own, or the default one of a tokenizer's or processor's config."""
+    if TEMPLATE in raw:
+        try:
+            return raw[TEMPLATE].decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{files[TEMPLATE]}: is not UTF-8: {error}") from None
+    for name in (PROCESSOR_TEMPLATE, TOKENIZER_CONFIG):
+        given = _table(raw[name], files[name]).get("chat_template") if name in raw else None
+        if given is None:
+            continue
+        if isinstance(given, list):  # several by name
+            if wrong := [
+                t
+                for t in given
+                if not (isinstance(t, dict) and isinstance(t.get("template"), str) and isinstance(t.get("name"), str))
+            ]:
+                raise DataError(f"{files[name]}: chat_template holds {wrong[0]!r:.80}, not a name and a template")
+            given = {t.get("name"): t["template"] for t in given}
+        if isinstance(given, dict):
+            given = given.get("default")
+        if given is not None and not isinstance(given, str):
+            raise DataError(f"{files[name]}: chat_template must be text, or a list of named texts, got {given!r:.80}")
+        return given
+    return None

@@ -27,7 +27,7 @@ def fingerprint(checkpoint: str) -> str:
     from interlace.checkpoint.folder import resolve
 
     folder = resolve(Path(checkpoint).expanduser())
-    files = {p.name: p for p in folder.iterdir() if p.suffix in (".json", ".safetensors")}
+    files = {p.name: p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")}
     sums = files.pop(SUMS, None)  # our own checkpoints say their files' hashes
     known = read_json(sums, "checksums") if sums is not None else {}
     parts = {n: known.get(n) or sha256(p) for n, p in files.items() if n not in OF_TRAINING}
@@ -103,7 +103,8 @@ class Local:
         rows: list[tuple[int, list[int], int, Sampling, int]] = []
         for place, body in enumerate(bodies):
             text = body["prompt"] if "prompt" in body else self._chat.render(body["messages"], True)
-            ids, most = tokenizer.encode(text), int(body.get("max_tokens") or 256)
+            ids = tokenizer.encode_text(text) if "prompt" in body else tokenizer.encode(text)
+            most = int(body.get("max_tokens") or 256)
             limit = model.config.max_positions
             if not ids or (limit is not None and len(ids) + most > limit):
                 outcomes.append(
@@ -121,10 +122,11 @@ class Local:
         return outcomes
 
     def _reply(self, body: dict[str, Any], prompt: list[int], made: list[int], ended: bool) -> Reply:
-        text, finish = self._model.tokenizer.decode(made), "stop" if ended else "length"
-        for stop in body.get("stop") or ():
-            if stop in text:
-                text, finish = text[: text.index(stop)], "stop"
+        from interlace.generate.stops import Stops
+
+        stops = Stops(self._model.tokenizer, body.get("stop"), after=prompt if "prompt" in body else ())
+        text = "".join(stops.cut(made))
+        finish = "stop" if ended or stops.met else "length"
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
         choice |= {"text": text} if "prompt" in body else {"message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": len(prompt), "completion_tokens": len(made)}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from interlace.base.errors import ConfigError, DataError
-from interlace.data.batches import IGNORE, batches
+from interlace.data.batches import IGNORE, Batch, batches
+from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 from interlace.model.model import HybridLM
 
@@ -33,6 +34,8 @@ class HeldOut:
         read = batches(split, rows, length, seed=0)
         self.batches = [read.batch(i) for i in range(max(1, min(read.per_epoch, tokens // read.tokens)))]
         self.byte_lengths = corpus.tokenizer.byte_lengths()
+        begin = corpus.tokenizer.begin
+        self.leads = [_lead_bytes(corpus.tokenizer, batch, begin[-1]) if begin else 0 for batch in self.batches]
 
     @torch.no_grad()
     def score(self, model: HybridLM) -> dict[str, float]:
@@ -44,20 +47,26 @@ class HeldOut:
         training = model.training
         model.eval()
         nats, size_bytes, count = 0.0, 0, 0
-        for batch in self.batches:
+        for batch, lead in zip(self.batches, self.leads, strict=True):
             hidden, _, _ = model.hidden(batch.tokens.to(model.device), batch.segments)
             lengths = self.byte_lengths[batch.targets.clamp(min=0)]
             scored = (batch.targets != IGNORE) & (lengths > 0)
             for rows in torch.arange(hidden.shape[0]).split(BLOCK):
                 rows = rows[scored[rows]]
                 nats += nats_of(model.logits(hidden[rows.to(hidden.device)]), batch.targets[rows])
-            size_bytes += int(lengths[scored].sum())
+            size_bytes += int(lengths[scored].sum()) - lead
             count += int(scored.sum())
         model.train(training)
         return {
             "held_out_bits_per_byte": nats / math.log(2) / max(1, size_bytes),
             "held_out_loss": nats / max(1, count),
         }
+
+
+def _lead_bytes(tokenizer: Tokenizer, batch: Batch, begin: int) -> int:
+    """Bytes that the first tokens of this batch's documents weigh less than in the middle of a text."""
+    first = (batch.tokens == begin) & (batch.targets != IGNORE)
+    return sum(tokenizer.lead_bytes([token]) for token in batch.targets[first].tolist())
 
 
 @torch.inference_mode()
@@ -74,7 +83,13 @@ def score_text(model: HybridLM, file: Path, most_tokens: int = 65_536) -> float:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read as UTF-8 text ({error}); name a text file") from None
-    ids = torch.tensor(model.tokenizer.encode(text)[:most_tokens])
+    read = model.tokenizer.encode_text(text)[:most_tokens]
+    if (largest := max(read, default=0)) >= model.config.vocabulary:
+        raise ConfigError(
+            f"{file}: holds the token {model.tokenizer.fast.id_to_token(largest)!r} (id {largest}), but the model's "
+            f"vocabulary ends at {model.config.vocabulary - 1}"
+        )
+    ids = torch.tensor(read, dtype=torch.int64)
     if ids.numel() < 2:
         raise DataError(f"{file}: holds {ids.numel()} tokens, and a score needs at least 2; name a longer text")
     nats, state = 0.0, None
@@ -83,4 +98,7 @@ def score_text(model: HybridLM, file: Path, most_tokens: int = 65_536) -> float:
         logits, state = model(ids[start:stop].to(model.device), state=state)
         nats += nats_of(logits, ids[start + 1 : stop + 1])
     size_bytes = int(model.tokenizer.byte_lengths()[ids[1:]].sum())
+    begun = len(model.tokenizer.begin)
+    if begun:  # then the text's own first token is scored too
+        size_bytes -= model.tokenizer.lead_bytes(read[begun:])
     return nats / math.log(2) / max(1, size_bytes)

@@ -9,6 +9,7 @@ import torch
 
 from interlace.base.errors import ConfigError, PromptTooLong
 from interlace.base.segments import Segments
+from interlace.generate.engine import check_count, checked_prompt, seeded
 from interlace.generate.replay import Decoder
 from interlace.generate.sampling import Sampling
 from interlace.model.model import HybridLM
@@ -42,27 +43,34 @@ def generate_batch(
         ends: tokens that end a text beside the model's own.
 
     Raises:
-        PromptTooLong: a prompt and its max_tokens pass the model's limit. ConfigError: one is empty.
+        PromptTooLong: a prompt and its max_tokens pass the model's limit. ConfigError: one is empty, or they are not
+            equally many.
     """
     limit = model.config.max_positions
+    sizes = {"prompts": prompts, "max_tokens": max_tokens, "samplings": samplings, "seeds": seeds}
+    if len({len(x) for x in sizes.values()}) > 1 or not prompts:
+        counts = ", ".join(f"{len(x)} {name}" for name, x in sizes.items())
+        raise ConfigError(f"prompts, max_tokens, samplings, seeds: must be equally many and at least one, got {counts}")
+    prompts = [checked_prompt(ids) for ids in prompts]
     for ids, most in zip(prompts, max_tokens, strict=True):
-        if not ids or most < 1:
-            raise ConfigError(f"prompt: {len(ids)} tokens to go on from and {most} to make; each must be at least 1")
+        check_count("max_tokens", most)
         if limit is not None and len(ids) + most > limit:
             raise PromptTooLong(f"prompt: {len(ids)} tokens and {most} to make pass the model's limit of {limit}")
     stops = {*model.config.tokens.eos, *ends}
     made = [Made([]) for _ in prompts]
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    flat = torch.tensor([t for ids in prompts for t in ids], device=model.device)
+    generators = [seeded(seed) for seed in seeds]
+    tokens = torch.tensor([t for ids in prompts for t in ids])
+    model.check_tokens(tokens)
+    flat = tokens.to(model.device)
     segments = Segments.from_lengths([len(ids) for ids in prompts])
     state = model.empty_state(len(prompts), max(len(p) + m for p, m in zip(prompts, max_tokens, strict=True)))
     logits, state = model(flat, segments, state, last_only=True)
     live = list(range(len(prompts)))  # which prompt each row of the state belongs to
     decoder = Decoder(model, state)
     while True:
-        tokens = [int(samplings[row].draw(logits[place], generators[row])) for place, row in enumerate(live)]
+        drawn = [int(samplings[row].draw(logits[place], generators[row])) for place, row in enumerate(live)]
         going = []
-        for place, (row, token) in enumerate(zip(live, tokens, strict=True)):
+        for place, (row, token) in enumerate(zip(live, drawn, strict=True)):
             if row_done(made[row], max_tokens[row]):
                 continue
             if token in stops:
@@ -74,9 +82,9 @@ def generate_batch(
         if not going:
             return made
         if 2 * len(going) <= len(live):  # rows that have ended cost as much as the others
-            live, tokens = [live[p] for p in going], [tokens[p] for p in going]
+            live, drawn = [live[p] for p in going], [drawn[p] for p in going]
             decoder = Decoder(model, decoder.state.select(going))
-        logits = decoder.step(torch.tensor(tokens, device=model.device))
+        logits = decoder.step(torch.tensor(drawn, device=model.device))
 
 
 def row_done(made: Made, most: int) -> bool:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 
 from interlace.base.errors import ConfigError, PromptTooLong
-from interlace.data.chat import ChatTemplate
+from interlace.data.chat import ChatTemplate, split_thought
 from interlace.data.tokenizer import Tokenizer
-from interlace.generate.engine import PREFILL
+from interlace.generate.engine import PREFILL, check_count, check_ids, seeded
 from interlace.generate.replay import Decoder
 from interlace.generate.sampling import Sampling
 from interlace.model.model import HybridLM
@@ -18,16 +18,18 @@ from interlace.model.state import ModelState
 
 def end_tokens(tokenizer: Tokenizer, chat: ChatTemplate) -> tuple[int, ...]:
     """The token that a chat template ends an answer with; none where there is no such token."""
-    ids = tokenizer.encode(chat.end_of_turn())
-    return tuple(ids) if len(ids) == 1 else ()
+    return tokenizer.end_ids(chat.end_of_turn())
 
 
 class Conversation:
     """Turns so far, and the state of the model after what it has read.
 
     Attributes:
-        messages: the turns.
+        messages: the turns; a thought that an answer began with stands apart, as its reasoning_content.
+        made_tokens: of the last answer.
     """
+
+    made_tokens = 0
 
     def __init__(self, model: HybridLM, sampling: Sampling, max_tokens: int, system: str = "", seed: int | None = None):
         """max_tokens: for one answer.
@@ -37,13 +39,15 @@ class Conversation:
         """
         if model.tokenizer is None:
             raise ConfigError("model: has no tokenizer, so that it cannot be talked to")
-        if max_tokens < 1:
-            raise ConfigError(f"max_tokens: must be at least 1, got {max_tokens}")
+        check_count("max_tokens", max_tokens)
         self.model, self.tokenizer, self.sampling, self.max_tokens = model, model.tokenizer, sampling, max_tokens
         self.chat = model.tokenizer.chat()
-        self.ends = {*model.config.tokens.eos, *end_tokens(model.tokenizer, self.chat)}
-        self._generator = torch.Generator()
-        self._generator.seed() if seed is None else self._generator.manual_seed(seed)
+        try:
+            self.ends = {*model.config.tokens.eos, *end_tokens(model.tokenizer, self.chat)}
+        except BaseException:
+            self.chat.close()
+            raise
+        self._generator = seeded(seed)
         self.begin(system)
 
     def begin(self, system: str = "") -> None:
@@ -59,7 +63,9 @@ class Conversation:
             PromptTooLong: the conversation and an answer do not fit the model's limit.
         """
         asked = [*self.messages, {"role": "user", "content": text}]
-        ids = self.tokenizer.encode(self.chat.render(asked, True))
+        prompt = self.chat.render(asked, True)
+        ids = self.tokenizer.encode(prompt)
+        check_ids(self.model, ids)
         limit = self.model.config.max_positions
         if limit is not None and len(ids) + self.max_tokens > limit:
             raise PromptTooLong(
@@ -67,10 +73,13 @@ class Conversation:
                 f"{limit}; begin a new one"
             )
         made: list[str] = []
+        self.made_tokens = 0
         for piece in self.tokenizer.stream(self._tokens(ids)):
             made.append(piece)
             yield piece
-        self.messages = [*asked, {"role": "assistant", "content": "".join(made)}]
+        answer, thought = split_thought("".join(made), prompt.rstrip().endswith("<think>"))
+        turn = {"role": "assistant", "content": answer}
+        self.messages = [*asked, {**turn, "reasoning_content": thought} if thought else turn]
 
     @torch.inference_mode()
     def _tokens(self, ids: list[int]) -> Iterator[int]:
@@ -86,6 +95,7 @@ class Conversation:
             token = int(self.sampling.draw(logits[0], self._generator))
             if token in self.ends:
                 break
+            self.made_tokens += 1
             yield token
             logits = decoder.step(torch.tensor([token], device=self.model.device))
             read.append(token)

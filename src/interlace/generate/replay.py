@@ -76,21 +76,25 @@ class Decoder:
 
     def __init__(self, model: HybridLM, state: ModelState):
         """model: laid out for decoding or not; state: used up."""
-        self.model, self.state = model, state
+        self.model, self.state = model, ModelState(state.use().layers, state.positions.clone())
         self.recording: native.Recording | None = None
         self.reason = UNTRIED if native.available() else native.missing
         self.segments = Segments.equal(state.count, 1)
         self.x = model.embed(torch.zeros(state.count, dtype=torch.int64, device=model.device))
         self.logits: Tensor
         self.room = 0  # replays until a cache is full
+        tables = [module._parameters for module in model.modules()]
+        self._weights: list[Any] = [(t, name) for t in tables for name, p in t.items() if p is not None]
+        self._recorded: list[int] = []
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
         """Logits [N, vocabulary] after one more token [N] of each sequence; overwritten by the next step."""
         if tokens.shape != (self.state.count,):
             raise ShapeError(f"tokens: must be [{self.state.count}], one per sequence, got {list(tokens.shape)}")
-        if self.recording is not None and self.room == 0:  # the caches are full: a pass that makes room comes first
-            self.recording, self.reason = None, UNTRIED
+        self.model.check_tokens(tokens)
+        if self.recording is not None and (self.room == 0 or self._addresses() != self._recorded):
+            self.recording, self.reason = None, UNTRIED  # the caches are full, or weights were replaced: a pass first
         if self.recording is not None:
             self.room -= 1
             self._advance()
@@ -117,11 +121,15 @@ class Decoder:
             if isinstance(layer, AttentionState):
                 layer.count_step()
 
+    def _addresses(self) -> list[int]:
+        """Where the weights lie that a recording knows."""
+        return [table[name].data_ptr() for table, name in self._weights]
+
     def _first(self, tokens: Tensor) -> Tensor:
         self._read(tokens)
         stream = Stream(self.segments, self.state.positions.to(self.model.device))
         with native.recording() as recording, _Foreign() as foreign:
-            hidden, layers = self.model.body(self.x, stream, self.state.layers)
+            hidden, layers = self.model.body(self.x, stream, self.state.use().layers)
             self.logits = self.model.logits(hidden)
         self.state = ModelState(layers, self.state.positions + 1)
         self.reason = f"the model computes {', '.join(sorted(set(foreign.found)))} outside the native kernels"
@@ -129,4 +137,5 @@ class Decoder:
         self.room = min((s.room for s in caches), default=1 << 62)
         if not foreign.found:
             self.recording, self.reason = recording, ""
+            self._recorded = self._addresses()
         return self.logits

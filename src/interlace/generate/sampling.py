@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
-from interlace.base.errors import ConfigError
+from interlace.base.errors import ConfigError, Failure
+
+COLDEST, HOTTEST = 1e-30, 1e30  # temperatures beyond draw the same tokens, and float32 would make them zero, infinite
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
+        for name in ("temperature", "top_p", "min_p"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+                raise ConfigError(f"{name}: must be a finite number, got {value!r}")
         if self.temperature < 0:
             raise ConfigError(f"temperature: must be at least 0, got {self.temperature}")
+        if self.top_k is not None and (not isinstance(self.top_k, Integral) or isinstance(self.top_k, bool)):
+            raise ConfigError(f"top_k: must be a whole number, got {self.top_k!r}")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"top_k: must be at least 1, got {self.top_k}; leave it out to keep all tokens")
         if not 0 < self.top_p <= 1:
@@ -39,14 +49,17 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """float32 [..., vocabulary] after temperature, top-k, top-p and min-p, in this order."""
+        wide = logits.float()
+        if not bool(torch.isfinite(top := wide.amax(-1, keepdim=True)).all()):
+            raise Failure("logits: hold NaN or infinity, so that no token can be drawn; the weights are damaged")
         if self.temperature == 0:
             return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
-        p = torch.softmax(logits.float() / self.temperature, dim=-1)
+        p = torch.softmax((wide - top) / min(max(self.temperature, COLDEST), HOTTEST), dim=-1)
         if self.top_k is not None and self.top_k < p.shape[-1]:
             p = p.where(p >= p.topk(self.top_k).values[..., -1:], 0)
         if self.top_p < 1:
             ordered, index = (p / p.sum(-1, keepdim=True)).sort(descending=True)
-            keep = ordered.cumsum(-1) - ordered < self.top_p
+            keep = ordered.cumsum(-1) - ordered < max(self.top_p, 1e-30)  # which float32 would make zero
             p = p.where(torch.zeros_like(keep).scatter(-1, index, keep), 0)
         if self.min_p > 0:
             p = p.where(p >= self.min_p * p.amax(-1, keepdim=True), 0)
@@ -54,6 +67,6 @@ class Sampling:
 
     def draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """int64 [...]: a token for each row of logits."""
-        if self.temperature == 0:
+        if self.temperature == 0 and bool(torch.isfinite(logits.amax(-1)).all()):
             return logits.argmax(-1)
         return torch.multinomial(self.probabilities(logits).cpu(), 1, generator=generator).squeeze(-1)

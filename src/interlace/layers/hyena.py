@@ -131,6 +131,7 @@ class Hyena(Projections):
         self.log_rate = nn.Parameter(torch.empty(self.size, dtype=torch.float32))
         self.skip = nn.Parameter(torch.ones(self.size))
         self.kept: tuple[tuple[object, ...], Tensor] | None = None
+        self._read: list[Tensor] = []
         self.initialise()
 
     @torch.no_grad()
@@ -146,10 +147,12 @@ class Hyena(Projections):
         weights = [self.age.weight, self.age.bias, self.mix.weight, self.mix.bias, self.taps.weight, self.log_rate]
         if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
             return self._filter(length)
-        version = tuple((w.data_ptr(), w._version) for w in weights)
+        version = tuple((w.data_ptr(), -1 if w.is_inference() else w._version) for w in weights)
         if self.kept is None or self.kept[0] != version or self.kept[1].shape[0] < length:
-            grown = 0 if self.kept is None else self.kept[1].shape[0] + max(STEPS, self.kept[1].shape[0] // 4)
+            held = 0 if self.kept is None else self.kept[1].shape[0]
+            grown = held if held >= length else held + max(STEPS, held // 4) if held else 0
             with torch.inference_mode(False), torch.no_grad():
+                self._read = [w.detach() for w in weights]  # so that no address is given to other values
                 self.kept = version, self._filter(max(length, grown))
         return self.kept[1][:length]
 

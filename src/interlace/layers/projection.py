@@ -6,7 +6,7 @@ of them at once: training stacks a group's weights for each product; a model tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -91,10 +91,9 @@ class Projections(nn.Module):
     def project(self, group: str, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x [rows, D] through all layers of a group, side by side; residual is added."""
         if self.packed and not torch.is_grad_enabled():
-            packed, first = self.packed[group], self._layers(group)[0].weight
-            # Weights that were cast, moved, copied or replaced no longer are the packed ones.
-            if packed.scales is None and packed.weight.data_ptr() != first.data_ptr():
-                self.pack()
+            packed = self.packed[group]
+            if self._replaced(packed, self._layers(group)):
+                self._pack_group(group, packed.scales is not None)
                 packed = self.packed[group]
             return packed(x, residual)
         layers = self._layers(group)
@@ -112,19 +111,50 @@ class Projections(nn.Module):
     def pack(self, int8: bool = False) -> None:
         """Lay the weights out for decoding. With int8 the layers' own weights are given up."""
         for names in self.GROUPS:
-            layers = self._layers(names[0])
-            weight = torch.cat([layer.weight.detach() for layer in layers])
-            biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-            bias = torch.cat(biases) if biases else None
-            self.packed[names[0]] = Packed.int8(weight, bias) if int8 else Packed(weight, bias=bias)
-            parts = weight.split([layer.weight.shape[0] for layer in layers])
-            for layer, part in zip(layers, parts, strict=True):  # the same memory, not a second copy
-                layer.weight.data = part.new_empty(0, part.shape[1]) if int8 else part
-            if bias is not None:
-                sizes = [layer.bias.shape[0] for layer in layers]
-                for layer, part in zip(layers, bias.split(sizes), strict=True):
-                    layer.bias.data = part
+            self._pack_group(names[0], int8)
+
+    def _pack_group(self, group: str, int8: bool) -> None:
+        layers = self._layers(group)
+        given_up = [layer.weight.shape[0] == 0 for layer in layers]
+        if any(given_up):
+            name = self._names(group)[given_up.index(True)]
+            raise ConfigError(
+                f"model: the weight of '{name}' was rounded to int8 for decoding, so that its group cannot be packed "
+                "again; replace the weights of the whole group, or load the model again"
+            )
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        bias = torch.cat(biases) if biases else None
+        self.packed[group] = Packed.int8(weight, bias) if int8 else Packed(weight, bias=bias)
+        parts = weight.split([layer.weight.shape[0] for layer in layers])
+        for layer, part in zip(layers, parts, strict=True):  # the same memory, not a second copy
+            layer.weight.data = part.new_empty(0, part.shape[1]) if int8 else part
+        if bias is not None:
+            sizes = [layer.bias.shape[0] for layer in layers]
+            for layer, part in zip(layers, bias.split(sizes), strict=True):
+                layer.bias.data = part
+
+    def _replaced(self, packed: Packed, layers: list[nn.Linear]) -> bool:
+        """Whether some weight or bias was cast, moved, copied or replaced, and no longer is the packed one."""
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        if packed.bias is not None and not _views_of(packed.bias, biases):
+            return True
+        if packed.scales is not None:
+            return any(layer.weight.shape[0] for layer in layers)
+        return not _views_of(packed.weight, [layer.weight for layer in layers])
+
+    def _names(self, group: str) -> tuple[str, ...]:
+        return next(names for names in self.GROUPS if names[0] == group)
 
     def _layers(self, group: str) -> list[nn.Linear]:
-        names = next(names for names in self.GROUPS if names[0] == group)
-        return [getattr(self, name) for name in names]
+        return [getattr(self, name) for name in self._names(group)]
+
+
+def _views_of(whole: Tensor, parts: Sequence[Tensor]) -> bool:
+    """Whether the parts lie one after the other in the memory of the whole."""
+    place = whole.data_ptr()
+    for part in parts:
+        if part.data_ptr() != place or part.dtype != whole.dtype:
+            return False
+        place += part.nbytes
+    return True

@@ -16,10 +16,12 @@ class RopeConfig(BaseModel):
     Attributes:
         theta: the base.
         fraction: the part of each head that turns; the rest has no position.
-        scaling: "none", "linear" (positions divided by factor), "yarn" (arXiv 2309.00071) or "llama3" (frequencies
-            slower than the original context are divided by factor, with a blend between two borders).
+        scaling: "none", "linear" (positions divided by factor), "yarn" (arXiv 2309.00071), "llama3" (frequencies
+            slower than the original context are divided by factor, with a blend between two borders) or "dynamic"
+            (beyond the original context the base grows with a token's own position, so that a text is read the same
+            in one pass and token by token; tools that take the base of the whole prompt differ there).
         factor: by how much the context is stretched.
-        original_context: tokens the model was first trained on (yarn, llama3).
+        original_context: tokens the model was first trained on (yarn, llama3, dynamic).
         beta_fast, beta_slow: rotations over the original context between which yarn blends.
         attention_factor: multiplies cos and sin; None for yarn's 0.1 ln(factor) + 1.
         truncate: whether yarn's blend borders are rounded to whole dimensions.
@@ -30,7 +32,7 @@ class RopeConfig(BaseModel):
 
     theta: float = Field(default=500_000.0, gt=0)
     fraction: float = Field(default=1.0, gt=0, le=1)
-    scaling: Literal["none", "linear", "yarn", "llama3"] = "none"
+    scaling: Literal["none", "linear", "yarn", "llama3", "dynamic"] = "none"
     factor: float = Field(default=1.0, gt=0)
     original_context: int | None = None
     beta_fast: float = 32.0
@@ -42,7 +44,7 @@ class RopeConfig(BaseModel):
 
     @model_validator(mode="after")
     def _needs_a_context(self) -> RopeConfig:
-        if self.scaling in ("yarn", "llama3") and not self.original_context:
+        if self.scaling in ("yarn", "llama3", "dynamic") and not self.original_context:
             raise ValueError(f"rope.original_context: {self.scaling} needs it; set the tokens it was first trained on")
         return self
 
@@ -52,8 +54,8 @@ class RopeConfig(BaseModel):
 
 
 def frequencies(rope: RopeConfig, dim: int, device: torch.device | None = None) -> tuple[Tensor, float]:
-    """Inverse frequencies float32 [dim / 2], and the factor on cos and sin."""
-    exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+    """Inverse frequencies float64 [dim / 2], and the factor on cos and sin."""
+    exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim
     plain = 1.0 / rope.theta**exponent
     if rope.scaling == "none":
         return plain, 1.0
@@ -74,7 +76,7 @@ def frequencies(rope: RopeConfig, dim: int, device: torch.device | None = None) 
     if rope.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = (torch.arange(dim // 2, dtype=torch.float32, device=device) - low) / max(high - low, 0.001)
+    ramp = (torch.arange(dim // 2, dtype=torch.float64, device=device) - low) / (high - low or 0.001)
     stretched = ramp.clamp(0, 1)
     blended = plain / rope.factor * stretched + plain * (1 - stretched)
     by_length = 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
@@ -82,11 +84,28 @@ def frequencies(rope: RopeConfig, dim: int, device: torch.device | None = None) 
 
 
 def rotary(positions: Tensor, rope: RopeConfig, dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [total, turning], each half of the last axis holding the same angles."""
-    inverse, factor = frequencies(rope, rope.turning(dim), positions.device)
-    angles = positions[:, None].float() * inverse
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos() * factor, angles.sin() * factor
+    """cos and sin, float32 [total, turning], each half of the last axis holding the same angles.
+
+    Angles are float64: at position 1,000,000 a float32 angle is off by 0.03.
+    """
+    device = positions.device
+    wide = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    places = positions[:, None].to(wide, torch.float64)
+    if rope.scaling == "dynamic":
+        inverse, factor = _dynamic(places, rope, rope.turning(dim)), 1.0
+    else:
+        inverse, factor = frequencies(rope, rope.turning(dim), wide)
+    angles = places * inverse
+    cos, sin = ((f(angles) * factor).to(device, torch.float32) for f in (torch.cos, torch.sin))
+    return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+
+
+def _dynamic(positions: Tensor, rope: RopeConfig, dim: int) -> Tensor:
+    """Inverse frequencies float64 [total, dim / 2] of each position [total, 1], the last token of its text so far."""
+    assert rope.original_context is not None
+    stretch = (positions + 1).clamp(min=rope.original_context) / rope.original_context
+    base = rope.theta * (rope.factor * stretch - (rope.factor - 1)) ** (dim / max(dim - 2, 1))
+    return base ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from interlace.base.errors import ShapeError
+from interlace.base.errors import ConfigError, ShapeError
 from interlace.base.segments import Segments
 from interlace.layers.base import Stream
 from interlace.layers.block import Block
 from interlace.layers.projection import Packed, compute_dtype
 from interlace.model.config import ModelConfig
+from interlace.model.device import resolve_device
 from interlace.model.state import ModelState
 from interlace.ops.linear.dispatch import linear
 
@@ -27,12 +28,16 @@ class Source:
         dtypes: of the stored tensors, by published name.
         tensors: stored tensors that the model does not use, by published name.
         keys: of config.json, that belong to those.
+        files: what lay beside the weights and the tokenizer does not hold, by name.
+        generation: generation_config.json.
     """
 
     model_type: str
     dtypes: dict[str, torch.dtype]
     tensors: dict[str, Tensor]
     keys: dict[str, Any]
+    files: dict[str, bytes] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
 
 
 class HybridLM(nn.Module):
@@ -48,13 +53,18 @@ class HybridLM(nn.Module):
         """A model with fresh weights drawn from torch's global generator.
 
         Matrices: normal with `init_std`; norms: ones; a mixer's own parameters as its file says.
+
+        Raises:
+            ConfigError: there is no such device.
         """
         super().__init__()
+        device = resolve_device(device)
         self.config = config
         self.tokenizer: Any = None
         self.source: Source | None = None
         self.packed_head: Packed | None = None
-        with torch.device(device or "cpu"):
+        self._packed_from: tuple[int, int] = (0, 0)
+        with device:
             self.embedding = nn.Embedding(config.vocabulary, config.width)
             style, multiplier = config.norm_style, config.residual_multiplier
             self.blocks = nn.ModuleList(
@@ -117,7 +127,8 @@ class HybridLM(nn.Module):
             logits [*tokens.shape, vocabulary] and the state after these tokens.
 
         Raises:
-            ShapeError: tokens, segments and state disagree.
+            ShapeError: tokens, segments and state disagree, or an id is outside the vocabulary.
+            StateUsed: the state was given to an earlier call.
         """
         hidden, segments, state = self.hidden(tokens, segments, state)
         if last_only:
@@ -128,8 +139,24 @@ class HybridLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """What the head makes of [rows, D]: [rows, vocabulary]."""
         if self.packed_head is not None and not torch.is_grad_enabled():
+            self._check_packed_head()
             return self.packed_head(hidden)
         return linear(hidden, self.head.weight)
+
+    def pack_head(self) -> None:
+        """Round the head to int8 for decoding; its own weights are given up, unless they are the embedding's too."""
+        weight = self.head.weight
+        self.packed_head, self._packed_from = Packed.int8(weight.detach()), _identity(weight)
+        if not self.config.tied_embeddings:
+            weight.data = weight.new_empty(0, self.config.width)
+
+    def _check_packed_head(self) -> None:
+        """A head that was rounded to int8 does not follow weights that change afterwards."""
+        weight = self.head.weight
+        if _identity(weight) != self._packed_from if self.config.tied_embeddings else weight.shape[0]:
+            raise ConfigError(
+                "model: the weights of its head changed after they were rounded to int8 for decoding; load it again"
+            )
 
     def hidden(
         self, tokens: Tensor, segments: Segments | None = None, state: ModelState | None = None
@@ -145,15 +172,29 @@ class HybridLM(nn.Module):
             raise ShapeError(f"segments: cover {segments.total} tokens, but tokens has {tokens.numel()}")
         if state is not None and state.count != segments.count:
             raise ShapeError(f"state: holds {state.count} sequences, but segments has {segments.count}")
-        before = None if state is None else state.positions
+        self.check_tokens(tokens)
+        before = None if state is None else state.use().positions
         stream = Stream(segments, segments.positions(before).to(tokens.device))
         hidden, layers = self.body(self.embed(tokens.reshape(-1)), stream, None if state is None else state.layers)
         lengths = torch.diff(segments.offsets).long()
         return hidden, segments, ModelState(layers, lengths if before is None else before + lengths)
 
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Raise ShapeError for ids that the vocabulary lacks. On a GPU only where no gradient is wanted: it waits."""
+        if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
+            raise ShapeError(f"tokens: must be integer ids, got {str(tokens.dtype).removeprefix('torch.')}")
+        ask = tokens.device.type == "cpu" or not (tokens.device.type == "meta" or torch.is_grad_enabled())
+        if torch.compiler.is_compiling() or not ask or not tokens.numel():
+            return
+        few = tokens.numel() <= 64  # nothing is allocated while decoding
+        low, high = (min(ids := tokens.flatten().tolist()), max(ids)) if few else (int(x) for x in tokens.aminmax())
+        if low < 0 or high >= self.config.vocabulary:
+            wrong = low if low < 0 else high
+            raise ShapeError(f"tokens: must lie in [0, {self.config.vocabulary}), the model's vocabulary, got {wrong}")
+
     def embed(self, tokens: Tensor) -> Tensor:
         """What the first layer reads, [total, D]."""
-        x = self.embedding(tokens)
+        x = self.embedding(tokens if tokens.dtype in (torch.int64, torch.int32) else tokens.long())
         if self.config.float32_residual:
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         return x if self.config.embedding_multiplier == 1 else x * self.config.embedding_multiplier
@@ -166,3 +207,8 @@ class HybridLM(nn.Module):
             after.append(state)
         hidden = self.norm(x, compute_dtype(self.norm.weight))
         return (hidden if self.config.logits_divisor == 1 else hidden / self.config.logits_divisor), after
+
+
+def _identity(weight: Tensor) -> tuple[int, int]:
+    """What changes where a weight is replaced or written to; inference tensors do not tell the latter."""
+    return weight.data_ptr(), -1 if weight.is_inference() else weight._version

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from interlace.base.errors import ShapeError
 from interlace.data.batches import IGNORE
 from interlace.ops.cross_entropy.dispatch import cross_entropy_
 
@@ -65,12 +66,33 @@ def next_token_loss(
         weight: [vocabulary, D], the head.
         targets: int64 [total].
         dtype: of the matrix products; None for hidden's.
-        weights: float32 [total], how much each target counts; None where all count the same.
+        weights: float32 [total], how much each target counts, at least 0; None where all count the same. The loss is 0
+            where nothing counts.
+
+    Raises:
+        ShapeError: a weight is negative or not finite, or there are not as many as targets.
     """
+    if weights is not None:
+        _check_weights(weights, targets)
     kept = targets != IGNORE
     if 2 * int(kept.sum()) < targets.shape[0]:  # few targets: the head reads their rows only
         hidden, targets = hidden[kept], targets[kept]
         weights = None if weights is None else weights[kept]
         kept = kept[kept]
-    shares = None if weights is None else torch.where(kept, weights, 0.0) / weights[kept].sum()
+    shares = None if weights is None else _shares(torch.where(kept, weights, 0.0))
     return _Loss.apply(hidden, weight, targets, dtype or hidden.dtype, shares)
+
+
+def _check_weights(weights: Tensor, targets: Tensor) -> None:
+    if weights.shape != targets.shape:
+        raise ShapeError(f"weights: must be one for each target, {list(targets.shape)}, got {list(weights.shape)}")
+    wrong = weights[~(torch.isfinite(weights) & (weights >= 0))]
+    if wrong.numel():
+        raise ShapeError(f"weights: must be finite and at least 0, got {float(wrong[0])}")
+
+
+def _shares(weights: Tensor) -> Tensor:
+    """Weights that sum to 1; all 0 where there is nothing to share. Their sum is float64, so that any scale will do."""
+    wide = weights.double()
+    total = wide.sum()
+    return torch.where(total > 0, wide / total, 0.0).to(torch.float32)

@@ -52,11 +52,13 @@ class TrainSettings(Closed):
         start: a checkpoint to start from; its weights, and its config and tokenizer where [model] and data.tokenizer
             are not given. Fresh weights if empty.
         learning_rate: the plateau's.
-        warmup, decay: shares of the steps in which the rate rises from 0, and falls to 0 at the end.
+        warmup: share of the steps in which the rate rises from 0.
+        decay: share of the steps, at the end, in which the rate falls to 0.
         horizons: shares of the tokens, rising, at which the rate has fallen to 0 too, is taken up again, and the
             held-out text is scored: one run that has been trained to several lengths.
         weight_decay: on matrices other than the embedding.
-        betas, clip: of AdamW, and the largest gradient norm.
+        betas: of AdamW, for the means of gradients and of their squares.
+        clip: the largest gradient norm; a longer gradient is scaled down to it.
         seed: of the weights and of the data order.
         precision: "float32", "bfloat16" (float32 master weights), or "auto": bfloat16 where it is faster here.
         evaluations: how often the held-out text is scored, the end included.
@@ -68,20 +70,27 @@ class TrainSettings(Closed):
 
     tokens: int = Field(gt=0)
     start: str = ""
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False)
     warmup: float = Field(default=0.05, ge=0, le=1)
     decay: float = Field(default=0.2, ge=0, le=1)
     horizons: tuple[float, ...] = Field(default=(), strict=False)
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
-    clip: float = Field(default=1.0, gt=0)
-    seed: int = Field(default=0, ge=0)
+    clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     evaluations: int = Field(default=10, gt=0)
     evaluation_tokens: int = Field(default=65_536, gt=0)
     checkpoints: int = Field(default=10, gt=0)
     balance_loss: float = Field(default=0.01, ge=0)
     balance_rate: float = Field(default=1e-3, ge=0)
+
+    @field_validator("betas")
+    @classmethod
+    def _shares(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if any(not 0 <= beta < 1 for beta in value):
+            raise ValueError("must lie from 0 up to 1, 1 left out, such as [0.9, 0.95]")
+        return value
 
     @field_validator("horizons")
     @classmethod
@@ -119,7 +128,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _from_start(data: dict[str, Any], start: Path) -> None:
     """Fill in what a checkpoint says: its config, and its tokenizer."""
-    folder = resolve(start)
+    folder = resolve(start, weights=False)
     data.setdefault("model", describe(folder)[1].to_dict())
     table = data.setdefault("data", {})
     if isinstance(table, dict) and (folder / "tokenizer.json").is_file():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from interlace.base.errors import StateUsed
 from interlace.base.segments import Segments
 from interlace.ops.native import wants_gradients
 
@@ -28,6 +29,20 @@ class AttentionState:
         self._positions = positions
         self._tokens: tuple[Tensor, Tensor, Segments] | None = None
         self.window, self.reserve = window, reserve
+        self._used = False
+
+    def use(self) -> None:
+        """Mark this state as used up: what goes on from it writes into its buffers.
+
+        Raises:
+            StateUsed: it was before.
+        """
+        if self._used:
+            raise StateUsed(
+                "state: was used up by an earlier call, which may have written over it; go on from the state that call "
+                "returned, or keep a copy (state.select) before it"
+            )
+        self._used = True
 
     @staticmethod
     def empty(
@@ -91,6 +106,7 @@ class AttentionState:
 
     def append(self, key: Tensor, value: Tensor, segments: Segments) -> AttentionState:
         """The state after these tokens [total, heads, ...]. In place where autograd allows: self is used up."""
+        self.use()
         if wants_gradients(key, value, self.keys, self.values):
             return self._append_functional(key, value, segments)
         lengths = segments.lengths
@@ -123,6 +139,7 @@ class AttentionState:
 
     def stepped(self) -> AttentionState:
         """The state with room for one more token of each sequence, counted as seen, which the caller will fill in."""
+        self.use()
         positions = [p + 1 for p in self.positions]
         self._make_room(max(positions))
         return AttentionState(self.keys, self.values, positions, self.window, self.reserve)

@@ -1,0 +1,113 @@
+"""`interlace recipes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from interlace.cli.output import out as console
+from interlace.cli.output import print_json, print_table
+
+
+def recipes(
+    name: str | None = None,
+    *,
+    out: Path | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """List the recipes that come with interlace, or copy one to start from.
+
+    Examples:
+
+        interlace recipes
+
+        interlace recipes hybrid-small
+
+        interlace recipes distill-maths --out my-maths
+
+    Parameters
+    ----------
+    name: str
+        The recipe to copy; all are listed if not given.
+    out: Path
+        Where the copy goes; NAME.toml, or the folder NAME, here if not given.
+    json: bool
+        Print one JSON document.
+    """
+    import shutil
+
+    from interlace.base.errors import ConfigError, nearest
+    from interlace.base.files import disk_errors
+
+    found = {path.stem: path for path in sorted(home().iterdir()) if path.suffix == ".toml" or path.is_dir()}
+    if name is None:
+        table = [{"name": n, "kind": kind(p), "about": about(p), "files": files(p)} for n, p in found.items()]
+        if json:
+            print_json({"recipes": table})
+            return
+        print_table(
+            "recipes", ["name", "kind", "about"], [[str(r["name"]), str(r["kind"]), str(r["about"])] for r in table]
+        )
+        console.print("Copy one with: interlace recipes NAME", soft_wrap=True)
+        return
+    if name not in found:
+        raise ConfigError(
+            f"recipes: no recipe is called {name!r}; {nearest(name, found)}; there are: {', '.join(found)}"
+        )
+    source = found[name]
+    target = out or Path(source.name)
+    if target.exists():
+        raise ConfigError(f"{target}: exists; name another --out, or remove it")
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copyfile(source, target)
+    if json:
+        print_json({"name": name, "copied": str(target)})
+    else:
+        console.print(f"copied to {target}", soft_wrap=True)
+
+
+def home() -> Path:
+    """The folder of recipes: beside the package where it was installed from a wheel, else in the source tree."""
+    import interlace
+
+    package = Path(interlace.__file__).parent
+    return next((p for p in (package / "recipes", package.parents[1] / "recipes") if p.is_dir()), package)
+
+
+def files(recipe: Path) -> list[str]:
+    """Its files, below the folder of recipes."""
+    inner = sorted(p for p in recipe.rglob("*") if p.is_file()) if recipe.is_dir() else [recipe]
+    return [p.relative_to(home()).as_posix() for p in inner]
+
+
+def main_file(recipe: Path) -> Path:
+    """The TOML file that a verb is given."""
+    if recipe.is_file():
+        return recipe
+    named = recipe / "recipe.toml"
+    return named if named.is_file() else sorted(recipe.glob("*.toml"))[0]
+
+
+def kind(recipe: Path) -> str:
+    """The verb that runs it."""
+    import tomllib
+
+    tables = tomllib.loads(main_file(recipe).read_text(encoding="utf-8"))
+    return "distill generate" if "steps" in tables else "study ladder" if "ladder" in tables else "train"
+
+
+def about(recipe: Path) -> str:
+    """The first sentence of its first comment."""
+    lines = main_file(recipe).read_text(encoding="utf-8").splitlines()
+    comment = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        comment.append(line.lstrip("# "))
+    return " ".join(comment).partition(". ")[0].rstrip(".")

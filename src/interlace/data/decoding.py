@@ -1,0 +1,311 @@
+"""Ids to text as they come, for every decoder of `tokenizers`: joined pieces are what the library makes of all ids.
+
+A decoder is a chain of steps, each of which turns tokens into tokens. Here each step is told one token at a time and
+gives what can no longer change: a byte waits for the rest of its character, a blank for the end of the text where the
+decoder strips it there. Special tokens are left out before the first step, so that they break no character.
+Source: huggingface/tokenizers tokenizers/src/decoders, tokenizers/src/pre_tokenizers/byte_level.rs.
+"""
+
+from __future__ import annotations
+
+import codecs
+import copy
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from tokenizers import Tokenizer as Fast
+from tokenizers.decoders import Decoder as Library
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter that byte-level tokenizers write each byte with, to the byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (b for b in range(256) if b not in plain)
+    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+BYTE_LETTERS = _byte_letters()
+HEX = set("0123456789abcdefABCDEF")
+
+
+class Step:
+    """One decoder that treats each token by itself."""
+
+    def __init__(self, decode: Callable[[str], str]):
+        """decode: one token to its text; "" for none."""
+        self._decode = decode
+
+    def push(self, token: str) -> list[str]:
+        """The tokens that are settled now that this one has come."""
+        return [self._decode(token)]
+
+    def end(self) -> list[str]:
+        """The tokens that the end of the text settles."""
+        return []
+
+    def begin_after(self) -> None:
+        """Take the tokens that follow as the middle of a text."""
+
+    def measure(self, token: str) -> str | bytes:
+        """What a token in the middle of a text is turned into."""
+        return self._decode(token)
+
+
+class Placed(Step):
+    """A token at the start of a text is written otherwise than one in its middle (Metaspace, WordPiece)."""
+
+    def __init__(self, first: Callable[[str], str], later: Callable[[str], str]):
+        super().__init__(later)
+        self._first: Callable[[str], str] | None = first
+
+    def push(self, token: str) -> list[str]:
+        decode, self._first = self._first or self._decode, None
+        return [decode(token)]
+
+    def begin_after(self) -> None:
+        self._first = None
+
+
+class ByteFallback(Step):
+    """Tokens <0x00> to <0xFF> are bytes; a run of them is a text, or a sign of a fault for each byte of it."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda token: token)
+        self._run = b""
+
+    @staticmethod
+    def _byte(token: str) -> int | None:
+        good = len(token) == 6 and token.startswith("<0x") and token.endswith(">") and set(token[3:5]) <= HEX
+        return int(token[3:5], 16) if good else None
+
+    def push(self, token: str) -> list[str]:
+        byte = self._byte(token)
+        if byte is None:
+            return [*self.end(), token]
+        self._run += bytes([byte])
+        return []
+
+    def end(self) -> list[str]:
+        run, self._run = self._run, b""
+        if not run:
+            return []
+        try:
+            return [run.decode()]
+        except UnicodeDecodeError:
+            return ["�"] * len(run)
+
+    def measure(self, token: str) -> str | bytes:
+        byte = self._byte(token)
+        return token if byte is None else bytes([byte])
+
+
+class ByteLevel(Step):
+    """Each letter of a token is a byte; a token with other letters is a text of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda token: token)
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: str) -> list[str]:
+        return [self._characters.decode(self.measure(token))]
+
+    def end(self) -> list[str]:
+        return [self._characters.decode(b"", True)]
+
+    def __copy__(self) -> ByteLevel:
+        twin = ByteLevel()
+        twin._characters.setstate(self._characters.getstate())
+        return twin
+
+    def measure(self, token: str) -> bytes:
+        try:
+            return bytes(BYTE_LETTERS[letter] for letter in token)
+        except KeyError:
+            return token.encode()
+
+
+class WordEnds(Step):
+    """A suffix ends a word, and becomes a blank unless the text ends (BPEDecoder)."""
+
+    def __init__(self, suffix: str):
+        super().__init__(lambda token: token.replace(suffix, " "))
+        self._suffix = suffix
+        self._held: str | None = None
+
+    def push(self, token: str) -> list[str]:
+        settled = [] if self._held is None else super().push(self._held)
+        self._held = token
+        return settled
+
+    def end(self) -> list[str]:
+        return [] if self._held is None else [self._held.replace(self._suffix, "")]
+
+
+class Unrepeated(Step):
+    """A token that follows itself is left out (CTC)."""
+
+    _last: str | None = None
+
+    def push(self, token: str) -> list[str]:
+        if token == self._last:
+            return []
+        self._last = token
+        return [text for text in super().push(token) if text]
+
+
+class Ends(Step):
+    """The letter at both ends of the whole text is stripped, a given number of times."""
+
+    def __init__(self, letter: str, at_start: int, at_end: int):
+        super().__init__(lambda text: text)
+        self.at_start = self._left = at_start
+        self._letter, self._most, self._held = letter, at_end, ""
+
+    def begin_after(self) -> None:
+        self._left = 0
+
+    def push(self, token: str) -> list[str]:
+        while self._left and token:
+            if token[0] != self._letter:
+                self._left = 0
+            else:
+                self._left, token = self._left - 1, token[1:]
+        text = self._held + token
+        kept = len(text)
+        while kept and len(text) - kept < self._most and text[kept - 1] == self._letter:
+            kept -= 1
+        self._held = text[kept:]
+        return [text[:kept]]
+
+
+class AtTheEnd(Step):
+    """What a step makes of the whole text cannot be told before its end."""
+
+    def __init__(self, decode: Callable[[str], str]):
+        super().__init__(decode)
+        self._held: str | None = None
+
+    def push(self, token: str) -> list[str]:
+        self._held = (self._held or "") + token
+        return []
+
+    def end(self) -> list[str]:
+        return [] if self._held is None else [self._decode(self._held)]
+
+
+def _library(table: dict[str, Any]) -> Library:
+    """A decoder of the library from its JSON."""
+    empty = {"type": "WordLevel", "vocab": {}, "unk_token": ""}
+    whole = {"version": "1.0", "added_tokens": [], "model": empty, "decoder": table}
+    return Fast.from_str(json.dumps(whole)).decoder
+
+
+def _flat(table: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    if table is None:
+        return
+    if table["type"] == "Sequence":
+        for part in table["decoders"]:
+            yield from _flat(part)
+    else:
+        yield table
+
+
+def _step(table: dict[str, Any], joined: bool) -> Step:
+    """The step of a decoder's JSON; joined: whether a step before it has made one text of all tokens."""
+    kind = table["type"]
+    if kind == "ByteFallback" and not joined:
+        return ByteFallback()
+    if kind == "ByteLevel" and not joined:
+        return ByteLevel()
+    if kind == "Fuse":
+        return Step(lambda text: text)
+    if kind == "BPEDecoder" and not joined:
+        return WordEnds(table["suffix"])
+    library = _library(table)
+
+    def alone(token: str) -> str:
+        return library.decode([token])
+
+    def later(token: str) -> str:
+        return library.decode(["x", token])[1:]
+
+    if joined:
+        if kind == "Strip":
+            return Ends(table["content"], table["start"], table["stop"])
+        letterwise = kind == "Metaspace" or (kind == "Replace" and len(table["pattern"].get("String", "..")) == 1)
+        return Step(alone) if letterwise else AtTheEnd(alone)
+    if kind == "CTC":
+        return Unrepeated(alone)
+    return Placed(alone, later) if kind in ("Metaspace", "WordPiece") else Step(alone)
+
+
+class Decoding:
+    """The decoder of one text.
+
+    A token of `fast` is special if the library leaves it out of decoded texts.
+    """
+
+    def __init__(self, fast: Fast):
+        """fast: not changed while this is used."""
+        self._fast = fast
+        self._special = {t.content for t in fast.get_added_tokens_decoder().values() if t.special}
+        table = None if fast.decoder is None else json.loads(fast.decoder.__getstate__())
+        self._steps: list[Step] = [] if table is not None else [Placed(lambda t: t, lambda t: " " + t)]
+        joined = False
+        for part in _flat(table):
+            self._steps.append(_step(part, joined))
+            joined = joined or part["type"] in ("Fuse", "ByteLevel")
+
+    def begin_after(self) -> None:
+        """Take the ids that follow as the middle of a text."""
+        for step in self._steps:
+            step.begin_after()
+
+    def token(self, number: int) -> str | None:
+        """The token of an id, or None where it is no part of a text: special, or beyond the vocabulary."""
+        token = self._fast.id_to_token(number) if 0 <= number < 1 << 32 else None
+        return None if token is None or token in self._special else token
+
+    def push(self, number: int) -> str:
+        """The text that is settled now that this id has come."""
+        token = self.token(number)
+        return "" if token is None else self._through([token], 0)
+
+    def end(self) -> str:
+        """The text that the end settles."""
+        return "".join(self._through(step.end(), i + 1) for i, step in enumerate(self._steps))
+
+    def pending(self) -> str:
+        """What `end` would give; this goes on as if nothing had been asked."""
+        steps = [copy.copy(step) for step in self._steps]
+        text, self._steps = self.end(), steps
+        return text
+
+    def size_bytes(self, number: int) -> int:
+        """Bytes of text that an id stands for in the middle of a text."""
+        text: str | bytes | None = self.token(number)
+        if text is None:
+            return 0
+        for step in self._steps:
+            if isinstance(text, bytes):
+                break
+            text = step.measure(text)
+        return len(text if isinstance(text, bytes) else text.encode("utf-8", "replace"))
+
+    def lead_bytes(self, numbers: Iterable[int]) -> int:
+        """Bytes that these ids have at the start of a text less than in its middle, such as a blank before a word."""
+        if not any(isinstance(s, Placed) or (isinstance(s, Ends) and s.at_start) for s in self._steps):
+            return 0
+        size, text = 0, ""
+        for number in numbers:
+            size += self.size_bytes(number)
+            if text := self.push(number):
+                break
+        text = text or self.end()
+        return 0 if "�" in text else max(0, size - len(text.encode("utf-8", "replace")))
+
+    def _through(self, tokens: Iterable[str], first: int) -> str:
+        for step in self._steps[first:]:
+            tokens = [out for token in tokens for out in step.push(token)]
+        return "".join(tokens)

@@ -1,0 +1,71 @@
+"""The child of `interlace.data.strangers`: opens a stranger's tokenizer.json, and uses it on texts that break bad ones.
+
+The library behind `tokenizers` panics, aborts or does not end on some files; here that ends a process that is expected
+to end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+os.environ["RAYON_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from tokenizers import Tokenizer
+
+MOST_IDS = 64  # for a letter; a text that grows more is an attack
+LITERALS = 500  # of a file, that are tried as texts
+
+
+def answer(request: dict[str, Any]) -> bool:
+    """True once a tokenizer.json was opened and used; ValueError says why it cannot be."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)  # a panic writes a report of its own
+    os.close(nothing)
+    try:
+        fast = Tokenizer.from_str(request["tokenizer"])
+    except BaseException as error:
+        raise ValueError(_line(error)) from None
+    fast.no_truncation()
+    fast.no_padding()
+    for text in _texts(json.loads(request["tokenizer"])):
+        for special in (False, True):
+            try:
+                ids = fast.encode(text, add_special_tokens=special).ids
+                if len(ids) > MOST_IDS * (len(text) + 1):
+                    raise ValueError(f"makes {len(ids):,} ids of a text of {len(text)} letters")
+                fast.decode(ids, skip_special_tokens=not special)
+            except ValueError:
+                raise
+            except Exception:  # a text that it has no token for, which is no fault of the file
+                continue
+            except BaseException as error:
+                raise ValueError(f"fails on the text {text[:20]!r}: {_line(error)}") from None
+    return True
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _texts(table: Any) -> Iterator[str]:
+    """Short texts, and all that a file itself speaks of."""
+    yield from ("", "a", "ab", "é", "🔥", " ", "".join(map(chr, range(256))), "a" * 200, "ab" * 100, " \n\t" * 20)
+    literals = dict.fromkeys(text for text in _literals(table) if len(text) < 200)
+    yield from list(literals)[:LITERALS]
+
+
+def _literals(value: Any, key: str = "") -> Iterator[str]:
+    if key in ("vocab", "merges"):
+        return
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _literals(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _literals(inner)

@@ -1,0 +1,51 @@
+"""Devices by name, checked before anything is built on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from interlace.base.errors import ConfigError
+
+KINDS = ("cpu", "cuda", "mps", "xpu")
+
+
+def resolve_device(device: Any) -> torch.device:
+    """The device that a name means; None for the CPU, "meta" for tensors without storage.
+
+    Raises:
+        ConfigError: it is no device's name, or there is no such device here.
+    """
+    try:
+        found = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"device: {device!r} is no device; here there is: {', '.join(here())}") from None
+    if found.type == "meta":
+        return found
+    number = found.index or 0
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if found.type == "xpu":
+        count["xpu"] = torch.xpu.device_count()
+    if found.type not in KINDS or number >= count.get(found.type, 0):
+        raise ConfigError(f"device: {device!r} is not here; here there is: {', '.join(here())}")
+    return found
+
+
+def check_device(name: str) -> None:
+    """Check the name of a device that work is to be done on.
+
+    Raises:
+        ConfigError: as `resolve_device`; also for "meta", on which nothing is computed.
+    """
+    if name != name.strip() or not name or resolve_device(name).type == "meta":
+        raise ConfigError(f"device: {name!r} is no device to work on; here there is: {', '.join(here())}")
+
+
+def here() -> list[str]:
+    """Names of the devices of this machine."""
+    names = ["cpu"]
+    names += ["cuda" if i == 0 else f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names + (["xpu"] if torch.xpu.is_available() else [])

@@ -1,0 +1,114 @@
+"""Files of a checkpoint folder that are no files of it: links that leave it, pipes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+import interlace
+from interlace.base.errors import InterlaceError
+from interlace.checkpoint.convert import convert
+from interlace.data.tokenizer import Tokenizer
+from interlace.model.model import HybridLM
+from interlace.model.presets import preset
+
+FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    interlace.save(HybridLM(preset("tiny-transformer").replace(vocabulary=300)), tmp_path / "model", shard_bytes=40_000)
+    Tokenizer.train(["some text"], 300).write(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "model" / "generation_config.json").write_text("{}")
+    return tmp_path / "model"
+
+
+def linked(folder, name, target):
+    (folder / name).rename(target)
+    (folder / name).symlink_to(target)
+
+
+@pytest.mark.parametrize("name", [*FILES, "model.safetensors.index.json"])
+@pytest.mark.parametrize("use", ["load", "convert"])
+def test_a_link_that_leaves_the_folder_is_refused(folder, tmp_path, name, use):
+    linked(folder, name, tmp_path / "elsewhere")
+    with pytest.raises(InterlaceError) as caught:
+        interlace.load(folder) if use == "load" else convert(folder, tmp_path / "out")
+    assert name in str(caught.value)
+    assert "leaves its folder" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_secret_is_not_taken_for_a_template(folder, tmp_path):
+    (tmp_path / "secret").write_text("password")
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.jinja").symlink_to("../secret")
+    with pytest.raises(InterlaceError) as caught:
+        interlace.load(folder)
+    assert "password" not in str(caught.value)
+
+
+def test_a_link_through_a_linked_folder_is_refused(folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    (folder / "tokenizer.json").rename(tmp_path / "other" / "tokenizer.json")
+    (folder / "inner").symlink_to(tmp_path / "other")
+    (folder / "tokenizer.json").symlink_to("inner/tokenizer.json")
+    with pytest.raises(InterlaceError, match="leaves its folder"):
+        interlace.load(folder)
+
+
+def test_links_inside_the_folder_and_to_the_hubs_blobs_are_followed(folder, tmp_path):
+    linked(folder, "tokenizer.json", folder / "other.json")
+    assert interlace.load(folder).tokenizer is not None
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "0f", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True), blobs.mkdir()
+    for file in folder.iterdir():
+        (blobs / file.name).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert interlace.load(snapshot).tokenizer.chat_template == "{{ messages }}"
+    (tmp_path / "linked").symlink_to(snapshot)
+    assert interlace.load(tmp_path / "linked").tokenizer is not None
+
+
+def test_a_link_to_nothing_is_said(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to("nowhere")
+    with pytest.raises(InterlaceError, match=r"tokenizer\.json"):
+        interlace.load(folder)
+
+
+PIPES = ["a shard", "model.safetensors.index.json", "config.json", *FILES]
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_a_pipe_is_no_file(folder, name):
+    """A held and filled pipe, so that a reader would not wait for it for ever."""
+    name = next(folder.glob("model-0*")).name if name == "a shard" else name
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    held = os.open(folder / name, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        os.write(held, bytes(64))
+        with pytest.raises(InterlaceError) as caught:
+            interlace.load(folder)
+    finally:
+        os.close(held)
+    assert name in str(caught.value)
+    assert "regular file" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+def test_a_folder_is_no_file(folder, name):
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(InterlaceError, match="regular file"):
+        interlace.load(folder)
+
+
+def test_a_config_nested_to_the_readers_limit_is_no_traceback(folder):
+    for depth in range(900, 1000, 7):
+        (folder / "config.json").write_text('{"x":' * depth + "1" + "}" * depth)
+        with pytest.raises(InterlaceError):
+            interlace.load(folder)
