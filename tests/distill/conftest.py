@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from says import says  # noqa: F401 - a fixture
 
 from interlace.base.templates import Templates
 

@@ -134,11 +134,14 @@ def test_one_burst_of_refusals_is_one_cut():
         pace.success(pace.start(10, t / 10), 10, t / 10 + 0.05)
     flying = [pace.start(10, 5.0) for _ in range(8)]
     pace.limited(flying[0], "requests", 1.0, 5.1)
-    first = pace.rates["requests"].limit
+    assert pace.rates["requests"].limit is None  # one proves nothing
+    limits = []
     for ticket in flying[1:]:
         pace.limited(ticket, "requests", 1.0, 5.2)
-    assert pace.rates["requests"].limit == first
-    assert first == pytest.approx(0.95 * 50 / 5.1, rel=0.05)
+        limits.append(pace.rates["requests"].limit)
+    found = [x for x in limits if x is not None]
+    assert len(set(found)) == 1
+    assert found[0] == pytest.approx(0.95 * 50 / 5.1, rel=0.1)
     assert pace.in_flight == 0
 
 

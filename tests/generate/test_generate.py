@@ -77,7 +77,7 @@ def test_draws_follow_the_probabilities():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1}, {"top_k": 0}, {"top_p": 0.0}, {"min_p": 2.0}, {"max_tokens": 0}], ids=str
+    "bad", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0.0}, {"min_p": 2.0}, {"max_tokens": 0}], ids=str
 )
 def test_bad_settings_name_the_field(model, bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):

@@ -81,7 +81,8 @@ def test_killed_and_started_again_it_ends_as_if_it_never_was(texts, tmp_path):
     models = results["models"]
     assert models["transformer"]["tokens"] == models["hybrid"]["tokens"] == 24 * 1024
     scores = {n: m["held_out_bits_per_byte"] for n, m in models.items()}
-    assert results["winner"] == min(scores, key=scores.get)
+    assert results["winner"] is None  # 24 steps say nothing
+    assert all(score > 0 for score in scores.values())
     assert len(results["learning_rates"]["scores"]) == 2 * len(RATES)
     assert (tmp_path / "broken" / "loss.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "broken" / "report.html").read_text()
@@ -105,7 +106,7 @@ def test_both_models_see_the_same_batches(texts, tmp_path, monkeypatch):
 def test_a_folder_of_something_else_is_refused(texts, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("x")
-    with pytest.raises(RunError, match="not a quickstart"):
+    with pytest.raises(RunError, match="not a run folder"):
         quickstart(1.0, tmp_path / "run", texts, Watcher())
     start(tmp_path / "other", texts)
     with pytest.raises(RunError, match=r"quickstart.minutes was 1.0 and is now 2.0"):

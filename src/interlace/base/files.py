@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ def disk_errors(what: Path) -> Iterator[None]:
 def write_file(path: Path, content: str | bytes) -> None:
     """Replace a file in one step."""
     raw = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")  # another may write it too
     with disk_errors(path):
         try:
             with open(partial, "wb") as file:

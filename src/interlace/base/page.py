@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
@@ -40,3 +41,23 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1)
 def picture(png: bytes, alternative: str) -> str:
     """An image inside the page."""
     return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def origin(command: str, versions: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
+    """How something was made: the command, the versions and the machine."""
+    facts = {k: v for k, v in {**versions, **machine}.items() if v not in ("", 0)}
+    if memory := facts.pop("memory_bytes", 0):
+        facts["memory"] = f"{memory / (1 << 30):.1f} GiB"
+    for name in ("threads", "cores"):
+        if name in facts:
+            facts[name] = f"{facts[name]} {name}"
+    rows = "".join(
+        f'<tr><td>{html.escape(k.replace("_", " "))}</td><td class="words">{html.escape(str(v))}</td></tr>'
+        for k, v in facts.items()
+    )
+    return f"<h2>How this was made</h2><p><code>{html.escape(command)}</code></p><table>{rows}</table>"
+
+
+def visible(text: str) -> str:
+    """A text whose control characters can be seen, but for ends of lines and tabs."""
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from interlace.base.errors import CheckpointError, DataError
 from interlace.base.files import PARTIAL, disk_errors, read_json, sync, write_file
+from interlace.base.lock import beside, hold
 from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.checkpoint.folder import INDEX, alongside, read_entries, resolve
 from interlace.checkpoint.load import check_sizes, describe, match, published_shape, row_count
@@ -70,15 +71,27 @@ def convert(
 
     Raises:
         CheckpointError: the source is damaged, or the target exists, or what was written differs from its source.
+        RunError: another process converts to the same target.
         Failure: the disk refuses.
     """
-    folder, target = resolve(source), Path(target)
+    target = Path(target)
+    with hold(beside(target), target):
+        return _convert(resolve(source), target, dtype, shard_bytes, report)
+
+
+def _convert(
+    folder: Path,
+    target: Path,
+    dtype: torch.dtype | None,
+    shard_bytes: int,
+    report: Callable[[str, int, int], None],
+) -> Result:
     if target.exists():
         raise CheckpointError(f"{target}: exists; name a new folder, or remove it first")
     if shard_bytes < 1:
         raise CheckpointError(f"shard size: must be at least one byte, got {shard_bytes}")
     family, config, raw = describe(folder)
-    beside = alongside(folder)
+    others = alongside(folder)
     entries = read_entries(folder)
     refuse_quantised(folder, entries)
     check_sizes(folder, config, entries)
@@ -107,7 +120,7 @@ def convert(
         _check(partial, shards, report, total)
         keys = {key: raw[key] for key in family.kept_keys if key in raw}
         embedding = next(p for p in planned if p.shape == (config.vocabulary, config.width))
-        _finish(partial, target, beside, document(family, {**keys, **written}, embedding.dtype), shards)
+        _finish(partial, target, others, document(family, {**keys, **written}, embedding.dtype), shards)
     return Result(family.model_type, len(planned), len(shards), total, kept)
 
 
@@ -229,12 +242,12 @@ def _check(
 def _finish(
     partial: Path,
     target: Path,
-    beside: Mapping[str, Path],
+    others: Mapping[str, Path],
     content: dict[str, Any],
     shards: Mapping[str, list[Planned]],
 ) -> None:
     """config.json, the index and what lay beside the source's weights; then the folder takes its name."""
-    for name, file in beside.items():
+    for name, file in others.items():
         (partial / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, partial / name)
     write_file(partial / "config.json", json.dumps(content, indent=2) + "\n")

@@ -92,6 +92,8 @@ def describe_machine(device: str) -> dict[str, Any]:
 
     import torch
 
+    from interlace.base.machine import memory_bytes, processor
+    from interlace.cli.output import size
     from interlace.distill.verify import cage
     from interlace.ops import native
     from interlace.train.precision import choose_precision, matmul_flops_per_second
@@ -103,7 +105,7 @@ def describe_machine(device: str) -> dict[str, Any]:
     if native.available():
         facts["native kernels built"] = ", ".join(native.instruction_sets())
     facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
-    facts["memory"] = memory()
+    facts["memory"] = size(memory_bytes()) if memory_bytes() else "unknown"
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     for name in ("float32", "bfloat16"):
@@ -112,28 +114,3 @@ def describe_machine(device: str) -> dict[str, Any]:
     facts["cage for programs"] = cage.available() or "closes"
     facts["training precision"] = choose_precision("auto", torch.device(device))
     return facts
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    import platform
-    from pathlib import Path
-
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def memory() -> str:
-    """Memory of the machine, where the system tells it."""
-    import os
-
-    from interlace.cli.output import size
-
-    try:
-        return size(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    except (AttributeError, ValueError, OSError):
-        return "unknown"

@@ -39,7 +39,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
             table.add_column(name, justify="right" if index else "left", min_width=longest, no_wrap=not out.is_terminal)
         for row in rows:
             table.add_row(*row)
-        out.print(table, width=None if out.is_terminal else WIDE, crop=False, soft_wrap=False)
+        console = out if out.is_terminal else Console(highlight=False, markup=False, width=WIDE)
+        console.print(table, crop=False)
     out.print()
 
 

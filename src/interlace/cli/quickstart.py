@@ -73,7 +73,7 @@ class Scoreboard:
     def __init__(self) -> None:
         """Nothing is shown before something happens."""
         self.rows: dict[str, list[dict[str, Any]]] = {}
-        self.steps, self.seconds = 0, 0.0
+        self.steps, self.seconds_left = 0, 0.0
         self.meter = Meter()
         self.live: Live | None = None
         self.last = time.monotonic()
@@ -99,7 +99,7 @@ class Scoreboard:
         """One step of one model."""
         self.rows.setdefault(name, []).append(row)
         self.steps = steps
-        self.seconds += row["tokens"] / row["step"] / row["tokens_per_second"]
+        self.seconds_left = row["seconds_left"]
         if err.is_terminal:
             if self.live is None:
                 self.meter.__exit__()
@@ -111,9 +111,8 @@ class Scoreboard:
             err.print(f"step {row['step']}/{steps}  {name}: {self.summary(name)}  {self.left()}", soft_wrap=True)
 
     def left(self) -> str:
-        """Time until both are done."""
-        done = sum(len(rows) for rows in self.rows.values())
-        return f"{duration(self.seconds / max(1, done) * (2 * self.steps - done))} left"
+        """Time until both are done, scores and report included."""
+        return f"{duration(self.seconds_left)} left"
 
     def summary(self, name: str) -> str:
         """Loss, speed and the last held-out score of a model."""

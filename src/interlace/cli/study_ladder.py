@@ -74,6 +74,7 @@ def ladder(
 
         run = LadderRun(plan, folder, jobs, device, Watcher(meter.update, tell))
         if dry_run:
+            run.check()
             document = to_dict(plan, costs(plan), run.processes)
             if json:
                 print_json(document)

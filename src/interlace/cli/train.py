@@ -9,6 +9,8 @@ from cyclopts import Parameter
 
 from interlace.cli.output import Meter, count, duration, err, print_json, print_table, quantity, size
 
+PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
+
 
 def train(
     recipe: Path,
@@ -46,16 +48,19 @@ def train(
     from interlace.evaluate.bits_per_byte import HeldOut
     from interlace.model.device import check_device
     from interlace.train.estimate import estimate
-    from interlace.train.loop import Hooks
+    from interlace.train.loop import Hooks, check_inputs
     from interlace.train.loop import train as run_training
     from interlace.train.recipe import read_recipe
+    from interlace.train.run import RunFolder
 
     check_device(device)
     plan = read_recipe(recipe, overrides)
+    out = out or Path("runs") / recipe.stem
     if dry_run:
+        check_inputs(plan)
+        RunFolder(out).belongs_to(plan.to_dict())
         _print_estimate(estimate(plan, device).to_dict(), json)
         return
-    out = out or Path("runs") / recipe.stem
     meter = Meter()
     state: dict[str, Any] = {"total": 0, "last": {}}
 
@@ -78,13 +83,14 @@ def train(
         on_step=on_step,
         on_data=meter.update,
     )
-    with meter:
-        run = run_training(plan, out, hooks, device)
-    from interlace.train.report import write_report
-
-    write_report(run)
-    last = next(m for m in reversed(list(run.metrics())) if "held_out_bits_per_byte" in m)
-    document = {"run": str(out), "checkpoint": str(run.checkpoints()[-1]), **last}
+    try:
+        with meter:
+            run = run_training(plan, out, hooks, device)
+        _write_samples(run.path, run.checkpoints()[-1])
+    finally:
+        _write_page(out)
+    scored = [m for m in run.metrics() if "held_out_bits_per_byte" in m]
+    document = {"run": str(out), "checkpoint": str(run.checkpoints()[-1]), **(scored[-1] if scored else {})}
     if json:
         print_json(document)
         return
@@ -92,6 +98,50 @@ def train(
         [k, f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v] for k, v in document.items()
     ]
     print_table("trained", ["", ""], rows)
+    err.print(f"report: {out / 'report.html'}", soft_wrap=True)
+
+
+def _write_page(out: Path) -> None:
+    """The page of a run, finished or not; a fault of the page hides nothing else."""
+    from interlace.base.errors import InterlaceError
+    from interlace.train.report import write_report
+    from interlace.train.run import RunFolder
+
+    run = RunFolder(out)
+    if not (run.file.is_file() and run.metrics_file.is_file() and run.metrics_file.stat().st_size):
+        return
+    try:
+        write_report(run)
+    except InterlaceError as error:
+        err.print(f"report.html was not written: {error}", soft_wrap=True)
+
+
+def _write_samples(run: Path, checkpoint: Path) -> None:
+    """What the model writes after three beginnings of held-out documents, the same each time."""
+    import json as to_json
+
+    import interlace
+    from interlace.base.files import write_file
+    from interlace.data.tokens import Corpus
+    from interlace.generate import engine
+    from interlace.train.loop import prepared_folder
+    from interlace.train.recipe import DataSettings
+    from interlace.train.report import SAMPLES
+    from interlace.train.run import RunFolder
+
+    if (run / SAMPLES).is_file():
+        return
+    data = DataSettings.model_validate(RunFolder(run).config()["data"])
+    corpus = Corpus.open(prepared_folder(data) or run / "data")
+    split, model = corpus.splits["held_out"], interlace.load(checkpoint)
+    room = min(SAMPLE_TOKENS, (model.config.max_positions or 1 << 20) - PROMPT_TOKENS - 1)
+    samples = []
+    for start, stop in list(zip(split.borders, split.borders[1:], strict=False))[:3] if room > 0 else ():
+        ids = split.read(int(start), min(int(stop), int(start) + PROMPT_TOKENS)).tolist()
+        prompt = corpus.tokenizer.decode(ids)
+        text = "".join(engine.generate(model, prompt, max_tokens=room, temperature=0.7, seed=1))
+        samples.append({"prompt": prompt, "text": text})
+    write_file(run / SAMPLES, to_json.dumps(samples, indent=2) + "\n")
 
 
 def _print_estimate(document: dict[str, Any], json: bool) -> None:

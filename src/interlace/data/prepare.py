@@ -16,14 +16,17 @@ import numpy as np
 
 from interlace.base.errors import ConfigError, DataError
 from interlace.base.files import new_folder
+from interlace.base.lock import beside, hold
 from interlace.data.chat import DEFAULT, ChatTemplate, Part
-from interlace.data.sources import Document, Sources, held_out
+from interlace.data.sources import Document, HeldOutNames, Sources, split_point
 from interlace.data.tokenizer import END_OF_TEXT, Tokenizer
 
 LOG = logging.getLogger("interlace")
 SHARD_TOKENS = 1 << 28
-BATCH_CHARACTERS = 1 << 20  # text encoded at a time
-MANIFEST = "manifest.json"
+BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 18, 1024  # text encoded at a time
+LEARNT_BYTES = 12 << 20  # of text that a new tokenizer is learnt from
+PIECE = 1 << 16  # characters of it at a time
+MANIFEST, MADE_FOR = "manifest.json", "made_for"
 
 Report = Callable[[str, int, int], None]
 """Called with (what is going on, bytes done, bytes in all)."""
@@ -42,55 +45,72 @@ class Chat:
     turns: str = "all"
 
 
+class _Column:
+    """A file of numbers that is written as they come."""
+
+    def __init__(self, path: Path):
+        self.path, self._digest = path, hashlib.sha256()
+        self._file: IO[bytes] | None = None
+
+    def add(self, values: np.ndarray) -> None:
+        if self._file is None:
+            self._file = open(self.path, "wb")  # noqa: SIM115 - closed by close()
+        raw = values.tobytes()
+        self._file.write(raw)
+        self._digest.update(raw)
+
+    def close(self) -> dict[str, str]:
+        """Its name and hash."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        return {"file": self.path.name, "sha256": self._digest.hexdigest()}
+
+
 class _Split:
     """Writes one split's shards and document borders."""
 
     def __init__(self, folder: Path, name: str, dtype: np.dtype[Any]):
         self.folder, self.name, self.dtype = folder, name, dtype
-        self.offsets, self.bytes = [0], 0
+        self.tokens = self.documents = self.bytes = self.learnt_tokens = 0
         self.shards: list[dict[str, Any]] = []
-        self._file: IO[bytes] | None = None
-        self._digest = hashlib.sha256()
-        self._learnt: list[np.ndarray] = []
+        self._shard: _Column | None = None
+        self._borders = _Column(folder / f"{name}.documents")
+        self._borders.add(np.zeros(1, dtype="<i8"))
+        self._learnt: _Column | None = None  # one byte for each token: 1 where an assistant wrote it
 
     def add(self, ids: list[int], size_bytes: int, learnt: list[bool] | None = None) -> None:
-        if self._file is None or self.shards[-1]["tokens"] + len(ids) > SHARD_TOKENS:
-            self.close()
-            self.shards.append({"file": f"{self.name}-{len(self.shards):05}.tokens", "tokens": 0})
-            self._file = open(self.folder / self.shards[-1]["file"], "wb")  # noqa: SIM115 - closed by close()
-            self._digest = hashlib.sha256()
-        raw = np.asarray(ids, dtype=self.dtype).tobytes()
-        self._file.write(raw)
-        self._digest.update(raw)
+        if self._shard is None or self.shards[-1]["tokens"] + len(ids) > SHARD_TOKENS:
+            self._close_shard()
+            self._shard = _Column(self.folder / f"{self.name}-{len(self.shards):05}.tokens")
+            self.shards.append({"tokens": 0})
+        self._shard.add(np.asarray(ids, dtype=self.dtype))
         self.shards[-1]["tokens"] += len(ids)
         if learnt is not None:
-            self._learnt.append(np.asarray(learnt, dtype=np.uint8))
-        self.offsets.append(self.offsets[-1] + len(ids))
+            self._learnt = self._learnt or _Column(self.folder / f"{self.name}.learnt")
+            self._learnt.add(np.asarray(learnt, dtype=np.uint8))
+            self.learnt_tokens += sum(learnt)
+        self.tokens += len(ids)
+        self.documents += 1
         self.bytes += size_bytes
+        self._borders.add(np.asarray([self.tokens], dtype="<i8"))
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self.shards[-1]["sha256"] = self._digest.hexdigest()
-            self._file = None
+    def _close_shard(self) -> None:
+        if self._shard is not None:
+            self.shards[-1] = {**self._shard.close(), **self.shards[-1]}
+            self._shard = None
 
     def manifest(self) -> dict[str, Any]:
-        self.close()
-        borders = np.asarray(self.offsets, dtype="<i8").tobytes()
-        file = f"{self.name}.documents"
-        (self.folder / file).write_bytes(borders)
-        about = {
-            "tokens": self.offsets[-1],
-            "documents": len(self.offsets) - 1,
+        self._close_shard()
+        about: dict[str, Any] = {
+            "tokens": self.tokens,
+            "documents": self.documents,
             "bytes": self.bytes,
             "shards": self.shards,
-            "borders": {"file": file, "sha256": hashlib.sha256(borders).hexdigest()},
+            "borders": self._borders.close(),
         }
-        if self._learnt:  # one byte for each token: 1 where an assistant wrote it
-            raw = np.concatenate(self._learnt).tobytes()
-            (self.folder / f"{self.name}.learnt").write_bytes(raw)
-            about["learnt"] = {"file": f"{self.name}.learnt", "sha256": hashlib.sha256(raw).hexdigest()}
-            about["learnt_tokens"] = int(sum(x.sum() for x in self._learnt))
+        if self._learnt is not None:
+            about |= {"learnt": self._learnt.close(), "learnt_tokens": self.learnt_tokens}
         return about
 
 
@@ -102,8 +122,12 @@ def prepare(
     held_out_share: float = 0.05,
     chat: Chat | None = None,
     report: Report = lambda *_: None,
+    made_for: Mapping[str, Any] | None = None,
+    held: bool = False,
 ) -> dict[str, Any]:
     """Write `out` with train and held-out token shards, borders, the tokenizer and a manifest; return the manifest.
+
+    Takes about 1 GiB of memory at most, whatever the sources hold.
 
     Args:
         sources: the text.
@@ -112,29 +136,55 @@ def prepare(
         held_out_share: whole documents, chosen by a hash of their name.
         chat: how conversations are written, where the sources hold some.
         report: told how far the work is.
+        made_for: settings that the folder is made for, kept in the manifest.
+        held: whether the caller holds the folder that `out` lies in.
 
     Raises:
         DataError: a source or the tokenizer cannot be used, or `out` holds something; nothing is then written.
+        RunError: another process prepares the same folder.
     """
+    with contextlib.nullcontext() if held else hold(beside(out), out):
+        return _prepare(sources, tokenizer, out, held_out_share, chat or Chat(), report, made_for)
+
+
+def check_tokenizer(spec: str) -> None:
+    """Raise DataError for a tokenizer that is neither train:N nor a tokenizer.json."""
+    kind, _, size = spec.partition(":")
+    if kind != "train":
+        Tokenizer.from_file(Path(spec).expanduser())
+    elif not size.isdigit():
+        raise DataError(f"tokenizer: '{spec}' must be a tokenizer.json or train:N with N entries, such as train:4096")
+
+
+def _prepare(
+    sources: Sources,
+    tokenizer: str,
+    out: Path,
+    held_out_share: float,
+    chat: Chat,
+    report: Report,
+    made_for: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    check_tokenizer(tokenizer)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is not an empty folder; name another --out, or remove it")
     if not 0 < held_out_share < 1:
         raise DataError(f"held_out: must lie between 0 and 1, got {held_out_share}")
-    names, total, kinds = [], 0, set()
+    held, total, kinds = HeldOutNames(held_out_share), 0, set()
     for document in sources:
-        names.append(document.name)
+        held.see(document.name)
         kinds.add(document.messages is not None)
         total += _bytes(document)
         report("reading", total, 0)
     if len(kinds) > 1:
         raise DataError("source: holds texts and conversations; prepare them apart")
-    held = held_out(names, held_out_share)
+    held.check()
     report("tokenizer", 0, total)
+    learnt_from = _sample(sources, held, total)
     if True not in kinds:
-        model = _tokenizer(tokenizer, (d.text for d in sources if d.name not in held))
-        return _write(sources, model, held, out, total, report)
-    chat = chat or Chat()
-    model = _tokenizer(tokenizer, (_as_text(d) for d in sources if d.name not in held), _ends(chat.template))
+        model = _tokenizer(tokenizer, learnt_from)
+        return _write(sources, model, held, out, total, report, made_for=made_for)
+    model = _tokenizer(tokenizer, learnt_from, _ends(chat.template))
     model.chat_template = chat.template or model.chat_template or DEFAULT
     with contextlib.closing(model.chat()) as writer:
         _check_end(model, writer.end_of_turn())
@@ -148,7 +198,7 @@ def prepare(
                 raise type(error)(f"{document.name}: {error}") from None
 
         ignored: Counter[str] = Counter()
-        manifest = _write(sources, model, held, out, total, report, parts, ignored)
+        manifest = _write(sources, model, held, out, total, report, parts, ignored, made_for)
     if ignored:
         counts = ", ".join(f"{key} ({count})" for key, count in sorted(ignored.items()))
         LOG.warning(
@@ -181,12 +231,13 @@ def _bytes(document: Document) -> int:
 def _write(
     sources: Sources,
     model: Tokenizer,
-    held: set[str],
+    held: HeldOutNames,
     out: Path,
     total: int,
     report: Report,
     parts: Callable[[Document], list[Part]] | None = None,
     ignored: Mapping[str, int] | None = None,
+    made_for: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Encode everything into a new folder; `ignored` is counted while it goes on."""
     dtype = np.dtype("<u2" if model.vocabulary <= 1 << 16 else "<u4")
@@ -217,6 +268,7 @@ def _write(
             "sources": [str(p) for p in sources.paths],
             "skipped": dict(sorted(sources.skipped.items())),
             "ignored": dict(sorted((ignored or {}).items())),
+            **({} if made_for is None else {MADE_FOR: dict(made_for)}),
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
@@ -225,9 +277,7 @@ def _write(
 def _tokenizer(spec: str, texts: Iterator[str], special: Sequence[str] = ()) -> Tokenizer:
     kind, _, size = spec.partition(":")
     if kind != "train":
-        return Tokenizer.from_file(Path(spec))
-    if not size.isdigit():
-        raise DataError(f"tokenizer: '{spec}' must be a tokenizer.json or train:N with N entries, such as train:4096")
+        return Tokenizer.from_file(Path(spec).expanduser())
     return Tokenizer.train(texts, int(size), special)
 
 
@@ -240,13 +290,33 @@ def _ends(template: str | None) -> list[str]:
     return [end] if end not in ("", END_OF_TEXT) else []
 
 
+def _sample(sources: Sources, held: HeldOutNames, total: int) -> Iterator[str]:
+    """What a new tokenizer is learnt from, in short pieces: the train split, or a share of its documents if large.
+
+    Pieces are cut before a space, which changes no word of a byte-level tokenizer.
+    """
+    share = LEARNT_BYTES / max(total, 1)
+    for document in sources:
+        if document.name in held or (share < 1 and split_point(f"{document.name} tokenizer") >= share):
+            continue
+        text = document.text or _as_text(document)
+        while len(text) > PIECE:
+            stop = max(text.rfind(" ", PIECE // 2, PIECE), text.rfind("\n", PIECE // 2, PIECE))
+            stop = (
+                stop if stop > 0 and not text[stop - 1].isspace() and not text[stop + 1 : stop + 2].isspace() else PIECE
+            )
+            yield text[:stop]
+            text = text[stop:]
+        yield text
+
+
 def _batches(sources: Sources) -> Iterator[list[Document]]:
     batch: list[Document] = []
     size = 0
     for document in sources:
         batch.append(document)
         size += _bytes(document)
-        if size >= BATCH_CHARACTERS:
+        if size >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
             yield batch
             batch, size = [], 0
     if batch:

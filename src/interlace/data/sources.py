@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import IO, Any
 
 from interlace.base.errors import DataError
 from interlace.base.text import clean_values
@@ -18,6 +21,11 @@ from interlace.data.chat import Messages, check_messages
 LINES = (".jsonl", ".ndjson")
 MESSAGES = "messages"  # the key that holds a conversation in JSONL
 PART_BYTES = 16_384  # a lone text file is cut into documents of about this size, at line ends
+LONGEST = 1 << 20  # characters of a document: a longer text is cut where a paragraph, a line or a word ends
+ROW_BYTES = 64 << 20  # of a line of JSONL
+TURNS = 8 << 20  # characters of a conversation, which cannot be cut
+BLOCK = 1 << 20  # bytes read at a time
+HEAD = 1 << 16  # bytes in which a NUL says that a file is binary
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class Sources:
         keep: whether a file of a folder is wanted, given its path below the folder.
         cut: whether a text file that stands alone is cut into parts, each a document.
         skipped: reason by path, filled while reading.
+
+    A document has at most LONGEST characters, and no more than about two are in memory at once.
     """
 
     paths: Sequence[Path]
@@ -52,6 +62,7 @@ class Sources:
     keep: Callable[[PurePath], bool] = lambda _: True
     cut: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
+    _checked: set[tuple[str, int, int]] = field(default_factory=set)
 
     def __iter__(self) -> Iterator[Document]:
         """Yield documents.
@@ -86,33 +97,68 @@ class Sources:
             raise DataError(f"{folder}: holds no text file that is UTF-8 and not empty")
 
     def _file(self, path: Path, name: str, alone: bool) -> Iterator[Document]:
-        text = read_text(path)
         if is_lines(path):
-            yield from self._lines(path, name, text)
-        elif alone and self.cut and len(text) > 2 * PART_BYTES:
-            yield from (Document(f"{name}#{i:05}", part) for i, part in enumerate(parts(text)))
+            yield from self._lines(path, name)
+            return
+        if path.stat().st_size <= LONGEST and not is_packed(path):
+            text = decoded(path.read_bytes(), path)
+            if alone and self.cut and len(text) > 2 * PART_BYTES:
+                yield from (Document(f"{name}#{i:05}", part) for i, part in enumerate(parts(text)))
+            else:
+                yield Document(name, text)
+            return
+        self._check(path)
+        if alone and self.cut:
+            found = _or_whole(lone_parts(text_blocks(path)))
         else:
-            yield Document(name, text)
+            found = _or_whole(cut_long(text_blocks(path)))
+        for number, part in found:
+            yield Document(name if number is None else f"{name}#{number:05}", part)
 
-    def _lines(self, path: Path, name: str, text: str) -> Iterator[Document]:
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
+    def _check(self, path: Path) -> None:
+        """Read a whole file before anything of it is used: a broken one is left out whole. Once for each file."""
+        status = path.stat()
+        stamp = (str(path), status.st_size, status.st_mtime_ns)
+        if stamp in self._checked:
+            return
+        something = False
+        for block in text_blocks(path):
+            something = something or bool(block.strip())
+        if not something:
+            raise DataError(f"{path}: is empty")
+        self._checked.add(stamp)
+
+    def _lines(self, path: Path, name: str) -> Iterator[Document]:
+        something = False
+        for number, line in json_lines(path):
+            something = True
             try:
                 row = clean_values(json.loads(line))
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: is not JSON: {error}") from None
             if isinstance(row, dict) and MESSAGES in row and self.text_field not in row:
-                where = f"{path}:{number}"
-                if not isinstance(tools := row.get("tools"), list | None):
-                    raise DataError(f"{where}: tools must be a list, got {json.dumps(tools)[:100]}")
-                yield Document(f"{name}:{number}", messages=check_messages(row[MESSAGES], where), tools=tools)
+                yield _conversation(row, f"{name}:{number}", f"{path}:{number}")
                 continue
             if not isinstance(row, dict) or not isinstance(row.get(self.text_field), str):
                 keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 raise DataError(f"{path}:{number}: has no text under '{self.text_field}' (found: {keys}); set --field")
-            if row[self.text_field]:
-                yield Document(f"{name}:{number}", row[self.text_field])
+            if text := row[self.text_field]:
+                for part, piece in _or_whole(cut_long(iter([text]))):
+                    yield Document(f"{name}:{number}" if part is None else f"{name}:{number}#{part:05}", piece)
+        if not something:
+            raise DataError(f"{path}: is empty")
+
+
+def _conversation(row: dict[str, Any], name: str, where: str) -> Document:
+    if not isinstance(tools := row.get("tools"), list | None):
+        raise DataError(f"{where}: tools must be a list, got {json.dumps(tools)[:100]}")
+    messages = check_messages(row[MESSAGES], where)
+    size = sum(len(value) for turn in messages for value in turn.values() if isinstance(value, str))
+    if size > TURNS:
+        raise DataError(
+            f"{where}: a conversation of {size:,} characters; the most is {TURNS:,}, since it cannot be cut"
+        )
+    return Document(name, messages=messages, tools=tools)
 
 
 def is_lines(path: Path) -> bool:
@@ -120,26 +166,141 @@ def is_lines(path: Path) -> bool:
     return path.name.removesuffix(".gz").endswith(LINES)
 
 
-def read_text(path: Path) -> str:
-    """The whole text of a file, unpacked if its name ends in .gz.
+def is_packed(path: Path) -> bool:
+    """Whether a file is compressed."""
+    return path.suffix == ".gz"
+
+
+def decoded(raw: bytes, path: Path) -> str:
+    """The whole text of a small file.
 
     Raises:
         DataError: it is empty, binary, or not UTF-8.
     """
-    raw = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: is not a whole gzip file: {error}") from None
     if not raw.strip():
         raise DataError(f"{path}: is empty")
-    if b"\0" in raw[: 1 << 16]:
+    if b"\0" in raw[:HEAD]:
         raise DataError(f"{path}: is binary, not text")
     try:
         return raw.decode("utf-8-sig")  # some editors begin files with a mark of order
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 (byte {error.start}); convert it, for example with iconv") from None
+        raise _not_utf8(path, error.start) from None
+
+
+def _not_utf8(path: Path, byte: int) -> DataError:
+    return DataError(f"{path}: is not UTF-8 (byte {byte}); convert it, for example with iconv")
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """A file's bytes, unpacked if its name ends in .gz.
+
+    Raises:
+        DataError: it cannot be read, or is not a whole gzip file.
+    """
+    try:
+        with gzip.open(path, "rb") if is_packed(path) else open(path, "rb") as file:
+            yield file  # type: ignore[misc]
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: is not a whole gzip file: {error}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def text_blocks(path: Path) -> Iterator[str]:
+    """The text of a file in blocks of about BLOCK characters.
+
+    Raises:
+        DataError: it is binary, or not UTF-8; what came before that was given already.
+    """
+    decoder, place = codecs.getincrementaldecoder("utf-8")(), 0
+    with open_bytes(path) as file:
+        while True:
+            raw = file.read(BLOCK)
+            if not place and b"\0" in raw[:HEAD]:
+                raise DataError(f"{path}: is binary, not text")
+            held = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, place - held + error.start) from None
+            if text:
+                yield text if place else text.removeprefix("\ufeff")
+            if not raw:
+                return
+            place += len(raw)
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of each line of a JSONL file that holds something.
+
+    Raises:
+        DataError: a line is longer than ROW_BYTES, or not UTF-8.
+    """
+    number, place = 0, 0
+    with open_bytes(path) as file:
+        while raw := file.readline(ROW_BYTES + 1):
+            number += 1
+            if len(raw) > ROW_BYTES:
+                raise DataError(f"{path}:{number}: is longer than {ROW_BYTES >> 20} MiB; split it into several rows")
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, place + error.start) from None
+            place += len(raw)
+            if line.strip():
+                yield number, line
+
+
+def cut_long(blocks: Iterator[str]) -> Iterator[str]:
+    """Pieces of at most LONGEST characters, cut after a paragraph, a line or a word that ends in their second half."""
+    held = ""
+    for block in blocks:
+        held += block
+        while len(held) > LONGEST:
+            stop = _cut(held, LONGEST)
+            yield held[:stop]
+            held = held[stop:]
+    if held:
+        yield held
+
+
+def _cut(text: str, most: int) -> int:
+    """Where to cut a text that is longer than `most`."""
+    for mark in ("\n\n", "\n", " "):
+        found = text.rfind(mark, most // 2, most)
+        if found >= 0:
+            return found + len(mark)
+    return most - 1 if text[most - 1] == "\r" else most  # "\r\n" is one end of a line
+
+
+def lone_parts(blocks: Iterator[str]) -> Iterator[str]:
+    """As `parts`, of a text that comes in blocks."""
+    held, more = "", True
+    while more or held:
+        while more and len(held) < 2 * LONGEST:
+            block = next(blocks, None)
+            more = block is not None
+            held += block or ""
+        stop = held.find("\n", PART_BYTES) + 1
+        if not stop or stop > LONGEST:
+            stop = _cut(held, LONGEST) if len(held) > LONGEST else len(held)
+        elif not more and len(held) - stop <= PART_BYTES // 2:
+            stop = len(held)
+        if held[:stop]:
+            yield held[:stop]
+        held = held[stop:]
+
+
+def _or_whole(pieces: Iterator[str]) -> Iterator[tuple[int | None, str]]:
+    """Pieces with their numbers; a text in one piece has none."""
+    first, second = next(pieces, None), next(pieces, None)
+    if first is not None and second is None:
+        yield None, first
+        return
+    for number, piece in enumerate(itertools.chain([first, second], pieces)):
+        if piece is not None:
+            yield number, piece
 
 
 def parts(text: str) -> Iterator[str]:
@@ -157,15 +318,47 @@ def split_point(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
+class HeldOutNames:
+    """Which documents are held out: those whose name's hash falls below a share, at least one and not all.
+
+    Names are counted first, and then asked for; none are kept but two.
+    """
+
+    def __init__(self, share: float):
+        """share: of all documents."""
+        self.share, self.count, self._chosen = share, 0, 0
+        self._least = self._most = ""
+
+    def see(self, name: str) -> None:
+        """Count a document."""
+        self.count += 1
+        point = split_point(name)
+        self._chosen += point < self.share
+        if not self._least or point < split_point(self._least):
+            self._least = name
+        if not self._most or point > split_point(self._most):
+            self._most = name
+
+    def check(self) -> None:
+        """Raise DataError where none can be held out."""
+        if self.count < 2:
+            raise DataError(f"held_out: {self.count} document cannot be split; give more text, or several files")
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a document that was counted is held out."""
+        if not self._chosen:
+            return name == self._least
+        return split_point(name) < self.share and not (self._chosen == self.count and name == self._most)
+
+
 def held_out(names: Sequence[str], share: float) -> set[str]:
-    """The documents to hold out: those whose name's hash falls below `share`, at least one.
+    """The documents of these names to hold out.
 
     Raises:
-        DataError: fewer than two documents, so that none can be held out.
+        DataError: fewer than two, so that none can be.
     """
-    if len(names) < 2:
-        raise DataError(f"held_out: {len(names)} document cannot be split; give more text, or several files")
-    chosen = {name for name in names if split_point(name) < share}
-    if not chosen:
-        chosen = {min(names, key=split_point)}
-    return chosen if len(chosen) < len(names) else chosen - {max(names, key=split_point)}
+    chosen = HeldOutNames(share)
+    for name in names:
+        chosen.see(name)
+    chosen.check()
+    return {name for name in names if name in chosen}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict, Field
 
-from interlace.base.errors import DataError
+from interlace.base.errors import ConfigError, DataError
 from interlace.base.files import read_json, sha256
+from interlace.base.schema import Closed, validate
 from interlace.data.prepare import MANIFEST
 from interlace.data.tokenizer import Tokenizer
 
@@ -49,6 +53,47 @@ class TokenSplit:
         return np.concatenate(found)
 
 
+class _File(Closed):
+    file: str = Field(pattern=r"^[\w-][\w.-]*$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class _Shard(_File):
+    tokens: int = Field(gt=0)
+
+
+class _SplitManifest(Closed):
+    tokens: int = Field(ge=0)
+    documents: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    shards: tuple[_Shard, ...] = Field(strict=False)
+    borders: _File
+    learnt: _File | None = None
+    learnt_tokens: int | None = Field(default=None, ge=0)
+
+
+class _TokenizerManifest(Closed):
+    sha256: str
+    vocabulary: int = Field(gt=0)
+    eos: int | None
+
+
+class _Splits(Closed):
+    train: _SplitManifest
+    held_out: _SplitManifest
+
+
+class _Manifest(Closed):
+    """What manifest.json must hold; what else stands in it is passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    format: Literal[1]
+    dtype: Literal["uint16", "uint32"]
+    tokenizer: _TokenizerManifest
+    splits: _Splits
+
+
 @dataclass(frozen=True)
 class Corpus:
     """A prepared folder: splits by name ("train", "held_out"), the tokenizer and the manifest."""
@@ -60,17 +105,21 @@ class Corpus:
 
     @staticmethod
     def open(folder: Path) -> Corpus:
-        """Open a prepared folder; lengths are checked here, checksums by `verify`.
+        """Open a prepared folder; lengths and borders are checked here, checksums by `verify`.
 
         Raises:
-            DataError: a file is missing, has another length, or the tokenizer is not the one it was made with.
+            DataError: a file is missing or damaged, or the tokenizer is not the one it was made with.
         """
         manifest = read_json(folder / MANIFEST, "the manifest of a prepared folder")
-        if not isinstance(manifest, dict) or manifest.get("format") != 1:
-            raise DataError(f"{folder / MANIFEST}: is not a manifest of format 1; prepare the data again")
+        _check_manifest(folder / MANIFEST, manifest)
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
         if tokenizer.hash() != manifest["tokenizer"]["sha256"]:
             raise DataError(f"{folder / 'tokenizer.json'}: does not match the tokens (its hash differs); restore it")
+        if tokenizer.eos != manifest["tokenizer"]["eos"]:
+            raise DataError(
+                f"{folder / 'tokenizer_config.json'}: names another end of text than the tokens have ({tokenizer.eos}, "
+                f"not {manifest['tokenizer']['eos']}); restore it"
+            )
         dtype = np.dtype(manifest["dtype"]).newbyteorder("<")
         splits = {name: _open_split(folder, part, dtype) for name, part in manifest["splits"].items()}
         return Corpus(folder, manifest, tokenizer, splits)
@@ -82,6 +131,25 @@ class Corpus:
                 if sha256(self.folder / entry["file"]) != entry["sha256"]:
                     raise DataError(f"{self.folder / entry['file']}: is damaged (its checksum differs); prepare again")
 
+    def fingerprint(self) -> str:
+        """sha256 of what the tokens are: the same for the same text prepared again, wherever it lay."""
+        parts = {key: self.manifest[key] for key in ("dtype", "tokenizer", "splits")}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_manifest(path: Path, manifest: Any) -> None:
+    """Raise DataError for a manifest that no preparation wrote."""
+    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int or manifest["format"] != 1:
+        raise DataError(f"{path}: is not a manifest of format 1; prepare the data again")
+    try:
+        found = validate(_Manifest, manifest, "manifest")
+    except ConfigError as error:
+        raise DataError(f"{path}: is damaged: {error}; prepare the data again") from None
+    for name in ("train", "held_out"):
+        split = getattr(found.splits, name)
+        if sum(shard.tokens for shard in split.shards) != split.tokens:
+            raise DataError(f"{path}: is damaged: the shards of {name} do not add up; prepare the data again")
+
 
 def _open_split(folder: Path, part: dict[str, Any], dtype: np.dtype[Any]) -> TokenSplit:
     shards = []
@@ -92,11 +160,19 @@ def _open_split(folder: Path, part: dict[str, Any], dtype: np.dtype[Any]) -> Tok
         if size != expected:
             raise DataError(f"{path}: has {max(size, 0):,} bytes, but the manifest says {expected:,}; prepare again")
         shards.append(np.memmap(path, dtype=dtype, mode="r"))
+    starts = np.cumsum([0, *(s.shape[0] for s in shards)])
+    return TokenSplit(shards, starts, _open_borders(folder, part), _open_learnt(folder, part))
+
+
+def _open_borders(folder: Path, part: dict[str, Any]) -> np.ndarray:
+    """int64 [documents + 1]: where each document starts, and the end."""
     path = folder / part["borders"]["file"]
     if not path.is_file() or path.stat().st_size != 8 * (part["documents"] + 1):
         raise DataError(f"{path}: is missing or has the wrong length; prepare again")
-    starts = np.cumsum([0, *(s.shape[0] for s in shards)])
-    return TokenSplit(shards, starts, np.fromfile(path, dtype="<i8"), _open_learnt(folder, part))
+    borders = np.memmap(path, dtype="<i8", mode="r")
+    if borders[0] != 0 or borders[-1] != part["tokens"] or bool((np.diff(borders) < 0).any()):
+        raise DataError(f"{path}: is damaged: documents must follow one another to the last token; prepare again")
+    return borders
 
 
 def _open_learnt(folder: Path, part: dict[str, Any]) -> np.ndarray | None:
@@ -105,4 +181,6 @@ def _open_learnt(folder: Path, part: dict[str, Any]) -> np.ndarray | None:
     path = folder / part["learnt"]["file"]
     if not path.is_file() or path.stat().st_size != part["tokens"]:
         raise DataError(f"{path}: is missing or has the wrong length; prepare again")
+    if bool((np.memmap(path, dtype=np.uint8, mode="r") > 1).any()):
+        raise DataError(f"{path}: is damaged: a mark is neither 0 nor 1; prepare again")
     return np.memmap(path, dtype=np.bool_, mode="r")

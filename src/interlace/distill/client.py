@@ -15,7 +15,19 @@ from typing import Any, Protocol
 from interlace.base.errors import Failure, InterlaceError
 from interlace.distill.control import Pace, Ticket, backoff
 from interlace.distill.desk import Answer, Question
-from interlace.distill.endpoint import Content, Limited, Outcome, Reply, Trouble, content, request_body
+from interlace.distill.endpoint import (
+    CALLS,
+    CUT,
+    FILTERED,
+    GOOD,
+    Content,
+    Limited,
+    Outcome,
+    Reply,
+    Trouble,
+    content,
+    request_body,
+)
 from interlace.distill.ledger import Exhausted, Ledger, Limits, Record, Reserve, State, canonical, digest
 from interlace.distill.teacher import Teacher
 
@@ -27,7 +39,15 @@ POLL_SECONDS = 0.5
 RECOVER_SECONDS = 5.0
 SAVE_SECONDS = 1.0  # between savings of the limits that were found
 FRESH_SECONDS = 600.0  # for which they are believed
-THINK = ("<think>", "</think>")
+THOUGHTS = (  # tags that traces stand between
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
+LETTERS_PER_TOKEN = 16  # more than any tokenizer's: fewer tokens than letters / 16 are no count
 
 
 class Stopped(Failure):
@@ -65,12 +85,18 @@ class Line:
     more_prompt: int = TEMPLATE_TOKENS
     more_answer: int = 0
     error: str = ""  # the last one
+    first: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the request that nothing is known before
     saved: float = 0.0  # when the limits that were found last were
 
     @property
     def kept(self) -> str:
         """The name of its limits in the ledger."""
         return f"limits of {digest(self.identity)}"
+
+    @property
+    def beyond(self) -> str:
+        """The name, in the ledger, of what its counts hold beyond what was asked for."""
+        return f"beyond of {digest(self.identity)}"
 
     def reserve(self, question: Question) -> Reserve:
         """The most a question can take: no tokenizer makes more tokens than there are bytes."""
@@ -147,6 +173,9 @@ class Client:
             known = ledger.recall(line.kept)
             if known is not None and known[0] < FRESH_SECONDS:
                 line.pace.resume(known[1], known[0], time.monotonic())
+            if (beyond := ledger.recall(line.beyond)) is not None:
+                line.more_prompt = max(line.more_prompt, int(beyond[1].get("prompt", 0)))
+                line.more_answer = max(line.more_answer, int(beyond[1].get("answer", 0)))
         self.tally = Tally()
         self.stop: InterlaceError | None = None
         self._asked: dict[str, asyncio.Future[None]] = {}
@@ -220,22 +249,30 @@ class Client:
         request = self._request(line, key, question)
         record = request.record
         began = None
-        while (ticket := await self._claim(request, patient)) is not None:
-            began = began or ticket.sent
-            outcome = await self._out(request, ticket)
+        while True:
+            async with self._alone(line):
+                if (ticket := await self._claim(request, patient)) is None:
+                    return None
+                began = began or ticket.sent
+                outcome = await self._out(request, ticket)
             now = time.monotonic()
             record.seconds = now - began
             if isinstance(outcome, Reply):
                 return self._answered(request, ticket, outcome, now)
             if isinstance(outcome, Limited):
-                self._sent_back(request, ticket, outcome, now)
+                await self._pause(self._sent_back(request, ticket, outcome, now))
                 continue
             if self._failed(request, ticket, outcome, now):
                 return record
             if line.pace.dead_for(now) > 0 and not patient:
                 raise Dead(f"teachers.{line.name}: {outcome.error}")
             await self._pause(max(backoff(record.tries, self._draw), outcome.retry_after or 0.0))
-        return None
+
+    def _alone(self, line: Line) -> contextlib.AbstractAsyncContextManager[Any]:
+        """Under a budget, a teacher's first request goes alone: nobody knows yet what its counts will hold."""
+        bound = self.limits.tokens is not None or self.limits.cost is not None
+        known = line.answers or line.teacher.kind == "local" or self.ledger.recall(line.beyond) is not None
+        return contextlib.nullcontext() if known or not bound else line.first
 
     def _request(self, line: Line, key: str, question: Question) -> Request:
         body = request_body(line.teacher, question)
@@ -306,21 +343,23 @@ class Client:
             self.ledger.keep(line.kept, limits)
         return record
 
-    def _sent_back(self, request: Request, ticket: Ticket, outcome: Limited, now: float) -> None:
-        """A rate limit; the run ends where nothing else has come for as long as the teacher's table allows."""
+    def _sent_back(self, request: Request, ticket: Ticket, outcome: Limited, now: float) -> float:
+        """A rate limit: the seconds that this request waits. The run ends where nothing else has come for long."""
         line = request.line
         request.record.waits += 1
         self.tally.limited += 1
-        line.pace.limited(ticket, outcome.kind, outcome.retry_after, now)
+        own = line.pace.limited(ticket, outcome.kind, outcome.retry_after, now)
         self.ledger.unclaim(request.record.key, request.reserve)
         if line.pace.limited_for(now) > line.teacher.patience_seconds + (outcome.retry_after or 0.0):
             error = Failure(
-                f"teachers.{line.name}: every request of the last {line.pace.limited_for(now):.0f} seconds was sent "
-                f"back for a rate limit ({outcome.error or outcome.kind}); what is done is kept: run the same command "
+                f"teachers.{line.name}: every request to {line.teacher.base_url} of the last "
+                f"{line.pace.limited_for(now):.0f} seconds was sent back for a rate limit "
+                f"({outcome.error or outcome.kind}); what is done is kept: run the same command "
                 f"later, or raise teachers.{line.name}.patience_seconds"
             )
             self.halt(error)
             raise error
+        return own
 
     def _failed(self, request: Request, ticket: Ticket, outcome: Trouble, now: float) -> bool:
         """Whether a request that got no answer gets no other try either."""
@@ -335,8 +374,9 @@ class Client:
             line.pace.trouble(ticket, now)
         if outcome.passing and (record.tries < line.teacher.tries or line.pace.dead_for(now) > 0):
             return False
+        record.state = "refused" if outcome.refused else "failed"
         self.ledger.fail(record)
-        self.tally.by_state["failed"] += 1
+        self.tally.by_state[record.state] += 1
         return True
 
     async def _turn(self, request: Request, patient: bool) -> Ticket:
@@ -381,16 +421,12 @@ class Client:
         record.response = reply.raw
         found = content(reply.body)
         record.state, record.error = judge(found)
-        size, most = prompt_bytes(question), most_answer_tokens(question)
-        if plausible(found.prompt_tokens, 2 * size + HIDDEN) and plausible(found.answer_tokens, most + HIDDEN):
-            record.counted = "reported"
-            record.prompt_tokens, record.answer_tokens = found.prompt_tokens or 0, found.answer_tokens or 0
-        else:  # figures that cannot be: a quarter of the bytes is usual for English, and a third is careful
-            written = len((found.text + found.reasoning).encode("utf-8", "replace"))
-            record.counted = "estimated"
-            record.prompt_tokens, record.answer_tokens = size // 3 + 1, min(written // 3 + 1, most)
+        record.counted, record.prompt_tokens, record.answer_tokens = counted(question, found)
         record.cost = line.teacher.cost(record.prompt_tokens, record.answer_tokens)
+        before = (line.more_prompt, line.more_answer)
         line.learn(question, record)
+        if before != (line.more_prompt, line.more_answer) or line.answers == 1:
+            self.ledger.keep(line.beyond, {"prompt": line.more_prompt, "answer": line.more_answer})
 
     def _answer(self, record: Record, before: Sequence[str]) -> Answer:
         """What a record says."""
@@ -414,19 +450,47 @@ def most_answer_tokens(question: Question) -> int:
     return max([int(x) for x in limits if x] or [DEFAULT_ANSWER_TOKENS])
 
 
-def plausible(tokens: int | None, most: int) -> bool:
+def counted(question: Question, found: Content) -> tuple[str, int, int]:
+    """(reported or estimated, prompt tokens, answer tokens) of an answer.
+
+    Figures that cannot be are replaced: negative, beyond any answer, or too few for what was written. Tokens that only
+    the total or the details hold (reasoning that is not shown) count as the answer's.
+    """
+    size, most = prompt_bytes(question), most_answer_tokens(question)
+    asked = sum(len(m["content"].encode("utf-8", "replace")) for m in question.messages)
+    written = len((found.text + found.reasoning).encode("utf-8", "replace"))
+    answer, total = found.answer_tokens, found.total_tokens
+    if answer is not None and plausible(found.prompt_tokens, 0, 2 * size + HIDDEN):
+        if plausible(total, 0, 2 * size + most + HIDDEN):
+            answer = max(answer, (total or 0) - (found.prompt_tokens or 0))
+        if (found.reasoning_tokens or 0) > answer:
+            answer += found.reasoning_tokens or 0
+    good_prompt = plausible(found.prompt_tokens, max(asked // LETTERS_PER_TOKEN, 1), 2 * size + HIDDEN)
+    least = max(written // LETTERS_PER_TOKEN, int(written > 0))
+    good_answer = plausible(answer, least, most + HIDDEN)
+    # a quarter of the bytes is usual for English, and a third is careful
+    prompt_tokens = found.prompt_tokens if good_prompt else size // 3 + 1
+    answer_tokens = answer if good_answer else max(min(written // 3 + 1, most), written // 8)
+    return "reported" if good_prompt and good_answer else "estimated", prompt_tokens or 0, answer_tokens or 0
+
+
+def plausible(tokens: int | None, least: int, most: int) -> bool:
     """Whether a teacher's figure can be."""
-    return tokens is not None and 0 <= tokens <= most
+    return tokens is not None and least <= tokens <= most
 
 
 def judge(found: Content) -> tuple[State, str]:
-    """The state of an answer, and why it is not ok."""
+    """The state of an answer, and why it is not ok: only a known good end is one."""
     if found.refusal:
         return "refused", f"the teacher refused: {found.refusal[:200]}"
-    if found.finish == "content_filter":
-        return "refused", "the endpoint's filter stopped the answer"
-    if found.finish == "length":
+    if found.finish in FILTERED:
+        return "refused", f"the endpoint's filter stopped the answer ({found.finish})"
+    if found.finish in CUT:
         return "truncated", "the answer reached max_tokens"
+    if found.calls or found.finish in CALLS:
+        return "unparsable", f"the answer calls a tool ({found.finish or 'tool_calls'})"
+    if found.finish not in GOOD:
+        return "failed", f"the answer ended with {found.finish[:40]!r}, which is no end that is known"
     text, reasoning = split_reasoning(found)
     if not text.strip():
         return "unparsable", "the answer is empty" + (" after its reasoning" if reasoning else "")
@@ -434,11 +498,16 @@ def judge(found: Content) -> tuple[State, str]:
 
 
 def split_reasoning(found: Content) -> tuple[str, str]:
-    """(answer, reasoning): the trace apart, whether it has a field of its own or stands between tags."""
-    begin, end = THINK
-    text = found.text
-    if found.reasoning or (end not in text and begin not in text):
-        return text, found.reasoning
-    before, _, rest = text.partition(begin) if begin in text else ("", "", text)  # some templates open it in the prompt
-    trace, closed, after = rest.partition(end)
-    return (before + after.lstrip() if closed else before), trace.strip()
+    """(answer, reasoning): the trace apart, whether it has a field of its own or stands between tags at the start."""
+    if found.reasoning:
+        return found.text, found.reasoning
+    body = found.text.lstrip()
+    for begin, end in THOUGHTS:
+        if body.startswith(begin):
+            trace, closed, after = body.removeprefix(begin).partition(end)
+            return (after.lstrip() if closed else ""), trace.strip()
+    for begin, end in THOUGHTS:  # some templates open it in the prompt
+        if end in found.text and begin not in found.text:
+            trace, _, after = found.text.partition(end)
+            return after.lstrip(), trace.strip()
+    return found.text, ""

@@ -184,6 +184,15 @@ class Flow:
             if self.client.stop is not None or isinstance(error, UnsafeTemplate):
                 raise
             outs = [Out({}, "dropped", f"{error}")]
+        except (
+            ValueError,
+            RecursionError,
+            OverflowError,
+            MemoryError,
+        ) as error:  # what a row holds ends that row alone
+            if self.client.stop is not None:
+                raise
+            outs = [Out({}, "failed", f"the step failed on it: {type(error).__name__}: {error}"[:300])]
         own = {key for out in outs for key in out.requests}
         shared = tuple(key for key in desk.used if key not in own)
         rows = []

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from interlace.base.errors import DataError, Failure
+from interlace.base.lock import born
 from interlace.base.text import clean
 
 State = Literal["ok", "truncated", "refused", "unparsable", "failed"]
@@ -344,7 +345,7 @@ class Ledger:
 
     def _register(self) -> int:
         with self._transaction():
-            values = (platform.node(), os.getpid(), _born(os.getpid()), time.time())
+            values = (platform.node(), os.getpid(), born(os.getpid()), time.time())
             made = self.db.execute("INSERT INTO owners (host, pid, born, beat) VALUES (?, ?, ?, ?)", values)
             self.db.execute(
                 "INSERT OR IGNORE INTO spent VALUES (?, 0, 0, 0, 0, 0, 0, 0, 0, 0)",
@@ -360,9 +361,9 @@ class Ledger:
     def _gone(self) -> list[int]:
         """Processes that have ended without saying so."""
         gone = []
-        for owner, host, pid, born, beat in self.db.execute("SELECT id, host, pid, born, beat FROM owners"):
+        for owner, host, pid, began, beat in self.db.execute("SELECT id, host, pid, born, beat FROM owners"):
             here = host == platform.node()
-            if owner != self.owner and (_born(pid) != born if here else time.time() - beat > STALE_SECONDS):
+            if owner != self.owner and (born(pid) != began if here else time.time() - beat > STALE_SECONDS):
                 gone.append(owner)
         return gone
 
@@ -678,18 +679,3 @@ def check_budget(spent: Spent, reserve: Reserve, limits: Limits) -> None:
                 f"{form.format(limit)}{unit}; raise it in the recipe and run the same command",
                 used + lost + more <= limit,
             )
-
-
-def _born(pid: int) -> str:
-    """When a process of this machine was started, or "" if it is not there; tells it from a later one of its number."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except OSError:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return ""
-        except PermissionError:
-            pass
-        return "alive" if not os.path.isdir("/proc/self") else ""

@@ -8,30 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import ConfigError, Failure, InterlaceError
-from interlace.base.files import read_json, sha256
 from interlace.distill.endpoint import Outcome, Reply, Trouble
-from interlace.distill.ledger import digest
 from interlace.distill.teacher import Teacher
 
-SUMS = "checksums.json"
-OF_TRAINING = ("training.json", "optimizer.safetensors")  # files that answers do not depend on
 GATHER_SECONDS = 0.01  # that a batch waits for company
-
-
-def fingerprint(checkpoint: str) -> str:
-    """What tells one set of weights from another: the hashes of a checkpoint's files.
-
-    Raises:
-        CheckpointError: it is no checkpoint.
-    """
-    from interlace.checkpoint.folder import resolve
-
-    folder = resolve(Path(checkpoint).expanduser())
-    files = {p.name: p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")}
-    sums = files.pop(SUMS, None)  # our own checkpoints say their files' hashes
-    known = read_json(sums, "checksums") if sums is not None else {}
-    parts = {n: known.get(n) or sha256(p) for n, p in files.items() if n not in OF_TRAINING}
-    return digest(parts)
 
 
 class Local:

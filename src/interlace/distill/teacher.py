@@ -115,7 +115,7 @@ class Teacher(Closed):
     def identity(self) -> dict[str, str]:
         """What makes two requests the same question to the same teacher."""
         if self.kind == "local":
-            from interlace.distill.local import fingerprint
+            from interlace.checkpoint.fingerprint import fingerprint
 
             return {"checkpoint": fingerprint(self.checkpoint)}
         return {"model": self.model, "base_url": self.base_url.rstrip("/"), "api": self.api}

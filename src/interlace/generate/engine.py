@@ -188,7 +188,7 @@ def checked_prompt(ids: Any) -> list[int]:
     except TypeError:
         raise ConfigError(f"prompt: must be a list of token ids, got {ids!r:.80}") from None
     if not values:
-        raise ConfigError("prompt: holds no token to go on from")
+        raise ConfigError("prompt: 0 tokens to go on from; it must hold at least 1")
     if any(isinstance(i, float | bool) for i in values):
         raise ShapeError(f"tokens: must be integer ids, got {values[:8]!r}")
     if any(not isinstance(i, Integral) for i in values):

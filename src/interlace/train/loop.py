@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,20 +12,27 @@ from typing import Any
 
 import torch
 
-from interlace.base.errors import ConfigError, Diverged
-from interlace.checkpoint.load import load
+from interlace.base.errors import ConfigError, DataError, Diverged
+from interlace.base.files import read_json, sha256
+from interlace.base.lock import hold_folder
+from interlace.checkpoint.fingerprint import fingerprint
+from interlace.checkpoint.folder import resolve
+from interlace.checkpoint.load import describe, load
 from interlace.data.batches import batches as batches_of
 from interlace.data.chat import read_template
-from interlace.data.prepare import MANIFEST, Chat, Report, prepare
+from interlace.data.prepare import MADE_FOR, MANIFEST, Chat, Report, check_tokenizer, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
+from interlace.model.device import resolve_device
 from interlace.model.model import HybridLM
 from interlace.train.precision import choose_precision
 from interlace.train.recipe import DataSettings, Recipe
-from interlace.train.run import RunFolder
+from interlace.train.run import RunFolder, facts
 from interlace.train.schedule import horizon_steps
 from interlace.train.trainer import Trainer
 
+PARENT = "INTERLACE_PARENT"  # set for the processes of a study, whose orphans may still hold a folder for a moment
+ORPHAN_SECONDS = 5.0
 Evaluate = Callable[[HybridLM], dict[str, float]]
 
 
@@ -44,18 +53,80 @@ class Hooks:
     on_data: Report = lambda *_: None
 
 
-def open_corpus(data: DataSettings, cache: Path, report: Report = lambda *_: None) -> Corpus:
-    """The prepared folder that a recipe names, or one made from its text in `cache` and kept there."""
+def open_corpus(data: DataSettings, cache: Path, report: Report = lambda *_: None, begun: bool = False) -> Corpus:
+    """The prepared folder that a recipe names, or one made from its text in `cache` and kept there, its files checked.
+
+    Args:
+        begun: whether steps were taken with what is in `cache`, which is then not made anew.
+
+    Raises:
+        DataError: the text cannot be used, a file is damaged, or `cache` holds what was prepared for something else.
+    """
+    folder = prepared_folder(data)
+    if folder is None:
+        folder = cache
+        made_for = _made_for(data)
+        if (cache / MANIFEST).is_file() and not begun:
+            known = read_json(cache / MANIFEST, "the manifest of a prepared folder")
+            known = known.get(MADE_FOR) if isinstance(known, dict) else None
+            if known is None:
+                raise DataError(f"{cache}: was not prepared for this recipe; name it as data.source, or remove it")
+            if known != made_for:
+                shutil.rmtree(cache)
+        if not (cache / MANIFEST).is_file():
+            template = read_template(data.template) if data.template else None
+            chat = Chat(template, data.turns)
+            read = Sources([Path(p).expanduser() for p in data.source], data.field)
+            prepare(
+                read,
+                data.tokenizer,
+                cache,
+                held_out_share=data.held_out,
+                chat=chat,
+                report=report,
+                made_for=made_for,
+                held=True,
+            )
+    corpus = Corpus.open(folder)
+    corpus.verify()
+    return corpus
+
+
+def prepared_folder(data: DataSettings) -> Path | None:
+    """The prepared folder that a recipe names; None where it names text."""
     paths = [Path(p).expanduser() for p in data.source]
-    if len(paths) == 1 and (paths[0] / MANIFEST).is_file():
-        return Corpus.open(paths[0])
-    if not (cache / MANIFEST).is_file():
-        template = read_template(data.template) if data.template else None
-        chat = Chat(template, data.turns)
-        prepare(
-            Sources(paths, data.field), data.tokenizer, cache, held_out_share=data.held_out, chat=chat, report=report
-        )
-    return Corpus.open(cache)
+    return paths[0] if len(paths) == 1 and (paths[0] / MANIFEST).is_file() else None
+
+
+def _made_for(data: DataSettings) -> dict[str, Any]:
+    """What text prepared from a recipe depends on, but for the text itself."""
+    settings = data.model_dump(mode="json", include={"source", "field", "turns", "tokenizer", "held_out"})
+    files = {"template": data.template, "tokenizer": "" if data.tokenizer.startswith("train:") else data.tokenizer}
+    hashes = {f"{name}_sha256": sha256(Path(path).expanduser()) for name, path in files.items() if path}
+    return {**settings, **hashes}
+
+
+def check_inputs(recipe: Recipe) -> None:
+    """Look whether a run could begin, before anything is written.
+
+    Raises:
+        DataError, ConfigError, CheckpointError: a source, the tokenizer, the template or the checkpoint to start from
+            is missing or cannot be used, or a prepared folder does not fit.
+    """
+    data = recipe.data
+    if data.template:
+        read_template(data.template)
+    if recipe.train.start:
+        describe(resolve(Path(recipe.train.start).expanduser(), weights=False))
+    folder = prepared_folder(data)
+    if folder is not None:
+        corpus = Corpus.open(folder)
+        check_fit(recipe, corpus)
+        batches_of(corpus.splits["train"], data.rows, data.length, recipe.train.seed)
+        return
+    for path in data.source:
+        next(iter(Sources([Path(path).expanduser()], data.field)))
+    check_tokenizer(data.tokenizer)
 
 
 def check_fit(recipe: Recipe, corpus: Corpus) -> None:
@@ -100,7 +171,8 @@ def build_model(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
 def _started(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
     start = Path(recipe.train.start).expanduser()
     model = load(start, dtype=torch.float32, device=device)
-    if model.config.to_dict() != recipe.model.to_dict():
+    ours, theirs = (config.replace(tokens={}).to_dict() for config in (recipe.model, model.config))
+    if ours != theirs:
         raise ConfigError(f"model: is not what {start} holds; leave [model] out where train.start is given")
     if model.tokenizer is not None and model.tokenizer.hash() != corpus.tokenizer.hash():
         raise ConfigError(f"data.tokenizer: is not the tokenizer of {start}; leave it out where train.start is given")
@@ -112,20 +184,47 @@ def train(recipe: Recipe, out: Path, hooks: Hooks, device: str = "cpu") -> RunFo
     """Train, or go on training, in the run folder `out`; return it when the last step is done.
 
     Raises:
-        RunError: `out` belongs to a different run.
-        ConfigError, DataError: the recipe and the data do not fit.
+        RunError: `out` belongs to a different run, another process works in it, or what it began with was changed.
+        ConfigError, DataError: the recipe and the data do not fit; a run that could not begin leaves nothing behind.
         Failure: training diverged, or the disk refused.
     """
-    run = RunFolder.open(out, recipe.to_dict())
-    corpus = open_corpus(recipe.data, out / "data", hooks.on_data)
-    check_fit(recipe, corpus)
-    batches = batches_of(corpus.splits["train"], recipe.data.rows, recipe.data.length, recipe.train.seed)
-    steps = steps_of(recipe)
-    model = build_model(recipe, corpus, device)
-    trainer = Trainer(model, recipe.train, steps, choose_precision(recipe.train.precision, model.device))
+    resolve_device(device)
+    run = RunFolder(out)
+    if not run.belongs_to(recipe.to_dict()) or not run.has_begun():
+        check_inputs(recipe)
+    with hold_folder(out, wait_seconds=ORPHAN_SECONDS if os.environ.get(PARENT) else 0.0):
+        run = RunFolder.open(out, recipe.to_dict())
+        run.remember(machine=facts(device))
+        try:
+            trainer, corpus = _trainer(recipe, run, hooks, device)
+        except BaseException:
+            run.withdraw()
+            raise
+        return _steps(recipe, run, trainer, corpus, hooks)
+
+
+def _trainer(recipe: Recipe, run: RunFolder, hooks: Hooks, device: str) -> tuple[Trainer, Corpus]:
+    """What takes the next step of a run, everything that it reads checked."""
     newest = run.newest_good()
+    corpus = open_corpus(recipe.data, run.path / "data", hooks.on_data, begun=run.has_begun())
+    check_fit(recipe, corpus)
+    batches_of(corpus.splits["train"], recipe.data.rows, recipe.data.length, recipe.train.seed)
+    run.check("data", corpus.fingerprint(), f"{corpus.folder}: the data")
+    model = build_model(recipe, corpus, device)
+    if recipe.train.start:
+        run.check("start", fingerprint(recipe.train.start), f"train.start: {recipe.train.start}")
+    precision = choose_precision(recipe.train.precision, model.device)
+    run.remember(precision=precision)
+    trainer = Trainer(model, recipe.train, steps_of(recipe), precision)
     if newest is not None:
         trainer.resume(newest)
+    return trainer, corpus
+
+
+def _steps(recipe: Recipe, run: RunFolder, trainer: Trainer, corpus: Corpus, hooks: Hooks) -> RunFolder:
+    """Take the steps that are left."""
+    steps, model = trainer.steps, trainer.model
+    batches = batches_of(corpus.splits["train"], recipe.data.rows, recipe.data.length, recipe.train.seed)
     run.forget_after(trainer.done)
     evaluate = hooks.evaluate(corpus)
     hooks.on_start(trainer.done, steps, batches.tokens)

@@ -6,10 +6,16 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from interlace.base.files import write_file
-from interlace.base.page import page, picture, table
-from interlace.train.run import RunFolder
+import tomli_w
+
+from interlace.base.files import read_json, write_file
+from interlace.base.page import origin, page, picture, table, visible
+from interlace.data.prepare import MANIFEST
+from interlace.model.config import ModelConfig
+from interlace.model.sizes import sizes
+from interlace.train.run import NOT_CONFIG, RunFolder
 
 COLOURS = {"transformer": "#7a7a7a", "hybrid": "#c2410c"}
 
@@ -69,13 +75,72 @@ def curves(run: RunFolder, score: str = "held_out_bits_per_byte") -> tuple[Curve
     return loss, ([m["tokens"] for m in scored], [m[score] for m in scored])
 
 
+SAMPLES = "samples.json"
+
+
 def write_report(run: RunFolder) -> Path:
-    """loss.png and report.html in a run folder; returns the report's path."""
+    """loss.png and report.html in a run folder; returns the report's path. Everything is read from the folder."""
     loss, score = curves(run)
     png = loss_plot({"model": loss}, {"model": score}, None)
     write_file(run.path / "loss.png", png)
-    rows = [[f"{t:,.0f}", f"{b:.4f}"] for t, b in zip(*score, strict=True)]
-    config = html.escape((run.path / "run.toml").read_text(encoding="utf-8"))
-    sections = [picture(png, "loss curves"), table(["tokens", "held-out bits per byte"], rows), f"<pre>{config}</pre>"]
+    tables = run.tables()
+    config = {key: table for key, table in tables.items() if key not in NOT_CONFIG}
+    sections = [f'<p class="lead">{html.escape(lead(run, config))}</p>', picture(png, "loss curves")]
+    if score[0]:
+        rows = [[f"{t:,.0f}", f"{b:.4f}"] for t, b in zip(*score, strict=True)]
+        sections.append(table(["tokens", "held-out bits per byte"], rows))
+    sections.append(f"<p>{html.escape(about_text(run, config))}</p>")
+    if samples := read_samples(run):
+        shown = "".join(f"<p>After {html.escape(repr(p))}:</p><pre>{html.escape(t)}</pre>" for p, t in samples)
+        sections.append(f"<h2>Samples</h2>{shown}")
+    made = origin(f"interlace train RECIPE --out {run.path}", tables.get("versions", {}), tables.get("machine", {}))
+    sections += [made, f"<h2>Recipe</h2><pre>{html.escape(tomli_w.dumps(config))}</pre>"]
     write_file(run.path / "report.html", page(f"interlace run: {run.path.name}", sections))
     return run.path / "report.html"
+
+
+def lead(run: RunFolder, config: Mapping[str, Any]) -> str:
+    """What a run came to, in a sentence or two."""
+    rows = list(run.metrics())
+    steps = [m for m in rows if "loss" in m]
+    size = sizes(ModelConfig.from_dict(config["model"]), ())
+    parameters = f"{size.total:,} parameters, {size.non_embedding:,} without embeddings."
+    if not steps:
+        return f"Nothing was trained yet. {parameters}"
+    last = steps[-1]
+    seconds = sum(m.get("seconds", 0.0) for m in steps)
+    rate = last["tokens"] / seconds if seconds else last["tokens_per_second"]
+    done = f"{last['tokens']:,} tokens ({last['step']:,} steps, {seconds:,.0f} s, {rate:,.0f} tokens/s)"
+    scored = [m["held_out_bits_per_byte"] for m in rows if "held_out_bits_per_byte" in m]
+    said = f"{scored[-1]:.3f} held-out bits per byte after {done}" if scored else f"{done}, not scored yet"
+    wanted = -(-config["train"]["tokens"] // (config["data"]["rows"] * config["data"]["length"]))
+    if diverged := next((m["diverged"] for m in rows if "diverged" in m), ""):
+        said = f"The run diverged: {diverged}. Before that: {said}"
+    elif last["step"] < wanted:
+        said = f"Not finished: step {last['step']:,} of {wanted:,}. {said}"
+    return f"{said}. {parameters}"
+
+
+def about_text(run: RunFolder, config: Mapping[str, Any]) -> str:
+    """The text that a run was trained on."""
+    source = ", ".join(config["data"]["source"])
+    manifests = [run.path / "data" / MANIFEST, *(Path(p).expanduser() / MANIFEST for p in config["data"]["source"])]
+    file = next((m for m in manifests if m.is_file()), None)
+    if file is None:
+        return f"Text: {source}."
+    manifest = read_json(file, "the manifest of a prepared folder")
+    train, held = (manifest["splits"][name] for name in ("train", "held_out"))
+    return (
+        f"Text: {source}; {train['documents']:,} documents ({train['tokens']:,} tokens) to train on, "
+        f"{held['documents']:,} documents ({held['tokens']:,} tokens) held out; a tokenizer of "
+        f"{manifest['tokenizer']['vocabulary']:,} ids (sha256 {manifest['tokenizer']['sha256'][:16]})."
+    )
+
+
+def read_samples(run: RunFolder) -> list[tuple[str, str]]:
+    """(prompt, text) of what the model wrote at the end, as far as it was kept."""
+    file = run.path / SAMPLES
+    if not file.is_file():
+        return []
+    found = read_json(file, "the samples of a run")
+    return [(str(s["prompt"]), visible(str(s["text"]))) for s in found] if isinstance(found, list) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import tomllib
@@ -15,15 +16,26 @@ import torch
 
 import interlace
 from interlace.base.errors import RunError
-from interlace.base.files import disk_errors, new_folder, sha256, write_file
+from interlace.base.files import PARTIAL, disk_errors, new_folder, sha256, write_file
+from interlace.base.lock import INSIDE
+from interlace.base.machine import machine
+from interlace.ops import native
 
 SUMS = "checksums.json"
 KEPT = 2  # checkpoints
+NOT_CONFIG = ("versions", "machine", "checked")  # tables of run.toml that are no part of what was asked for
+EMPTY = ("data", INSIDE)  # what a folder may hold before its run begins
 
 
 def versions() -> dict[str, str]:
     """What a run's numbers depend on beside its config."""
     return {"interlace": interlace.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def facts(device: str) -> dict[str, Any]:
+    """The machine that a run is trained on."""
+    kernels = native.active() if native.available() else f"none: {native.missing}"
+    return {**machine(), "device": device, "threads": torch.get_num_threads(), "native_kernels": kernels}
 
 
 class RunFolder:
@@ -35,37 +47,100 @@ class RunFolder:
 
     @staticmethod
     def open(path: Path, config: dict[str, Any]) -> RunFolder:
-        """Start a run, or take up the one that this config started.
+        """Start a run, or take up the one that this config started. A run without a step makes way for another.
 
         Raises:
             RunError: the folder belongs to something else; the message names the first difference.
         """
         run = RunFolder(path)
-        file = path / "run.toml"
-        if file.is_file():
-            old = run.config()
-            difference = first_difference(old, config)
-            if difference:
-                key, before, now = difference
-                raise RunError(
-                    f"{path}: belongs to a different run ({key} was {before!r} and is now {now!r}); name another --out"
-                )
-        elif path.exists() and (not path.is_dir() or any(p for p in path.iterdir() if p.name != "data")):
-            raise RunError(f"{path}: exists and is not a run folder; name another --out")
-        else:
-            with disk_errors(path):
-                path.mkdir(parents=True, exist_ok=True)
-            write_file(file, tomli_w.dumps({**config, "versions": versions()}))
+        if run.belongs_to(config):
+            return run
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        write_file(run.file, tomli_w.dumps({**config, "versions": versions(), "machine": {}}))
         return run
 
-    def config(self) -> dict[str, Any]:
-        """What run.toml says, without the versions."""
+    def remember(self, *, machine: dict[str, Any] | None = None, precision: str = "") -> None:
+        """Write down where a run is first trained, and in what precision; what is known already stays."""
+        tables = self.tables()
+        known = tables.get("machine", {})
+        found = {**(machine or {}), **({"precision": precision} if precision else {}), **known}
+        if found != known and not (known and machine):
+            write_file(self.file, tomli_w.dumps({**tables, "machine": found}))
+
+    def belongs_to(self, config: dict[str, Any]) -> bool:
+        """Whether the folder holds the run of this config; False where there is none, or one that has not begun.
+
+        Raises:
+            RunError: it belongs to something else.
+        """
+        if self.file.is_file():
+            difference = first_difference(self.config(), config)
+            if difference is None:
+                return True
+            if not self.has_begun():
+                return False
+            key, before, now = difference
+            raise RunError(
+                f"{self.path}: belongs to a different run ({key} was {before!r} and is now {now!r}); name another --out"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: exists and is not a run folder; name another --out")
+        if self.path.exists() and any(p for p in self.path.iterdir() if p.name not in EMPTY):
+            raise RunError(f"{self.path}: exists and is not a run folder; name another --out")
+        return False
+
+    def has_begun(self) -> bool:
+        """Whether anything was done that would be lost."""
+        logged = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
+        found = self.path.iterdir() if self.path.is_dir() else ()
+        others = {p.name for p in found if not p.name.endswith(PARTIAL)}
+        return logged or bool(others - {self.file.name, self.metrics_file.name, *EMPTY})
+
+    def withdraw(self) -> None:
+        """Take back a run that could not begin: its config goes, prepared data stay."""
+        if not self.has_begun():
+            self.file.unlink(missing_ok=True)
+            self.metrics_file.unlink(missing_ok=True)
+
+    @property
+    def file(self) -> Path:
+        """What was asked for, the versions and the machine, and hashes of what was read."""
+        return self.path / "run.toml"
+
+    def tables(self) -> dict[str, Any]:
+        """All of run.toml.
+
+        Raises:
+            RunError: it is damaged.
+        """
         try:
-            data = tomllib.loads((self.path / "run.toml").read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise RunError(f"{self.path / 'run.toml'}: is not TOML: {error}") from None
-        data.pop("versions", None)
+            data = tomllib.loads(self.file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise RunError(f"{self.file}: is not TOML: {error}; put it back, or name another --out") from None
+        if not data:
+            raise RunError(f"{self.file}: is empty; put it back, or name another --out")
         return data
+
+    def config(self) -> dict[str, Any]:
+        """What run.toml says was asked for."""
+        return {key: table for key, table in self.tables().items() if key not in NOT_CONFIG}
+
+    def check(self, name: str, found: str, what: str) -> None:
+        """Hold the hash of something that the run reads against the one it began with; it is written down at first.
+
+        Raises:
+            RunError: it is another one; `what` names it.
+        """
+        tables = self.tables()
+        known = tables.get("checked", {}).get(name)
+        if known is None:
+            checked = {**tables.get("checked", {}), name: found}
+            write_file(self.file, tomli_w.dumps({**tables, "checked": checked}))
+        elif known != found:
+            raise RunError(
+                f"{what}: is not what this run began with (its hash differs); put it back, or name another --out"
+            )
 
     @property
     def metrics_file(self) -> Path:
@@ -73,13 +148,44 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """What was logged so far; a last line cut off by a kill is left out."""
-        if self.metrics_file.is_file():
-            for line in self.metrics_file.read_text(encoding="utf-8").splitlines():
+        """What was logged so far, up to the first line that a kill or a crash cut off."""
+        for _, line in self._lines():
+            if line is None:
+                return
+            yield line
+
+    def _lines(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """(number, line), the line None where it is not one that a run wrote."""
+        if not self.metrics_file.is_file():
+            return
+        with open(self.metrics_file, "rb") as file:
+            for number, raw in enumerate(file, start=1):
                 try:
-                    yield json.loads(line)
-                except ValueError:
-                    return
+                    line = json.loads(raw.decode())
+                except (ValueError, RecursionError):
+                    line = None
+                good = isinstance(line, dict) and type(line.get("step")) is int
+                yield number, line if good and raw.endswith(b"\n") else None
+
+    def check_log(self) -> int:
+        """The last step that was logged; steps rise by one from 1.
+
+        Raises:
+            RunError: a line is damaged, and others follow it; or steps are missing.
+        """
+        last, bad = 0, 0
+        for number, line in self._lines():
+            if line is None:
+                bad = bad or number
+                continue
+            follows = line["step"] == last + 1 or (line["step"] == last and "diverged" in line)
+            if bad or not follows:
+                raise RunError(
+                    f"{self.metrics_file}:{bad or number}: is not a line that a run wrote there; put the file back, or "
+                    "remove the lines from there on: the run goes on from the checkpoint before"
+                )
+            last = line["step"]
+        return last
 
     def log(self, **values: Any) -> None:
         """Append one line to metrics.jsonl."""
@@ -93,16 +199,34 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        found = [p for p in (self.path / "checkpoints").glob("step-*") if p.name.removeprefix("step-").isdigit()]
-        return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+        found = [p for p in (self.path / "checkpoints").glob("step-*") if step_of(p) is not None]
+        return sorted(found, key=lambda p: step_of(p) or 0)
 
     def newest_good(self) -> Path | None:
-        """The newest checkpoint whose files match their checksums and whose step was logged: a run killed between a
-        checkpoint and its line goes on from the one before, and ends with the line that it would have had.
+        """The newest checkpoint whose files match their checksums and whose step was logged.
+
+        A run killed between a checkpoint and its line goes on from the one before, and ends with the line that it would
+        have had.
+
+        Raises:
+            RunError: there are checkpoints, and none can be gone on with; or the log is damaged.
         """
-        logged = {m["step"] for m in self.metrics() if "step" in m}
-        found = [p for p in self.checkpoints() if not logged or int(p.name.removeprefix("step-")) in logged]
-        return next((p for p in reversed(found) if is_whole(p)), None)
+        last = self.check_log()
+        found = self.checkpoints()
+        for path in reversed(found):
+            if (step_of(path) or 0) <= last and is_whole(path):
+                return path
+        if damaged := [p.name for p in found if not is_whole(p)]:
+            raise RunError(
+                f"{self.path / 'checkpoints'}: {', '.join(damaged)} is damaged, and no other can be gone on with; put "
+                "it back, or remove the folder checkpoints and metrics.jsonl to begin again"
+            )
+        if ahead := [p for p in found if (step_of(p) or 0) > last + 1]:
+            raise RunError(
+                f"{self.metrics_file}: ends at step {last}, but {ahead[0].name} was written; put the log back, or "
+                "remove the folder checkpoints to begin again"
+            )
+        return None
 
     def write_checkpoint(self, step: int, fill: Any) -> Path:
         """Have `fill(folder)` write a checkpoint; older ones but the last KEPT go once it is whole.
@@ -113,19 +237,37 @@ class RunFolder:
         path = self.path / "checkpoints" / f"step-{step}"
         with new_folder(path) as folder:
             fill(folder)
-            sums = {p.name: sha256(p) for p in sorted(folder.iterdir())}
+            names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
+            sums = {name: sha256(folder / name) for name in names}
             (folder / SUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+            if self.metrics_file.is_file():  # a checkpoint whose line was lost would be passed over
+                with open(self.metrics_file, "rb") as log:
+                    os.fsync(log.fileno())
         for old in self.checkpoints()[:-KEPT]:
             shutil.rmtree(old)
         return path
 
 
+def step_of(checkpoint: Path) -> int | None:
+    """N of step-N."""
+    number = checkpoint.name.removeprefix("step-")
+    return int(number) if number.isdigit() else None
+
+
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's files are those it was written with."""
+    """Whether a checkpoint's files are those it was written with, of the step that its name says."""
     try:
         sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
+        if not isinstance(sums, dict) or not {"config.json", "training.json", "optimizer.safetensors"} <= sums.keys():
+            return False
+        if not any(name.endswith(".safetensors") and name.startswith("model") for name in sums):
+            return False
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in sums):
+            return False
+        if json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))["step"] != step_of(checkpoint):
+            return False
         return all(sha256(checkpoint / name) == value for name, value in sums.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
         return False
 
 

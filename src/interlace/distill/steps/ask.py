@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,13 @@ from interlace.base.worker import OutOfBounds, Refused
 from interlace.distill.desk import Answer, Desk, Question
 from interlace.distill.ledger import Row, digest
 from interlace.distill.steps.base import Out, Step
+from interlace.distill.steps.refusals import is_refusal
 from interlace.distill.verify.structure import read_schema
 
 CHECKS = "interlace.distill.verify.child"
 CHECK_SECONDS = 5.0
 REPAIR = (
     "That answer cannot be used: {error}. Answer again with JSON alone that fits the schema, no other text around it."
-)
-REFUSALS = re.compile(
-    r"^\s*(i'm sorry,? but i (can't|cannot|am unable)|i'm (unable|not able) to|"
-    r"i (can't|cannot) (help|assist|comply|provide)|"
-    r"as an ai( language model)?,? i (can't|cannot|am unable))",
-    re.IGNORECASE,
 )
 SHORT = 400  # characters; a refusal in words is short
 
@@ -63,6 +57,17 @@ class Asking(Step):
     @classmethod
     def _one_name(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    @field_validator("extra")
+    @classmethod
+    def _one_answer(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value.get("stream"):
+            raise ValueError("stream: answers are read whole; leave it out")
+        if value.get("n") not in (None, 1):
+            raise ValueError(f"n: one answer is read for each request, got {value['n']!r}; set `samples` instead")
+        if value.get("tools") or value.get("functions"):
+            raise ValueError("tools: a call of a tool is no answer; leave them out")
+        return value
 
     @model_validator(mode="after")
     def _weights(self) -> Asking:
@@ -125,7 +130,7 @@ class Asking(Step):
             return None
         if answer.state != "ok":
             return Out({}, answer.state, answer.error)
-        if self.refusals and len(answer.text) < SHORT and REFUSALS.match(answer.text):
+        if self.refusals and len(answer.text) < SHORT and is_refusal(answer.text):
             return Out({}, "refused", f"the teacher refused: {answer.text[:200]}")
         return None
 

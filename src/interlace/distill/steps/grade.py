@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from interlace.distill.desk import Desk, Question
 from interlace.distill.ledger import Row
 from interlace.distill.steps.ask import Asking
 from interlace.distill.steps.base import Out, drop
-from interlace.distill.verify.structure import as_json
+from interlace.distill.steps.marks import read_marks
 
 JUDGE = """You grade an answer by the criteria below. Judge the answer as it stands, not what its writer may have meant.
 
@@ -30,6 +30,8 @@ For each criterion give a whole number from 0 (not met at all) to {levels} (met 
 </answer>
 
 Answer with JSON alone: {form}"""
+AGAIN = "That cannot be used: {wrong}. Answer with JSON alone: {form}"
+SHOWN = 4000  # characters of an answer that is asked for again
 
 
 class Criterion(Closed):
@@ -72,8 +74,9 @@ class Grade(Asking):
         weight = -1
 
     The score is sum(weight x level) over the criteria, brought to 0 .. 1: 0 where no merit and every fault is seen, 1
-    where every merit and no fault is. What a judge does not answer as asked is missing, never 0, and asked for again; a
-    row whose grade stays incomplete ends as "unparsable".
+    where every merit and no fault is. Marks are read from JSON of any shape, also inside prose, and from lines such as
+    "correct: 3". What a judge leaves out is missing, never 0: it is asked for again, and told what was wrong. A row
+    whose grade stays incomplete ends as "unparsable".
 
     Attributes:
         task, answer: templates of what was asked, and what is graded.
@@ -126,11 +129,12 @@ class Grade(Asking):
         """Ask every judge; the score is their mean."""
         shown = {name: desk.render(getattr(self, name), row, name) for name in ("task", "answer")}
         graded = await desk.together(self._judge(j, shown, row, desk) for j in self.asks())
-        marks = dict(zip(self.asks(), graded, strict=True))
-        for judge, given in marks.items():
+        marks = {judge: given for judge, (given, _) in zip(self.asks(), graded, strict=True)}
+        for judge, (given, error) in zip(self.asks(), graded, strict=True):
             missing = [c.name for c in self.criteria if c.name not in given]
             if missing:
                 why = f"judge {judge} gave no mark for {missing[0]} in {self.tries} tries"
+                why += f" ({error})" if error else ""
                 return [Out({f"{self.into}_marks": marks}, "unparsable", why)]
         score = sum(self.score(m) for m in marks.values()) / len(marks)
         values: dict[str, Any] = {self.into: round(score, 6), f"{self.into}_marks": marks}
@@ -142,38 +146,54 @@ class Grade(Asking):
         worst = sum(min(c.weight, 0.0) for c in self.criteria)
         return (earned - worst) / sum(abs(c.weight) for c in self.criteria)
 
-    async def _judge(self, judge: str, shown: dict[str, str], row: Row, desk: Desk) -> dict[str, int]:
-        """A judge's marks by criterion; those that it did not give are not there."""
+    async def _judge(self, judge: str, shown: dict[str, str], row: Row, desk: Desk) -> tuple[dict[str, int], str]:
+        """A judge's marks by criterion, those that it did not give left out; and why its last answer was none."""
         groups = [self.criteria] if self.jointly else [(c,) for c in self.criteria]
         parts = await desk.together(self._marks(judge, group, shown, row, desk) for group in groups)
-        return {name: mark for part in parts for name, mark in part.items()}
+        errors = [error for _, error in parts if error]
+        return {name: mark for part, _ in parts for name, mark in part.items()}, (errors or [""])[-1]
 
     async def _marks(
         self, judge: str, criteria: tuple[Criterion, ...], shown: dict[str, str], row: Row, desk: Desk
-    ) -> dict[str, int]:
+    ) -> tuple[dict[str, int], str]:
+        listed = "\n".join(f"- {c.name}: {c.text}" for c in criteria)
+        prompt = JUDGE.format(criteria=listed, levels=self.levels, form=self._shown(criteria), **shown)
+        first = self.messages(prompt, row, desk)
+        found: dict[str, int] = {}
+        messages, error = first, ""
+        for attempt in range(self.tries):
+            left = [c for c in criteria if c.name not in found]
+            question = Question(messages, self.sampling(), self._form(left), attempt)
+            answer = await desk.ask((judge,), question)
+            messages, error = first, answer.error
+            if answer.state != "ok":
+                continue
+            marks, wrong = read_marks(answer.text, [c.name for c in left], self.levels)
+            found |= marks
+            if not wrong:
+                break
+            said = "; ".join(f"{name}: {why}" for name, why in wrong.items())
+            missing = [c for c in left if c.name in wrong]
+            messages = (
+                *first,
+                {"role": "assistant", "content": answer.text[-SHOWN:]},
+                {"role": "user", "content": AGAIN.format(wrong=said, form=self._shown(missing))},
+            )
+        return found, error
+
+    def _form(self, criteria: Sequence[Criterion]) -> dict[str, Any]:
+        """The schema of the marks."""
         mark = {"type": "integer", "minimum": 0, "maximum": self.levels}
-        schema: dict[str, Any] = {
+        return {
             "type": "object",
             "properties": {c.name: mark for c in criteria},
             "required": [c.name for c in criteria],
             "additionalProperties": False,
         }
-        listed = "\n".join(f"- {c.name}: {c.text}" for c in criteria)
-        form = "{" + ", ".join(f'"{c.name}": 0..{self.levels}' for c in criteria) + "}"
-        prompt = JUDGE.format(criteria=listed, levels=self.levels, form=form, **shown)
-        found: dict[str, int] = {}
-        for attempt in range(self.tries):
-            question = Question(self.messages(prompt, row, desk), self.sampling(), schema, attempt)
-            answer = await desk.ask((judge,), question)
-            if answer.state == "ok":
-                value, _ = as_json(answer.text)
-                for criterion in criteria:
-                    given = value.get(criterion.name) if isinstance(value, dict) else None
-                    if isinstance(given, int) and not isinstance(given, bool) and 0 <= given <= self.levels:
-                        found.setdefault(criterion.name, given)
-            if len(found) == len(criteria):
-                break
-        return found
+
+    def _shown(self, criteria: Sequence[Criterion]) -> str:
+        """The form of the marks, as a judge is shown it."""
+        return "{" + ", ".join(f'"{c.name}": 0..{self.levels}' for c in criteria) + "}"
 
 
 def agreement(pairs: list[tuple[int, int]], levels: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from interlace.distill.ledger import Row
 from interlace.distill.steps.ask import Asking
 from interlace.distill.steps.base import Out, Rows, drop, text_of
 
-LISTED = re.compile(r"^\s*\d+[.):]\s*(.+?)\s*(?=^\s*\d+[.):]\s|\Z)", re.MULTILINE | re.DOTALL)
+NUMBERED = re.compile(r"\s{0,8}\d{1,4}[.):]\s{0,8}")
 MORE = """Here are some tasks:
 
 {examples}
@@ -120,7 +120,7 @@ class SelfInstruct(Asking):
                 if (end := self.ended(answer)) is not None:
                     yield replace(end, requests=answer.keys)
                     continue
-                tasks = [" ".join(t.split()) for t in LISTED.findall(answer.text)]
+                tasks = listed(answer.text)
                 if not tasks:
                     yield Out({}, "unparsable", "the answer is no numbered list", requests=answer.keys)
                 for place, task in enumerate(tasks):
@@ -216,3 +216,14 @@ class Evolve(Asking):
             task = answer.text.strip()
             outs.append(Out({self.column: task, f"{self.column}_evolved": " ".join(way)}))
         return outs if self.every else outs[-1:]
+
+
+def listed(text: str) -> list[str]:
+    """The items of a numbered list, each on one line; what stands before the first is none."""
+    items: list[list[str]] = []
+    for line in text.split("\n"):
+        if number := NUMBERED.match(line):
+            items.append([line[number.end() :]])
+        elif items:
+            items[-1].append(line)
+    return [words for item in items if (words := " ".join(" ".join(item).split()))]

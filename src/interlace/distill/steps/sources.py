@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
-import zlib
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from interlace.base.errors import DataError
-from interlace.data.sources import Sources
+from interlace.data.sources import Sources, json_lines
 from interlace.distill.desk import Desk
 from interlace.distill.steps.base import Step
 
@@ -37,24 +35,18 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file, also packed by gzip, one line in memory at a time.
 
     Raises:
-        DataError: the file is missing, or a line is no object; the message names it.
+        DataError: the file is missing, or a line is too long or no object; the message names it.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+    for number, line in json_lines(path):
         try:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{path}:{number}: is not JSON: {error}") from None
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}:{number}: is a {type(row).__name__}, not an object with named columns")
-                yield row
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path}: cannot be read: {error}") from None
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: is a {type(row).__name__}, not an object with named columns")
+        yield row
 
 
 class Jsonl(Feeding):

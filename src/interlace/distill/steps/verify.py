@@ -15,7 +15,6 @@ from interlace.distill.ledger import Row
 from interlace.distill.steps.ask import CHECKS
 from interlace.distill.steps.base import Out, Step
 from interlace.distill.verify import cage
-from interlace.distill.verify.numbers import same_number
 from interlace.distill.verify.structure import read_schema
 
 SYMBOLS = "interlace.distill.verify.symbols"
@@ -131,7 +130,8 @@ class Verify(Step):
             if self.by == "exact":
                 return (True, "") if answer.strip() == gold.strip() else (False, "another text")
             if self.by == "numeric":
-                return same_number(answer, gold, self.tolerance)
+                request = {"do": "number", "answer": answer, "gold": gold, "tolerance": self.tolerance}
+                return await self._worked(CHECKS, request, desk)
             return await self._worked(SYMBOLS, {"answer": answer, "gold": gold}, desk)
         if self.by == "pattern":
             return await self._worked(CHECKS, {"do": "pattern", "text": answer, "pattern": self.pattern}, desk)
@@ -145,6 +145,10 @@ class Verify(Step):
             right, why = await desk.work(module, request, self.seconds)
         except OutOfBounds as error:
             return False, f"the check {error}"
+        except Refused as error:
+            if self.by == "numeric":
+                return False, f"cannot be read: {error}"
+            raise
         return bool(right), str(why)
 
     def _known(self, field: str, row: Row, desk: Desk) -> str:

@@ -1,4 +1,4 @@
-"""What runs in a worker: patterns and schemas, any of which may take for ever."""
+"""What runs in a worker: numbers, patterns and schemas, any of which may take long."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 import jsonschema  # noqa: F401 - before the worker says that it is ready
 
+from interlace.distill.verify.numbers import same_number
 from interlace.distill.verify.structure import fitting
 
 
 def answer(request: dict[str, Any]) -> Any:
-    """[right, why not] of a pattern; [value, what is wrong] of JSON."""
+    """[right, why not] of numbers or a pattern; [value, what is wrong] of JSON."""
+    if request["do"] == "number":
+        return list(same_number(request["answer"], request["gold"], request["tolerance"]))
     if request["do"] == "pattern":
         found = re.search(request["pattern"], request["text"], re.DOTALL)
         return [found is not None, "" if found else "the pattern is not found"]

@@ -4,31 +4,59 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from decimal import Decimal
 from fractions import Fraction
 
-from interlace.distill.verify.expressions import inside_box
+from interlace.distill.verify.spelling import inside_box, normal
 
+# No pattern here takes more than linear time: spaces are bounded wherever something follows them.
 SAID = re.compile(
-    r"(?P<hash>#{4})|(?P<box>\\boxed(?=\s*\{))|\banswer\W{0,6}\s*(?:is|=)\W*?(?=[^\W:]|[-+−–$\\(.])"
-    r"|(?:^|(?<=[.!?]\s))[\W_]*(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer[*_]*\s*:",
+    r"(?P<hash>#{4})|(?P<box>\\boxed(?=\s{0,4}\{))|\banswer\W{0,6}(?:is|=)\W{0,24}?(?=[^\W:]|[-+−–±$\\(.])"
+    r"|(?:^|(?<=[.!?]\s))(?:[^\w\n]|_){0,24}(?:(?:so|thus|hence|therefore),?\s{1,4})?(?:the\s{1,4})?"
+    r"(?:final\s{1,4}|correct\s{1,4})?answer[*_]{0,4}\s{0,4}:",
     re.IGNORECASE | re.MULTILINE,
 )
-UNITS = "km|cm|mm|m|kg|mg|g|lbs?|oz|mi|ft|in|yd|hrs?|h|min|sec|s|ml|l|mph|kph|am|pm|st|nd|rd|th|usd|°[CF]?"
+UNITS = (
+    "km|cm|mm|m|kg|mg|g|lbs?|oz|mi|ft|in|yd|hrs?|h|min|sec|s|ml|l|mph|kph|am|pm|st|nd|rd|th|usd|°[CF]?|"
+    "meters?|metres?|feet|foot|inch(?:es)?|yards?|miles?|units?|square|cubic|sq|cu|centimeters?|kilometers?|liters?"
+)
 SCALES = {"thousand": 3, "k": 3, "million": 6, "billion": 9, "trillion": 12}
 NUMBER = re.compile(
-    r"(?<![\w.])(?P<sign>[-+−–]?)(?:[$€£¥]\s?)?(?P<minus>[-−–]?)"
+    r"(?<![\w.])(?=[-+−–$€£¥.\d])(?P<sign>[-+−–]?)(?:[$€£¥]\s?)?(?P<minus>[-−–]?)"
     r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<part>\.\d+)?(?:[eE](?P<power>[-+]?\d+))?"
-    rf"(?:\s*/\s*(?P<below>-?\d+(?:\.\d+)?))?(?:\s*(?P<scale>{'|'.join(SCALES)})\b)?"
+    rf"(?:\s{{0,4}}/\s{{0,4}}(?P<below>-?\d+(?:\.\d+)?))?(?:\s{{0,4}}(?P<scale>{'|'.join(SCALES)})\b)?"
     rf"(?P<percent>\s?\\?%)?(?!\.\d)(?:(?=(?:{UNITS})\b)|(?!\w))",
     re.IGNORECASE,
 )
 LATEX_FRACTION = re.compile(
-    r"\\[dt]?frac\s*(?:\{\s*(-?\d+(?:\.\d+)?)\s*\}|(\d))\s*(?:\{\s*(-?\d+(?:\.\d+)?)\s*\}|(\d))"
+    r"\\[dtc]?frac\s{0,4}(?:\{\s{0,4}(-?[\d,]+(?:\.\d+)?)\s{0,4}\}|(\d))\s{0,4}(?:\{\s{0,4}(-?[\d,]+(?:\.\d+)?)\s{0,4}\}|(\d))"
 )
-POWER_OF_TEN = re.compile(r"(?<=\d)\s*(?:\\times|\\cdot|×|\*|·)\s*10\s*(?:\^|\*\*)\s*(?:\{\s*)?([-+−]?\d+)\}?")
-MIXED = re.compile(r"(?<![\w./,])(-?\d+)\s+(\d+)\s*/\s*(\d+)(?![\w/])")
-GROUPS = re.compile(r"(?<![\w.,])\d{1,3}(?:[\u00a0\u2009\u202f]\d{3})+(?!\d)|(?<![\w.,])\d{1,3}(?: \d{3}){2,}(?!\d)")
-NO_NUMBER = re.compile(r"\\(?:pi|sqrt|log|ln|sin|cos|tan|infty|binom)\b|[√π∞^]|(?<=[\w)])\*\*(?=[\w({-])|\d!")
+OVER = re.compile(r"(?<![\w}])\{?\s{0,4}(-?\d+)\s{0,4}(?:\\over\s{0,4}|\}\s{0,4}/\s{0,4}\{)(-?\d+)\s{0,4}\}?")
+POWER_OF_TEN = re.compile(
+    r"(?<=\d)\s{0,4}(?:\\times|\\cdot|×|\*|·)\s{0,4}10\s{0,4}(?:\^|\*\*)\s{0,4}(?:\{\s{0,4})?([-+−]?\d+)\}?"
+)
+TEN_TO = re.compile(r"(?<![\w.^{])10\s{0,4}(?:\^|\*\*)\s{0,4}(?:\{\s{0,4}([-−]?\d+)\s{0,4}\}|([-−]?\d+))")
+RAISED = re.compile(r"(?<=\d)\s{0,4}(?:\\times|\\cdot|×|\*|·)\s{0,4}10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
+PERIOD = re.compile(r"(?<!\d)(\d{1,60})\.(\d{0,60})\\overline\s{0,4}\{(\d{1,60})\}")
+MIXED = re.compile(r"(?<![\w./,])(-?\d+)\s{1,4}(?:and\s{1,4})?(\d+)\s{0,4}/\s{0,4}(\d+)(?![\w/])")
+GROUPS = re.compile(
+    r"(?<![\w.,])\d{1,3}(?:(?:[\u00a0\u2009\u202f'_]|\\ )\d{3})+(?!\d)|(?<![\w.,])\d{1,3}(?: \d{3}){2,}(?!\d)"
+)
+DEGREES = re.compile(r"\^\s{0,4}\{?\s{0,4}\\circ\s{0,4}\}?|\\degree\b")
+UNIT_POWER = re.compile(
+    rf"(?<=\d)(\s{{0,4}}\\?,?\s{{0,4}}(?:\\(?:text|mathrm)\s{{0,4}}\{{\s{{0,4}})?(?:{UNITS})(?:/(?:{UNITS}))?\s{{0,4}}\}}?)"
+    r"(?:\^\s{0,4}\{?[23]\}?|[²³])\s{0,4}\}?",
+    re.IGNORECASE,
+)
+NO_NUMBER = re.compile(
+    r"\\(?:pi|sqrt|log|ln|sin|cos|tan|infty|d?binom|pm|mp|ge|geq|le|leq|ne|neq|lt|gt|in|cup|cap|overline)(?![A-Za-z])"
+    r"|[√π∞^±∓<>≤≥≠]|(?<=[\w)])\*\*(?=[\w({-])|\d!|\d\s{0,4}:\s{0,4}\d|\d_\s{0,4}\{?\s{0,4}\d"
+    r"|\\[dtc]?frac(?![A-Za-z])"
+)
+SEVERAL = re.compile(r"(?<=\d)\s{0,4}(?:or|to)\s{0,4}(?=[-$\d])|\bbetween\b", re.IGNORECASE)
+BOTH = re.compile(r"(?<=\d)\s{1,4}and\s{1,4}(?=[-$\d])(?!\d+\s{0,4}/)", re.IGNORECASE)
+COMPOUND = re.compile(r"\d\s{0,4}(?:feet|foot|ft|hours?|hrs?|h|minutes?|min)\s{1,4}\d", re.IGNORECASE)
+MOST_DIGITS = 10_000  # of a number
 
 
 def final_number(text: str) -> Fraction | None:
@@ -39,10 +67,10 @@ def final_number(text: str) -> Fraction | None:
     fractions, powers of ten, "million" and unicode's signs are read. A percentage is the number before the sign. An
     answer that holds a root, a power or a constant is none, and neither is a box of several numbers.
     """
-    said = None
-    for said in SAID.finditer(text):  # noqa: B007 - the last is used
-        pass
+    said = _last_mark(text)
     if said is None:
+        if SEVERAL.search(_last_sentence(text)) or _is_none(_last_sentence(text)):
+            return None
         numbers = all_numbers(text)
         return numbers[-1] if numbers else None
     if said["box"]:
@@ -50,45 +78,100 @@ def final_number(text: str) -> Fraction | None:
     line = text[said.end() :].strip().split("\n")[0]
     if "\\boxed" in line:
         return _alone(inside_box(line))
-    if NO_NUMBER.search(_plain(line).rsplit("=", 1)[-1]):
+    first = line.split(". ")[0]
+    if _is_none(first.rsplit("=", 1)[-1]) or any(p.search(first) for p in (SEVERAL, BOTH, COMPOUND)):
         return None
     numbers = all_numbers(line.rsplit("=", 1)[-1]) or all_numbers(line)
     return numbers[0] if numbers else None
 
 
+def said_text(text: str) -> str:
+    """The answer that a text gives, as it is written: what `final_number` looks for its number in."""
+    said = _last_mark(text)
+    if said is None:
+        return text.strip()
+    if said["box"]:
+        return inside_box(text[said.start() :])
+    line = text[said.end() :].strip().split("\n")[0]
+    return inside_box(line) if "\\boxed" in line else line
+
+
+def _last_mark(text: str) -> re.Match[str] | None:
+    said = None
+    for said in SAID.finditer(text):  # noqa: B007 - the last is used
+        pass
+    return said
+
+
+def _last_sentence(text: str) -> str:
+    """The end of a text, from its last line or sentence on."""
+    line = text.strip().rsplit("\n", 1)[-1][-400:]
+    return line.rstrip(".").rsplit(". ", 1)[-1] if len(line) > 40 else line
+
+
+def _is_none(text: str) -> bool:
+    """Whether a text holds what is no number, or more than one."""
+    return NO_NUMBER.search(_plain(text)) is not None
+
+
 def _alone(text: str) -> Fraction | None:
     """The only number of a text, or of what stands after its last sign of equality."""
+    if re.search(r"=[^=]*,[^=]*=", text):  # several equations
+        return None
     last = text.rsplit("=", 1)[-1]
     numbers = all_numbers(last)
-    return numbers[0] if len(numbers) == 1 and not NO_NUMBER.search(_plain(last)) else None
+    return numbers[0] if len(numbers) == 1 and not _is_none(last) and not SEVERAL.search(last) else None
 
 
 def all_numbers(text: str) -> list[Fraction]:
-    """Every number of a text, in order."""
+    """Every number of a text, in order; none where one has more digits than any answer."""
     text = MIXED.sub(_improper, _plain(text))
     found = []
     for match in NUMBER.finditer(text):
         if match["whole"] is None and match["part"] is None:
             continue
-        value = Fraction((match["whole"] or "0").replace(",", "") + (match["part"] or ""))
+        if match.end() - match.start() > MOST_DIGITS:
+            return []
+        value = _fraction((match["whole"] or "0").replace(",", "") + (match["part"] or ""))
+        below = _fraction(match["below"]) if match["below"] else None
+        if len(match["power"] or "") > 6 or below == 0:
+            continue
         power = int(match["power"] or 0) + SCALES.get((match["scale"] or "").lower(), 0)
-        if abs(power) > 300 or (match["below"] and not Fraction(match["below"])):
+        if abs(power) > 300:
             continue
         value *= Fraction(10) ** power
-        if match["below"]:
-            value /= Fraction(match["below"])
+        if below is not None:
+            value /= below
         found.append(-value if match["minus"] or match["sign"] not in ("", "+") else value)
     return found
 
 
+def _fraction(digits: str) -> Fraction:
+    """A number of any length: int() refuses more than 4,300 digits."""
+    return Fraction(Decimal(digits))
+
+
 def _plain(text: str) -> str:
-    """Fractions of LaTeX and unicode, powers of ten and groups of digits as NUMBER knows them."""
+    """Fractions of LaTeX and unicode, powers of ten, units and groups of digits as NUMBER knows them."""
     text = text.replace("\\$", "$").replace("\\,", "").replace("{,}", ",").replace("\\!", "")
-    text = re.sub(r"(\d)\s*(?=\\[dt]?frac\s*[{\d])", r"\1 ", text)
-    text = LATEX_FRACTION.sub(lambda m: f"{m[1] or m[2]}/{m[3] or m[4]}", text)
+    text = GROUPS.sub(lambda m: re.sub(r"[\s'_\\]", "", m[0]), text)
+    text = PERIOD.sub(_periodic, DEGREES.sub(" ", text))
+    text = UNIT_POWER.sub(r"\1", text)
+    text = re.sub(r"(\d)\s{0,4}(?=\\[dtc]?frac\s{0,4}[{\d])", r"\1 ", text)
+    text = LATEX_FRACTION.sub(lambda m: f"{m[1] or m[2]}/{m[3] or m[4]}".replace(",", ""), text)
+    text = OVER.sub(r"\1/\2", text)
     text = POWER_OF_TEN.sub(lambda m: f"e{m[1].replace('−', '-')}", text)
-    text = GROUPS.sub(lambda m: re.sub(r"\s", "", m[0]), text)
+    text = RAISED.sub(lambda m: f"e{unicodedata.normalize('NFKC', m[1]).replace('−', '-')}", text)
+    text = TEN_TO.sub(lambda m: f"1e{(m[1] or m[2]).replace('−', '-')}", text)
     return "".join(_vulgar(c) for c in text) if not text.isascii() else text
+
+
+def _periodic(match: re.Match[str]) -> str:
+    """0.1\\overline{6} as 15/90."""
+    whole, fixed, period = match.groups()
+    below = (10 ** len(period) - 1) * 10 ** len(fixed)
+    above = int(whole + fixed + period) - int(whole + fixed)
+    return f"{above}/{below}"
 
 
 def _vulgar(letter: str) -> str:
@@ -98,6 +181,8 @@ def _vulgar(letter: str) -> str:
 
 
 def _improper(match: re.Match[str]) -> str:
+    if any(len(g) > 100 for g in match.groups()):
+        return match[0]
     whole, above, below = (int(g) for g in match.groups())
     if not below or above >= below:
         return match[0]
@@ -106,10 +191,13 @@ def _improper(match: re.Match[str]) -> str:
 
 
 def same_number(answer: str, gold: str, tolerance: float = 0.0) -> tuple[bool, str]:
-    """(whether two texts end in the same number, why not).
+    """(whether two texts end in the same number, or in the same text, why not).
 
     tolerance: relative; 0 compares exactly, as fractions.
     """
+    one, other = normal(said_text(answer)), normal(said_text(gold))
+    if one == other and one:
+        return True, ""
     said, known = final_number(answer), final_number(gold)
     if known is None:
         return False, "the gold answer holds no number"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import BackendUnavailable, ConfigError
 from interlace.base.files import read_json
 
-FENCE = re.compile(r"^\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*$", re.DOTALL | re.IGNORECASE)
+FENCE = "```"
+LONGEST = 1 << 20  # characters of an answer that is read as JSON
 
 Schema = dict[str, Any]
 
@@ -42,11 +43,47 @@ def read_schema(schema: Schema | str | None, folder: Path, where: str) -> Schema
 
 def as_json(text: str) -> tuple[Any, str]:
     """(the value, "") of a text that is JSON, also between fences; (None, what is wrong) of any other."""
-    fenced = FENCE.match(text)
+    if len(text) > LONGEST:
+        return None, f"it has {len(text):,} characters; the most is {LONGEST:,}"
     try:
-        return json.loads(fenced.group(1) if fenced else text), ""
+        return strict_json(_unfenced(text.strip("\ufeff \t\r\n"))), ""
     except (ValueError, RecursionError) as error:
         return None, f"it is not JSON ({error})"
+
+
+def strict_json(text: str) -> Any:
+    """JSON as every reader knows it: no NaN, no number beyond what a float holds, no key twice.
+
+    Raises:
+        ValueError, RecursionError: it is not.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r:.80} stands twice")
+        return table
+
+    def no_constant(word: str) -> Any:
+        raise ValueError(f"{word} is no number of JSON")
+
+    def finite(digits: str) -> float:
+        value = float(digits)
+        if math.isinf(value):
+            raise ValueError(f"the number {digits[:40]} is too large")
+        return value
+
+    return json.loads(text, object_pairs_hook=once, parse_constant=no_constant, parse_float=finite)
+
+
+def _unfenced(text: str) -> str:
+    """What stands between a fence at the start and one at the end."""
+    first, newline, rest = text.partition("\n")
+    word = first.removeprefix(FENCE).strip().lower()
+    if not (newline and first.startswith(FENCE) and word in ("", "json") and rest.rstrip().endswith(FENCE)):
+        return text
+    return rest.rstrip().removesuffix(FENCE)
 
 
 def fitting(text: str, schema: Schema) -> tuple[Any, str]:

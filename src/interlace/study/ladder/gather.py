@@ -7,7 +7,6 @@ import html
 import io
 import json
 import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,9 +105,7 @@ def about(out: Path) -> tuple[list[str], list[str]]:
     """(the commands, HTML for the start of the report) of a ladder's folder."""
     from interlace.study.ladder.estimate import rung_columns, rung_rows
 
-    raw = tomllib.loads((out / "run.toml").read_text(encoding="utf-8"))
-    raw.pop("versions", None)
-    ladder = build(raw)
+    ladder = build(RunFolder(out).config())
     facts = read_facts(out)
     sections = ["<h2>The ladder</h2>", table(rung_columns(), rung_rows(ladder))]
     multiples = ", ".join(f"{m:g}" for m in ladder.settings.multiples)

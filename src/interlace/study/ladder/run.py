@@ -15,9 +15,10 @@ import tomli_w
 
 from interlace.base.errors import ConfigError, Failure
 from interlace.base.files import write_file
+from interlace.base.lock import hold_folder
 from interlace.base.schema import validate
 from interlace.data.batches import Batches
-from interlace.data.prepare import MANIFEST, prepare
+from interlace.data.prepare import MANIFEST, check_tokenizer, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
 from interlace.study.ladder.estimate import Cost, costs, runs, totals
@@ -26,7 +27,7 @@ from interlace.study.ladder.plan import Cell, Ladder
 from interlace.study.ladder.rates import best_rate, rate_at
 from interlace.study.processes import Job, last_line, run_all
 from interlace.study.text import sources as standard_library
-from interlace.train.loop import check_fit
+from interlace.train.loop import check_fit, prepared_folder
 from interlace.train.recipe import DataSettings
 from interlace.train.run import RunFolder
 
@@ -100,7 +101,34 @@ class LadderRun:
             RunError: the folder belongs to another ladder.
             DataError, ConfigError: the text cannot be used, or has more tokens than the models know.
         """
-        RunFolder.open(self.out, self.ladder.raw)
+        self.check()
+        fresh = not RunFolder(self.out).file.is_file()
+        run = RunFolder.open(self.out, self.ladder.raw)
+        try:
+            self._open_text()
+        except BaseException:
+            if fresh:
+                run.withdraw()
+            raise
+
+    def check(self) -> None:
+        """Look whether the text and the tokenizer are there, before anything is written.
+
+        Raises:
+            DataError: they are not.
+        """
+        data = self.settings
+        folder = prepared_folder(data)
+        if folder is not None:
+            Corpus.open(folder)
+            return
+        check_tokenizer(data.tokenizer)
+        if "source" in self.ladder.data:
+            for path in data.source:
+                next(iter(Sources([Path(path).expanduser()], data.field)))
+
+    def _open_text(self) -> None:
+        """Prepare the text, and see that it is large enough."""
         self.corpus = self._text()
         corpus = Corpus.open(self.corpus)
         largest = self.ladder.rungs[self.ladder.archs[0], self.ladder.sizes[-1]]
@@ -128,7 +156,7 @@ class LadderRun:
             return paths[0]
         if not (folder / MANIFEST).is_file():
             read = Sources(paths, data.field) if "source" in self.ladder.data else standard_library(None)
-            prepare(read, data.tokenizer, folder, held_out_share=data.held_out, report=self.watcher.data)
+            prepare(read, data.tokenizer, folder, held_out_share=data.held_out, report=self.watcher.data, held=True)
         return folder
 
     def note(self, **facts: Any) -> None:
@@ -179,9 +207,10 @@ class LadderRun:
     def job(self, cell: Cell) -> Job:
         """The run as a process; its recipe is written beside it."""
         recipe = self.out / "recipes" / f"{cell.name}.toml"
-        if not recipe.is_file():
+        text = tomli_w.dumps(self.ladder.recipe(cell, str(self.corpus)).to_dict())
+        if not recipe.is_file() or recipe.read_text(encoding="utf-8", errors="replace") != text:
             recipe.parent.mkdir(exist_ok=True)
-            write_file(recipe, tomli_w.dumps(self.ladder.recipe(cell, str(self.corpus)).to_dict()))
+            write_file(recipe, text)
         arguments = ("train", str(recipe), "--out", str(self.folder(cell)), "--device", self.device)
         return Job(cell.name, self.out / "logs" / cell.name, (sys.executable, "-c", TRAIN, *arguments))
 
@@ -190,7 +219,12 @@ class LadderRun:
 
         Raises:
             Failure: a run failed for another reason than divergence; the others' results are kept.
+            RunError: another process runs it.
         """
+        with hold_folder(self.out):
+            return self._run(command)
+
+    def _run(self, command: str) -> Path:
         self.open()
         self.remember(command)
         found = costs(self.ladder)
@@ -227,6 +261,10 @@ class LadderRun:
 
         Rates are tried first; when those runs are done the same command writes the rest.
         """
+        with hold_folder(self.out):
+            return self._emit(how, command)
+
+    def _emit(self, how: Literal["slurm", "local"], command: str) -> tuple[Path, int]:
         self.open()
         self.remember(command)
         self.finish()

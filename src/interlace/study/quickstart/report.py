@@ -6,11 +6,13 @@ import html
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from interlace.base.files import write_file
-from interlace.base.page import page, picture, table
+from interlace.base.page import origin, page, picture, table
 from interlace.study.quickstart.contest import NAMES
 from interlace.train.report import curves, loss_plot
-from interlace.train.run import RunFolder
+from interlace.train.run import RunFolder, facts
 
 
 def kibibytes(value: float) -> str:
@@ -28,7 +30,7 @@ def comparison(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [
         row("parameters", *(f"{m['parameters']:,}" for m in models)),
         row("  without embeddings", *(f"{m['non_embedding_parameters']:,}" for m in models)),
-        row("learning rate, best of three", *(f"{m['learning_rate']:g}" for m in models)),
+        row(_rates(results), *(f"{m['learning_rate']:g}" for m in models)),
         row("tokens trained on", *(f"{m['tokens']:,}" for m in models)),
         row("held-out bits per byte", *(f"{m['held_out_bits_per_byte']:.3f}" for m in models)),
         row("training tokens/s", *(f"{m['tokens_per_second']:,.0f}" for m in models)),
@@ -39,9 +41,32 @@ def comparison(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return ["", *NAMES], rows
 
 
+def _rates(results: dict[str, Any]) -> str:
+    tried = len(results["learning_rates"]["tried"])
+    return f"learning rate, best of {['', 'one', 'two', 'three'][tried]}" if tried else "learning rate, not searched"
+
+
+def _search(results: dict[str, Any]) -> str:
+    tried = len(results["learning_rates"]["tried"])
+    if not tried:
+        return "there was no time to try learning rates, so that each had the middle one"
+    return (
+        f"each had the same {tried} learning rates tried on a prefix ({results['sweep_tokens_per_model']:,} tokens per "
+        "model), and kept its better one"
+    )
+
+
 def sentence(results: dict[str, Any]) -> str:
-    """Who won, and by how many tokens."""
+    """Who won, and by how many tokens; or why nobody is said to."""
     winner, loser, models = results["winner"], results["loser"], results["models"]
+    if winner is None:
+        tokens = models[NAMES[0]]["tokens"]
+        searched = "" if results["learning_rates"]["tried"] else ", at one learning rate"
+        return (
+            f"No winner is named after {tokens:,} tokens for each model{searched}: at least "
+            f"{results['least_tokens']:,} and a search for the rate are needed; try --minutes "
+            f"{results['least_minutes']}"
+        )
     scores = [models[n]["held_out_bits_per_byte"] for n in (winner, loser)]
     first = f"The {winner} won: {scores[0]:.3f} against {scores[1]:.3f} held-out bits per byte after the same tokens."
     if results["token_ratio"] is None:
@@ -53,13 +78,31 @@ def sentence(results: dict[str, Any]) -> str:
 
 
 def next_commands(out: Path, results: dict[str, Any]) -> list[str]:
-    """Three commands to type next."""
-    winner = out / results["winner"]
+    """Commands to type next."""
+    winner = out / (results["winner"] or "hybrid")
     return [
         f'interlace generate {winner} "def parse(" --max-tokens 100',
         f"interlace inspect {out / 'hybrid'}",
-        f"interlace train recipes/hybrid-small.toml data.source={out / 'data'} model.vocabulary=4096 --dry-run",
+        "interlace recipes hybrid-small",
+        f"interlace train hybrid-small.toml data.source={out / 'data'} model.vocabulary=4096 --dry-run",
     ]
+
+
+def _made(out: Path, runs: dict[str, RunFolder]) -> list[str]:
+    """Command, versions, machine and both models' configs."""
+    tables = RunFolder(out).tables()
+    minutes = tables.get("quickstart", {}).get("minutes", "")
+    made = origin(
+        f"interlace quickstart --minutes {minutes} --out {out}", tables.get("versions", {}), machine_of(tables)
+    )
+    models = {name: run.config().get("model", {}) for name, run in runs.items() if run.file.is_file()}
+    return [made, f"<h2>Models</h2><pre>{html.escape(tomli_w.dumps(models))}</pre>"]
+
+
+def machine_of(tables: dict[str, Any]) -> dict[str, Any]:
+    """The machine that run.toml names; this one where it was written before machines were."""
+    found: dict[str, Any] = tables.get("machine") or facts("cpu")
+    return found
 
 
 def write_report(out: Path, results: dict[str, Any], runs: dict[str, RunFolder]) -> None:
@@ -77,9 +120,8 @@ def write_report(out: Path, results: dict[str, Any], runs: dict[str, RunFolder])
     about = (
         f"Text: {text['train']['documents']:,} documents ({text['train']['tokens']:,} tokens) to train on, "
         f"{text['held_out']['documents']:,} whole documents held out. Both models saw the same batches in the same "
-        f"order; each had the same three learning rates tried on a prefix "
-        f"({results['sweep_tokens_per_model']:,} tokens per model), and kept its better one. Scores on the curve are "
-        "of a part of the held-out text, those in the table of more of it."
+        f"order; {_search(results)}. Scores on the curve are of a part of the held-out text, those in the table of "
+        "more of it."
     )
     samples = "".join(f"<h3>{name}</h3><pre>{html.escape(results['models'][name]['sample'])}</pre>" for name in NAMES)
     commands = html.escape("\n".join(next_commands(out, results)))
@@ -89,5 +131,6 @@ def write_report(out: Path, results: dict[str, Any], runs: dict[str, RunFolder])
         picture(png, "training loss and held-out bits per byte of both models against tokens"),
         f"<p>{html.escape(about)}</p>",
         f"<h2>Samples</h2>{samples}<h2>Next</h2><pre>{commands}</pre>",
+        *_made(out, runs),
     ]
     write_file(out / "report.html", page("A hybrid and a transformer, side by side", sections))

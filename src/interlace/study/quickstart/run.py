@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import interlace
-from interlace.base.errors import ConfigError, RunError
+from interlace.base.errors import ConfigError
 from interlace.base.files import write_file
+from interlace.base.lock import hold_folder
+from interlace.data.batches import batches
 from interlace.data.prepare import MANIFEST, prepare
+from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
 from interlace.generate.engine import generate
 from interlace.model.sizes import sizes
-from interlace.study.quickstart.contest import NAMES, RATES, Contest, Plan, Watcher, tokens_to_reach
+from interlace.study.quickstart.contest import (
+    LEAST_TOKENS,
+    LENGTH,
+    NAMES,
+    RATES,
+    ROWS,
+    SEED,
+    Clock,
+    Contest,
+    Plan,
+    Watcher,
+    tokens_to_reach,
+)
 from interlace.study.quickstart.report import write_report
 from interlace.study.text import sources
 from interlace.train.run import RunFolder
@@ -35,35 +50,66 @@ def quickstart(minutes: float, out: Path, data: Path | None, watcher: Watcher) -
     """
     if not 0.5 <= minutes <= 10_000:
         raise ConfigError(f"minutes: must lie between 0.5 and 10000, got {minutes:g}")
-    start = time.perf_counter()
     settings = {"quickstart": {"minutes": minutes, "data": "standard library" if data is None else str(data.resolve())}}
-    file = out / "run.toml"
-    if out.is_dir() and any(out.iterdir()) and not file.is_file():
-        raise RunError(f"{out}: exists and is not a quickstart; name another --out")
     text = sources(data)
-    if not file.is_file() and data is not None:
+    if not RunFolder(out).belongs_to(settings) and data is not None:
         next(iter(text))  # refuse unusable text before anything is written
-    RunFolder.open(out, settings)
-    if not (out / "data" / MANIFEST).is_file():
-        spec = f"train:{VOCABULARY}"
-        prepare(text, spec, out / "data", report=lambda what, done, total: watcher.stage(f"text: {what}", done, total))
-    corpus = Corpus.open(out / "data")
-    contest = Contest(out, corpus, 60 * minutes - (time.perf_counter() - start), watcher)
+    with hold_folder(out):
+        return _quickstart(minutes, out, text, settings, watcher)
+
+
+def _quickstart(minutes: float, out: Path, text: Sources, settings: dict[str, Any], watcher: Watcher) -> dict[str, Any]:
+    clock = Clock(60 * minutes, spent_before(out))
+    run = RunFolder.open(out, settings)
+    try:
+        corpus = _text(text, out / "data", watcher)
+    except BaseException:
+        run.withdraw()
+        raise
+    contest = Contest(out, corpus, clock, watcher)
     plan = contest.plan()
     sweep = contest.sweep(plan)
     rates = {name: best_rate(sweep, name) for name in NAMES}
     contest.race(plan, rates)
+    contest.keep(plan)
     watcher.stage("samples and report", 0, 0)
     results = verdict(contest, plan, sweep, rates)
-    results["seconds"] = time.perf_counter() - start
+    results["seconds"] = clock.spent
     write_file(out / "results.json", json.dumps(results, indent=2) + "\n")
     write_report(out, results, contest.runs)
     return results
 
 
+def spent_before(out: Path) -> float:
+    """Seconds of the budget that earlier starts have used."""
+    try:
+        spent = json.loads((out / "plan.json").read_text(encoding="utf-8"))["spent_seconds"]
+        return float(spent) if spent >= 0 else 0.0
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return 0.0
+
+
+def _text(text: Sources, folder: Path, watcher: Watcher) -> Corpus:
+    """The text as tokens, prepared once, and enough of it for the race."""
+    if not (folder / MANIFEST).is_file():
+
+        def report(what: str, done: int, total: int) -> None:
+            watcher.stage(f"text: {what}", done, total)
+
+        prepare(text, f"train:{VOCABULARY}", folder, report=report, held=True)
+    corpus = Corpus.open(folder)
+    corpus.verify()
+    batches(corpus.splits["train"], ROWS, LENGTH, SEED)
+    return corpus
+
+
 def best_rate(sweep: list[dict[str, Any]], name: str) -> float:
-    """The learning rate with the lowest held-out score for this model."""
-    return min((d for d in sweep if d["model"] == name), key=lambda d: d["held_out_bits_per_byte"])["learning_rate"]
+    """The learning rate with the lowest held-out score for this model; the middle one where none was tried."""
+    tried = [d for d in sweep if d["model"] == name]
+    if not tried:
+        return RATES[len(RATES) // 2]
+    best: float = min(tried, key=lambda d: d["held_out_bits_per_byte"])["learning_rate"]
+    return best
 
 
 def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: dict[str, float]) -> dict[str, Any]:
@@ -86,21 +132,27 @@ def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: di
             "checkpoint": str(checkpoint),
             "sample": sample(checkpoint),
         }
-    winner = min(NAMES, key=lambda n: models[n]["held_out_bits_per_byte"])
-    loser = next(n for n in NAMES if n != winner)
-    needed = tokens_to_reach(curves[winner], curves[loser][-1][1])
-    total = models[loser]["tokens"]
+    total = models[NAMES[0]]["tokens"]
+    tried = len({d["learning_rate"] for d in sweep})
+    winner = loser = needed = None
+    if total >= LEAST_TOKENS and tried > 1:
+        winner = min(NAMES, key=lambda n: models[n]["held_out_bits_per_byte"])
+        loser = next(n for n in NAMES if n != winner)
+        needed = tokens_to_reach(curves[winner], curves[loser][-1][1])
+    rate = sum(1 / models[n]["tokens_per_second"] for n in NAMES)
     splits = contest.corpus.manifest["splits"]
     return {
         "winner": winner,
         "loser": loser,
         "tokens_needed": needed,
         "tokens_of_loser": total,
+        "least_tokens": LEAST_TOKENS,
+        "least_minutes": math.ceil(LEAST_TOKENS * rate / 60 / 0.6),
         "token_ratio": None if needed is None else total / needed,
         "models": models,
-        "learning_rates": {"tried": list(RATES), "scores": sweep},
+        "learning_rates": {"tried": [r for r in RATES if any(d["learning_rate"] == r for d in sweep)], "scores": sweep},
         "plan": {"steps": plan.steps, "sweep_steps": plan.sweep_steps, "precision": plan.precision},
-        "sweep_tokens_per_model": len(RATES) * plan.sweep_steps * plan.batch_tokens,
+        "sweep_tokens_per_model": tried * plan.sweep_steps * plan.batch_tokens,
         "text": {name: {k: s[k] for k in ("documents", "tokens", "bytes")} for name, s in splits.items()},
         "prompt": PROMPT,
         "version": interlace.__version__,

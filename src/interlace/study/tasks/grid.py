@@ -12,6 +12,7 @@ from typing import Any
 
 from interlace.base.errors import ConfigError, Failure
 from interlace.base.files import write_file
+from interlace.base.lock import hold_folder
 from interlace.base.schema import read_toml
 from interlace.study.processes import Job, last_line, run_all
 from interlace.study.tasks import arms
@@ -125,6 +126,10 @@ class Grid:
             RunError: the folder belongs to another study.
             Failure: a cell's process failed; the others' results are kept.
         """
+        with hold_folder(self.out):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         tables = {name: {"shape": asdict(s), "budget": asdict(b)} for name, (s, b) in self.tasks.items()}
         asked = {"tasks": tables, "models": list(self.models), "seeds": self.seeds, "first_seed": self.first_seed}
         files = {Path(m).stem: read_toml(Path(m), "model") for m in self.models if m.endswith(".toml")}
@@ -140,8 +145,7 @@ class Grid:
     def job(self, cell: Cell) -> Job:
         """A cell as a process of its own."""
         folder = self.out / "cells" / cell.name
-        if not (folder / "cell.json").is_file():
-            cell.write(folder)
+        cell.write(folder)
         return Job(cell.name, folder, (sys.executable, "-m", "interlace.study.tasks.cell", str(folder), self.device))
 
     def check(self, job: Job, status: int) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from interlace.base.files import write_file
-from interlace.base.page import page, picture, table
+from interlace.base.page import origin, page, picture, table
 from interlace.study.tasks.registry import task as find
-from interlace.train.run import versions
+from interlace.train.run import RunFolder, versions
 
 COLOURS = ("#7a7a7a", "#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#be185d", "#a16207")
 
@@ -109,8 +109,8 @@ def plot(name: str, found: dict[str, Any]) -> bytes:
 
 def write_report(out: Path, results: dict[str, Any], command: str) -> Path:
     """A PNG for each task, and report.html."""
-    made = ", ".join(f"{k} {v}" for k, v in versions().items())
-    sections = [f"<p>Made by <code>{html.escape(command)}</code> with {html.escape(made)}.</p>"]
+    tables = RunFolder(out).tables() if RunFolder(out).file.is_file() else {}
+    sections = [origin(command, tables.get("versions") or versions(), tables.get("machine", {}))]
     for name, found in results["tasks"].items():
         png = plot(name, found)
         write_file(out / f"{name}.png", png)

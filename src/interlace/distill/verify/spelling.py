@@ -1,0 +1,59 @@
+"""Answers as they are written: where one stands in a text, and which spellings are the same text."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s{0,4}\{([^{}]*)\}")
+_SPACES = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|big|Big)(?![A-Za-z])|\\[,;:! ]|[\s~]+")
+_SAME = (
+    ("\\dfrac", "\\frac"),
+    ("\\cfrac", "\\frac"),
+    ("\\tfrac", "\\frac"),
+    ("\\geqslant", "\\ge"),
+    ("\\leqslant", "\\le"),
+    ("\\geq", "\\ge"),
+    ("\\leq", "\\le"),
+    ("\\neq", "\\ne"),
+    ("≥", "\\ge"),
+    ("≤", "\\le"),
+    ("≠", "\\ne"),
+    ("−", "-"),
+    ("–", "-"),
+    ("±", "\\pm"),
+    ("∪", "\\cup"),
+    ("∞", "\\infty"),
+    ("\\varnothing", "\\emptyset"),
+    ("∅", "\\emptyset"),
+    ("\\%", "%"),
+    ("\\$", "$"),
+)
+
+
+def inside_box(text: str) -> str:
+    """What stands in the last \\boxed{} of a text; "" where there is none that ends."""
+    start = text.find("{", text.rfind("\\boxed")) if "\\boxed" in text else -1
+    depth = 0
+    for i in range(start, len(text)) if start >= 0 else ():
+        depth += {"{": 1, "}": -1}.get(text[i], 0)
+        if not depth:
+            return text[start + 1 : i]
+    return ""
+
+
+def normal(text: str) -> str:
+    """One spelling of texts that only differ in how they are set: spaces, fonts, signs, a closing full stop.
+
+    Words are in lower case; a single letter keeps its case.
+    """
+    s = unicodedata.normalize("NFC", text).strip().strip("*").strip()
+    if len(s) > 1 and s.startswith("$") and s.endswith("$"):
+        s = s.strip("$")
+    s = re.sub(r"^\\[(\[]|\\[)\]]$", "", s).strip().rstrip(".").strip()
+    s = _WRAPPED.sub(r"\1", s)
+    for one, other in _SAME:
+        s = s.replace(one, other)
+    s = re.sub(r"([_^])\{(\w)\}", r"\1\2", _SPACES.sub("", s))
+    s = re.sub(r"^\((\w)\)$", r"\1", s)
+    return s.casefold() if sum(c.isalpha() for c in re.sub(r"\\[A-Za-z]+", "", s)) > 1 else s
