@@ -1,14 +1,21 @@
 """20,000 requests to a teacher that misbehaves, killed ten times: rows lost, requests paid twice, budget, memory, rate.
 
-    python benchmarks/distill_endpoint.py [--rows 20000] [--peer PYTHON]
+    python benchmarks/distill_endpoint.py [--rows 20000] [--part limits] [--spurious 0.01] [--peer PYTHON]
 
 The teacher is tests/distill/simulator.py, a real HTTP server on loopback that limits requests and tokens, delays, drops
 connections, truncates, dribbles, and answers 429, 500, 503, broken JSON and figures of usage that cannot be. It counts
-what it charges. Three parts: (1) a run that is killed with SIGKILL ten times, then finished; (2) the same with a budget
-that does not suffice; (3) both at once for the peer, bespokelabs-curator, on as many rows, killed once: pip install
-bespokelabs-curator in another environment and name its python with --peer. The simulator, ours and the peer share the
-cores. What a killed process had in flight may have been charged, so that such requests are the only ones that may be
-charged twice, beside those whose answers came back unreadable or not at all; both are counted apart.
+what it charges. Three parts:
+
+- limits: the share of the endpoint's limit that is used while 0, 1 and 3 % of all requests are sent back with 429
+  whatever their rate; --spurious names another share;
+- budgets: what was charged against what was allowed where the figures of usage are 0, missing, impossible, or leave
+  reasoning out of all but the total;
+- kills: a run, the same killed with SIGKILL ten times and then finished, and again with a budget that does not suffice.
+
+With --peer, kills also for bespokelabs-curator, on as many rows, killed once: pip install bespokelabs-curator in
+another environment and name its python. The simulator, ours and the peer share the cores. What a killed process had in
+flight may have been charged, so that such requests are the only ones that may be charged twice, beside those whose
+answers came back unreadable or not at all; both are counted apart.
 """
 
 from __future__ import annotations
@@ -40,6 +47,9 @@ FAULTS = {
     "refuse": 0.005,
 }
 UNREADABLE = ("drop", "broken")
+SHARES = (0.0, 0.01, 0.03)  # of spurious 429s
+USAGE = ({"zero-usage": 1.0}, {"no-usage": 1.0}, {"wrong-usage": 1.0}, {"hidden": 1.0}, {"hidden": 0.05})
+BUDGETS = ("max_tokens = 60_000", "max_cost = 0.06")
 RECIPE = """
 [run]
 rows_at_once = 256
@@ -95,11 +105,11 @@ print("PEER", json.dumps({"rows": len(out), "empty": sum(not r["answer"] for r i
 
 
 class Server:
-    """The simulator, with all its faults."""
+    """The simulator, with all its faults unless others are named."""
 
-    def __init__(self) -> None:
+    def __init__(self, faults: dict[str, float] = FAULTS) -> None:
         """Start it."""
-        options = [f"--{k}={v}" for k, v in FAULTS.items()]
+        options = [f"--{k}={v}" for k, v in faults.items()]
         options += [f"--requests-per-second={REQUESTS}", f"--tokens-per-second={TOKENS}", f"--latency={LATENCY}"]
         self.process = subprocess.Popen([sys.executable, str(SIMULATOR), *options], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
@@ -129,11 +139,11 @@ def watched(process: subprocess.Popen, until: float | None, server: Server) -> t
     return peak, time.monotonic() - began
 
 
-def ours(folder: Path, rows: int, kills: int, budget: str = "", seed: int = 0) -> dict:
+def ours(folder: Path, rows: int, kills: int, budget: str = "", seed: int = 0, spurious: float = 0.0) -> dict:
     """A run that is killed now and then, and what it came to."""
     from interlace.distill.run import status
 
-    server = Server()
+    server = Server({**FAULTS, "spurious": spurious})
     (folder / "r.toml").write_text(RECIPE.format(url=server.url, budget=budget))
     command = [sys.executable, "-c", OURS, "distill", "generate", str(folder / "r.toml"), "--out", str(folder / "run")]
     draw = random.Random(seed)
@@ -153,6 +163,7 @@ def ours(folder: Path, rows: int, kills: int, budget: str = "", seed: int = 0) -
     spent = found["spent"]
     return {
         "who": "interlace",
+        "spurious": spurious,
         "kills": kills,
         "rows by state": states,
         "rows lost": rows - sum(states.values()) if not budget else None,
@@ -169,6 +180,20 @@ def ours(folder: Path, rows: int, kills: int, budget: str = "", seed: int = 0) -
         "share of the limit": share(stats),
         "sent back for limits": {k: v for k, v in stats["counts"].items() if k.startswith("limited")},
     }
+
+
+def within(folder: Path, faults: dict[str, float], budget: str) -> dict:
+    """What is charged by a teacher whose figures are not to be trusted, over three starts under a budget."""
+    server = Server(faults)
+    (folder / "r.toml").write_text(RECIPE.format(url=server.url, budget=budget))
+    command = [sys.executable, "-c", OURS, "distill", "generate", str(folder / "r.toml"), "--out", str(folder / "run")]
+    codes = [subprocess.run(command, capture_output=True, check=False).returncode for _ in range(3)]
+    stats = server.stats()
+    server.process.kill()
+    name, most = budget.split(" = ")
+    charged = stats["charged_tokens" if name == "max_tokens" else "charged_cost"]
+    found = {"figures": faults, "budget": budget, "charged": round(charged, 6), "passed": charged > float(most)}
+    return {**found, "requests": stats["charged_requests"], "exit codes": codes}
 
 
 def share(stats: dict) -> float:
@@ -217,9 +242,12 @@ def main() -> None:
     """Print one line for each part."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--part", choices=("kills", "limits", "budgets"), action="append")
+    parser.add_argument("--spurious", type=float, action="append", help="a share of 429s; may be given several times")
     parser.add_argument("--peer", default="")
     parser.add_argument("--peer-rows", type=int, default=0)
     given = parser.parse_args()
+    parts = given.part or ["kills", "limits", "budgets"]
 
     def folder(rows: int) -> Path:
         made = Path(tempfile.mkdtemp(prefix="distill-"))
@@ -227,11 +255,23 @@ def main() -> None:
         (made / "rows.jsonl").write_text("".join(lines))
         return made
 
-    print(json.dumps({"limits": {"requests": REQUESTS, "tokens": TOKENS, "burst seconds": 1}, "faults": FAULTS}))
-    print(json.dumps(ours(folder(given.rows), given.rows, 0)), flush=True)
-    print(json.dumps(ours(folder(given.rows), given.rows, 10)), flush=True)
-    budget = f"max_cost = {given.rows * 20e-6:.4f}\nmax_requests = {int(given.rows * 0.9)}"
-    print(json.dumps({"budget": budget, **ours(folder(given.rows), given.rows, 3, budget)}), flush=True)
+    load = [round(x, 2) for x in os.getloadavg()]
+    limits = {"requests": REQUESTS, "tokens": TOKENS, "burst seconds": 1}
+    print(json.dumps({"limits": limits, "faults": FAULTS, "load before": load}))
+    if "limits" in parts:
+        for spurious in given.spurious or SHARES:
+            found = ours(folder(given.rows), given.rows, 0, spurious=spurious)
+            shown = ("spurious", "rows per second", "share of the limit", "rows by state", "sent back for limits")
+            print(json.dumps({k: found[k] for k in shown}), flush=True)
+    if "budgets" in parts:
+        for faults in USAGE:
+            for budget in BUDGETS:
+                print(json.dumps(within(folder(given.rows), faults, budget)), flush=True)
+    if "kills" in parts:
+        print(json.dumps(ours(folder(given.rows), given.rows, 0)), flush=True)
+        print(json.dumps(ours(folder(given.rows), given.rows, 10)), flush=True)
+        budget = f"max_cost = {given.rows * 20e-6:.4f}\nmax_requests = {int(given.rows * 0.9)}"
+        print(json.dumps({"budget": budget, **ours(folder(given.rows), given.rows, 3, budget)}), flush=True)
     if given.peer:
         rows = given.peer_rows or given.rows
         for kills in (0, 1):
