@@ -69,8 +69,8 @@ class Diverged(Failure):
     """A training step's loss or gradient is not finite."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A remedy for a misspelt name: "did you mean ...?" or the list of known names."""
+def nearest(word: str, known: Iterable[str], alike: float = 0.5) -> str:
+    """A remedy for a misspelt name: "did you mean ...?" where one is as `alike` (1: the same), or the known names."""
     choices = sorted(known)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=alike)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(choices)}"

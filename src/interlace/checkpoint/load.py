@@ -26,6 +26,8 @@ from interlace.model.sizes import sizes
 
 LARGEST = 1 << 34  # of any number that a model is built from
 
+SLIP = 0.85  # how alike a misspelt model_type is; jamba is not mamba, nor lfm2 olmo2
+
 
 def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = None) -> HybridLM:
     """The model in a folder (a checkpoint, a run folder, or a hub id), with its tokenizer if it has one.
@@ -132,7 +134,7 @@ def describe(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
     families = {kind: f for f in FAMILIES for kind in (f.model_type, *f.also)}
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in families:
-        near, known = nearest(str(kind), families), ", ".join(sorted(families))
+        near, known = nearest(str(kind), families, SLIP), ", ".join(sorted(families))
         advice = f"{near}; known: {known}" if near.startswith("did you mean") else f"known: {known}"
         code = "; the code that auto_map names is never run" if raw.get("auto_map") else ""
         raise CheckpointError(f"{folder / 'config.json'}: model_type {kind!r} is not supported{code}; {advice}")
