@@ -12,11 +12,26 @@ with warnings.catch_warnings():
 
 import pytest
 import torch
+from terminal import Terminal
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def terminal():
+    """Starts verbs in pseudo-terminals; they are ended with the test."""
+    running = []
+
+    def start(*arguments, **more):
+        running.append(Terminal(arguments, **more))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.close()
 
 
 @pytest.fixture

@@ -50,6 +50,8 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
             raise CheckpointError(
                 f"{path}: holds several models; name one of them: " + ", ".join(f"{path / m}" for m in models)
             )
+        if (path / "run.toml").is_file():
+            raise CheckpointError(f"{path}: this run has no checkpoint yet; the next appears in {path / 'checkpoints'}")
         raise CheckpointError(
             f"{path}: holds no config.json and no checkpoints/step-N; name a checkpoint or run folder"
         )

@@ -97,7 +97,7 @@ def chat(
 
 def _turns(talk: Conversation, system: str) -> None:
     """Ask until there are no more turns."""
-    from interlace.base.errors import PromptTooLong
+    from interlace.base.errors import InterlaceError, PromptTooLong
 
     asked_by_hand = sys.stdin.isatty()
     if asked_by_hand:
@@ -118,6 +118,10 @@ def _turns(talk: Conversation, system: str) -> None:
             _show(talk, line)
         except PromptTooLong as error:
             err.print(f"{error} (/new)")
+        except InterlaceError as error:
+            if not asked_by_hand:
+                raise
+            err.print(str(error))
 
 
 def _show(talk: Conversation, line: str) -> None:

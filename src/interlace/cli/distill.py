@@ -26,6 +26,8 @@ A recipe names teachers and steps; every request is paid for once, whatever is e
     interlace distill export runs/instructions --out data/instructions
 """
 
+SAME_SECONDS = 60.0  # between plain lines that say the same
+
 app = App(name="distill", help=HELP)
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -82,7 +84,7 @@ def generate(
     if not (out / "run.toml").is_file():  # it was said when the run was begun
         _say_estimate(recipe, overrides, limit)
     with Display() as display:
-        document = run(recipe, out, overrides, limit=limit, retry=states, watch=display.update)
+        document = run(recipe, out, overrides, limit=limit, retry=states, watch=display.update, say=display.say)
     if json:
         print_json(document)
         return
@@ -265,7 +267,8 @@ class Display:
 
         self._every, self._last = every_seconds, 0.0
         self._live = Live(console=err, refresh_per_second=4, transient=True) if err.is_terminal else None
-        self._begun: tuple[float, int] | None = None
+        self._said: set[str] = set()
+        self._before: tuple[Any, ...] = ()
 
     def __enter__(self) -> Display:
         """Start drawing."""
@@ -280,11 +283,23 @@ class Display:
 
     def update(self, now: Snapshot) -> None:
         """Show a snapshot."""
+        for wait in now.waits:
+            if wait not in self._said:
+                self._said.add(wait)
+                self.say(wait)
         if self._live is not None:
             self._live.update(self._table(now))
-        elif time.monotonic() - self._last > self._every or now.finished:
-            self._last = time.monotonic()
+            return
+        passed = time.monotonic() - self._last
+        tally = now.tally
+        state = ([s["rows"] for s in now.steps], now.spent.tokens, dict(tally.by_state), tally.reused, now.waits)
+        if now.finished or passed > (self._every if state != self._before else max(self._every, SAME_SECONDS)):
+            self._last, self._before = time.monotonic(), state
             err.print(self._line(now), soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the table."""
+        err.print(text, soft_wrap=True)
 
     def _line(self, now: Snapshot) -> str:
         steps = ", ".join(f"{s['step']} {s['rows'].get('ok', 0):,}" for s in now.steps)

@@ -111,6 +111,6 @@ def describe_machine(device: str) -> dict[str, Any]:
     for name in ("float32", "bfloat16"):
         rate = matmul_flops_per_second(getattr(torch, name), device, 512)
         facts[f"matrix products, {name}"] = quantity(rate, "FLOP/s")
-    facts["cage for programs"] = cage.available() or "closes"
+    facts["cage for programs"] = cage.describe()
     facts["training precision"] = choose_precision("auto", torch.device(device))
     return facts

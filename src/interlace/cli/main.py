@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import cyclopts
@@ -33,6 +34,7 @@ GROUPS = {
     "study": "Comparisons that can be repeated: formal tasks, ladders, scaling laws.",
     "distill": "Make training data with a stronger model, or refine existing text with it.",
 }
+INTERRUPTED = 130  # exit code
 GOES_ON = ("train", "quickstart", "study", "distill", "convert-checkpoint")  # verbs whose work is kept
 
 app = cyclopts.App(
@@ -51,7 +53,10 @@ for _group, _words in GROUPS.items():
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another would break into the end
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -72,7 +77,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         verb = next((a for a in arguments if not a.startswith("-")), "")
         rest = "; the same command goes on from the last checkpoint" if verb in GOES_ON else ""
-        return _say(f"interrupted{rest}", 130)
+        return _say(f"interrupted{rest}", INTERRUPTED)
     except BrokenPipeError:  # the reader, such as `head`, has left
         sys.stderr.close()
         return 0

@@ -39,7 +39,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
             table.add_column(name, justify="right" if index else "left", min_width=longest, no_wrap=not out.is_terminal)
         for row in rows:
             table.add_row(*row)
-        console = out if out.is_terminal else Console(highlight=False, markup=False, width=WIDE)
+        console = out if out.is_terminal else Console(file=out.file, highlight=False, markup=False, width=WIDE)
         console.print(table, crop=False)
     out.print()
 
@@ -54,7 +54,7 @@ def _print_lists(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         out.print(first, soft_wrap=True)
         for name, cell in zip(columns[1:], rest, strict=True):
             if cell:
-                out.print(f"  {name} {cell}".replace("   ", "  "), soft_wrap=True)
+                out.print(f"  {name} {cell}" if name else f"  {cell}", soft_wrap=True)
     if not rows:
         out.print("  ".join(columns), soft_wrap=True)
 

@@ -13,9 +13,13 @@ from interlace.cli.output import Meter, duration, err, print_json, print_table
 from interlace.cli.output import out as console
 
 app = App(name="study", help="Comparisons that can be repeated: formal tasks, ladders, scaling laws.")
-app.command("interlace.cli.study_ladder:ladder", name="ladder")
-app.command("interlace.cli.study_fit:fit", name="fit")
-app.command("interlace.cli.study_fit:report", name="report")
+VERBS = {  # the first lines of their own help, so that nothing is imported to list them
+    "ladder": "Train sizes x architectures x seeds of equal capacity, each run to several horizons, for a scaling law.",
+    "fit": "Fit L = E + A / N^alpha + B / D^beta, say how sure each coefficient is, and what one architecture saves.",
+    "report": "Write report.html, one file that holds all that `fit` finds, and its figures as PNG and PDF.",
+}
+for _verb, _words in VERBS.items():
+    app.command(f"interlace.cli.study_{'ladder' if _verb == 'ladder' else 'fit'}:{_verb}", name=_verb, help=_words)
 
 
 @app.command

@@ -47,11 +47,14 @@ THOUGHTS = (  # tags that traces stand between
     ("[THINK]", "[/THINK]"),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
+LIMITED_SECONDS = 10.0  # of nothing but rate limits, from which on it is said
 LETTERS_PER_TOKEN = 16  # more than any tokenizer's: fewer tokens than letters / 16 are no count
 
 
 class Stopped(Failure):
     """The run was asked to stop; nothing new is sent."""
+
+    exit_code = 130
 
 
 class Dead(Failure):
@@ -97,6 +100,16 @@ class Line:
     def beyond(self) -> str:
         """The name, in the ledger, of what its counts hold beyond what was asked for."""
         return f"beyond of {digest(self.identity)}"
+
+    def silence(self, now: float) -> str:
+        """What is being waited for where nothing is answered; empty while something is."""
+        patience = f"up to {self.teacher.patience_seconds:g} seconds (teachers.{self.name}.patience_seconds)"
+        if self.pace.dead_for(now) > 0:
+            return f"teachers.{self.name}: {self.teacher.base_url} does not answer ({self.error}); waiting {patience}"
+        if self.pace.limited_for(now) > LIMITED_SECONDS:
+            sent_back = "sends every request back for a rate limit"
+            return f"teachers.{self.name}: {self.teacher.base_url} {sent_back}; waiting {patience}"
+        return ""
 
     def reserve(self, question: Question) -> Reserve:
         """The most a question can take: no tokenizer makes more tokens than there are bytes."""

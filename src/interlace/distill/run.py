@@ -64,6 +64,7 @@ class Snapshot:
         expected_cost: USD of the whole run, if it goes on as it has.
         seconds_left: None while nothing was timed.
         finished: whether this is the last one.
+        waits: a sentence for each teacher that does not answer, or sends everything back.
     """
 
     steps: list[dict[str, Any]]
@@ -75,6 +76,7 @@ class Snapshot:
     expected_cost: float
     seconds_left: float | None
     finished: bool = False
+    waits: tuple[str, ...] = ()
 
 
 class Watch:
@@ -108,6 +110,7 @@ class Watch:
             spent.cost + left * mean,
             left / rate if rate > 0 else None,
             finished,
+            tuple(s for line in flow.client.lines.values() if (s := line.silence(now))),
         )
 
 
@@ -237,6 +240,7 @@ def generate(
     limit: int | None = None,
     retry: Sequence[str] = (),
     watch: Callable[[Snapshot], None] = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run a recipe in a folder, or go on with it; returns what `status` says.
 
@@ -246,6 +250,7 @@ def generate(
         limit: the most rows of every source, for a trial.
         retry: states whose rows are done again, with requests sent anew, such as "failed".
         watch: told how it goes, twice a second.
+        say: told at once that an interrupt was seen.
 
     Raises:
         ConfigError, DataError, RunError: the recipe, its inputs or the folder are wrong; nothing was sent.
@@ -273,7 +278,7 @@ def generate(
         flow.tell = lambda: watch(seen.look())
         again(flow, retry)
         try:
-            asyncio.run(_drive(flow, senders))
+            asyncio.run(_drive(flow, senders, say))
         finally:
             watch(seen.look(finished=True))
         return summary(folder, ledger)
@@ -296,7 +301,7 @@ def again(flow: Flow, states: Sequence[str]) -> None:
             flow.ledger.open_stage(id_)
 
 
-async def _drive(flow: Flow, senders: dict[str, Transport]) -> None:
+async def _drive(flow: Flow, senders: dict[str, Transport], say: Callable[[str], None]) -> None:
     """Run until the end; the first interrupt lets what is in flight finish, the second does not."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
@@ -306,6 +311,8 @@ async def _drive(flow: Flow, senders: dict[str, Transport]) -> None:
         nonlocal presses
         presses += 1
         if presses == 1:
+            out = flow.client.tally.in_flight
+            say(f"interrupted: the {out} requests in flight are finished; Ctrl-C again leaves them")
             flow.client.halt(Stopped("interrupted: what was in flight is written; run the same command to go on"))
         elif task is not None:
             task.cancel()

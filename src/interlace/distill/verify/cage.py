@@ -1,10 +1,11 @@
 """Programs that a model wrote, run where they can do no harm.
 
-Each runs in a Python of its own, without site packages, in an empty folder, under the kernel's own locks, which need no
-privilege and hold for root too: Landlock (files: it reads Python's library and nothing else, and writes files only in
-its folder, where it makes no folders), seccomp (no other process, no signal to others, no socket, no new program), and
-limits on memory, time, file size and output. See `cage_child`. That a file exists elsewhere, and how large it is, a
-program can find out.
+Each runs in a Python of its own, without site packages, in an empty folder, under the kernel's own locks, which need
+no privilege and hold for root too. Seccomp lets through the system calls that programs need and no others: no other
+process, no signal to one, no socket, no queue, no new program. Landlock holds files: a program reads Python's library
+and nothing else, and writes files only in its folder, where it makes no folders. Memory, time, threads, output and what
+its files occupy, with a name or without, are limited. See `cage_child`. That a file exists elsewhere, and how large it
+is, a program can find out.
 
 A program shares the interpreter that reports whether it came to its end, so one that is written to deceive can say that
 it passed. What it cannot do is reach anything outside.
@@ -13,12 +14,14 @@ it passed. What it cannot do is reach anything outside.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import secrets
 import select
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -37,7 +40,15 @@ PREFIX = "interlace-cage-"
 LOOK_SECONDS = 0.02
 SHOWN = 300
 
-Kind = Literal["passed", "failed", "ended early", "time", "memory", "output", "files", "killed"]
+Kind = Literal["passed", "failed", "ended early", "time", "memory", "output", "files", "threads", "killed"]
+ANY_LEVEL = 99
+# What Landlock holds from a level on, and the Linux that brought it. Below it, seccomp alone holds it.
+LEVELS = (
+    (3, "emptying files", "6.2"),
+    (4, "TCP", "6.7"),
+    (5, "requests to devices", "6.10"),
+    (6, "signals and abstract sockets", "6.12"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,13 +59,15 @@ class Limits:
         seconds: by the clock, and of one core.
         memory_bytes: address space.
         output_bytes: printed; also the largest file.
-        folder_bytes: in its folder, all in all.
+        folder_bytes: what its files occupy, all in all, also those that it holds open or mapped without a name.
+        threads: at once.
     """
 
     seconds: float = 5.0
     memory_bytes: int = 512 << 20
     output_bytes: int = 1 << 20
     folder_bytes: int = 16 << 20
+    threads: int = 256
 
 
 @dataclass(frozen=True)
@@ -73,8 +86,10 @@ class Outcome:
     seconds: float = 0.0
 
 
-def run(source: str, limits: Limits | None = None) -> Outcome:
+def run(source: str, limits: Limits | None = None, level: int | None = None) -> Outcome:
     """Run a program and wait for it.
+
+    `level` is the highest level of Landlock to use, as on an older kernel: 1 is Linux 5.13, 3 is 6.2, 4 is 6.7.
 
     Raises:
         BackendUnavailable: this system has no such locks; nothing was run.
@@ -83,12 +98,12 @@ def run(source: str, limits: Limits | None = None) -> Outcome:
     _tidy()
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
     try:
-        return _run(source, limits, folder)
+        return _run(source, limits, folder, ANY_LEVEL if level is None else level)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(source: str, limits: Limits, folder: Path) -> Outcome:
+def _run(source: str, limits: Limits, folder: Path, level: int) -> Outcome:
     inside = folder / "inside"
     inside.mkdir()
     (folder / "program").write_bytes(source.encode("utf-8", "replace"))
@@ -98,7 +113,7 @@ def _run(source: str, limits: Limits, folder: Path) -> Outcome:
     began = time.monotonic()
     with open(folder / "output", "wb") as output, open(folder / "program", "rb") as program:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", str(CHILD), str(tell), token, *settings, sys.base_prefix],
+            [sys.executable, "-I", "-S", "-B", str(CHILD), str(tell), token, *settings, sys.base_prefix, str(level)],
             stdin=program,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -135,12 +150,16 @@ def _tidy() -> None:
 def _watch(process: subprocess.Popen[bytes], limits: Limits, inside: Path, began: float) -> Kind | None:
     """Wait for the end, or for a limit to be passed."""
     ended = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
+    folder = os.path.realpath(inside)
     try:
         while process.poll() is None:
             left = limits.seconds - (time.monotonic() - began)
             if left <= 0:
                 return "time"
-            if _size(inside) > limits.folder_bytes:
+            tasks = _entries(f"/proc/{process.pid}/task")
+            if len(tasks) > limits.threads:
+                return "threads"
+            if _occupied(folder) + _nameless(folder, tasks, limits.output_bytes) > limits.folder_bytes:
                 return "files"
             if ended is not None:
                 select.select([ended], [], [], min(left, LOOK_SECONDS))
@@ -149,24 +168,55 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits, inside: Path, began
     finally:
         if ended is not None:
             os.close(ended)
-    return None
+    return "files" if _occupied(folder) > limits.folder_bytes else None
 
 
-def _size(folder: Path) -> int:
+def _entries(folder: str) -> list[str]:
+    """Paths of what a folder holds; none if it is gone."""
+    try:
+        return [f"{folder}/{name}" for name in os.listdir(folder)]
+    except OSError:
+        return []
+
+
+def _bytes(info: os.stat_result) -> int:
+    """What a file takes: blocks past its end count, and so do holes before it."""
+    return max(info.st_size, 512 * info.st_blocks)
+
+
+def _occupied(folder: str) -> int:
     """Bytes of the files in a folder, and a little for each of their names."""
-    total, folders = 0, [str(folder)]
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    total += 4096
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    else:
-                        total += entry.stat(follow_symlinks=False).st_size
-        except OSError:  # gone while we looked
-            continue
+    total = 0
+    for path in _entries(folder):
+        total += 4096
+        with contextlib.suppress(OSError):  # gone while we looked
+            total += _bytes(os.stat(path, follow_symlinks=False))
     return total
+
+
+def _nameless(folder: str, tasks: list[str], largest: int) -> int:
+    """Bytes of the files of a folder that have lost their name, and are open or mapped.
+
+    How large a mapped file is cannot be seen, so it counts as one of the largest.
+    """
+    found: dict[int, int] = {}
+    start, end = os.fsencode(folder), b" (deleted)\n"
+    for task in tasks:  # threads share all of it, but of one that has ended, also the first, nothing is seen
+        mapped = False
+        with contextlib.suppress(OSError), open(f"{task}/maps", "rb") as maps:
+            for line in maps:
+                mapped = True
+                fields = line.split(None, 5)
+                if len(fields) == 6 and fields[5].startswith(start) and fields[5].endswith(end):
+                    found[int(fields[4])] = largest
+        for path in _entries(f"{task}/fd"):
+            with contextlib.suppress(OSError):
+                info = os.stat(path)
+                if stat.S_ISREG(info.st_mode) and not info.st_nlink:
+                    found[info.st_ino] = _bytes(info)
+        if mapped:
+            break
+    return sum(found.values())
 
 
 def _judge(status: int, over: Kind | None, said: str, token: str, printed: str) -> tuple[Kind, str]:
@@ -196,10 +246,28 @@ def _judge(status: int, over: Kind | None, said: str, token: str, printed: str) 
 
 
 @cache
-def available() -> str:
-    """Why programs cannot be locked in here; "" if they can."""
+def available(most: int | None = None) -> str:
+    """Why programs cannot be locked in here, by Landlock up to the level `most`; "" if they can."""
     try:
-        found = run("")
+        found = run("", level=most)
     except BackendUnavailable as error:
         return str(error)
     return "" if found.kind == "passed" else f"verify: an empty program did not pass: {found}"
+
+
+def level(most: int | None = None) -> int:
+    """The level of Landlock that `run` uses here, up to `most`; 0 if there is none."""
+    if sys.platform != "linux":
+        return 0
+    found = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+    return max(0, min(found, ANY_LEVEL if most is None else most))
+
+
+def describe(most: int | None = None) -> str:
+    """Whether the cage closes here, at which level, and what one lock alone holds."""
+    held = level(most)
+    if why := available(most):
+        return why
+    missing = [f"{what} (Linux {linux})" for first, what, linux in LEVELS if held < first]
+    alone = f"; seccomp alone holds {', '.join(missing)}" if missing else ""
+    return f"closes, Landlock's level {held}{alone}"

@@ -44,6 +44,7 @@ EVALUATIONS = 16
 CHECKPOINTS = 4  # on the way
 RECENT = 8  # steps whose time says what the next will take
 REPLAN = 16  # steps after which the number of steps is first looked at again
+PLAN = "plan.json"
 LEAST_TOKENS = 250_000  # of training for each model, from which on a winner is named
 SEED = 0
 
@@ -178,7 +179,7 @@ class Contest:
     @property
     def file(self) -> Path:
         """The plan."""
-        return self.out / "plan.json"
+        return self.out / PLAN
 
     def keep(self, plan: Plan) -> None:
         """Write the plan down."""

@@ -92,9 +92,8 @@ def _made(out: Path, runs: dict[str, RunFolder]) -> list[str]:
     """Command, versions, machine and both models' configs."""
     tables = RunFolder(out).tables()
     minutes = tables.get("quickstart", {}).get("minutes", "")
-    made = origin(
-        f"interlace quickstart --minutes {minutes} --out {out}", tables.get("versions", {}), machine_of(tables)
-    )
+    command = f"interlace quickstart --minutes {minutes} --out {out}"
+    made = origin(command, tables.get("versions", {}), machine_of(tables))
     models = {name: run.config().get("model", {}) for name, run in runs.items() if run.file.is_file()}
     return [made, f"<h2>Models</h2><pre>{html.escape(tomli_w.dumps(models))}</pre>"]
 

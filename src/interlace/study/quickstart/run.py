@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
 import interlace
 from interlace.base.errors import ConfigError
-from interlace.base.files import write_file
+from interlace.base.files import read_json, write_file
 from interlace.base.lock import hold_folder
 from interlace.data.batches import batches
-from interlace.data.prepare import MANIFEST, prepare
+from interlace.data.prepare import MADE_FOR, MANIFEST, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
 from interlace.generate.engine import generate
@@ -22,6 +23,7 @@ from interlace.study.quickstart.contest import (
     LEAST_TOKENS,
     LENGTH,
     NAMES,
+    PLAN,
     RATES,
     ROWS,
     SEED,
@@ -62,7 +64,7 @@ def _quickstart(minutes: float, out: Path, text: Sources, settings: dict[str, An
     clock = Clock(60 * minutes, spent_before(out))
     run = RunFolder.open(out, settings)
     try:
-        corpus = _text(text, out / "data", watcher)
+        corpus = _text(text, out, settings, watcher)
     except BaseException:
         run.withdraw()
         raise
@@ -83,20 +85,29 @@ def _quickstart(minutes: float, out: Path, text: Sources, settings: dict[str, An
 def spent_before(out: Path) -> float:
     """Seconds of the budget that earlier starts have used."""
     try:
-        spent = json.loads((out / "plan.json").read_text(encoding="utf-8"))["spent_seconds"]
+        spent = json.loads((out / PLAN).read_text(encoding="utf-8"))["spent_seconds"]
         return float(spent) if spent >= 0 else 0.0
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return 0.0
 
 
-def _text(text: Sources, folder: Path, watcher: Watcher) -> Corpus:
-    """The text as tokens, prepared once, and enough of it for the race."""
+def _text(text: Sources, out: Path, settings: dict[str, Any], watcher: Watcher) -> Corpus:
+    """The text as tokens, prepared once, and enough of it for the race.
+
+    Text of an earlier start that failed before its plan is prepared anew: the command may name other text now.
+    """
+    folder = out / "data"
+    made_for = {"text": settings["quickstart"]["data"], "tokenizer": f"train:{VOCABULARY}"}
+    if (folder / MANIFEST).is_file() and not (out / PLAN).is_file():
+        known = read_json(folder / MANIFEST, "the manifest of a prepared folder")
+        if not isinstance(known, dict) or known.get(MADE_FOR) != made_for:
+            shutil.rmtree(folder)
     if not (folder / MANIFEST).is_file():
 
         def report(what: str, done: int, total: int) -> None:
             watcher.stage(f"text: {what}", done, total)
 
-        prepare(text, f"train:{VOCABULARY}", folder, report=report, held=True)
+        prepare(text, f"train:{VOCABULARY}", folder, report=report, held=True, made_for=made_for)
     corpus = Corpus.open(folder)
     corpus.verify()
     batches(corpus.splits["train"], ROWS, LENGTH, SEED)

@@ -1,0 +1,298 @@
+"""What the terminal shows: help that explains, whole tables, true figures, errors that lead on."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import tomli_w
+import torch
+from rich.console import Console
+
+import interlace
+from interlace.cli import output
+from interlace.cli.main import app, run
+from interlace.cli.reference import VERBS
+from interlace.data.tokenizer import Tokenizer
+from interlace.generate.engine import generate_tokens
+from interlace.generate.sampling import Sampling
+from interlace.model.presets import preset
+
+
+def python_m(*arguments, **more):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, **more)
+
+
+# Help
+
+TOP = ["quickstart", "train", "generate", "chat", "inspect", "doctor", "convert-checkpoint", "data", "study", "distill"]
+INNER = {"study": ["tasks", "ladder", "fit", "report"], "data": ["prepare", "inspect"]}
+
+
+@pytest.mark.parametrize("parent", ["", "study", "data", "distill"])
+def test_every_verb_is_described_where_it_is_listed(parent, capsys):
+    assert run([parent, "--help"] if parent else ["--help"]) == 0
+    shown = capsys.readouterr().out
+    listed = re.findall(r"^│ ([a-z-]+)( +\S.*)?│$", shown, re.MULTILINE)
+    assert len(listed) >= len(INNER.get(parent, TOP if not parent else []))
+    for name, words in listed:
+        assert len(words.strip()) > 10, name
+
+
+def test_what_the_list_says_is_what_the_verb_says(capsys):
+    """Descriptions that are written beside the lazy imports must not drift from the docstrings."""
+    assert run(["--help"]) == 0
+    shown = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    for name in ("quickstart", "train", "generate", "inspect", "doctor", "convert-checkpoint"):
+        first = VERBS[name].__doc__.split("\n\n")[0].replace("`", "")
+        assert " ".join(first.split()) in shown, name
+
+
+def test_help_stays_cheap():
+    code = "import sys; from interlace.cli.main import run; run(['--help']); assert 'torch' not in sys.modules"
+    assert python_m("-c", code).returncode == 0
+
+
+def test_the_package_is_the_program():
+    found = python_m("-m", "interlace", "--version")
+    assert found.returncode == 0
+    assert found.stdout.strip() == interlace.__version__
+    found = python_m("-m", "interlace", "bogus")
+    assert found.returncode == 2
+    assert found.stderr.startswith("interlace: ")
+    assert "__main__" not in found.stderr
+
+
+def test_the_reference_holds_every_verb():
+    from interlace.cli import data, distill, study
+
+    names = {n for n in TOP if n not in ("data", "study", "distill")}
+    for group in (data, distill, study):
+        names |= {f"{group.app.name[0]} {n}" for n in group.app if not n.startswith("-")}
+    assert names <= set(VERBS)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_written_for_a_shell(shell, capsys):
+    assert run(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "interlace" in script
+    for verb in TOP:
+        assert verb in script
+
+
+def test_completion_installs_nothing_by_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(["completion", "bash"]) == 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "help_"),
+    [
+        (["bogus"], "interlace --help"),
+        (["train"], "interlace train --help"),
+        (["train", "x.toml", "--foo"], "interlace train --help"),
+        (["train", "--recipe"], "interlace train --help"),
+        (["quickstart", "--minutes", "soon"], "interlace quickstart --help"),
+        (["study", "fit", "--bogus"], "interlace study fit --help"),
+        (["distill", "status"], "interlace distill status --help"),
+        (["data", "bogus"], "interlace data --help"),
+        (["data", "prepare", "x", "--tokenizer", "y"], "interlace data prepare --help"),
+        (["--traceback", "train"], "interlace train --help"),
+        (["convert-checkpoint", "a"], "interlace convert-checkpoint --help"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_errors_lead_to_the_help_of_their_verb(arguments, help_, capsys):
+    assert run(arguments) == 2
+    error = capsys.readouterr().err
+    assert f"(see {help_})" in error
+    assert error.count("\n") == 1
+
+
+# Tables
+
+WIDE = ["step", "ok", "truncated", "refused", "unparsable", "failed", "dropped", "requests", "USD"]
+ROWS = [
+    [
+        "decontaminate_benchmarks (decontaminate) ...",
+        "1,000,000",
+        "12,345",
+        "1,234",
+        "12",
+        "3",
+        "456,789",
+        "1,234,567",
+        "1,234.56",
+    ],
+    ["answers (generate)", "999,999", "1", "", "", "", "", "22", "0.01"],
+]
+
+
+def printed(monkeypatch, width, *table, terminal=False):
+    file = io.StringIO()
+    monkeypatch.setattr(
+        output, "out", Console(file=file, width=width, force_terminal=terminal, highlight=False, markup=False)
+    )
+    output.print_table(*table)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+def test_numbers_and_words_of_a_table_are_never_cut(monkeypatch, width, terminal):
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", printed(monkeypatch, width, "rows by step", WIDE, ROWS, terminal=terminal))
+    words = shown.split()
+    for cell in [*WIDE, *(c for row in ROWS for c in row)]:
+        for word in cell.split():
+            assert word in words, (width, word)
+
+
+def test_a_pipe_gets_one_line_a_row(monkeypatch):
+    shown = printed(monkeypatch, 80, "rows by step", WIDE, ROWS)
+    lines = [line for line in shown.splitlines() if line.strip()]
+    assert len(lines) == 2 + len(ROWS)
+
+
+@pytest.mark.parametrize(("column", "text"), [("", "/a/long/path/" * 12), ("why", "word " * 40)])
+def test_what_is_long_wraps_at_spaces_alone(monkeypatch, column, text):
+    shown = printed(monkeypatch, 80, "t", ["a", column], [["b", text.strip()]], terminal=True)
+    assert max((w for w in re.sub(r"\x1b\[[0-9;]*m", "", shown).split()), key=len) == max(text.split(), key=len)
+
+
+# Figures
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (45.3e9, "45.3 GFLOP/s"),
+        (2.21e11, "221 GFLOP/s"),
+        (9.99e8, "999 MFLOP/s"),
+        (1.5e15, "1.5 PFLOP/s"),
+        (512, "512 FLOP/s"),
+    ],
+)
+def test_a_unit_stands_apart_from_its_number(value, shown):
+    assert output.quantity(value, "FLOP/s") == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(999_600, "1M"), (999.7, "1k"), (99_999, "100k"), (1e21, "1000E"), (0.4, "0"), (float("nan"), "nan")],
+)
+def test_counts_do_not_show_a_thousand_of_the_smaller_unit(value, shown):
+    assert output.count(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(float("inf"), "unknown"), (float("nan"), "unknown"), (0.2, "under 1 s")]
+)
+def test_durations_without_an_end_are_words(seconds, shown):
+    assert output.duration(seconds) == shown
+
+
+def test_one_time_left_at_once(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(
+        output, "err", Console(file=file, width=100, force_terminal=True, highlight=False, markup=False)
+    )
+    with output.Meter() as meter:
+        meter.update("training", 5, 10, "loss 1.0  27.5 min left")
+        meter.update("training", 6, 10, "loss 1.0  27.4 min left")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    assert "min left" in shown
+    assert not re.search(r"left +(-:--:--|\d+:\d\d:\d\d)", shown)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    model = interlace.HybridLM(preset("tiny-hybrid").replace(vocabulary=300, init_std=0.3))
+    model.tokenizer = Tokenizer.train(["the quick brown fox"] * 3, 290)
+    interlace.save(model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_generate_counts_the_tokens_it_made(checkpoint, capsys, seed):
+    arguments = ["generate", str(checkpoint), "the", "--max-tokens", "50", "--temperature", "1", "--seed", str(seed)]
+    model = interlace.load(checkpoint)
+    made = list(
+        generate_tokens(
+            model, model.tokenizer.encode("the"), max_tokens=50, sampling=Sampling(temperature=1.0), seed=seed
+        )
+    )
+    assert run([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == len(made)
+    assert run(arguments) == 0
+    assert re.search(rf"(?m)^{len(made)} tokens, ", capsys.readouterr().err)
+
+
+def test_chat_counts_the_tokens_it_made(checkpoint, capsys):
+    arguments = [
+        "chat",
+        str(checkpoint),
+        "--prompt",
+        "hello",
+        "--max-tokens",
+        "37",
+        "--temperature",
+        "1",
+        "--seed",
+        "1",
+    ]
+    assert run(arguments) == 0
+    assert re.search(r"(?m)^37 tokens, .* tokens/s", capsys.readouterr().err)
+    assert run([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == 37
+
+
+# What is meant
+
+
+@pytest.fixture
+def quickstart(checkpoint, tmp_path):
+    for name in ("hybrid", "transformer"):
+        step = tmp_path / "quickstart" / name / "checkpoints" / "step-20"
+        step.parent.mkdir(parents=True)
+        step.mkdir()
+        for file in checkpoint.iterdir():
+            (step / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "quickstart" / "run.toml").write_text(tomli_w.dumps({"quickstart": {"minutes": 4.0}}))
+    return tmp_path / "quickstart"
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["generate", "RUN", "x"],
+        ["chat", "RUN", "--prompt", "x"],
+        ["inspect", "RUN"],
+        ["convert-checkpoint", "RUN", "out"],
+    ],
+    ids=lambda v: v[0],
+)
+def test_a_folder_of_runs_names_the_models_in_it(verb, quickstart, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert run([str(quickstart) if a == "RUN" else a for a in verb]) == 2
+    error = capsys.readouterr().err
+    assert str(quickstart / "hybrid") in error
+    assert str(quickstart / "transformer") in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_has_no_checkpoint_yet_says_so(tmp_path, capsys):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "run.toml").write_text("[model]\n")
+    assert run(["generate", str(tmp_path / "run"), "x"]) == 2
+    assert "no checkpoint yet" in capsys.readouterr().err
+
+
+def test_the_program_has_one_name():
+    assert app.name[0] == "interlace"
