@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -147,6 +149,7 @@ def test_the_page_of_python_shows_what_people_look_for():
 def test_what_the_page_of_training_shows_runs(tmp_path, monkeypatch, capsys):
     """With a narrower model and fewer tokens."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # `python` is this one
     first, second = (tomllib.loads(block) for block in blocks("docs/train.md", "toml"))
     first["model"] |= {"width": 32, "depth": 2, "pattern": ["gated_delta", "attention"]}
     first["data"] |= {"length": 32, "rows": 4}
