@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from interlace.cli import main
 from interlace.cli.main import run
-from interlace.cli.reference import reference
+from interlace.cli.reference import VERBS, reference
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,9 +132,15 @@ def test_the_reference_is_current():
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == reference()
 
 
+def test_the_reference_holds_every_verb():
+    inner = {group: importlib.import_module(f"interlace.cli.{group}").app for group in main.GROUPS}
+    named = {f"{group} {verb}" for group, app in inner.items() for verb in app if not verb.startswith("-")}
+    assert set(VERBS) == {*main.VERBS, *named}
+
+
 def test_every_verb_has_an_example():
     text = reference()
-    for verb in ("quickstart", "train", "generate", "inspect", "doctor", "data prepare", "data inspect"):
+    for verb in VERBS:
         section = text.split(f"## interlace {verb}\n")[1].split("\n## ")[0]
         assert "Example" in section, verb
         assert f"interlace {verb}" in section.split("Example")[1], verb

@@ -73,11 +73,19 @@ def recipes(
 
 
 def home() -> Path:
-    """The folder of recipes: beside the package where it was installed from a wheel, else in the source tree."""
+    """The folder of recipes: inside the package where it was installed from a wheel, else in the source tree.
+
+    Raises:
+        Failure: there is none.
+    """
     import interlace
+    from interlace.base.errors import Failure
 
     package = Path(interlace.__file__).parent
-    return next((p for p in (package / "recipes", package.parents[1] / "recipes") if p.is_dir()), package)
+    found = next((p for p in (package / "recipes", package.parents[1] / "recipes") if p.is_dir()), None)
+    if found is None:
+        raise Failure(f"recipes: {package} was installed without them; install interlace again")
+    return found
 
 
 def files(recipe: Path) -> list[str]:

@@ -7,7 +7,21 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from interlace.cli import convert_checkpoint, data, doctor, generate, quickstart, study, study_fit, study_ladder, train
+from interlace.cli import (
+    chat,
+    completion,
+    convert_checkpoint,
+    data,
+    distill,
+    doctor,
+    generate,
+    quickstart,
+    recipes,
+    study,
+    study_fit,
+    study_ladder,
+    train,
+)
 from interlace.cli import inspect as inspect_verb
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -16,6 +30,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "data prepare": data.prepare,
     "data inspect": data.inspect,
     "generate": generate.generate,
+    "chat": chat.chat,
     "inspect": inspect_verb.inspect,
     "convert-checkpoint": convert_checkpoint.convert_checkpoint,
     "doctor": doctor.doctor,
@@ -23,6 +38,12 @@ VERBS: dict[str, Callable[..., Any]] = {
     "study ladder": study_ladder.ladder,
     "study fit": study_fit.fit,
     "study report": study_fit.report,
+    "distill generate": distill.generate,
+    "distill status": distill.status,
+    "distill export": distill.export,
+    "distill report": distill.report,
+    "recipes": recipes.recipes,
+    "completion": completion.completion,
 }
 
 
@@ -54,7 +75,7 @@ def section(verb: Callable[..., Any]) -> str:
 def row(name: str, default: Any, help_: str) -> str:
     """One argument."""
     shown = name.replace("_", "-") if name.startswith("--") else name
-    value = "" if default is inspect.Parameter.empty else f"`{default}`"
+    value = "" if default is inspect.Parameter.empty or default == "" else f"`{default}`"
     return f"| `{shown}` | {value} | {help_} |"
 
 

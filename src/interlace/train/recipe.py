@@ -18,15 +18,15 @@ class DataSettings(Closed):
     """Where the tokens come from and how they are cut.
 
     Attributes:
-        source: text files and folders, or one folder that `interlace data prepare` wrote.
+        source: text files and folders, one or a list of them, or one folder that `interlace data prepare` wrote.
         field: the key that holds the text in JSONL; rows with a list of `messages` instead are conversations, of
             which the assistant's turns are learnt.
         template: a file with the chat template that writes conversations; the tokenizer's own, or a plain one.
         turns: which of a conversation's answers are learnt: "all", or "last".
-        tokenizer: a tokenizer.json, or "train:N"; not used for a prepared folder, which has its own.
-        held_out: share of documents never trained on.
-        length: tokens per row.
-        rows: rows per batch.
+        tokenizer: a tokenizer.json, or "train:N" to learn one of N entries from the text that is trained on.
+        held_out: share of documents never trained on; whole ones, chosen by a hash of their names.
+        length: of a row; a longer document goes on in another row, a longer conversation is cut at its end.
+        rows: in a batch, which holds rows x length tokens.
     """
 
     source: tuple[str, ...] = Field(strict=False, min_length=1)
@@ -48,21 +48,21 @@ class TrainSettings(Closed):
     """How the model is trained.
 
     Attributes:
-        tokens: to train on, rounded up to whole batches.
+        tokens: to train on, rounded up to whole batches; text is read again where there is less.
         start: a checkpoint to start from; its weights, and its config and tokenizer where [model] and data.tokenizer
             are not given. Fresh weights if empty.
-        learning_rate: the plateau's.
-        warmup: share of the steps in which the rate rises from 0.
+        learning_rate: of AdamW on the plateau, between warm-up and decay.
+        warmup: share of the steps, up to the first horizon, in which the rate rises from 0.
         decay: share of the steps, at the end, in which the rate falls to 0.
         horizons: shares of the tokens, rising, at which the rate has fallen to 0 too, is taken up again, and the
             held-out text is scored: one run that has been trained to several lengths.
-        weight_decay: on matrices other than the embedding.
+        weight_decay: of AdamW, on matrices other than the embedding.
         betas: of AdamW, for the means of gradients and of their squares.
         clip: the largest gradient norm; a longer gradient is scaled down to it.
         seed: of the weights and of the data order.
         precision: "float32", "bfloat16" (float32 master weights), or "auto": bfloat16 where it is faster here.
         evaluations: how often the held-out text is scored, the end included.
-        evaluation_tokens: how much of it.
+        evaluation_tokens: how much held-out text a score reads at most.
         checkpoints: how many are written over the run, the end included; the last two are kept.
         balance_loss: weight of the loss that evens the load of experts, where they have no correction.
         balance_rate: by how much a step moves the corrections, where they have some.

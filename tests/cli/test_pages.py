@@ -1,0 +1,176 @@
+"""Pages run as they are written: README.md, docs/train.md, docs/python.md."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from interlace.cli.main import app, run
+from interlace.model.config import SpecialTokens
+from interlace.train.recipe import DataSettings, TrainSettings
+
+ROOT = Path(__file__).parents[2]
+PAGES = ["README.md", "docs/train.md", "docs/python.md"]
+QUICK = ("recipes", "data", "train recipes/hybrid-small", "generate", "inspect", "convert-checkpoint")
+SMALL = ["data.length=32", "data.rows=4", "train.tokens=1024", "train.evaluations=1", "train.evaluation_tokens=64"]
+
+
+def blocks(page, language):
+    """The fenced blocks of a page in one language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    return [text for kind, text in found if kind == language]
+
+
+def commands(page):
+    """The lines of a page's shell blocks, without comments."""
+    lines = [line.partition("   #")[0].strip() for line in "\n".join(blocks(page, "")).splitlines()]
+    return [line for line in lines if line]
+
+
+def verbs(page):
+    """The arguments of every line that calls interlace."""
+    return [shlex.split(line)[1:] for line in commands(page) if line.startswith("interlace ")]
+
+
+def run_python(page):
+    """Run a page's blocks of Python one after another; returns what they leave."""
+    names = {"__name__": "page"}
+    for number, block in enumerate(blocks(page, "python")):
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def hybrid(tmp_path, recipe, monkeypatch, capsys):
+    """`runs/quickstart/hybrid` as quickstart leaves it, after a second's training, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("r.toml").write_text(tomli_w.dumps(recipe))
+    assert run(["train", "r.toml", "--out", "runs/quickstart/hybrid", "--json"]) == 0
+    capsys.readouterr()
+
+
+def make_train():
+    spec = importlib.util.spec_from_file_location("make_train", ROOT / "docs" / "make_train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_training_is_current():
+    assert (ROOT / "docs/train.md").read_text() == make_train().page(), "python docs/make_train.py > docs/train.md"
+
+
+@pytest.mark.parametrize("schema", [DataSettings, TrainSettings, SpecialTokens])
+def test_every_key_of_a_training_recipe_is_explained(schema):
+    page = (ROOT / "docs/train.md").read_text()
+    for key, field in schema.model_fields.items():
+        row = re.search(rf"^\| `{key}` \| (.+) \| (.*) \| (.*) \| (.+) \|$", page, re.MULTILINE)
+        assert row, key
+        _, standard, unit, meaning = row.groups()
+        assert len(meaning.split()) > 2, key
+        assert standard == "required" or not field.is_required(), key
+        assert unit or field.annotation not in (int, float) or key in ("seed", "learning_rate"), key
+
+
+def test_defaults_are_written_as_toml_reads_them():
+    for schema in (DataSettings, TrainSettings):
+        for line in make_train().rows(schema)[2:]:
+            key, standard = line.split(" | ")[0].strip("| `"), line.split(" | ")[2].strip()
+            if standard not in ("", "required"):
+                value = tomllib.loads(f"value = {standard.strip('`')}")["value"]
+                assert schema.model_fields[key].default == (tuple(value) if isinstance(value, list) else value), key
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/train.md", "docs/distill.md"])
+def test_commands_are_understood(page):
+    assert verbs(page)
+    for arguments in verbs(page):
+        app.parse_args(arguments, exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/train.md", "docs/distill.md"])
+def test_files_that_commands_read_are_there_or_made_before(page):
+    made = {"runs/quickstart", *re.findall(r"^cp .* (\w+)$", "\n".join(commands(page)), re.MULTILINE)}
+    made |= {f"{name}.toml" for name in re.findall(r"A recipe, `(\w+)\.toml`", (ROOT / page).read_text())}
+    for arguments in verbs(page):
+        for before, word in zip(["", *arguments], arguments, strict=False):
+            path = word.partition("=")[2] or word
+            if before == "--out" or (arguments[0] == "convert-checkpoint" and word == arguments[2]):
+                made.add(path.rstrip("/"))
+            elif re.fullmatch(r"[\w.-]+/[\w./-]*|[\w-]+\.(toml|csv|jsonl)", path):
+                there = (ROOT / path).exists() or any(Path(path).is_relative_to(m) for m in made)
+                assert there, f"{page}: {shlex.join(arguments)}: where does {path} come from?"
+        if arguments[0] == "train":  # without --out, into runs/NAME
+            made.add(f"runs/{Path(arguments[1]).stem}")
+
+
+def test_what_readme_shows_runs(hybrid, capsys):
+    """All but what takes minutes or asks a teacher; `docs/` holds the pages alone."""
+    Path("docs").mkdir()
+    for file in (ROOT / "docs").glob("*.md"):
+        shutil.copy(file, "docs")
+    Path("recipes").symlink_to(ROOT / "recipes")
+    lines = [arguments for arguments in verbs("README.md") if shlex.join(arguments).startswith(QUICK)]
+    assert len(lines) == 6
+    for arguments in lines:
+        assert run(arguments) == 0, (arguments, capsys.readouterr().err)
+
+
+def test_python_of_readme_runs(hybrid):
+    names = run_python("README.md")
+    assert names["logits"].shape == (590, names["model"].config.vocabulary)
+    assert names["state"].count == 3
+
+
+def test_python_of_its_own_page_runs_and_learns(hybrid):
+    names = run_python("docs/python.md")
+    assert names["losses"][-1] < names["losses"][0] - 0.5
+    assert names["same"].item() < names["losses"][0]
+    assert Path("runs/own/config.json").is_file()
+
+
+def test_the_page_of_python_shows_what_people_look_for():
+    page = (ROOT / "docs/python.md").read_text()
+    words = ("interlace.load", "HybridLM", "Segments", "state", "generate_tokens", "score_text", "backward()")
+    assert [word for word in (*words, "interlace.save") if word not in page] == []
+
+
+def test_what_the_page_of_training_shows_runs(tmp_path, monkeypatch, capsys):
+    """With a narrower model and fewer tokens."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # `python` is this one
+    first, second = (tomllib.loads(block) for block in blocks("docs/train.md", "toml"))
+    first["model"] |= {"width": 32, "depth": 2, "pattern": ["gated_delta", "attention"]}
+    first["data"] |= {"length": 32, "rows": 4}
+    first["train"] |= {"tokens": 1024, "evaluations": 1, "evaluation_tokens": 64}
+    Path("mine.toml").write_text(tomli_w.dumps(first))
+    for line in commands("docs/train.md"):
+        if line.startswith("interlace "):
+            assert run(shlex.split(line)[1:]) == 0, (line, capsys.readouterr().err)
+        else:
+            subprocess.run(line, shell=True, check=True)
+    made = {path.name for path in Path("runs/mine").iterdir()}
+    assert {"run.toml", "metrics.jsonl", "checkpoints", "report.html", "loss.png", "samples.json"} <= made
+    Path("more.toml").write_text(tomli_w.dumps(second))
+    assert run(["train", "more.toml", *SMALL]) == 0, capsys.readouterr().err
+    assert Path("runs/more/data/manifest.json").is_file()
+
+
+def test_columns_of_metrics_are_those_that_the_page_lists(hybrid):
+    page = (ROOT / "docs/train.md").read_text().partition("`metrics.jsonl` has:")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"`(\w+)`", page))
+    rows = [json.loads(line) for line in Path("runs/quickstart/hybrid/metrics.jsonl").read_text().splitlines()]
+    written = {key for row in rows for key in row}
+    assert listed - written == {"busiest_expert", "diverged"}
+    assert written <= listed

@@ -1,0 +1,101 @@
+"""Recipes travel with the package, and the package says what it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import interlace
+from interlace.base.errors import Failure
+from interlace.cli.main import run
+from interlace.cli.recipes import home
+from interlace.train.recipe import read_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+
+
+def files(folder):
+    """Contents by path below a folder."""
+    found = (p for p in Path(folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in found}
+
+
+def test_all_recipes_are_listed(capsys):
+    assert run(["recipes", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["recipes"]
+    assert {r["name"] for r in listed} == {p.stem for p in RECIPES.iterdir()}
+    assert {name for r in listed for name in r["files"]} == set(files(RECIPES))
+    assert all(r["about"] for r in listed)
+    assert run(["recipes"]) == 0
+    out = capsys.readouterr().out
+    assert all(r["name"] in out for r in listed)
+
+
+@pytest.mark.parametrize("name", ["hybrid-small", "student", "distill-maths"])
+def test_a_recipe_is_copied_whole_and_nothing_is_overwritten(name, tmp_path, capsys):
+    mine = tmp_path / "new" / "mine"
+    assert run(["recipes", name, "--out", str(mine)]) == 0
+    if mine.is_dir():
+        assert files(mine) == files(RECIPES / name)
+    else:
+        assert mine.read_bytes() == (RECIPES / f"{name}.toml").read_bytes()
+    capsys.readouterr()
+    assert run(["recipes", name, "--out", str(mine)]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_a_recipe_that_is_not_there_is_named_with_those_that_are(tmp_path, capsys):
+    assert run(["recipes", "hybrid-smal", "--out", str(tmp_path / "mine")]) == 2
+    said = capsys.readouterr().err
+    assert "did you mean 'hybrid-small'" in said
+    assert "distill-maths" in said
+    assert not (tmp_path / "mine").exists()
+
+
+def test_what_is_installed_holds_the_recipes(tmp_path, monkeypatch):
+    """The build without kernels installs the recipes inside the package, where they are found before the checkout's."""
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    build, site = tmp_path / "build", tmp_path / "site"
+    for command in (
+        ["cmake", "-S", str(ROOT / "src/native"), "-B", str(build), "-DINTERLACE_NATIVE=off"],
+        ["cmake", "--install", str(build), "--prefix", str(site)],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    assert files(site / "interlace/recipes") == files(RECIPES)
+    monkeypatch.setattr(interlace, "__file__", str(site / "interlace/__init__.py"))
+    assert home() == site / "interlace/recipes"
+
+
+def test_a_package_without_recipes_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(interlace, "__file__", str(tmp_path / "lib/site/interlace/__init__.py"))
+    with pytest.raises(Failure, match=r"^recipes: .* was installed without them; install interlace again$"):
+        home()
+
+
+def test_the_student_learns_from_what_distill_exports(tmp_path, capsys):
+    turns = ({"role": "user", "content": "7 + 5?"}, {"role": "assistant", "content": "12"})
+    rows = [json.dumps({"messages": turns})] * 8
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    given = f"data.source={tmp_path / 'train.jsonl'}"
+    assert read_recipe(RECIPES / "student.toml").data.source == ("data/maths/train.jsonl",)
+    assert run(["train", str(RECIPES / "student.toml"), given, "--dry-run", "--json"]) == 0
+    size = json.loads(capsys.readouterr().out)["parameters"]
+    (said,) = re.findall(r"([\d.]+) million parameters", (RECIPES / "student.toml").read_text())
+    assert float(said) == round(size / 1e6, 1)
+
+
+def test_the_package_says_what_it_is():
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for key in ("name", "description", "readme", "license", "license-files", "authors", "keywords", "classifiers"):
+        assert about[key], key
+    assert (ROOT / about["readme"]).is_file()
+    pythons = [c for c in about["classifiers"] if re.search(r":: 3\.\d+$", c)]
+    assert pythons[0].endswith(about["requires-python"].removeprefix(">="))
