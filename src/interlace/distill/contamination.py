@@ -11,8 +11,8 @@ from typing import Any
 from interlace.base.errors import DataError
 from interlace.distill.steps.base import text_of
 from interlace.distill.steps.sources import read_rows
-from interlace.distill.verify.expressions import boxed
 from interlace.distill.verify.numbers import same_number
+from interlace.distill.verify.spelling import boxed
 from interlace.distill.words import words_of
 
 RUN = 4  # words
