@@ -183,9 +183,10 @@ def main() -> None:
     parser.add_argument("--pairs", action="store_true")
     given = parser.parse_args()
     if given.pairs:
-        return agreements()
-    answers(given.data)
-    programs(given.data)
+        agreements()
+    else:
+        answers(given.data)
+        programs(given.data)
 
 
 if __name__ == "__main__":
