@@ -131,6 +131,21 @@ def test_letters_beside_each_other_are_a_product_where_the_other_side_is_an_expr
     assert same("2ab", "2ba")[0]
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "equal"),
+    [
+        ("\\boxed{3 1/2}", "31/2", False),
+        ("\\boxed{3 1/2}", "7/2", True),
+        ("\\boxed{1 2}", "12", False),
+        ("\\boxed{\\text{NO  solution}}", "no solution", True),
+        ("\\boxed{AB}", "ab", False),
+    ],
+)
+def test_spaces_and_case_count_where_they_say_something(answer, gold, equal):
+    assert same_number(answer, gold)[0] is equal
+    assert same(answer, gold)[0] is equal
+
+
 @pytest.mark.parametrize("source", ["factorial(10**9)", "(10**9999)**9999", "binomial(10**6,5*10**5)", "9**9**9"])
 def test_numbers_too_large_to_write_are_refused_before_they_are_made(source, worker):
     right, why = worker.ask({"answer": source, "gold": "7"})

@@ -13,7 +13,7 @@ from interlace.distill.client import split_reasoning
 from interlace.distill.contamination import Index, Item
 from interlace.distill.desk import Answer
 from interlace.distill.endpoint import content
-from interlace.distill.export import check_turn, export
+from interlace.distill.export import Unusable, check_turn, export
 from interlace.distill.minhash import first_of_each, shingles, signature
 from interlace.distill.run import RunFolder, generate
 from interlace.distill.steps.ask import Generate
@@ -123,6 +123,14 @@ def test_a_turn_without_a_trace_has_none():
     turn = {"role": "assistant", "content": "a", "reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]}
     assert check_turn(turn) == {"role": "assistant", "content": "a"}
     assert check_turn({"role": "user", "content": "a", "thinking": "r"}) == {"role": "user", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    "parts", [[], [{"type": "thinking", "thinking": "r"}], [{"type": "image_url"}, {"type": "text", "text": "a"}], [3]]
+)
+def test_a_turn_that_is_more_or_less_than_text_is_no_turn(parts):
+    with pytest.raises(Unusable, match="content that is text"):
+        check_turn({"role": "user", "content": parts})
 
 
 def test_a_trace_in_channels_ends_where_it_ends():

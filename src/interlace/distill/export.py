@@ -17,13 +17,14 @@ from interlace.base.schema import validate
 from interlace.base.templates import Templates
 from interlace.data.chat import ROLES
 from interlace.data.sources import split_point
-from interlace.distill.endpoint import reasoning_of, written
+from interlace.distill.endpoint import THOUGHTS, reasoning_of, table, written
 from interlace.distill.ledger import Ledger, Row
 from interlace.distill.recipe import Output
 from interlace.distill.run import RunFolder, summary, versions
 
 SPLITS = ("train", "held_out")
 SEPARATORS = re.compile("[\x85\u2028\u2029]")  # that some readers take for ends of lines
+PARTS = ("text", "input_text", "output_text", "redacted_thinking", *THOUGHTS)  # of a turn's content
 PARQUET_ROWS = 2000  # in memory at a time
 
 Tell = Callable[[str, int, int], None]
@@ -123,11 +124,15 @@ def check_turn(turn: Any) -> dict[str, Any]:
     """A turn of a column of messages with its trace, wherever that stands; Unusable where it is none."""
     content = turn.get("content") if isinstance(turn, dict) else None
     text = written(content)
-    known = isinstance(content, str) or (isinstance(content, list) and text)
+    known = isinstance(content, str) or (text and all(map(_is_text_or_thought, content or ())))
     if not known or turn.get("role") not in ROLES:
         raise Unusable(f"messages: a turn needs a role ({', '.join(ROLES)}) and content that is text")
     trace = reasoning_of(turn) if turn["role"] == "assistant" else ""
     return {"role": turn["role"], "content": text, **({"reasoning_content": trace} if trace else {})}
+
+
+def _is_text_or_thought(part: Any) -> bool:
+    return isinstance(part, str) or table(part).get("type") in PARTS
 
 
 def strict(value: Any, indent: int | None = None) -> str:

@@ -8,7 +8,7 @@ import unicodedata
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s{0,4}\{([^{}]*)\}")
 _SPACES = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|big|Big)(?![A-Za-z])|\\[,;:! ]|[\s~]+")
 _ONLY_WORDS = re.compile(r"(?:[^\W\d_]|[\s,;.()'’-])+")
-_WORD = re.compile(r"[^\W\d_]{3,}|[^\W\d_][a-z]")
+_WORD = re.compile(r"[^\W\d_]{3,}|[^\W\d_][a-z]|\bNO\b")
 _SAME = (
     ("\\dfrac", "\\frac"),
     ("\\cfrac", "\\frac"),
