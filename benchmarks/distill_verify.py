@@ -1,11 +1,13 @@
 """Verifiers: GSM8K's own answers accepted, perturbed ones refused; and the cage: programs a minute, attacks contained.
 
-    python benchmarks/distill_verify.py [--data ../shared/data]
+    python benchmarks/distill_verify.py [--data ../shared/data] [--pairs]
 
 Every gold answer of GSM8K is checked against itself as people and models would write it (after "####", in a sentence,
 in a box, with and without thousands' commas), by number and by sympy, and against seven perturbations: one more, one
 less, ten times, a digit more, two digits swapped, the other sign, and a tenth added. HumanEval's own solutions are run
-against its own tests in the cage, and once more with every `return` made to return nothing that is true.
+against its own tests in the cage, and once more with every `return` made to return nothing that is true. With --pairs
+only the pairs of answer and gold of tests/distill are compared, 150 of numbers and 150 of expressions, each as a reader
+would judge it; every disagreement is printed.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from pathlib import Path
 
 from interlace.base.worker import Worker
 from interlace.distill.steps.sources import read_rows
-from interlace.distill.steps.verify import CHILD
+from interlace.distill.steps.verify import SYMBOLS
 from interlace.distill.verify import cage
 from interlace.distill.verify.numbers import final_number, same_number
 
+PAIRS = Path(__file__).parents[1] / "tests" / "distill"
 FORMS = ("#### {}", "The answer is {}.", "so we get \\boxed{{{}}}", "In all that makes {} of them", "**Answer: {}**")
 ATTACKS = {
     "fork bomb": "import os\nwhile True: os.fork()",
@@ -76,7 +79,7 @@ def answers(data: Path) -> None:
         for n in ("train", "test")
         for row in read_rows(data / f"gsm8k-{n}.jsonl")
     ]
-    worker = Worker(CHILD, 5.0)
+    worker = Worker(SYMBOLS, 5.0)
     counts = {"numeric": [0, 0, 0, 0], "symbolic": [0, 0, 0, 0]}
     missed: dict[str, list[str]] = {"accepted": [], "refused": []}
     began = time.perf_counter()
@@ -101,7 +104,7 @@ def answers(data: Path) -> None:
             for text, want in [(f"\\boxed{{{v}}}", True) for v in variants(gold)] + [
                 (f"\\boxed{{{t}}}", False) for t in perturbed(number)
             ]:
-                ok = worker.ask({"do": "symbolic", "answer": text, "gold": gold})[0]
+                ok = worker.ask({"answer": text, "gold": gold})[0]
                 counts["symbolic"][0 if want else 2] += 1
                 counts["symbolic"][1 if want else 3] += ok
     worker.close()
@@ -156,13 +159,34 @@ def programs(data: Path) -> None:
             print(json.dumps({**said, "contained": found.kind != "passed" and outside.read_text() == "precious"}))
 
 
+def agreements() -> None:
+    """The pairs of tests/distill: how many are judged as a reader would, and those that are not."""
+    worker = Worker(SYMBOLS, 5.0)
+
+    def by_symbols(answer: str, gold: str) -> bool:
+        return bool(worker.ask({"answer": answer, "gold": gold})[0])
+
+    compare = {"numbers": lambda answer, gold: same_number(answer, gold)[0], "expressions": by_symbols}
+    for name, equal in compare.items():
+        pairs = list(read_rows(PAIRS / f"pairs_{name}.jsonl"))
+        other = [p for p in pairs if equal(p["answer"], p["gold"]) is not p["equal"]]
+        print(json.dumps({"pairs": name, "compared": len(pairs), "agree": len(pairs) - len(other)}))
+        for pair in other:
+            print(json.dumps({"disagrees": pair, "verdict": not pair["equal"]}, ensure_ascii=False))
+    worker.close()
+
+
 def main() -> None:
     """Print everything."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--pairs", action="store_true")
     given = parser.parse_args()
-    answers(given.data)
-    programs(given.data)
+    if given.pairs:
+        agreements()
+    else:
+        answers(given.data)
+        programs(given.data)
 
 
 if __name__ == "__main__":

@@ -292,7 +292,7 @@ def test_a_dead_teacher_does_not_hold_up_those_who_fall_back(server, recipe, tmp
 def test_an_endpoint_that_only_sends_back_ends_the_run(server, recipe, tmp_path):
     sim = server(always_limited=True)
     file = recipe(sim.url, teacher="patience_seconds = 0.5")
-    with pytest.raises(Failure, match=r"every request of the last \d+ seconds was sent back .*daily quota"):
+    with pytest.raises(Failure, match=r"every request to .* of the last \d+ seconds was sent back .*daily quota"):
         generate(file, tmp_path / "run")
 
 

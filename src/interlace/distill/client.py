@@ -518,7 +518,7 @@ def split_reasoning(found: Content) -> tuple[str, str]:
     for begin, end in THOUGHTS:
         if body.startswith(begin):
             trace, closed, after = body.removeprefix(begin).partition(end)
-            return (after.lstrip() if closed else ""), trace.strip()
+            return (after.lstrip() if closed else ""), trace.partition("<|end|>")[0].strip()
     for begin, end in THOUGHTS:  # some templates open it in the prompt
         if end in found.text and begin not in found.text:
             trace, _, after = found.text.partition(end)

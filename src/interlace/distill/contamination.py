@@ -11,12 +11,13 @@ from typing import Any
 from interlace.base.errors import DataError
 from interlace.distill.steps.base import text_of
 from interlace.distill.steps.sources import read_rows
-from interlace.distill.verify.expressions import boxed
 from interlace.distill.verify.numbers import same_number
+from interlace.distill.verify.spelling import boxed
 from interlace.distill.words import words_of
 
 RUN = 4  # words
-LOOKED_AT = 8  # items that share most runs with a text
+THRESHOLD = 0.5  # coverage from which a match counts
+WITH_ANSWER = 0.35  # the same, where the answer is the item's too
 SHORT = 2 * RUN  # items with fewer words count only when all of them are there
 ANSWER_LONGEST = 60  # characters of an answer that is looked for
 
@@ -33,7 +34,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Match:
-    """The item that a text holds most of, and the share of the item's words that runs of the text cover."""
+    """An item, and the share of its words that runs of a text cover."""
 
     item: Item
     coverage: float
@@ -42,9 +43,14 @@ class Match:
 
 def runs(words: Sequence[str]) -> set[tuple[str, ...]]:
     """Every run of RUN words; all words where there are fewer."""
+    return set(_each_run(words))
+
+
+def _each_run(words: Sequence[str]) -> list[tuple[str, ...]]:
+    """The same in order, each as often as it stands there."""
     if len(words) <= RUN:
-        return {tuple(words)} if words else set()
-    return {tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)}
+        return [tuple(words)] if words else []
+    return [tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)]
 
 
 def read_benchmark(name: str, path: Path, columns: Sequence[str], answer: str) -> list[Item]:
@@ -77,25 +83,35 @@ class Index:
         self.items = items
         self._by_run: dict[tuple[str, ...], list[int]] = {}
         for place, item in enumerate(items):
-            for run in runs(item.words):
+            for run in _each_run(item.words):
                 self._by_run.setdefault(run, []).append(place)
 
-    def nearest(self, text: str, answer: str = "") -> Match | None:
-        """The item of which most is in the text; None if no run of it is."""
+    def nearest(
+        self, text: str, answer: str = "", threshold: float = THRESHOLD, with_answer: float = WITH_ANSWER
+    ) -> Match | None:
+        """The item that counts most, by what `judged` asks of it; None if no run of any is in the text.
+
+        Every item that shares a run is looked at, unless it shares too few to count more than the best.
+        """
         words = words_of(text)
-        found = runs(words)
-        short = {tuple(words[i : i + n]) for n in range(1, RUN) for i in range(len(words) - n + 1)}
+        found = runs(words) | {tuple(words[i : i + n]) for n in range(1, RUN) for i in range(len(words) - n + 1)}
         shared: Counter[int] = Counter()
-        for run in found | short:
+        for run in found:
             shared.update(self._by_run.get(run, ()))
-        best: Match | None = None
-        for place, _ in shared.most_common(LOOKED_AT):
+        most = {place: min(1.0, count * RUN / len(self.items[place].words)) for place, count in shared.items()}
+        lowest = min(threshold, with_answer) if answer else threshold
+        best, rank = None, (0.0, 0, "", 0)
+        for place in sorted(most, key=lambda p: -most[p]):
+            if most[place] / lowest < rank[0]:
+                break
             item = self.items[place]
-            share = coverage(item.words, found | short)
-            if len(item.words) < SHORT and share < 1:
+            share = coverage(item.words, found)
+            if share / lowest < rank[0] or (len(item.words) < SHORT and share < 1):
                 continue
-            if best is None or share > best.coverage:
-                best = Match(item, share, bool(answer and item.answer) and answers(answer, item.answer))
+            match = Match(item, share, bool(answer and item.answer) and answers(answer, item.answer))
+            counts = share / (with_answer if match.answered else threshold)
+            if (now := (counts, len(item.words), item.benchmark, -item.number)) > rank:
+                best, rank = match, now
         return best
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections import Counter
@@ -16,12 +17,14 @@ from interlace.base.schema import validate
 from interlace.base.templates import Templates
 from interlace.data.chat import ROLES
 from interlace.data.sources import split_point
+from interlace.distill.endpoint import THOUGHTS, reasoning_of, table, written
 from interlace.distill.ledger import Ledger, Row
 from interlace.distill.recipe import Output
 from interlace.distill.run import RunFolder, summary, versions
 
 SPLITS = ("train", "held_out")
 SEPARATORS = re.compile("[\x85\u2028\u2029]")  # that some readers take for ends of lines
+PARTS = ("text", "input_text", "output_text", "redacted_thinking", *THOUGHTS)  # of a turn's content
 PARQUET_ROWS = 2000  # in memory at a time
 
 Tell = Callable[[str, int, int], None]
@@ -66,7 +69,7 @@ def export(run: str | Path, out: str | Path, *, parquet: bool = True, tell: Tell
                 split.close()
             manifest = describe(folder, ledger, splits, dict(left_out))
             now = {name for split in manifest["splits"].values() for name in split["sha256"]}
-            (partial / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            (partial / "manifest.json").write_text(strict(manifest, indent=2) + "\n", encoding="utf-8")
         for name in before - now:
             (out / name).unlink(missing_ok=True)
     finally:
@@ -118,10 +121,34 @@ def conversation(row: Row, settings: Output, templates: Templates) -> dict[str, 
 
 
 def check_turn(turn: Any) -> dict[str, Any]:
-    """A turn of a column of messages, or Unusable."""
-    if not isinstance(turn, dict) or turn.get("role") not in ROLES or not isinstance(turn.get("content"), str):
+    """A turn of a column of messages with its trace, wherever that stands; Unusable where it is none."""
+    content = turn.get("content") if isinstance(turn, dict) else None
+    text = written(content)
+    known = isinstance(content, str) or (text and all(map(_is_text_or_thought, content or ())))
+    if not known or turn.get("role") not in ROLES:
         raise Unusable(f"messages: a turn needs a role ({', '.join(ROLES)}) and content that is text")
-    return {k: v for k, v in turn.items() if k in ("role", "content", "reasoning_content")}
+    trace = reasoning_of(turn) if turn["role"] == "assistant" else ""
+    return {"role": turn["role"], "content": text, **({"reasoning_content": trace} if trace else {})}
+
+
+def _is_text_or_thought(part: Any) -> bool:
+    return isinstance(part, str) or table(part).get("type") in PARTS
+
+
+def strict(value: Any, indent: int | None = None) -> str:
+    """JSON as every reader knows it: null in the place of NaN and of what is infinite."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name if isinstance(name, str) else str(name): _finite(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Split:
@@ -135,7 +162,7 @@ class Split:
 
     def add(self, row: dict[str, Any]) -> None:
         """Write a row."""
-        line = json.dumps(row, ensure_ascii=False)
+        line = strict(row)
         self._jsonl.write(SEPARATORS.sub(lambda m: f"\\u{ord(m[0]):04x}", line) + "\n")
         self.rows += 1
         self.characters += sum(len(t["content"]) for t in row["messages"])
@@ -183,7 +210,7 @@ class Parquet:
         """Write a row, soon."""
         kept = {k: v for k, v in row.items() if k not in ("id", "messages")}
         turns = [{"reasoning_content": None, **t} for t in row["messages"]]
-        self._held.append({"id": row["id"], "messages": turns, "columns": json.dumps(kept, ensure_ascii=False)})
+        self._held.append({"id": row["id"], "messages": turns, "columns": strict(kept)})
         if len(self._held) >= PARQUET_ROWS:
             self._flush()
 

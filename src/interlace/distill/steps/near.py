@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import unicodedata
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from interlace.distill.contamination import Index, judged, read_benchmark, to_columns
+from interlace.distill.contamination import THRESHOLD, WITH_ANSWER, Index, judged, read_benchmark, to_columns
 from interlace.distill.desk import Desk
-from interlace.distill.ledger import Row
+from interlace.distill.ledger import Row, digest
 from interlace.distill.steps.base import Out, Rows, Step, drop
 
 
@@ -25,7 +26,7 @@ class Dedup(Step):
     Attributes:
         text: template of what is compared.
         threshold: the estimated Jaccard similarity of the sets of runs of words from which two texts are near; 128
-            hashes estimate it with a deviation of at most 0.044.
+            hashes estimate it with a deviation of at most 0.044. At 1 the texts themselves are compared, spaces aside.
         words: in a run.
     """
 
@@ -41,21 +42,30 @@ class Dedup(Step):
         return {"text": self.text}
 
     async def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
-        """Sign every row, then go through them again; a signature is 512 bytes, texts are not kept."""
-        import numpy as np  # a tenth of a second, that few recipes need
-
-        from interlace.distill.minhash import HASHES, first_of_each, shingles, signature
-
-        signed = []
-        for row in rows():
-            signed.append(signature(shingles(desk.render(self.text, row, "text"), self.words)))
-        near = first_of_each(np.array(signed, dtype=np.uint32).reshape(-1, HASHES), self.threshold)
+        """Sign every row, then go through them again; a signature is 512 bytes or less, texts are not kept."""
+        texts = (desk.render(self.text, row, "text") for row in rows())
+        near = self._same(texts) if self.threshold == 1 else self._near(texts)
         keys = [row.key for row in rows()]
         for place, row in enumerate(rows()):
             if near[place] < 0:
                 yield Out(parent=row)
             else:
                 yield Out({"near": keys[int(near[place])]}, "dropped", "near an earlier row", row)
+
+    def _same(self, texts: Iterable[str]) -> Sequence[int]:
+        """For each text the first one that says the same, or -1."""
+        first: dict[str, int] = {}
+        digests = (digest(" ".join(unicodedata.normalize("NFC", text).split())) for text in texts)
+        return [-1 if (found := first.setdefault(d, place)) == place else found for place, d in enumerate(digests)]
+
+    def _near(self, texts: Iterable[str]) -> Sequence[int]:
+        """For each text the first one that goes on and is near it, or -1."""
+        import numpy as np  # a tenth of a second, that few recipes need
+
+        from interlace.distill.minhash import HASHES, first_of_each, shingles, signature
+
+        signed = [signature(shingles(text, self.words)) for text in texts]
+        return first_of_each(np.array(signed, dtype=np.uint32).reshape(-1, HASHES), self.threshold).tolist()
 
 
 class Decontaminate(Step):
@@ -88,8 +98,8 @@ class Decontaminate(Step):
     against: dict[str, str] = Field(min_length=1)
     columns: tuple[str, ...] = Field(strict=False, min_length=1)
     answers: str = ""
-    threshold: float = Field(default=0.5, gt=0, le=1)
-    with_answer: float = Field(default=0.35, gt=0, le=1)
+    threshold: float = Field(default=THRESHOLD, gt=0, le=1)
+    with_answer: float = Field(default=WITH_ANSWER, gt=0, le=1)
 
     @field_validator("columns", mode="before")
     @classmethod
@@ -111,11 +121,12 @@ class Decontaminate(Step):
         return given
 
     async def one(self, row: Row, desk: Desk) -> list[Out]:
-        """Look for the item that most is there of."""
+        """Look for the item that counts most."""
         index = desk.once(f"{self.name} index", lambda: self._index(desk.folder))
         answer = desk.render(self.answer, row, "answer") if self.answer else ""
-        match = index.nearest(desk.render(self.text, row, "text"), answer)
-        if match is None or not judged(match, self.threshold, self.with_answer):
+        limits = (self.threshold, self.with_answer)
+        match = index.nearest(desk.render(self.text, row, "text"), answer, *limits)
+        if match is None or not judged(match, *limits):
             return [Out()]
         return [drop(f"holds an item of {match.item.benchmark}", contamination=to_columns(match))]
 

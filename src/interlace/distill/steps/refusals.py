@@ -17,8 +17,11 @@ DONE = (
     r"(?:help|assist|comply|do|fulfil|fulfill|provide|create|write|produce|generate|discuss|answer|continue|share|give|"
     r"offer|support|engage|participate|(?:answer|writ|discuss|help|provid|creat|shar|do)ing)"
 )
+TURNED = r"(?:i (?:must |have to |will have to )?(?:decline|refuse)|i(?:'ll| will) have to pass on)"
 WHAT = r"(?:(?: you)?(?: with| to| in| on| out)? ?(?:that|this|it|your|the|such|any|those|these)(?: \w+){0,7})?"
-REFUSAL = re.compile(rf"{OPENING}{UNABLE} ?(?:{DONE}{WHAT}(?: you)?(?: with| about| on)?)? ?(?:[.!,;]|$)")
+REFUSAL = re.compile(
+    rf"{OPENING}(?:{TURNED}{WHAT}|{UNABLE}) ?(?:{DONE}{WHAT}(?: you)?(?: with| about| on)?)? ?(?:[.!,;]|$)"
+)
 NO_REFUSAL = re.compile(rf"{OPENING}i (?:can't|cannot) (?:help|assist) (?:but\b|\w+ing\b)")
 
 

@@ -1,173 +1,237 @@
-"""Expressions as people and models write them, read into sympy without ever being executed."""
+"""Answers that are expressions: compared as mathematics, shape by shape, with sympy."""
 
 from __future__ import annotations
 
-import ast
-import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
-FUNCTIONS = ("sqrt", "cbrt", "sin", "cos", "tan", "asin", "acos", "atan", "exp", "log", "Abs", "factorial", "binomial")
-RENAMED = {"ln": "log", "abs": "Abs", "arcsin": "asin", "arccos": "acos", "arctan": "atan"}
-CONSTANTS = {"pi": "pi", "e": "E", "E": "E", "oo": "oo", "infinity": "oo"}
-LONGEST = 2000  # characters
-WORDS = "|".join(sorted((*FUNCTIONS, *RENAMED, *CONSTANTS), key=len, reverse=True))
-UNITS = "km|cm|mm|m|kg|mg|g|ml|degrees?|cents?|dollars?|units?|hours?|minutes?|seconds?|inches|feet|miles|meters|metres"
-LONGEST_NAME = 3  # letters that are read as a product, as in xy
+import sympy
 
-
-def inside_box(text: str) -> str:
-    """What stands in the last \\boxed{} of a text; "" where there is none that ends."""
-    start = text.find("{", text.rfind("\\boxed")) if "\\boxed" in text else -1
-    depth = 0
-    for i in range(start, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if not depth:
-            return text[start + 1 : i]
-    return ""
-
-
-def boxed(text: str) -> str:
-    """What stands in the last \\boxed{} of a text, or after its last "####", or after "answer is", or all of it."""
-    if inside := inside_box(text):
-        return inside
-    for mark in (r"####", r"answer(?: is|:)"):
-        found = list(re.finditer(mark, text, re.IGNORECASE))
-        if found:
-            after = text[found[-1].end() :].strip().splitlines()
-            return after[0].rstrip(". ") if after else ""
-    return text.strip()
-
-
-def plain(text: str) -> str:
-    """LaTeX and everyday writing as one line of Python's operators; what is not known is left, and fails to parse."""
-    s = re.sub(r"\\[()\[\]]|\*\*(?=\S.*\S?\*\*$)|(?<=\S)\*\*$", "", text.strip().rstrip(".")).strip().strip("$").strip()
-    s = re.sub(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}", r" \1 ", s)
-    s = re.sub(rf"(?<=[\d)}}])\s*(?:{UNITS})(?:\^?[23])?\s*$", "", s)
-    s = re.sub(r"(?<![\w.])(\d+)\s*\\[dt]?frac\s*\{?(\d+?)\}?\s*\{?(\d+)\}?(?![\d}])", r"(\1+\2/\3)", s)  # mixed
-    s = re.sub(r"\\binom\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"binomial(\1,\2)", s)
-    s = re.sub(r"\\log\s*_\s*\{?(\w+)\}?\s*[({]?(\w+)[)}]?", r"(log(\2)/log(\1))", s)
-    s = re.sub(r"\|([^|]+)\|", r"Abs(\1)", s)
-    s = re.sub(r"(?<![\w!])(\d+|[A-Za-z])!(?![=!])", r"factorial(\1)", s)
-    s = re.sub(r"\\(?:left|right|displaystyle|,|;|!|quad|qquad)", "", s)
-    s = s.replace("\\$", "").replace("$", "").replace("\\%", "").replace("%", "").replace("°", "")
-    s = re.sub(r"\^\s*\{?\\circ\}?", "", s)
-    for _ in range(8):  # fractions and roots inside each other
-        before = s
-        s = re.sub(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))", s)
-        s = re.sub(r"\\[dt]?frac\s*(\d)\s*(\d)", r"((\1)/(\2))", s)
-        s = re.sub(r"\\sqrt\s*\[([^\[\]]*)\]\s*\{([^{}]*)\}", r"((\2)**(1/(\1)))", s)
-        s = re.sub(r"\\sqrt\s*\{([^{}]*)\}", r"(sqrt(\1))", s)
-        s = re.sub(r"\^\s*\{([^{}]*)\}", r"**(\1)", s)
-        if s == before:
-            break
-    s = re.sub(r"\\(?:cdot|times)|[·×∗]", "*", s)
-    s = s.replace("\\div", "/").replace("÷", "/").replace("−", "-").replace("–", "-").replace("^", "**")
-    s = s.replace("π", "pi").replace("√", "sqrt").replace("∞", "oo").replace("\\infty", "oo").replace("{,}", ",")
-    s = re.sub(r"\\([A-Za-z]+)", r" \1 ", s)
-    if not re.search(r"[(\[{]", s):  # (100,200) is a pair
-        s = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", s)
-    s = re.sub(r"\b(sin|cos|tan|ln|log|exp)\s+([A-Za-z]|\d+)\b(?!\s*\()", r"\1(\2)", s)
-    s = re.sub(r"sqrt\s*(\d+(?:\.\d+)?)", r"sqrt(\1)", s)
-    s = re.sub(r"^\s*[A-Za-z]\s*=(?!=)", "", s)  # x = 3
-    s = re.sub(r"(?<![\w.])(\d+)\s+(\d+)\s*/\s*(\d+)", r"(\1+\2/\3)", s)
-    return multiplied(s.strip().rstrip(".").strip())
-
-
-def multiplied(s: str) -> str:
-    """2x, 3(x+1) and (x)(y) with their sign of multiplication."""
-    s = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)\s*(?=[A-Za-z(])(?![eE][-+]?\d)", r"\1*", s)
-    s = re.sub(r"\)\s*(?=[A-Za-z0-9(])", ")*", s)
-    s = re.sub(r"(?<=[A-Za-z])\s+(?=[A-Za-z(])", "*", s)
-    return re.sub(rf"(?<![A-Za-z])(?!(?:{WORDS})\s*\()([A-Za-z])\s*\(", r"\1*(", s)
-
-
-def read(text: str) -> Any:
-    """A sympy expression, or a tuple of them where commas part several.
-
-    Raises:
-        ValueError: it is no expression of numbers, one-letter names, operators and known functions.
-    """
-    import sympy
-
-    if len(text) > LONGEST:
-        raise ValueError(f"an expression of {len(text):,} characters; the most is {LONGEST:,}")
-    source = plain(text)
-    try:
-        tree = ast.parse(source, mode="eval")
-    except (SyntaxError, ValueError, MemoryError):
-        raise ValueError(f"is no expression: {text[:80]!r}") from None
-
-    def build(node: ast.AST) -> Any:
-        if isinstance(node, ast.Expression):
-            return build(node.body)
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-            return (
-                sympy.Integer(node.value)
-                if type(node.value) is int
-                else sympy.Rational(ast.get_source_segment(source, node))
-            )
-        if isinstance(node, ast.Name):
-            name = RENAMED.get(node.id, node.id)
-            if name in CONSTANTS:
-                return getattr(sympy, CONSTANTS[name])
-            if len(name) <= LONGEST_NAME:
-                return sympy.Mul(*(sympy.Symbol(letter, real=True) for letter in name))
-            raise ValueError(f"is no expression: {node.id!r} is not known")
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-            return -build(node.operand) if isinstance(node.op, ast.USub) else build(node.operand)
-        if isinstance(node, ast.BinOp):
-            left, right = build(node.left), build(node.right)
-            if isinstance(node.op, ast.Pow):
-                if right.is_number and abs(right) > 10_000:
-                    raise ValueError("a power beyond 10,000")
-                return left**right
-            for kind, made in ((ast.Add, lambda: left + right), (ast.Sub, lambda: left - right)):
-                if isinstance(node.op, kind):
-                    return made()
-            if isinstance(node.op, ast.Mult):
-                return left * right
-            if isinstance(node.op, ast.Div):
-                return left / right
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-            name = RENAMED.get(node.func.id, node.func.id)
-            if name in FUNCTIONS:
-                return getattr(sympy, name)(*(build(a) for a in node.args))
-        if isinstance(node, ast.Tuple):
-            return tuple(build(e) for e in node.elts)
-        raise ValueError(f"is no expression: {text[:80]!r}")
-
-    return build(tree)
-
-
-def as_words(text: str) -> list[str]:
-    """An answer that is no expression, such as a word, an interval or a set, whose parts have no order."""
-    bare = re.sub(r"\s+", "", plain(boxed(text))).lower()
-    inside = re.fullmatch(r"\\?\{(.*?)\\?\}", bare)
-    return sorted(inside[1].split(",")) if inside else [bare]
+from interlace.distill.verify.reader import read
+from interlace.distill.verify.shapes import (
+    SHAPES,
+    Group,
+    Matrix,
+    Members,
+    Quantity,
+    Region,
+    Relation,
+    Several,
+    Words,
+    number,
+    region,
+)
+from interlace.distill.verify.spelling import boxed, normal
 
 
 def same(answer: str, gold: str) -> tuple[bool, str]:
-    """(whether two expressions are equal, why not)."""
-    try:
-        known = read(boxed(gold))
-    except ValueError:
-        equal = as_words(answer) == as_words(gold)
+    """(whether two answers are equal, why not).
+
+    Texts that only differ in how they are set are equal before anything is parsed. Numbers and formulas are equal where
+    sympy finds their difference to be nothing; intervals, sets, tuples, matrices, equations and inequalities only among
+    themselves, each by its own rule; words as text, never as products of letters. A unit counts where both have one.
+    """
+    one, other = boxed(answer), boxed(gold)
+    if (text := normal(one)) and text == normal(other):
+        return True, ""
+    said, known = read(one), read(other)
+    if isinstance(known, Words) and known.product is None:
+        equal = isinstance(said, Words) and said.text == known.text
         return equal, "" if equal else "another text; the gold answer is no expression"
+    if isinstance(said, Words) and said.product is None:
+        return False, f"the answer is no expression: {said.why}"[:200]
     try:
-        said = read(boxed(answer))
+        return (True, "") if equal_shapes(said, known) else (False, "another value")
+    except MemoryError:
+        raise
+    except Exception as error:  # sympy raises errors of every kind, and no answer may end a run
+        return False, f"cannot be compared: {type(error).__name__}"
+
+
+def equal_shapes(a: Any, b: Any) -> bool:
+    """Whether two readings say the same."""
+    if isinstance(a, Words) or isinstance(b, Words):
+        return _equal_words(a, b)
+    a, b = _beside(a, b), _beside(b, a)
+    if isinstance(a, Quantity) or isinstance(b, Quantity):
+        return _equal_quantities(a, b)
+    if isinstance(a, Relation) and isinstance(b, Relation):
+        return _equal_relations(a, b)
+    if isinstance(a, Several | Members) and isinstance(b, Several | Members):
+        return _equal_parts(a, b)
+    if isinstance(a, Matrix) and isinstance(b, Matrix):
+        return len(a.rows) == len(b.rows) and all(map(_in_order, a.rows, b.rows))
+    if isinstance(a, Group) and isinstance(b, Group):
+        return (a.open, a.close) == (b.open, b.close) and _in_order(a.parts, b.parts)
+    sets = [isinstance(x, Region) or _is_inequality(x) for x in (a, b)]
+    if any(sets) and all(known or isinstance(x, Group | Members) for known, x in zip(sets, (a, b), strict=True)):
+        return _equal_regions(_region(a), _region(b))
+    return not isinstance(a, SHAPES) and not isinstance(b, SHAPES) and equal_expressions(a, b)
+
+
+def _beside(said: Any, other: Any) -> Any:
+    """A shape as the other asks for it: the 3 of x = 3, of a set of 3 alone, or the point of x = 1, y = 2."""
+    if isinstance(said, Relation) and _is_equation(said) and not _is_equation(other):
+        return _value(said)
+    if isinstance(said, Several) and not isinstance(other, Several):
+        return _values(said)
+    if isinstance(said, Several) and isinstance(other, Several):
+        return said if any(map(_is_equation, other.parts)) else _values(said)
+    if isinstance(said, Members) and len(said.parts) == 1 and not isinstance(other, Members | Region):
+        return said.parts[0]
+    if isinstance(said, Group) and isinstance(other, Several) and isinstance(_values(other), Several):
+        return said
+    return said
+
+
+def _equal_words(a: Any, b: Any) -> bool:
+    """Words with words as text; letters beside an expression as their product."""
+    if isinstance(a, Words) and isinstance(b, Words):
+        return a.text == b.text
+    products = [x.product if isinstance(x, Words) else x for x in (a, b)]
+    return None not in products and equal_shapes(*products)
+
+
+def _equal_quantities(a: Any, b: Any) -> bool:
+    units = {x.unit for x in (a, b) if isinstance(x, Quantity)}
+    return len(units) == 1 and equal_shapes(*(x.value if isinstance(x, Quantity) else x for x in (a, b)))
+
+
+def _equal_parts(a: Several | Members, b: Several | Members) -> bool:
+    """Parts in any order; sets hold each once."""
+    joints = {x.joint for x in (a, b) if isinstance(x, Several)} - {","}
+    if len(joints) > 1 and any(map(_is_inequality, a.parts)):  # x < 1 or x > 2 is not x < 1 and x > 2
+        return False
+    one, other = (_once(x.parts) if isinstance(x, Members) else list(x.parts) for x in (a, b))
+    return _in_any_order(one, other, equal_shapes)
+
+
+def _once(parts: Sequence[Any]) -> list[Any]:
+    kept: list[Any] = []
+    for part in parts:
+        if not any(equal_shapes(part, k) for k in kept):
+            kept.append(part)
+    return kept
+
+
+def _in_order(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    return len(one) == len(other) and all(map(equal_shapes, one, other))
+
+
+def _in_any_order(one: Sequence[Any], other: Sequence[Any], equal: Callable[[Any, Any], bool]) -> bool:
+    rest = list(other)
+    for part in one:
+        place = next((i for i, x in enumerate(rest) if equal(part, x)), None)
+        if place is None:
+            return False
+        del rest[place]
+    return not rest
+
+
+# --- equations and inequalities
+
+
+def _is_equation(said: Any) -> bool:
+    return isinstance(said, Relation) and set(said.signs) == {"="}
+
+
+def _is_inequality(said: Any) -> bool:
+    """One, or several that "and" or "or" joins."""
+    if isinstance(said, Several):
+        return said.joint != "," and all(map(_is_inequality, said.parts))
+    return isinstance(said, Relation) and "=" not in said.signs
+
+
+def _names(said: Any) -> tuple[str, ...]:
+    """The names that a side is made of, () where it is anything else."""
+    parts = said.parts if isinstance(said, Group) else (said,)
+    names = tuple(getattr(p, "name", "") for p in parts)
+    return names if all(names) else ()
+
+
+def _value(said: Any) -> Any:
+    """What an equation gives a name, or what numbers come to; the equation itself where it does neither."""
+    first, last = said.sides[0], said.sides[-1]
+    if _names(first):
+        return last
+    if _names(last):
+        return first
+    return last if getattr(first, "free_symbols", None) == set() and equal_shapes(first, last) else said
+
+
+def _values(said: Several) -> Any:
+    """x = 1, x = 2 as 1, 2 in any order; x = 1, y = 2 as the point (1, 2)."""
+    names = [_names(p.sides[0]) if _is_equation(p) else () for p in said.parts]
+    if not all(names):
+        return said
+    values = tuple(_value(p) for p in said.parts)
+    return Several(values) if len(set(names)) == 1 else Group("(", ")", values)
+
+
+def _equal_relations(a: Relation, b: Relation) -> bool:
+    if _is_equation(a) and _is_equation(b):
+        return _equal_equations(a, b)
+    return _is_inequality(a) and _is_inequality(b) and _in_any_order(_links(a), _links(b), _equal_links)
+
+
+def _equal_equations(a: Relation, b: Relation) -> bool:
+    """One is a number times the other, or both give the same to the same names."""
+    (a1, a2), (b1, b2) = ((x.sides[0], x.sides[-1]) for x in (a, b))
+    if _names(a1) and _names(a1) == _names(b1):
+        return equal_shapes(a2, b2)
+    try:
+        one, other = number(a1) - number(a2), number(b1) - number(b2)
     except ValueError:
-        return False, "the answer is no expression"
-    pair = [x if isinstance(x, tuple) else (x,) for x in (said, known)]
-    if len(pair[0]) != len(pair[1]):
-        return False, "another number of values"
-    equal = all(equal_expressions(a, b) for a, b in zip(*pair, strict=True))
-    return equal, "" if equal else "another value"
+        return equal_shapes(a1, b1) and equal_shapes(a2, b2)
+    return _ratio(one, other) is not None
+
+
+def _links(said: Relation) -> list[tuple[str, Any]]:
+    """Each sign of a chain with what is more than nothing by it."""
+    found = []
+    for sign, low, high in zip(said.signs, said.sides, said.sides[1:], strict=False):
+        low, high = (number(x.value if isinstance(x, Quantity) else x) for x in (low, high))
+        found.append((sign.replace(">", "<"), low - high if sign.startswith(">") else high - low))
+    return found
+
+
+def _equal_links(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
+    ratio = _ratio(one[1], other[1]) if one[0] == other[0] else None
+    return ratio is not None and (one[0] == "!=" or bool(ratio.is_positive))
+
+
+def _ratio(one: Any, other: Any) -> Any:
+    """The number that one expression is times the other; None where there is none."""
+    if other == 0 or one == 0:
+        return sympy.Integer(1) if one == other else None
+    ratio = sympy.simplify(one / other)
+    return ratio if ratio.is_number and ratio.is_finite and ratio != 0 else None
+
+
+def _region(said: Any) -> Any:
+    """An interval, a set, or inequalities of one unknown, as sympy's set."""
+    if not _is_inequality(said):
+        return region(said)
+    if isinstance(said, Several):
+        return (sympy.Union if said.joint == "or" else sympy.Intersection)(*map(_region, said.parts))
+    made = {"<": sympy.Gt, "<=": sympy.Ge, "!=": sympy.Ne}
+    return sympy.Intersection(*(made[sign](difference, 0).as_set() for sign, difference in _links(said)))
+
+
+def _equal_regions(a: Any, b: Any) -> bool:
+    """The same set, or unions of as many parts whose ends are equal."""
+    one, other = (list(x.args) if isinstance(x, sympy.Union) else [x] for x in (a, b))
+
+    def equal(x: Any, y: Any) -> bool:
+        if isinstance(x, sympy.Interval) and isinstance(y, sympy.Interval):
+            return x.args[2:] == y.args[2:] and all(map(equal_expressions, x.args[:2], y.args[:2]))
+        return bool(x == y)
+
+    return a == b or _in_any_order(one, other, equal)
 
 
 def equal_expressions(a: Any, b: Any) -> bool:
     """Whether two sympy expressions are the same wherever both are defined, as far as sympy can say."""
-    import sympy
-
     if a == b:
         return True
     difference = a - b

@@ -1,0 +1,204 @@
+"""What answers hold: numbers and formulas as sympy's, kept within bounds, and the shapes that hold several of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+
+MOST_BITS = 40_000  # of a number
+MOST_POWER = 10_000
+MOST_FACTORIAL = 1000
+DEGREE = sympy.Symbol("°", real=True)
+TRIGONOMETRY = ("sin", "cos", "tan", "cot", "sec", "csc")
+
+
+@dataclass(frozen=True)
+class Words:
+    """What is no mathematics; letters alone may still be a product, beside an expression."""
+
+    text: str
+    why: str = ""
+    product: Any = None
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A value with a unit."""
+
+    value: Any
+    unit: str
+
+
+@dataclass(frozen=True)
+class Several:
+    """Values that commas or "and" part, in any order."""
+
+    parts: tuple[Any, ...]
+    joint: str = ","  # or "and", "or"
+
+
+@dataclass(frozen=True)
+class Members:
+    """A set, written out."""
+
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A tuple, a point or an interval: its brackets, and its parts in order."""
+
+    open: str
+    close: str
+    parts: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A union, an intersection or a difference of intervals and sets, as sympy's."""
+
+    region: Any
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows of values."""
+
+    rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Sides, and the signs between them."""
+
+    signs: tuple[str, ...]
+    sides: tuple[Any, ...]
+
+
+SHAPES = (Group, Matrix, Members, Quantity, Region, Relation, Several)
+
+
+# --- values, held within bounds before they are made
+
+
+def number(said: Any) -> Any:
+    """A sympy expression; ValueError where it is a shape, or where it has no value."""
+    if not isinstance(said, sympy.Expr) or said.has(sympy.nan, sympy.zoo):
+        raise ValueError("it stands where a number is due")
+    return said
+
+
+def periodic(text: str) -> Any:
+    """0.1\\overline{6} as 1/6."""
+    fixed, _, period = text.partition("\\")
+    period = period[period.index("{") + 1 : -1]
+    whole, _, places = fixed.partition(".")
+    below = (10 ** len(period) - 1) * 10 ** len(places)
+    above = int((whole + places or "0") + period) - int(whole + places or "0")
+    return sympy.Rational(above, below)
+
+
+def divided(above: Any, below: Any) -> Any:
+    """A quotient, not by nothing."""
+    above, below = number(above), number(below)
+    if below == 0:
+        raise ValueError("it is divided by zero")
+    return above / below
+
+
+def power(base: Any, exponent: Any) -> Any:
+    """A power, if it can be written down."""
+    if exponent.is_number and exponent.is_finite:
+        size = abs(sympy.N(exponent, 15))
+        bits = max(int(base.p).bit_length(), int(base.q).bit_length()) if base.is_Rational else 1
+        if size > MOST_POWER or size * bits > MOST_BITS:
+            raise ValueError(f"a power beyond {MOST_POWER:,}, or of more than {MOST_BITS:,} bits")
+    return number(base**exponent)
+
+
+def factorial(said: Any) -> Any:
+    """A factorial, if it can be written down."""
+    if said.is_number and not abs(sympy.N(said, 15)) <= MOST_FACTORIAL:
+        raise ValueError(f"a factorial beyond {MOST_FACTORIAL:,}")
+    return number(sympy.factorial(said))
+
+
+def binomial(above: Any, below: Any) -> Any:
+    """A binomial coefficient, if it can be written down."""
+    if any(n.is_number and not abs(sympy.N(n, 15)) <= MOST_POWER for n in (number(above), number(below))):
+        raise ValueError(f"a binomial coefficient beyond {MOST_POWER:,}")
+    return number(sympy.binomial(above, below))
+
+
+def applied(name: str, given: list[Any], base: Any) -> Any:
+    """A function of its arguments."""
+    if name == "factorial":
+        return factorial(*given)
+    if name == "binomial":
+        return binomial(*given)
+    if name in TRIGONOMETRY:
+        given = [g.subs(DEGREE, sympy.pi / 180) for g in given]
+    if name in ("log", "lg"):
+        base = sympy.Integer(10) if name == "lg" else base
+        return number(sympy.log(*given) / sympy.log(base) if base is not None else sympy.log(*given))
+    if base is not None:
+        raise ValueError(f"{name} has no base")
+    return number(getattr(sympy, name)(*given))
+
+
+def region(said: Any) -> Any:
+    """An interval or a set as sympy's."""
+    if isinstance(said, Region):
+        return said.region
+    if isinstance(said, Members):
+        return sympy.FiniteSet(*(number(p) for p in said.parts))
+    if isinstance(said, Group) and len(said.parts) == 2:
+        low, high = (number(p) for p in said.parts)
+        if (high - low).is_negative:
+            raise ValueError("an interval ends before it begins")
+        return sympy.Interval(low, high, said.open == "(", said.close == ")")
+    raise ValueError("it stands where an interval or a set is due")
+
+
+# --- units
+
+SYMBOLS = {
+    "meter": "m",
+    "metre": "m",
+    "kilometer": "km",
+    "kilometre": "km",
+    "centimeter": "cm",
+    "centimetre": "cm",
+    "millimeter": "mm",
+    "gram": "g",
+    "kilogram": "kg",
+    "liter": "l",
+    "litre": "l",
+    "inche": "in",
+    "inch": "in",
+    "foot": "ft",
+    "feet": "ft",
+    "mile": "mi",
+    "pound": "lb",
+    "hour": "h",
+    "hr": "h",
+    "minute": "min",
+    "degree": "°",
+    "second": "s",
+    "sec": "s",
+    "per": "/",
+    "yard": "yd",
+}
+
+
+def unit_of(text: str) -> str:
+    """One spelling of a unit."""
+    words = text.casefold().replace("/", " / ").replace("^", " ^").replace(".", "").split()
+    said = [SYMBOLS.get(w, SYMBOLS.get(w.rstrip("s"), w.rstrip("s") or w)) for w in words]
+    for word, raised in (("square", "^2"), ("sq", "^2"), ("cubic", "^3")):
+        if word in said[:-1]:
+            place = said.index(word)
+            said[place : place + 2] = [said[place + 1], raised]
+    return "".join(said).replace("{", "").replace("}", "")
