@@ -37,6 +37,7 @@ class Terminal:
         environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
 
         def own_terminal():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
             os.setsid()
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
