@@ -112,6 +112,29 @@ def test_a_trace_is_found_under_each_of_its_names(name, chat):
     assert chat(template).render(turns, False) == theirs(template, turns, False) == "|hello;greet|hi;"
 
 
+@pytest.mark.parametrize(
+    "trace",
+    [
+        {"reasoning_text": "greet"},
+        {
+            "reasoning_details": [
+                {"type": "reasoning.text", "text": "gr"},
+                {"type": "reasoning.summary", "summary": "eet"},
+            ]
+        },
+        {"thinking_blocks": [{"type": "thinking", "thinking": "greet", "signature": "x"}]},
+    ],
+    ids=lambda trace: next(iter(trace)),
+)
+def test_a_trace_is_found_in_the_forms_that_endpoints_give_it(trace, chat):
+    template = "{% for m in messages %}{{ m.reasoning_content }}|{{ m.content }};{% endfor %}"
+    turns, made = [TURNS[0], {**TURNS[1], **trace}], chat(template)
+    assert made.render(turns, False) == "|hello;greet|hi;"
+    assert not made.ignored(turns, "|hello;greet|hi;")
+    plain = chat(PLAIN)
+    assert plain.ignored(turns, plain.render(turns, False)) == dict.fromkeys(trace, 1)
+
+
 def test_a_value_that_is_null_is_as_one_that_is_absent(chat):
     template = (
         "{% for m in messages %}{{ m.content }}{% if 'tool_calls' in m %}{{ m.tool_calls }}{% endif %}{% endfor %}"

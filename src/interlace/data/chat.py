@@ -11,6 +11,7 @@ from typing import Any
 
 from interlace.base.errors import ConfigError, DataError
 from interlace.base.templates import Templates, UnsafeTemplate
+from interlace.data.thoughts import reasoning_of
 
 RARE = "\ue000"  # of private use: no template holds it
 ROLES = ("system", "user", "assistant", "tool")
@@ -159,8 +160,8 @@ class ChatTemplate:
 def _as_templates_ask(message: Mapping[str, Any]) -> dict[str, Any]:
     """A turn without values that are null, its thought under each of the names that templates use."""
     turn = {k: v for k, v in message.items() if v is not None}
-    trace = next((turn[name] for name in TRACES if turn.get(name)), None)
-    return turn if trace is None else {**turn, **{name: turn.get(name) or trace for name in TRACES}}
+    trace = reasoning_of(turn)
+    return {**turn, **{name: turn.get(name) or trace for name in TRACES}} if trace else turn
 
 
 def _learnt_spans(spans: list[tuple[int, int]], weights: list[bool], turns: str) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from interlace.base.schema import validate
 from interlace.base.templates import Templates
 from interlace.data.chat import ROLES
 from interlace.data.sources import split_point
-from interlace.distill.endpoint import THOUGHTS, reasoning_of, table, written
+from interlace.data.thoughts import THOUGHTS, reasoning_of, table, written
 from interlace.distill.ledger import Ledger, Row
 from interlace.distill.recipe import Output
 from interlace.distill.run import RunFolder, summary, versions
