@@ -14,7 +14,7 @@ from interlace.distill.desk import Desk
 from interlace.distill.ledger import Row
 from interlace.distill.steps.ask import CHECKS
 from interlace.distill.steps.base import Out, Step
-from interlace.distill.verify import cage
+from interlace.distill.verify import cage, programs
 from interlace.distill.verify.structure import read_schema
 
 SYMBOLS = "interlace.distill.verify.symbols"
@@ -122,8 +122,11 @@ class Verify(Step):
         answer = desk.render(self.answer, row, "answer")
         if self.by == "python":
             limits = cage.Limits(self.seconds, self.memory_mb << 20)
-            program = f"{code_of(answer)}\n\n{self._known('tests', row, desk)}\n"
-            outcome = await desk.on_a_core(cage.run, program, limits)
+            tests = self._known("tests", row, desk)
+            try:
+                outcome = await desk.on_a_core(programs.check, code_of(answer), tests, limits)
+            except programs.NothingProved as error:
+                raise Missing(str(error)) from None
             return outcome.kind == "passed", f"{outcome.kind}: {outcome.why}" if outcome.kind != "passed" else ""
         if self.by in ("exact", "numeric", "symbolic"):
             gold = self._known("gold", row, desk)

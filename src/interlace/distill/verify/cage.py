@@ -7,7 +7,7 @@ limits on memory, time, file size and output. See `cage_child`. That a file exis
 program can find out.
 
 A program shares the interpreter that reports whether it came to its end, so one that is written to deceive can say that
-it passed. What it cannot do is reach anything outside.
+it passed; `programs` has the tests of one program in another. What it cannot do is reach anything outside.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,24 +74,27 @@ class Outcome:
     seconds: float = 0.0
 
 
-def run(source: str, limits: Limits | None = None) -> Outcome:
+def run(source: str, limits: Limits | None = None, *, wires: Sequence[int] = (), folder: Path | None = None) -> Outcome:
     """Run a program and wait for it.
+
+    Args:
+        wires: descriptors that it keeps; they are closed here.
+        folder: where it writes, if not in one of its own.
 
     Raises:
         BackendUnavailable: this system has no such locks; nothing was run.
     """
     limits = limits or Limits()
     _tidy()
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    own = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
     try:
-        return _run(source, limits, folder)
+        return _run(source, limits, own, folder or own / "inside", wires)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
 
 
-def _run(source: str, limits: Limits, folder: Path) -> Outcome:
-    inside = folder / "inside"
-    inside.mkdir()
+def _run(source: str, limits: Limits, folder: Path, inside: Path, wires: Sequence[int]) -> Outcome:
+    inside.mkdir(exist_ok=True)
     (folder / "program").write_bytes(source.encode("utf-8", "replace"))
     token = secrets.token_hex(16)
     told, tell = os.pipe()
@@ -104,10 +108,11 @@ def _run(source: str, limits: Limits, folder: Path) -> Outcome:
             stderr=subprocess.STDOUT,
             cwd=inside,
             env={"PYTHONHASHSEED": "0", "PATH": "", "HOME": str(inside), "LANG": "C.UTF-8"},
-            pass_fds=(tell,),
+            pass_fds=(tell, *wires),
             start_new_session=True,
         )
-    os.close(tell)
+    for mine in (tell, *wires):
+        os.close(mine)
     try:
         over = _watch(process, limits, inside, began)
     finally:
