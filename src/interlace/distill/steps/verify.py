@@ -47,17 +47,16 @@ class Verify(Step):
         [[steps]]
         kind = "verify"
         by = "python"
-        tests = "{{ tests }}"                 # run after the answer's code, in a cage
+        tests = "{{ tests }}"                 # run against the answer's code, in a cage each
 
     Attributes:
         by: "exact" (the same text, spaces at the ends aside), "numeric" (both end in the same number), "symbolic"
             (equal expressions), "schema" (JSON that fits), "pattern" (a regular expression is found), or "python" (the
-            answer's code and then the tests run to their end, locked in).
+            tests come to their end, at least one assertion reached; they and the answer's code are locked in, apart).
         answer: template of what is checked.
         gold: template of what is right.
         tolerance: relative, of numbers; 0 compares exactly.
-        tests: template of a program that goes on after the answer's code, such as assertions; it must raise where the
-            code is wrong.
+        tests: template of a program that knows what the answer's code defines: assertions, test functions, unittest.
         schema: JSON schema, or a file with one.
         pattern: the regular expression; "." stands for ends of lines too.
         wrong: "drop" ends rows whose answer is wrong, "keep" lets them go on.

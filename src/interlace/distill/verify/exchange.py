@@ -1,8 +1,7 @@
 """Values and calls between a solution and its tests, which run in two processes; runs inside the cage.
 
 Plain values travel by what they mean: a number that calls itself equal to everything arrives as the number it is. All
-else stays with its owner and is known to the other side by a number, as a `Remote` that asks the owner. Neither side
-believes the other's claims of equality: whether a Remote equals a plain value is decided where the question is put.
+else stays with its owner and is known to the other side by a number, as a `Remote` that asks the owner.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ import types
 from collections import Counter, OrderedDict, deque, namedtuple
 from collections.abc import Callable
 from typing import Any
+
+from interlace.distill.verify.remote import ASKED, OPERATORS, Remote, RemoteClass, RemoteFunction, contains, operator
 
 LIBRARY = (  # modules whose names mean the same on both sides, and have no way to claim equality or end a process
     *("abc", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions"),
@@ -34,100 +35,13 @@ PARTS = {  # what values of the library are made of
     "builtins.range": ("start", "stop", "step"),
     "builtins.complex": ("real", "imag"),
 }
-COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
-INDEX = ("getitem", "setitem", "delitem", "contains", "exit")  # a plain argument of these is no expected value
-OTHERS = (
-    *("len", "bool", "int", "float", "abs", "neg", "enter", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow"),
-    *("radd", "rsub", "rmul", "and", "or", "xor", "invert", "round", "format", "reversed", "matmul", "iadd", "isub"),
-)
-OPERATORS = COMPARE + INDEX + OTHERS
 COROUTINE = 0x80  # inspect.CO_COROUTINE, whose module takes long to import
-ASKED = ("__name__", "__qualname__", "__annotations__", "__wrapped__", "__dict__")
+LONGEST = 1 << 28  # bytes of a message
 INVISIBLE = (StopIteration, StopAsyncIteration)  # out of a call they would end a loop of the caller's
 
 
 class SolutionGone(BaseException):
     """The other side has ended."""
-
-
-class Remote:
-    """Something of the other side."""
-
-    _number: int
-    _wire: Wire
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name not in ASKED:
-            raise AttributeError(name)
-        return self._wire.ask("getattr", self, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._wire.ask("setattr", self, name, value)
-
-    def __iter__(self) -> Any:
-        return self._wire.ask("iter", self)
-
-    def __next__(self) -> Any:
-        return self._wire.ask("next", self)
-
-    def __call__(self, *args: Any, **more: Any) -> Any:
-        return self._wire.ask("call", self, *args, **more)
-
-    def __str__(self) -> str:
-        return str(self._wire.ask("str", self))
-
-    def __repr__(self) -> str:
-        return str(self._wire.ask("repr", self))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Remote) and other._number == self._number
-
-    def __hash__(self) -> int:
-        return hash(self._number)
-
-
-class RemoteFunction(Remote):
-    """One that binds, as functions in a class do."""
-
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else types.MethodType(self, instance)
-
-
-class RemoteClass(type):
-    """The class of a class of the other side."""
-
-    _number: int
-    _wire: Wire
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return cls._wire.ask("getattr", cls, name)
-
-    def __setattr__(cls, name: str, value: Any) -> None:
-        cls._wire.ask("setattr", cls, name, value)
-
-    def __iter__(cls) -> Any:
-        return cls._wire.ask("iter", cls)
-
-    def __len__(cls) -> int:
-        return int(cls._wire.ask("dunder", cls, "len"))
-
-    def __getitem__(cls, key: Any) -> Any:
-        return cls._wire.ask("dunder", cls, "getitem", key)
-
-
-def operator(name: str) -> Callable[..., Any]:
-    """A method of a Remote's class. A plain value is not shown to the other side where it may be what is expected."""
-
-    def method(self: Remote, *args: Any) -> Any:
-        strange = bool(args) and not isinstance(args[0], Remote) and name not in INDEX
-        if strange and name in COMPARE:
-            return NotImplemented
-        found = self._wire.ask("dunder", self, name, *args)
-        return NotImplemented if strange and not isinstance(found, Remote) else found
-
-    return method
 
 
 class Wire:
@@ -137,6 +51,7 @@ class Wire:
         own: name of the module whose classes are this side's own.
         held: by number, what the other side knows of.
         asked: how often the other side was asked to do something.
+        tested: names of classes that the tests are about, which may say themselves what they hold.
     """
 
     def __init__(self, own: str, read: int, write: int, do: dict[str, Callable[..., Any]], trusting: bool):
@@ -147,6 +62,7 @@ class Wire:
         self.classes: dict[int, type] = {}
         self.named: dict[tuple[str, ...], type] = {}
         self.asked = 0
+        self.tested: set[str] = set()
         self.turn = threading.RLock()
 
     def hold(self, value: Any) -> int:
@@ -163,15 +79,19 @@ class Wire:
         if isinstance(v, Remote):
             return ["own", object.__getattribute__(v, "_number")]
         if isinstance(v, RemoteClass):
+            if "_number" not in v.__dict__:
+                raise TypeError(f"{v.__name__} of the tests is made from a class of the solution, in another process")
             return ["own", v.__dict__["_number"]]
-        if not (whole and kind.__module__ == self.own) and not hasattr(kind, "__members__"):
+        if not (whole and kind.__module__ == self.own and not hasattr(kind, "_fields")) and not hasattr(
+            kind, "__members__"
+        ):
             plain = self._plain(v, kind)
             if plain is not None:
                 return plain
         module, name = (v.__module__, v.__qualname__) if isinstance(v, type) else ("", "")
         if module == "builtins" and getattr(builtins, name, None) is v:
             return ["builtin", name]
-        if module in LIBRARY:
+        if module.split(".")[0] in LIBRARY:
             return ["library", module, name]
         what = "class" if isinstance(v, type) else "call" if callable(v) else "object"
         if getattr(getattr(v, "__code__", None), "co_flags", 0) & COROUTINE:
@@ -275,7 +195,10 @@ class Wire:
                     body["__hash__"] = lambda o: hash(self.ask("hash", o))
                 elif has:
                     body["__hash__"] = Remote.__hash__
-                body |= {"_number": number, "_wire": self, "__init__": lambda *_, **__: None}
+                tested = self.trusting or name in self.tested
+                if not tested and "contains" in has:
+                    body["__contains__"] = contains
+                body |= {"_tested": tested, "_number": number, "_wire": self, "__init__": lambda *_, **__: None}
                 body["__new__"] = lambda cls, *args, **more: self.ask("call", cls, *args, **more)
                 made = RemoteClass(str(name), tuple(of) or (Remote,), body)
             self.classes[number] = made
@@ -304,6 +227,8 @@ class Wire:
         """The next message."""
 
         def take(count: int) -> bytes:
+            if count > LONGEST:
+                raise SolutionGone(f"a message of {count} bytes")
             parts = []
             while count:
                 part = os.read(self.read, min(count, 1 << 20))
@@ -371,11 +296,15 @@ class Wire:
         ours = self.own in (type(target).__module__, getattr(target, "__module__", ""))
         if what == "describe" and not (ours and isinstance(target, type)):
             raise PermissionError("only a class of the tests is described")
-        if what in ("getattr", "setattr") and (
-            not isinstance(args[1], str)
-            or args[1].startswith("_")
-            or not ours
-            or isinstance(target, types.FunctionType | types.MethodType | types.GeneratorType | types.CoroutineType)
+        if (
+            what in ("getattr", "setattr")
+            and (
+                not isinstance(args[1], str)
+                or args[1].startswith("_")
+                or not ours
+                or isinstance(target, types.FunctionType | types.MethodType | types.GeneratorType | types.CoroutineType)
+            )
+            and not (what == "getattr" and args[1] in ASKED)
         ):
             raise AttributeError(f"{args[1]!r} is not for a solution")
         if what == "dunder" and args[1] not in OPERATORS:
@@ -383,7 +312,7 @@ class Wire:
 
     def _kinds(self, cls: type) -> list[Any]:
         """A class of error, and what stands for it where it is not known."""
-        found = [self.pack(k) for k in cls.__mro__ if k.__module__ in (self.own, "builtins", *LIBRARY)]
+        found = [self.pack(k) for k in cls.__mro__ if k.__module__.split(".")[0] in (self.own, "builtins", *LIBRARY)]
         return [["own", cls.__dict__["_number"]], *found] if "_number" in cls.__dict__ else found
 
     def _error(self, what: str, kinds: list[Any], args: list[Any], values: dict[str, Any], said: str) -> BaseException:
@@ -395,8 +324,8 @@ class Wire:
         given = [self.open(a) for a in args]
         try:
             error = cls(*given)
-        except TypeError:
-            error = Exception(said)
+        except TypeError:  # it wants other arguments than it keeps
+            error = cls.__new__(cls, *given)
         for name, value in values.items():
             error.__dict__[name] = self.open(value)
         error.__dict__["_said"] = said
@@ -406,7 +335,7 @@ class Wire:
 
 def known(module: Any) -> str:
     """The name of a module that both sides may import."""
-    if module not in LIBRARY:
+    if str(module).split(".")[0] not in LIBRARY:
         raise ImportError(f"{module!r} is not imported for a solution")
     return str(module)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import math
 import re
 import types
-import unittest
 from collections.abc import Callable, Iterator
 from typing import Any
+
+
+class Skipped(Exception):
+    """A test that is not to count."""
 
 
 class Raises:
@@ -82,16 +83,15 @@ class Mark:
 
     def skip(self, *_: Any, **__: Any) -> Any:
         """It is not run."""
-        return unittest.skip("")
+        return lambda function: skip
 
     def parametrize(self, names: Any, values: Any, **_: Any) -> Callable[..., Any]:
         """Once for each row of values."""
         columns = [n.strip() for n in names.split(",") if n.strip()] if isinstance(names, str) else list(names)
-        rows = [v.values if isinstance(v, types.SimpleNamespace) else v for v in values]
+        rows = [v.values if isinstance(v, Row) else v if len(columns) > 1 else (v,) for v in values]
 
         def of(function: Any) -> Any:
-            cases = [dict(zip(columns, r if len(columns) > 1 else (r,), strict=True)) for r in rows]
-            cases = [dict(zip(columns, r, strict=True)) for r in rows] if _pairs(rows, values) else cases
+            cases = [dict(zip(columns, r, strict=True)) for r in rows]
             before = getattr(function, "cases", [{}])
             function.cases = [a | b for a in before for b in cases]
             return function
@@ -99,8 +99,12 @@ class Mark:
         return of
 
 
-def _pairs(rows: list[Any], values: Any) -> bool:
-    return bool(rows) and all(isinstance(v, types.SimpleNamespace) for v in values)
+class Row:
+    """`pytest.param(1, 2)`."""
+
+    def __init__(self, *values: Any, **_: Any):
+        """The values of one case."""
+        self.values = values
 
 
 def fixture(function: Any = None, **_: Any) -> Any:
@@ -118,28 +122,35 @@ def fail(reason: str = "", **_: Any) -> None:
 
 def skip(reason: str = "", **_: Any) -> None:
     """The test does not count."""
-    raise unittest.SkipTest(reason)
+    raise Skipped(reason)
 
 
 def hook(of: Any, name: str) -> None:
     """Call what a class has its tests begin or end with."""
     function = getattr(of, name, None)
     if function is not None:
-        function(*([None] * len(inspect.signature(function).parameters)))
+        function(*[None for _ in wanted(function)[1:]])
+
+
+def wanted(function: Any) -> list[str]:
+    """Names of the arguments that a function must be given; of a method, its object first."""
+    if "wanted" in vars(function):
+        return list(vars(function)["wanted"])
+    code, defaults = function.__code__, function.__defaults__ or ()
+    return list(code.co_varnames[: code.co_argcount - len(defaults)])
 
 
 def arguments(function: Any, names: dict[str, Any]) -> Iterator[list[Any] | str]:
     """The arguments of each case of a test, or what it lacks."""
-    wanted = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     for case in getattr(function, "cases", [{}]):
         found = []
-        for parameter in wanted:
-            if parameter.name in case:
-                found.append(case[parameter.name])
-            elif getattr(names.get(parameter.name), "fixture", False):
-                found.append(_made(names[parameter.name], names))
+        for name in wanted(function):
+            if name in case:
+                found.append(case[name])
+            elif getattr(names.get(name), "fixture", False):
+                found.append(_made(names[name], names))
             else:
-                yield f"an argument {parameter.name!r}"
+                yield f"an argument {name!r}"
                 break
         else:
             yield found
@@ -150,18 +161,19 @@ def _made(of: Any, names: dict[str, Any]) -> Any:
     if isinstance(given, str):
         raise TypeError(f"a fixture needs {given}")
     found = of(*given)
-    return next(found) if inspect.isgenerator(found) else found
+    return next(found) if isinstance(found, types.GeneratorType) else found
 
 
 def importorskip(name: str, **_: Any) -> Any:
     """A module, or the test is skipped."""
-    with contextlib.suppress(ImportError):
+    try:
         return __import__(name)
-    return skip(name)
+    except ImportError:
+        return skip(name)
 
 
 module = types.ModuleType("pytest")
 module.__dict__.update(
     {f.__name__: f for f in (raises, approx, fixture, fail, skip, importorskip)}
-    | {"mark": Mark(), "param": lambda *values, **_: types.SimpleNamespace(values=values), "main": lambda *_, **__: 0}
+    | {"mark": Mark(), "param": Row, "main": lambda *_, **__: 0}
 )

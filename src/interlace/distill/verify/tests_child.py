@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import ast
 import builtins
-import inspect
 import io
 import sys
 import types
-import unittest
 from collections.abc import Iterator
 from typing import Any
 
 from interlace.distill.verify import pytest_child
-from interlace.distill.verify.exchange import DO, LIBRARY, Remote, Wire
+from interlace.distill.verify.exchange import DO, LIBRARY, Wire
+from interlace.distill.verify.remote import Remote
 
 EXITS = ("sys.exit", "exit", "quit")
 
@@ -124,13 +123,14 @@ class Judge:
 
     def prepare(self, tree: ast.Module) -> ast.Module:
         """Give the tests the solution's names."""
+        used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        self.wire.tested = {n for n in used if not n.islower()}  # a function's name is no class's
         died, pairs = self.wire.ask("names")
         if died:
             raise SolutionFailed(died)
         values = {n: v for n, v in pairs if n.isidentifier() and not n.startswith("__")}
         solution = Solution("solution")
         solution.__dict__.update(values)
-        used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         ours = {n for n in values if hasattr(builtins, n) or n in sys.stdlib_module_names}
         if used & (set(values) - ours) or len(used & ours) > 1:  # `sum` alone may be what is asked for
             values = {n: v for n, v in values.items() if n not in ours}
@@ -139,7 +139,7 @@ class Judge:
         self.module.__dict__.update(values)
         self.module.__dict__.update({n: __import__(n) for n in LIBRARY if n in used and n not in values})
         self.module.__dict__.update({"__asserted__": self.asserted, "__ran__": self.ran.add})
-        unittest.main = self.main  # type: ignore[assignment]
+        self.module.__dict__["__file__"] = "tests"
         self.wire.asked = 0
         return ast.fix_missing_locations(Counted(set(solution.__dict__)).visit(tree))
 
@@ -150,16 +150,23 @@ class Judge:
     def main(self, *_: Any, exit: bool = True, **__: Any) -> Any:
         """What stands for unittest.main."""
         for value in list(vars(self.module).values()):
-            if isinstance(value, type) and issubclass(value, unittest.TestCase) and value.__module__ == "__main__":
+            if isinstance(value, type) and self.is_case(value) and value.__module__ == "__main__":
                 self.case(value)
         if exit:
             raise SystemExit(bool(self.failed))
         return types.SimpleNamespace(result=types.SimpleNamespace(wasSuccessful=lambda: not self.failed))
 
-    def case(self, case: type[unittest.TestCase]) -> None:
+    def is_case(self, value: type) -> bool:
+        """Whether a class is unittest's."""
+        unittest = sys.modules.get("unittest")
+        return unittest is not None and issubclass(value, unittest.TestCase)
+
+    def case(self, case: Any) -> None:
         """Run a TestCase, once."""
         if case in self.cases:
             return
+        import unittest
+
         self.cases.add(case)
         result = unittest.TestResult()
         unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
@@ -174,7 +181,7 @@ class Judge:
                 continue
             if name.startswith("test") and isinstance(value, types.FunctionType) and name not in self.ran:
                 yield name, value
-            elif name.startswith("Test") and isinstance(value, type) and not issubclass(value, unittest.TestCase):
+            elif name.startswith("Test") and isinstance(value, type) and not self.is_case(value):
                 for method in [m for m in dir(value) if m.startswith("test") and m not in self.ran]:
                     yield method, self.method(value, method)
 
@@ -190,8 +197,8 @@ class Judge:
             return found
 
         function = getattr(of, name)
-        run.__signature__ = inspect.signature(getattr(of(), name))  # type: ignore[attr-defined]
         run.__dict__.update(vars(function))
+        run.__dict__["wanted"] = pytest_child.wanted(function)[1:]
         return run
 
     def rest(self) -> None:
@@ -205,17 +212,17 @@ class Judge:
                         continue
                     try:
                         found = function(*arguments)
-                        if inspect.iscoroutine(found):
+                        if isinstance(found, types.CoroutineType):
                             __import__("asyncio").run(found)
-                    except unittest.SkipTest:
+                    except pytest_child.Skipped:
                         continue
         finally:
             if self.failed:
                 raise TestsFailed(self.failed)
 
 
-def judge(tests: str, read: int, write: int) -> None:
-    """Run tests; raises where the solution is wrong, or where nothing was checked."""
+def judge(tests: str, read: int, write: int, word: str) -> None:
+    """Run tests; raises where the solution is wrong, or, with a word that it cannot know, where nothing was checked."""
     wire = Wire("__main__", read, write, dict(DO), trusting=False)
     wire.do |= {
         "describe": wire.describe,
@@ -227,6 +234,10 @@ def judge(tests: str, read: int, write: int) -> None:
     sys.stdin = io.StringIO("")
     tree = ast.parse(tests, "tests")
     found = Judge(wire)
+    if "unittest" in tests:  # its import takes as long as all else
+        import unittest
+
+        unittest.main = found.main  # type: ignore[assignment]
     exits = any(
         isinstance(n, ast.Raise) or (isinstance(n, ast.Call) and ast.unparse(n.func) in EXITS) for n in ast.walk(tree)
     )
@@ -243,4 +254,4 @@ def judge(tests: str, read: int, write: int) -> None:
     except SystemExit as end:
         raise TestsFailed(f"a test ended the program with {end.code}") from None
     if not found.proofs and not (exits and wire.asked):
-        raise ProvesNothing(f"the tests prove nothing: no assertion was reached{found.lacking}")
+        raise ProvesNothing(f"{word} the tests prove nothing: no assertion was reached{found.lacking}")
