@@ -122,6 +122,8 @@ def report(
         return
     for sentence in found.sentences:
         console.print(sentence, style="bold")
+    for note in found.notes:
+        err.print(f"note: {note}")
     console.print(f"Report: {path}")
 
 

@@ -14,7 +14,7 @@ from interlace.distill.desk import Desk
 from interlace.distill.ledger import Row
 from interlace.distill.steps.ask import CHECKS
 from interlace.distill.steps.base import Out, Step
-from interlace.distill.verify import cage
+from interlace.distill.verify import cage, programs
 from interlace.distill.verify.structure import read_schema
 
 SYMBOLS = "interlace.distill.verify.symbols"
@@ -47,17 +47,16 @@ class Verify(Step):
         [[steps]]
         kind = "verify"
         by = "python"
-        tests = "{{ tests }}"                 # run after the answer's code, in a cage
+        tests = "{{ tests }}"                 # run against the answer's code, in a cage each
 
     Attributes:
         by: "exact" (the same text, spaces at the ends aside), "numeric" (both end in the same number), "symbolic"
             (equal expressions), "schema" (JSON that fits), "pattern" (a regular expression is found), or "python" (the
-            answer's code and then the tests run to their end, locked in).
+            tests come to their end, at least one assertion reached; they and the answer's code are locked in, apart).
         answer: template of what is checked.
         gold: template of what is right.
         tolerance: relative, of numbers; 0 compares exactly.
-        tests: template of a program that goes on after the answer's code, such as assertions; it must raise where the
-            code is wrong.
+        tests: template of a program that knows what the answer's code defines: assertions, test functions, unittest.
         schema: JSON schema, or a file with one.
         pattern: the regular expression; "." stands for ends of lines too.
         wrong: "drop" ends rows whose answer is wrong, "keep" lets them go on.
@@ -122,8 +121,11 @@ class Verify(Step):
         answer = desk.render(self.answer, row, "answer")
         if self.by == "python":
             limits = cage.Limits(self.seconds, self.memory_mb << 20)
-            program = f"{code_of(answer)}\n\n{self._known('tests', row, desk)}\n"
-            outcome = await desk.on_a_core(cage.run, program, limits)
+            tests = self._known("tests", row, desk)
+            try:
+                outcome = await desk.on_a_core(programs.check, code_of(answer), tests, limits)
+            except programs.NothingProved as error:
+                raise Missing(str(error)) from None
             return outcome.kind == "passed", f"{outcome.kind}: {outcome.why}" if outcome.kind != "passed" else ""
         if self.by in ("exact", "numeric", "symbolic"):
             gold = self._known("gold", row, desk)

@@ -8,7 +8,7 @@ its files occupy, with a name or without, are limited. See `cage_child`. That a 
 is, a program can find out.
 
 A program shares the interpreter that reports whether it came to its end, so one that is written to deceive can say that
-it passed. What it cannot do is reach anything outside.
+it passed; `programs` has the tests of one program in another. What it cannot do is reach anything outside.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -86,26 +87,35 @@ class Outcome:
     seconds: float = 0.0
 
 
-def run(source: str, limits: Limits | None = None, level: int | None = None) -> Outcome:
+def run(
+    source: str,
+    limits: Limits | None = None,
+    level: int | None = None,
+    *,
+    wires: Sequence[int] = (),
+    folder: Path | None = None,
+) -> Outcome:
     """Run a program and wait for it.
 
-    `level` is the highest level of Landlock to use, as on an older kernel: 1 is Linux 5.13, 3 is 6.2, 4 is 6.7.
+    Args:
+        level: the highest level of Landlock to use, as on an older kernel: 1 is Linux 5.13, 3 is 6.2, 4 is 6.7.
+        wires: descriptors that it keeps; they are closed here.
+        folder: where it writes, if not in one of its own.
 
     Raises:
         BackendUnavailable: this system has no such locks; nothing was run.
     """
     limits = limits or Limits()
     _tidy()
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+    own = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
     try:
-        return _run(source, limits, folder, ANY_LEVEL if level is None else level)
+        return _run(source, limits, own, folder or own / "inside", wires, ANY_LEVEL if level is None else level)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
 
 
-def _run(source: str, limits: Limits, folder: Path, level: int) -> Outcome:
-    inside = folder / "inside"
-    inside.mkdir()
+def _run(source: str, limits: Limits, folder: Path, inside: Path, wires: Sequence[int], level: int) -> Outcome:
+    inside.mkdir(exist_ok=True)
     (folder / "program").write_bytes(source.encode("utf-8", "replace"))
     token = secrets.token_hex(16)
     told, tell = os.pipe()
@@ -119,10 +129,11 @@ def _run(source: str, limits: Limits, folder: Path, level: int) -> Outcome:
             stderr=subprocess.STDOUT,
             cwd=inside,
             env={"PYTHONHASHSEED": "0", "PATH": "", "HOME": str(inside), "LANG": "C.UTF-8"},
-            pass_fds=(tell,),
+            pass_fds=(tell, *wires),
             start_new_session=True,
         )
-    os.close(tell)
+    for mine in (tell, *wires):
+        os.close(mine)
     try:
         over = _watch(process, limits, inside, began)
     finally:

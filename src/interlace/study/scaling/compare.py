@@ -95,7 +95,7 @@ def verdict(s: Saving) -> str:
     if kind is None:
         return f"{_times(s.tokens, s.other, s.base)} {where}; without an interval over runs, nothing is claimed."
     low, high = s.intervals[kind]["tokens"]
-    span = f"95 % interval over {kind}: {_factor(low)} to {_factor(high)}"
+    span = f"95 % interval over {kind}: {_share(high)} to {_share(low)} times"
     if low > 1:
         return f"The data support a saving: {_times(s.tokens, s.other, s.base)} {where} ({span})."
     if high < 1:
@@ -108,11 +108,14 @@ def _times(factor: float, other: str, base: str) -> str:
         return f"{other} never reaches the loss of {base}"
     if math.isinf(factor):
         return f"{base} never reaches what {other} does"
-    return f"{other} needs {1 / factor:.2f} times the tokens of {base}"
+    return f"{other} needs {_share(factor)} times the tokens of {base}"
 
 
-def _factor(value: float) -> str:
-    return "no bound" if math.isinf(value) else f"{value:.2f}x"
+def _share(factor: float) -> str:
+    """The tokens needed, as a share of the base's, where they are saved by a factor."""
+    if factor <= 0:
+        return "no bound"
+    return f"{1 / factor:.2f}" if factor < 20 else f"{1 / factor:.4f}"
 
 
 def _count(value: float) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from interlace.base.errors import DataError
 
 REQUIRED, OPTIONAL = ("N", "D", "loss"), ("run", "seed", "arch", "flops", "diverged")
+YES, NO = ("1", "true", "yes", "y", "t"), ("", "0", "false", "no", "n", "f")
 Floats = np.ndarray
 Strings = np.ndarray
 
@@ -84,35 +85,38 @@ class Points:
     ) -> Points:
         """From plain lists.
 
-        Without `run`, points of the same architecture, size and seed are one run where seeds are given, and every point
-        is a run of its own where they are not. Runs of two architectures are two, even where they have the same name.
+        A point without a run (none are given, or its own is "") belongs with those of its architecture, size and seed,
+        and is a run of its own where it has no seed either. Runs of two architectures are two, even where they have
+        the same name.
         """
         count = len(n)
-        seeds = [""] * count if seed is None else list(seed)
+        seeds = [""] * count if seed is None else [str(s) for s in seed]
         archs = ["model"] * count if arch is None else list(arch)
-        grouped = run is not None or seed is not None
-        if run is None:
-            rows = range(count)
-            run = [f"{archs[i]}/{n[i]:.6g}/{seeds[i]}" for i in rows] if seed is not None else [str(i) for i in rows]
-        else:
-            owners: dict[str, set[str]] = {}
-            for name, own in zip(run, archs, strict=True):
-                owners.setdefault(str(name), set()).add(own)
-            run = [f"{a}/{r}" if len(owners[str(r)]) > 1 else r for r, a in zip(run, archs, strict=True)]
+        names = [""] * count if run is None else [str(r) for r in run]
+        grouped = any(names) or any(seeds)
+        owners: dict[str, set[str]] = {}
+        for name, own in zip(names, archs, strict=True):
+            owners.setdefault(name, set()).add(own)
+        for i, name in enumerate(names):
+            if name:
+                names[i] = f"{archs[i]}/{name}" if len(owners[name]) > 1 else name
+            else:
+                names[i] = f"{archs[i]}/{n[i]:.6g}/{seeds[i]}" if seeds[i] else f"point {i}"
         n_, d_, loss_ = (np.asarray(x, dtype=np.float64) for x in (n, d, loss))
         flops_ = 6 * n_ * d_ if flops is None else np.asarray(flops, dtype=np.float64)
-        words = [np.asarray([str(v) for v in x], dtype=object) for x in (run, seeds, archs)]
+        words = [np.asarray([str(v) for v in x], dtype=object) for x in (names, seeds, archs)]
         return Points(n_, d_, loss_, words[0], words[1], words[2], flops_, diverged, grouped)
 
 
 def read_csv(path: Path) -> Points:
     """Points of a CSV file with columns N, D and loss, and any of run, seed, arch, flops and diverged.
 
-    Rows of a run that is marked as diverged in any row are left out, all of them.
+    Rows of a run that is marked as diverged in any row are left out, all of them: those with its name, or with its
+    architecture, size and seed; a row that has neither a run nor a seed is left out alone.
 
     Raises:
-        DataError: the file is missing or empty, a column is missing, or a value is not a positive number; the message
-            names the line.
+        DataError: the file is missing or empty, a column is missing, a value is not a positive number, or a mark is
+            neither yes nor no; the message names the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -129,8 +133,8 @@ def read_csv(path: Path) -> Points:
     rows = [(reader.line_num, {(k or "").strip(): (v or "").strip() for k, v in row.items() if k}) for row in reader]
     if not rows:
         raise DataError(f"{path}: has a header and no rows")
-    bad = {_run_of(r) for _, r in rows if r.get("diverged", "").lower() in ("1", "true", "yes")}
-    kept = [(line, r) for line, r in rows if _run_of(r) not in bad or r.get("diverged") is None]
+    bad = {_run_of(line, r) for line, r in rows if _marked(path, line, r.get("diverged", ""))}
+    kept = [(line, r) for line, r in rows if _run_of(line, r) not in bad]
     if not kept:
         raise DataError(f"{path}: every run has diverged; nothing is left to fit")
 
@@ -152,8 +156,26 @@ def read_csv(path: Path) -> Points:
     )
 
 
-def _run_of(row: dict[str, str]) -> tuple[str, ...]:
-    return (row.get("arch", ""), row["run"]) if row.get("run") else tuple(row.get(c, "") for c in ("arch", "N", "seed"))
+def _run_of(line: int, row: dict[str, str]) -> tuple[str, ...]:
+    """What a row shares its luck with."""
+    arch = row.get("arch", "")
+    if row.get("run"):
+        return "run", arch, row["run"]
+    if not row.get("seed"):
+        return "line", str(line)
+    try:
+        size = f"{float(row['N']):.6g}"  # 1e6 and 1000000 are one size
+    except ValueError:
+        size = row["N"]
+    return "seed", arch, size, row["seed"]
+
+
+def _marked(path: Path, line: int, raw: str) -> bool:
+    """Whether a cell says yes."""
+    word = raw.lower().removesuffix(".0")
+    if word in YES or word in NO:
+        return word in YES
+    raise DataError(f"{path}: line {line}: diverged is {raw!r}, and must be 1 or 0 (or yes, no, true, false, empty)")
 
 
 def _positive(path: Path, line: int, name: str, raw: str) -> float:

@@ -47,8 +47,9 @@ def coefficient_rows(study: Study) -> tuple[list[str], list[list[str]]]:
     rows = []
     for arch, law in study.fit.laws.items():
         for name in NAMES:
-            spans = [span(r.interval_of(arch, name)) for r in study.resampled]
-            rows.append([f"{arch}: {name}", number(getattr(law, name)), *spans])
+            known = study.known(arch, name)
+            spans = [span(r.interval_of(arch, name)) if known else "" for r in study.resampled]
+            rows.append([f"{arch}: {name}", number(getattr(law, name)) if known else "explains nothing", *spans])
     return ["coefficient", "fit", *(_kind(k) for k in kinds)], rows
 
 
@@ -110,12 +111,12 @@ def split_rows(study: Study) -> tuple[list[str], list[list[str]]]:
     rows = []
     for arch, law in study.fit.laws.items():
         runs = next((r for r in study.resampled if r.kind == "runs"), None)
-        iso = study.isoflop[arch]
+        iso, known = study.isoflop[arch], study.known(arch, "split")
         rows.append(
             [
                 arch,
-                number(law.split),
-                span(runs.interval_of(arch, "split")) if runs else "",
+                number(law.split) if known else "-",
+                span(runs.interval_of(arch, "split")) if runs and known else "",
                 "-" if iso.split is None else number(iso.split),
                 f"{sum(v.best is not None for v in iso.valleys)} of {len(iso.valleys)}",
             ]

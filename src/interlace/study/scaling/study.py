@@ -13,6 +13,7 @@ import numpy as np
 from interlace.base.errors import ConfigError, DataError
 from interlace.study.scaling.bootstrap import Kind, Resampled, bootstrap, check_enough
 from interlace.study.scaling.compare import Saving, held_out, nested, saving, verdict
+from interlace.study.scaling.explained import bound_notes, idle_terms, unknown
 from interlace.study.scaling.fit import Fit, fit, profile
 from interlace.study.scaling.isoflop import IsoFlop, isoflop
 from interlace.study.scaling.points import Points, check_identified
@@ -32,6 +33,7 @@ class Study:
         times: resamples of each.
         savings: of every architecture against the base, at each size.
         profiles: (values, deviance) by architecture and coefficient.
+        idle: by architecture, which of N and D explain nothing of its loss.
         notes: what could not be done, and why.
     """
 
@@ -44,6 +46,7 @@ class Study:
     held_out: list[dict[str, Any]]
     isoflop: dict[str, IsoFlop]
     profiles: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]
+    idle: dict[str, tuple[str, ...]]
     notes: list[str]
 
     @property
@@ -63,7 +66,19 @@ class Study:
         for s in self.savings:
             if s.measured and (s.other not in largest or s.n >= largest[s.other].n):
                 largest[s.other] = s
-        return [verdict(s) for s in largest.values()]
+        claims = [verdict(s) for s in largest.values()]
+        for other in self.fit.structure.archs:
+            blind = [a for a in (self.base, other) if "D" in self.idle[a]]
+            if other != self.base and blind:
+                claims.append(
+                    f"Nothing is claimed of {other} against {self.base}: tokens explain nothing of the loss of "
+                    f"{' and '.join(blind)}."
+                )
+        return claims
+
+    def known(self, arch: str, name: str) -> bool:
+        """Whether the data tell a coefficient, or "split"."""
+        return name not in unknown(self.idle, arch)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -71,8 +86,11 @@ class Study:
         for arch, law in self.fit.laws.items():
             laws[arch] = {
                 name: {
-                    "value": getattr(law, name),
-                    "intervals": {r.kind: list(r.interval_of(arch, name)) for r in self.resampled},
+                    "value": getattr(law, name) if self.known(arch, name) else None,
+                    "intervals": {
+                        r.kind: list(r.interval_of(arch, name)) if self.known(arch, name) else None
+                        for r in self.resampled
+                    },
                     "profile": self._profile_interval(arch, name),
                 }
                 for name in NAMES
@@ -95,7 +113,8 @@ class Study:
             "nested": self.nested,
             "held_out": self.held_out,
             "isoflop": {a: asdict(i) for a, i in self.isoflop.items()},
-            "compute_exponent": {a: law.split for a, law in self.fit.laws.items()},
+            "compute_exponent": {a: law.split if self.known(a, "split") else None for a, law in self.fit.laws.items()},
+            "explains_nothing": {a: list(letters) for a, letters in self.idle.items() if letters},
             "sentences": self.sentences,
             "notes": self.notes,
         }
@@ -175,22 +194,26 @@ def study(
                 notes.append(str(error))
         kinds.append("points")
     best = fit(points, shared, known, delta)
+    idle, said = idle_terms(best)
+    notes = said + notes
     resampled = [bootstrap(best, k, times, seed, partial(report, f"resampling {k}")) for k in kinds]
     mean_multiple = tokens_per_parameter or float((points.of(base).d / points.of(base).n).max())
     wanted = sorted({*points.of(base).sizes, *sizes})
-    savings = [saving(best, resampled, base, a, n, n * mean_multiple) for a in archs if a != base for n in wanted]
+    notes += bound_notes(resampled, idle)
+    seen = [a for a in archs if a != base and "D" not in (*idle[a], *idle[base])]
+    savings = [saving(best, resampled, base, a, n, n * mean_multiple) for a in seen for n in wanted]
     compared = []
     if len(archs) > 1 and not known:
         compared = nested(points, known, delta, min(times, 200), seed, lambda d, t: report("nested models", d, t))
     profiles = {}
-    tasks = [(a, n) for a in archs for n in NAMES if n not in known]
+    tasks = [(a, n) for a in archs for n in NAMES if n not in known and n not in unknown(idle, a)]
     for number, (arch, name) in enumerate(tasks):
         profiles[arch, name] = _profile(best, resampled, arch, name)
         report("profiles", number + 1, len(tasks))
     if best.optima > 1:
         notes.append("Different starts ended in different optima: the coefficients are not to be read one by one.")
     iso = {a: isoflop(points.of(a)) for a in archs}
-    return Study(best, resampled, times, base, savings, compared, held_out(best), iso, profiles, notes)
+    return Study(best, resampled, times, base, savings, compared, held_out(best), iso, profiles, idle, notes)
 
 
 def _profile(best: Fit, resampled: Sequence[Resampled], arch: str, name: str) -> tuple[np.ndarray, np.ndarray]:
