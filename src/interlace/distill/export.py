@@ -22,7 +22,8 @@ from interlace.distill.run import RunFolder, summary, versions
 
 SPLITS = ("train", "held_out")
 SEPARATORS = re.compile("[\x85\u2028\u2029]")  # that some readers take for ends of lines
-PARQUET_ROWS = 2000  # in memory at a time
+PARQUET_BYTES = 16 << 20  # of rows that wait to be written together
+TURN_BYTES = 1024  # that a turn takes beside its text
 
 Tell = Callable[[str, int, int], None]
 
@@ -156,7 +157,10 @@ class Split:
 
 
 class Parquet:
-    """Conversations as Parquet: id, messages as a list of structs, and the kept columns as one JSON text."""
+    """Conversations as Parquet: id, messages as a list of structs, and the kept columns as one JSON text.
+
+    Rows are written by groups of PARQUET_BYTES of text, so memory follows that and the longest row, not the run.
+    """
 
     def __init__(self, path: Path):
         """Begin a file.
@@ -178,18 +182,22 @@ class Parquet:
         self._table = pyarrow.Table
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._held: list[dict[str, Any]] = []
+        self._held_bytes = 0
 
     def add(self, row: dict[str, Any]) -> None:
         """Write a row, soon."""
         kept = {k: v for k, v in row.items() if k not in ("id", "messages")}
         turns = [{"reasoning_content": None, **t} for t in row["messages"]]
-        self._held.append({"id": row["id"], "messages": turns, "columns": json.dumps(kept, ensure_ascii=False)})
-        if len(self._held) >= PARQUET_ROWS:
+        columns = json.dumps(kept, ensure_ascii=False)
+        self._held.append({"id": row["id"], "messages": turns, "columns": columns})
+        texts = [columns, *(text for turn in turns for text in turn.values() if text)]
+        self._held_bytes += sum(map(len, texts)) + TURN_BYTES * len(turns)
+        if self._held_bytes >= PARQUET_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         self._writer.write_table(self._table.from_pylist(self._held, schema=self._schema))
-        self._held = []
+        self._held, self._held_bytes = [], 0
 
     def close(self) -> None:
         """Finish the file."""
