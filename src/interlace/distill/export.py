@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -49,8 +50,10 @@ def export(run: str | Path, out: str | Path, *, parquet: bool = True, tell: Tell
     settings = validate(Output, folder.about["recipe"].get("output", {}), "output")
     ledger, templates = folder.open_ledger(), Templates()
     try:
-        with new_folder(out) as partial:
+        with new_folder(out) as partial, contextlib.ExitStack() as open_:
             splits = {name: Split(partial, name, parquet) for name in SPLITS}
+            for split in splits.values():
+                open_.callback(split.release)
             left_out: Counter[str] = Counter()
             total = ledger.count(folder.last.id).get("ok", 0)
             for done, row in enumerate(ledger.ordered(folder.last.id), start=1):
@@ -149,6 +152,12 @@ class Split:
         if self._parquet is not None:
             self._parquet.close()
 
+    def release(self) -> None:
+        """Let go of the files, finished or not."""
+        self._jsonl.close()
+        if self._parquet is not None:
+            self._parquet.release()
+
     def manifest(self) -> dict[str, Any]:
         """Rows, characters and hashes."""
         files = sorted(p for p in self.folder.iterdir() if p.stem == self.name)
@@ -202,6 +211,10 @@ class Parquet:
     def close(self) -> None:
         """Finish the file."""
         self._flush()
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the file, finished or not."""
         self._writer.close()
 
 
