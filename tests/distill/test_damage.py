@@ -16,6 +16,7 @@ from interlace.study.quickstart.run import quickstart
 from interlace.study.tasks.arms import Shape
 from interlace.study.tasks.cell import Budget
 from interlace.study.tasks.grid import Grid
+from interlace.study.tasks.registry import task
 
 NOT_UTF8 = b'{"caf\xe9": 1}'
 BROKEN = [b"", b"{", b"[]", b"3", b"{}", b"\0\0\0\0", NOT_UTF8]
@@ -138,7 +139,9 @@ def test_a_curve_with_bytes_that_are_no_text_does_not_stop_a_grid(tmp_path):
     cell = grid.cell("parity", "transformer", 0, 1e-3)
     folder = tmp_path / "cells" / cell.name
     folder.mkdir(parents=True)
-    (folder / "metrics.jsonl").write_bytes(b'{"step": 1, "seconds": 1.0}\n{"step": 2, "x": "\xe9"}\n')
+    scores = {str(d): 0.5 for d in task("parity").tested}
+    line = json.dumps({"step": 1, "seconds": 1.0, "scores": scores}) + "\n"
+    (folder / "metrics.jsonl").write_bytes(line.encode() + b'{"step": 2, "x": "\xe9"}\n')
     assert [r["step"] for r in grid.curve(cell)] == [1]
 
 

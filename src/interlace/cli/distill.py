@@ -156,24 +156,28 @@ def export(run: Path, *, out: Path, parquet: bool = True, json: Flag = False) ->
 
 
 @app.command
-def report(run: Path, *, json: Flag = False) -> None:
+def report(run: Path, *, out: Path | None = None, json: Flag = False) -> None:
     """Write report.html: what was made, what was dropped and why, samples to read, topics, and what it cost.
 
     Examples:
 
         interlace distill report runs/mine
 
+        interlace distill report /archive/runs/mine --out mine.html
+
     Parameters
     ----------
     run: Path
         The run folder; it need not be finished.
+    out: Path
+        The file to write; report.html in the run folder if not given.
     json: bool
         Print the path as one JSON document.
     """
     from interlace.distill.report import report as write
 
     with Meter() as meter:
-        path = write(run, meter.update)
+        path = write(run, meter.update, out)
     if json:
         print_json({"report": str(path)})
         return

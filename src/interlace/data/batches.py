@@ -43,6 +43,8 @@ class Conversations:
 
     Each is a segment of its own, and only what an assistant wrote is a target. One that has more than `length` tokens
     is cut at its end. Each epoch is shuffled and packed anew, so a batch is a function of (seed, step).
+
+    Memory: 32 bytes for each conversation and 8 for each epoch that has begun; only one epoch's packing is kept.
     """
 
     def __init__(self, split: TokenSplit, rows: int, length: int, seed: int):
@@ -61,7 +63,9 @@ class Conversations:
         self.cut = int((np.diff(split.borders) > length).sum())
         if not len(self.useful):
             raise DataError(f"data: no conversation has an answer within its first {length} tokens; raise data.length")
-        self._epochs: list[list[np.ndarray]] = []
+        self._counts: list[int] = []  # batches of each epoch, as far as is known
+        self._epoch = -1
+        self._order = self._ends = np.zeros(0, dtype=np.int64)
 
     @property
     def tokens(self) -> int:
@@ -71,16 +75,17 @@ class Conversations:
     @property
     def per_epoch(self) -> int:
         """Batches in the first pass over the data."""
-        return len(self._packed(0))
+        return self._count(0)
 
     def batch(self, step: int) -> Batch:
         """The batch of this step, counted from 0."""
         epoch = 0
-        while step >= len(found := self._packed(epoch)):
-            step -= len(found)
+        while step >= (count := self._count(epoch)):
+            step -= count
             epoch += 1
+        self._pack(epoch)
         tokens, targets, lengths = [], [], []
-        for document in found[step]:
+        for document in self._order[self._ends[step - 1] if step else 0 : self._ends[step]]:
             start, size = int(self.split.borders[document]), int(self.sizes[document])
             read = self.split.read(start, start + size)
             assert self.split.learnt is not None
@@ -94,22 +99,26 @@ class Conversations:
             Segments.from_lengths(lengths),
         )
 
-    def _packed(self, epoch: int) -> list[np.ndarray]:
-        """The documents of each batch of an epoch, in shuffled order, each batch filled until the next does not fit."""
-        while len(self._epochs) <= epoch:
-            order = np.random.default_rng([self.seed, len(self._epochs)]).permutation(self.useful)
-            made: list[np.ndarray] = []
-            held: list[int] = []
-            size = 0
-            for document in order:
-                if held and size + self.sizes[document] > self.tokens:
-                    made.append(np.array(held))
-                    held, size = [], 0
-                held.append(int(document))
-                size += int(self.sizes[document])
-            made.append(np.array(held))
-            self._epochs.append(made)
-        return self._epochs[epoch]
+    def _count(self, epoch: int) -> int:
+        """Batches of an epoch, which is packed for it where that is not known."""
+        while len(self._counts) <= epoch:
+            self._pack(len(self._counts))
+            self._counts.append(len(self._ends))
+        return self._counts[epoch]
+
+    def _pack(self, epoch: int) -> None:
+        """The documents of an epoch in shuffled order; each batch ends before the first that does not fit."""
+        if epoch == self._epoch:
+            return
+        self._order = np.random.default_rng([self.seed, epoch]).permutation(self.useful)
+        ends, size = [], 0
+        for place, more in enumerate(self.sizes[self._order].tolist()):
+            if size and size + more > self.tokens:
+                ends.append(place)
+                size = 0
+            size += more
+        self._ends = np.array([*ends, len(self._order)])
+        self._epoch = epoch
 
 
 class Batches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -25,7 +26,8 @@ from interlace.distill.run import RunFolder, summary, versions
 SPLITS = ("train", "held_out")
 SEPARATORS = re.compile("[\x85\u2028\u2029]")  # that some readers take for ends of lines
 PARTS = ("text", "input_text", "output_text", "redacted_thinking", *THOUGHTS)  # of a turn's content
-PARQUET_ROWS = 2000  # in memory at a time
+PARQUET_BYTES = 16 << 20  # of rows that wait to be written together
+TURN_BYTES = 1024  # that a turn takes beside its text
 
 Tell = Callable[[str, int, int], None]
 
@@ -51,8 +53,10 @@ def export(run: str | Path, out: str | Path, *, parquet: bool = True, tell: Tell
     settings = validate(Output, folder.about["recipe"].get("output", {}), "output")
     ledger, templates = folder.open_ledger(), Templates()
     try:
-        with new_folder(out) as partial:
+        with new_folder(out) as partial, contextlib.ExitStack() as open_:
             splits = {name: Split(partial, name, parquet) for name in SPLITS}
+            for split in splits.values():
+                open_.callback(split.release)
             left_out: Counter[str] = Counter()
             total = ledger.count(folder.last.id).get("ok", 0)
             for done, row in enumerate(ledger.ordered(folder.last.id), start=1):
@@ -175,6 +179,12 @@ class Split:
         if self._parquet is not None:
             self._parquet.close()
 
+    def release(self) -> None:
+        """Let go of the files, finished or not."""
+        self._jsonl.close()
+        if self._parquet is not None:
+            self._parquet.release()
+
     def manifest(self) -> dict[str, Any]:
         """Rows, characters and hashes."""
         files = sorted(p for p in self.folder.iterdir() if p.stem == self.name)
@@ -183,7 +193,10 @@ class Split:
 
 
 class Parquet:
-    """Conversations as Parquet: id, messages as a list of structs, and the kept columns as one JSON text."""
+    """Conversations as Parquet: id, messages as a list of structs, and the kept columns as one JSON text.
+
+    Rows are written by groups of PARQUET_BYTES of text, so memory follows that and the longest row, not the run.
+    """
 
     def __init__(self, path: Path):
         """Begin a file.
@@ -205,22 +218,30 @@ class Parquet:
         self._table = pyarrow.Table
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
         self._held: list[dict[str, Any]] = []
+        self._held_bytes = 0
 
     def add(self, row: dict[str, Any]) -> None:
         """Write a row, soon."""
         kept = {k: v for k, v in row.items() if k not in ("id", "messages")}
         turns = [{"reasoning_content": None, **t} for t in row["messages"]]
-        self._held.append({"id": row["id"], "messages": turns, "columns": strict(kept)})
-        if len(self._held) >= PARQUET_ROWS:
+        columns = strict(kept)
+        self._held.append({"id": row["id"], "messages": turns, "columns": columns})
+        texts = [columns, *(text for turn in turns for text in turn.values() if text)]
+        self._held_bytes += sum(map(len, texts)) + TURN_BYTES * len(turns)
+        if self._held_bytes >= PARQUET_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         self._writer.write_table(self._table.from_pylist(self._held, schema=self._schema))
-        self._held = []
+        self._held, self._held_bytes = [], 0
 
     def close(self) -> None:
         """Finish the file."""
         self._flush()
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the file, finished or not."""
         self._writer.close()
 
 

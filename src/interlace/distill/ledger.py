@@ -12,9 +12,12 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from interlace.base.errors import DataError, Failure
+from interlace.base.files import disk_errors
 from interlace.base.lock import born
 from interlace.base.text import clean
 
@@ -33,6 +37,12 @@ APPLICATION = 0x494C4C47
 BUSY_SECONDS = 60
 STALE_SECONDS = 120  # without a sign of life, a process on another machine counts as gone
 ROOM_BYTES = 4 << 20
+ROWS = "table rows, row"
+CANNOT_WRITE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)  # what SQLite says of a folder that is read-only
+AGAIN = (
+    "put back a copy of the file, or have all rows made again from the answers in it, which are not paid for anew: "
+    "`sqlite3 {name} 'DELETE FROM rows; DELETE FROM uses; UPDATE stages SET done = 0'` and `interlace distill generate`"
+)
 
 TABLES = """
 CREATE TABLE owners (id INTEGER PRIMARY KEY, host TEXT, pid INTEGER, born TEXT, beat REAL);
@@ -210,6 +220,7 @@ class Ledger:
             DataError: it is not a ledger, is damaged, or was written by a newer version; it is left as it is.
         """
         self.path, self.run, self.owner = path, run, 0
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
         there = path.is_file() and path.stat().st_size > 0
         if not there and not create:
             raise DataError(
@@ -219,7 +230,7 @@ class Ledger:
         if create:
             path.parent.mkdir(parents=True, exist_ok=True)
         with self._errors():
-            self.db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self.db = self._connect(path) if write else self._connect_to_read()
         try:
             if there:
                 self._check(whole=write)
@@ -231,8 +242,39 @@ class Ledger:
             else:
                 self.db.execute("PRAGMA query_only = 1")
         except BaseException:
-            self.db.close()
+            self._close()
             raise
+
+    @staticmethod
+    def _connect(path: Path, options: str = "") -> sqlite3.Connection:
+        where = path.absolute().as_uri() + options
+        return sqlite3.connect(where, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
+
+    def _connect_to_read(self) -> sqlite3.Connection:
+        """A connection that leaves the file as it is, on a read-only disk too.
+
+        SQLite makes two files beside one in WAL mode to read it, which a read-only folder refuses. There the file is
+        read as it stands; or a copy is, where a killed process left changes in the file ending in -wal.
+        """
+        file = self.path.resolve()
+        changes = file.with_name(f"{file.name}-wal")
+        db = self._connect(file, "?mode=ro" if changes.is_file() else "?mode=rw")  # rw removes what it made beside it
+        try:
+            db.execute("PRAGMA schema_version").fetchone()
+            return db
+        except sqlite3.OperationalError as error:
+            db.close()
+            if error.sqlite_errorcode & 0xFF not in CANNOT_WRITE:
+                raise
+        except sqlite3.DatabaseError:  # no database, which is said later
+            return db
+        if not changes.is_file() or not changes.stat().st_size:
+            return self._connect(file, "?mode=ro&immutable=1")
+        self._copy = tempfile.TemporaryDirectory(prefix="interlace-ledger-")
+        with disk_errors(Path(self._copy.name)):
+            for name in (file, changes):
+                shutil.copyfile(name, Path(self._copy.name) / name.name)
+        return self._connect(Path(self._copy.name) / file.name)
 
     def _check(self, whole: bool) -> None:
         """Whether the file is a ledger of a version that is known, and is `whole`, if that matters."""
@@ -276,8 +318,8 @@ class Ledger:
                     self.db.execute(f"PRAGMA user_version = {FORMAT}")
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """SQLite's refusals in plain words."""
+    def _errors(self, place: str = "") -> Iterator[None]:
+        """SQLite's refusals in plain words; `place` says where in the file."""
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -289,9 +331,32 @@ class Ledger:
                     f"{self.path}: another process has held it for {BUSY_SECONDS} seconds; is one stopped in the "
                     "debugger, or does the file lie on a network file system?"
                 ) from error
+            if "readonly" in text:
+                raise Failure(f"{self.path}: cannot be written: it, its folder or its disk is read-only") from error
+            if "decode" in text:
+                raise self._damaged(place, " ".join(text.split())[:200]) from error
             raise Failure(f"{self.path}: cannot be used: {text}") from error
         except sqlite3.DatabaseError as error:
             raise DataError(f"{self.path}: is damaged: {error}; it was left as it is") from error
+
+    def _damaged(self, place: str, why: str) -> DataError:
+        """The error for a value that no ledger wrote there."""
+        remedy = AGAIN.format(name=self.path.name) if place.startswith(ROWS) else "put back a copy of the file"
+        return DataError(f"{self.path}{place and ': '}{place}: is damaged: {why}; {remedy}")
+
+    def _object(self, text: Any, place: str) -> dict[str, Any]:
+        """The JSON object that was kept at a place of the file.
+
+        Raises:
+            DataError: it is none.
+        """
+        try:
+            found = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise self._damaged(place, f"not JSON ({error})") from None
+        if not isinstance(found, dict):
+            raise self._damaged(place, f"not a JSON object, but {found!r:.60}")
+        return found
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -339,7 +404,12 @@ class Ledger:
         if self.owner:
             with contextlib.suppress(Failure, DataError), self._transaction():  # or it will be seen to be gone
                 self._abandon(self.owner)
+        self._close()
+
+    def _close(self) -> None:
         self.db.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     # --- processes -------------------------------------------------------------------------------------------------
 
@@ -363,9 +433,13 @@ class Ledger:
         gone = []
         for owner, host, pid, began, beat in self.db.execute("SELECT id, host, pid, born, beat FROM owners"):
             here = host == platform.node()
-            if owner != self.owner and (born(pid) != began if here else time.time() - beat > STALE_SECONDS):
+            whole = isinstance(pid, int) and isinstance(beat, float)  # or no process wrote it
+            if owner == self.owner:
+                continue
+            if not whole or (born(pid) != began if here else time.time() - beat > STALE_SECONDS):
                 gone.append(owner)
-        return gone
+        unknown = "SELECT DISTINCT owner FROM requests WHERE state = 'sent' AND owner NOT IN (SELECT id FROM owners)"
+        return gone + [r[0] for r in self.db.execute(unknown)]
 
     def recover(self) -> int:
         """Open up what was in flight in processes that are gone; how many requests that were.
@@ -397,10 +471,16 @@ class Ledger:
 
     def find(self, key: str) -> Record | None:
         """What became of a request, or None if it has no answer yet."""
-        names = ", ".join(f.name for f in fields(Record))
-        with self._errors():
+        names, place = ", ".join(f.name for f in fields(Record)), f"table requests, request {key}"
+        with self._errors(place):
             found = self.db.execute(f"SELECT {names} FROM requests WHERE key = ?", (key,)).fetchone()
-        return None if found is None or found[2] not in STATES else Record(*found)
+        if found is None or found[2] in ("sent", "lost"):
+            return None
+        kinds = {"str": (str,), "State": (str,), "int": (int,), "float": (int, float)}
+        for field, value in zip(fields(Record), found, strict=True):
+            if not isinstance(value, kinds[str(field.type)]) or (field.name == "state" and value not in STATES):
+                raise self._damaged(place, f"{field.name} is {value!r:.60}")
+        return Record(*found)
 
     def claim(self, key: str, teacher: str, body: str, reserve: Reserve, limits: Limits) -> bool:
         """Write a request down before it is sent; False if another process is just sending it, or has an answer.
@@ -479,16 +559,25 @@ class Ledger:
             self.db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", (name, time.time(), canonical(value)))
 
     def recall(self, name: str) -> tuple[float, Any] | None:
-        """(seconds since it was kept, what it is), or None."""
+        """(seconds since it was kept, numbers by name), or None; it is a hint, so a damaged one is as good as none."""
         with self._errors():
-            found = self.db.execute("SELECT saved, value FROM kept WHERE name = ?", (name,)).fetchone()
-        return (max(0.0, time.time() - found[0]), json.loads(found[1])) if found else None
+            query = "SELECT saved, CAST(value AS BLOB) FROM kept WHERE name = ?"
+            found = self.db.execute(query, (name,)).fetchone()
+        try:
+            saved, values = float(found[0]), self._object(found[1], "table kept")
+        except (TypeError, ValueError, DataError):
+            return None
+        good = all(type(v) in (int, float) and math.isfinite(v) and v >= 0 for v in values.values())
+        return (max(0.0, time.time() - saved), values) if good else None
 
     def spent(self) -> Spent:
         """What this run has taken from its budget."""
         names = ", ".join(f.name for f in fields(Spent))
         with self._errors():
             found = self.db.execute(f"SELECT {names} FROM spent WHERE run = ?", (self.run,)).fetchone()
+        for name, value in zip(names.split(", "), found or (), strict=False):
+            if not isinstance(value, int | float):
+                raise self._damaged(f"table spent, run {self.run}", f"{name} is {value!r:.60}")
         return Spent(*found) if found else Spent()
 
     # --- rows ------------------------------------------------------------------------------------------------------
@@ -508,8 +597,8 @@ class Ledger:
     def notes(self, stage: str) -> dict[str, Any]:
         """What a stage had to say at its end."""
         with self._errors():
-            found = self.db.execute("SELECT notes FROM stages WHERE stage = ?", (stage,)).fetchone()
-        return json.loads(found[0]) if found else {}
+            found = self.db.execute("SELECT CAST(notes AS BLOB) FROM stages WHERE stage = ?", (stage,)).fetchone()
+        return self._object(found[0], f"table stages, notes of {stage}") if found else {}
 
     def done(self, stage: str) -> bool:
         """Whether all rows of a stage are there."""
@@ -637,16 +726,33 @@ class Ledger:
                 yield self.row(id_)
 
     def row(self, id_: int) -> Row:
-        """A row with all its columns: its own over those of the rows it came from."""
-        with self._errors():
-            key, state, reason, delta, parent = self.db.execute(
-                "SELECT key, state, reason, delta, parent FROM rows WHERE id = ?", (id_,)
-            ).fetchone()
-            values = json.loads(delta)
-            while parent is not None:
-                delta, parent = self.db.execute("SELECT delta, parent FROM rows WHERE id = ?", (parent,)).fetchone()
-                values = json.loads(delta) | values
+        """A row with all its columns: its own over those of the rows it came from.
+
+        Raises:
+            DataError: it, or a row it came from, is damaged or gone.
+        """
+        key, state, reason, values, parent = self._own(id_)
+        while parent is not None:
+            *_, inherited, parent = self._own(parent)
+            values = inherited | values
         return Row(id_, key, state, reason, values)
+
+    def _own(self, id_: int) -> tuple[str, str, str, dict[str, Any], int | None]:
+        """(key, state, reason, its own columns, the row it came from) of a row."""
+        place = f"{ROWS} {id_}"
+        with self._errors(place):
+            found = self.db.execute(
+                "SELECT key, state, reason, CAST(delta AS BLOB), parent FROM rows WHERE id = ?", (id_,)
+            ).fetchone()
+        if found is None:
+            raise self._damaged(place, "missing (if another process does rows again, wait until it has ended)")
+        *texts, delta, parent = found
+        for name, text in zip(("key", "state", "reason"), texts, strict=True):
+            if not isinstance(text, str):
+                raise self._damaged(place, f"{name} is {text!r:.60}")
+        if parent is not None and (not isinstance(parent, int) or parent >= id_):  # rows come after what they came from
+            raise self._damaged(place, f"it came from row {parent!r:.20}, which is not before it")
+        return *texts, self._object(delta, place), parent
 
     def usage(self, stage: str) -> list[dict[str, Any]]:
         """What a stage's rows took, by teacher and state; a request that several rows used counts once."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from interlace.base.errors import Failure
 from interlace.base.files import write_file
 from interlace.base.page import page, picture, table
 from interlace.base.schema import validate
@@ -36,11 +37,15 @@ STYLE = """<style>
 Tell = Callable[[str, int, int], None]
 
 
-def report(run: str | Path, tell: Tell = lambda *_: None) -> Path:
-    """Write report.html in a run folder; returns its path.
+def report(run: str | Path, tell: Tell = lambda *_: None, out: str | Path | None = None) -> Path:
+    """Write report.html; returns its path.
+
+    Args:
+        out: the file to write; report.html in the run folder if not given.
 
     Raises:
         RunError, DataError: the run cannot be read.
+        Failure: the file cannot be written.
     """
     folder = RunFolder.read(Path(run))
     ledger, templates = folder.open_ledger(), Templates()
@@ -65,8 +70,11 @@ def report(run: str | Path, tell: Tell = lambda *_: None) -> Path:
     finally:
         templates.close()
         ledger.close()
-    path = folder.path / "report.html"
-    write_file(path, page(f"Distillation: {folder.path.name}", [s for s in sections if s]))
+    path = folder.path / "report.html" if out is None else Path(out)
+    try:
+        write_file(path, page(f"Distillation: {folder.path.name}", [s for s in sections if s]))
+    except Failure as error:
+        raise Failure(f"{error}; name another file with --out") from None
     return path
 
 

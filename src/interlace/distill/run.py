@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import ConfigDict, Field
 
 import interlace
-from interlace.base.errors import DataError, RunError
+from interlace.base.errors import ConfigError, DataError, RunError
 from interlace.base.files import disk_errors, write_file
+from interlace.base.schema import Closed, validate
 from interlace.base.templates import Templates
 from interlace.distill.client import Client, Stopped, Tally, Transport
 from interlace.distill.desk import Desk
@@ -128,6 +130,37 @@ class Kept:
     feeds: tuple[str, ...]
 
 
+class _Stage(Closed):
+    name: str
+    kind: str
+    id: str
+    feeds: tuple[str, ...] = Field(alias="from", strict=False)
+
+
+class _Recipe(Closed):
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    steps: tuple[dict[str, Any], ...] = Field(strict=False)
+    teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    output: dict[str, Any] = Field(default_factory=dict)
+
+
+class _About(Closed):
+    """What run.toml must hold; what else stands in it is passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    run_id: str = Field(min_length=1)
+    begun: str = ""
+    ledger: str = Field(min_length=1)
+    last: str
+    stages: tuple[_Stage, ...] = Field(strict=False)
+    inputs: dict[str, str] = Field(default_factory=dict)
+    recipe_file: str = "recipe.toml"
+    recipe: _Recipe
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A folder that `generate` wrote.
@@ -152,17 +185,23 @@ class RunFolder:
         """Open one.
 
         Raises:
-            RunError: it is no such folder.
+            RunError: it is no such folder, or its run.toml is damaged.
         """
         file = path / RUN
         if not file.is_file():
             raise RunError(f"{path}: holds no {RUN}; name the folder that `interlace distill generate` wrote")
         try:
             about = tomllib.loads(file.read_text(encoding="utf-8"))
-            stages = tuple(Kept(s["name"], s["kind"], s["id"], tuple(s["from"])) for s in about["stages"])
-            return RunFolder(path, about["run_id"], path / about["ledger"], stages, about)
-        except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-            raise RunError(f"{file}: is not the {RUN} of a distillation: {error!r}") from None
+            found = validate(_About, about, "")
+            steps = {step.get("name", step.get("kind")) for step in found.recipe.steps}
+            names = [stage.name for stage in found.stages]
+            unknown = [name for name in names if name not in steps] + [n for n in (found.last,) if n not in names]
+            if unknown:
+                raise ConfigError(f"no step is called {unknown[0]!r}")
+        except (ValueError, OSError, ConfigError) as error:
+            raise RunError(f"{file}: is not the {RUN} of a distillation: {error}; put it back") from None
+        stages = tuple(Kept(s.name, s.kind, s.id, s.feeds) for s in found.stages)
+        return RunFolder(path, found.run_id, path / found.ledger, stages, about)
 
     @staticmethod
     def open(path: Path, recipe: Recipe, file: Path, limit: int | None = None) -> RunFolder:

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from interlace.base.errors import ConfigError, DataError
 from interlace.data.batches import IGNORE, Batch, batches
+from interlace.data.sources import text_blocks
 from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 from interlace.model.model import HybridLM
 
 BLOCK = 1024  # tokens whose logits exist at a time
+CHARACTERS = (8, 256)  # of a text that are read for each token that is scored: at first, at most
 
 
 def nats_of(logits: Tensor, targets: Tensor) -> float:
@@ -69,9 +71,28 @@ def _lead_bytes(tokenizer: Tokenizer, batch: Batch, begin: int) -> int:
     return sum(tokenizer.lead_bytes([token]) for token in batch.targets[first].tolist())
 
 
+def first_ids(tokenizer: Tokenizer, file: Path, most: int) -> list[int]:
+    """The first `most` ids of a text file: those of a beginning that stay the same when twice as much is read.
+
+    Raises:
+        DataError: the file cannot be read as text.
+    """
+    blocks, held, before = text_blocks(file), "", None
+    size, longest = (n * most for n in CHARACTERS)
+    while True:
+        while len(held) <= size and (block := next(blocks, "")):
+            held += block
+        ids = tokenizer.encode_text(held[:size])[:most]
+        if len(held) <= size or size >= longest or (ids == before and len(ids) == most):
+            return ids
+        before, size = ids, 2 * size
+
+
 @torch.inference_mode()
 def score_text(model: HybridLM, file: Path, most_tokens: int = 65_536) -> float:
     """Bits per byte of a text file read as one sequence, its first token apart, which has no context.
+
+    Only the beginning that is scored is read: at most 256 characters for each of `most_tokens`.
 
     Raises:
         DataError: the file cannot be read as text, or holds fewer than two tokens.
@@ -79,11 +100,7 @@ def score_text(model: HybridLM, file: Path, most_tokens: int = 65_536) -> float:
     """
     if model.tokenizer is None:
         raise ConfigError("model: has no tokenizer, so a text cannot be scored")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as UTF-8 text ({error}); name a text file") from None
-    read = model.tokenizer.encode_text(text)[:most_tokens]
+    read = first_ids(model.tokenizer, file, most_tokens)
     if (largest := max(read, default=0)) >= model.config.vocabulary:
         raise ConfigError(
             f"{file}: holds the token {model.tokenizer.fast.id_to_token(largest)!r} (id {largest}), but the model's "

@@ -164,7 +164,7 @@ class RunFolder:
                     line = json.loads(raw.decode())
                 except (ValueError, RecursionError):
                     line = None
-                good = isinstance(line, dict) and type(line.get("step")) is int
+                good = isinstance(line, dict) and is_line(line)
                 yield number, line if good and raw.endswith(b"\n") else None
 
     def check_log(self) -> int:
@@ -246,6 +246,13 @@ class RunFolder:
         for old in self.checkpoints()[:-KEPT]:
             shutil.rmtree(old)
         return path
+
+
+def is_line(line: dict[str, Any]) -> bool:
+    """Whether an object is a line of a log: numbers of a step, or why it diverged."""
+    numbers = all(type(value) in (int, float) for name, value in line.items() if name != "diverged")
+    said = "loss" in line or isinstance(line.get("diverged"), str)
+    return numbers and said and "tokens" in line and type(line.get("step")) is int
 
 
 def step_of(checkpoint: Path) -> int | None:

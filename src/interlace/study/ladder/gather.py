@@ -11,8 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interlace.base.files import write_file
+from pydantic import ConfigDict, Field
+
+from interlace.base.errors import ConfigError, DataError, RunError
+from interlace.base.files import read_json, write_file
 from interlace.base.page import table
+from interlace.base.schema import Closed, validate
 from interlace.model.sizes import sizes
 from interlace.study.ladder.plan import Cell, Ladder, build
 from interlace.study.scaling.source import RESULTS
@@ -20,6 +24,7 @@ from interlace.train.run import RunFolder
 
 COLUMNS = ("arch", "size", "N", "D", "loss", "bits_per_byte", "flops", "run", "seed", "rate", "diverged")
 FACTS = "ladder.json"
+POINT = ("tokens", "held_out_loss", "held_out_bits_per_byte")
 DIVERGED = (
     "A run has diverged if its loss or gradient stopped being finite, or if its held-out loss at a horizon was no "
     "better than guessing (the logarithm of the vocabulary). Its points are kept and marked, and no fit uses any of "
@@ -42,15 +47,42 @@ class Outcome:
     seconds: float
 
 
+class _Rates(Closed):
+    """What trying rates came to."""
+
+    model_config = ConfigDict(extra="allow")
+
+    tried: dict[str, Any]
+    best: float
+    note: str
+
+
+class _Facts(Closed):
+    """What ladder.json may hold."""
+
+    model_config = ConfigDict(extra="allow")
+
+    commands: list[str] = Field(default_factory=list)
+    data: str = ""
+    rates: dict[str, _Rates] = Field(default_factory=dict)
+
+
 def outcome(folder: Path, vocabulary: int) -> Outcome | None:
-    """What a run's folder holds, or None while the run is not finished."""
+    """What a run's folder holds, or None while the run is not finished.
+
+    Raises:
+        DataError: its log is damaged.
+    """
     points, diverged, seconds, done = [], None, 0.0, False
     for row in RunFolder(folder).metrics():
         seconds += row.get("seconds", 0.0)
         if "diverged" in row:
             diverged, done = row["diverged"], True
         if "horizon" in row:
-            points.append({k: row[k] for k in ("tokens", "held_out_loss", "held_out_bits_per_byte")})
+            if not row.keys() >= set(POINT):
+                where = f"{RunFolder(folder).metrics_file}: step {row['step']}"
+                raise DataError(f"{where} has no held-out loss; remove {folder}, and the run is done again")
+            points.append({k: row[k] for k in POINT})
             done = done or row["horizon"] == 1
             if not row["held_out_loss"] < math.log(vocabulary):
                 diverged = diverged or f"held-out loss {row['held_out_loss']:.3f} is no better than guessing"
@@ -67,8 +99,8 @@ def last_step(folder: Path) -> int:
         lines = raw.read().splitlines()
     for line in reversed(lines):
         try:
-            return int(json.loads(line).get("step", 0))
-        except ValueError:  # cut off by the seek, or being written
+            return int(json.loads(line)["step"])
+        except (ValueError, TypeError, LookupError, RecursionError):  # cut off by the seek, being written, or damaged
             continue
     return 0
 
@@ -96,16 +128,29 @@ def write_results(ladder: Ladder, out: Path, cells: list[Cell]) -> Path:
 
 
 def read_facts(out: Path) -> dict[str, Any]:
-    """What is kept of a ladder beside its runs: commands, text, costs, rates; empty before it has begun."""
+    """What is kept of a ladder beside its runs: commands, text, costs, rates; empty before it has begun.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     file = out / FACTS
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        return validate(_Facts, read_json(file, "what is known of a ladder"), "").model_dump(exclude_unset=True)
+    except (DataError, ConfigError, TypeError) as error:
+        said = str(error).removeprefix(f"{file}: ")
+        raise DataError(f"{file}: is damaged: {said}; remove it: `interlace study ladder` writes it again") from None
 
 
 def about(out: Path) -> tuple[list[str], list[str]]:
     """(the commands, HTML for the start of the report) of a ladder's folder."""
     from interlace.study.ladder.estimate import rung_columns, rung_rows
 
-    ladder = build(RunFolder(out).config())
+    try:
+        ladder = build(RunFolder(out).config())
+    except ConfigError as error:
+        raise RunError(f"{RunFolder(out).file}: is not a ladder's: {error}; put it back") from None
     facts = read_facts(out)
     sections = ["<h2>The ladder</h2>", table(rung_columns(), rung_rows(ladder))]
     multiples = ", ".join(f"{m:g}" for m in ladder.settings.multiples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from interlace.base.errors import ConfigError, Failure
-from interlace.base.files import write_file
+from interlace.base.errors import ConfigError, DataError, Failure
+from interlace.base.files import read_json, write_file
 from interlace.base.lock import hold_folder
 from interlace.base.schema import read_toml
 from interlace.study.processes import Job, last_line, run_all
@@ -76,9 +77,13 @@ class Grid:
         return Cell(task, model, self.first_seed + seed, rate, *self.tasks[task])
 
     def result(self, cell: Cell) -> Result | None:
-        """What a cell came to, or None while it has not."""
+        """What a cell came to, or None while it has not.
+
+        Raises:
+            DataError: its result is damaged.
+        """
         file = self.out / "cells" / cell.name / "result.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return read_result(file, cell) if file.is_file() else None
 
     def rate(self, task: str, model: str) -> float | None:
         """The learning rate that the first seed did best with, or None while some have not been tried.
@@ -200,14 +205,7 @@ class Grid:
 
     def curve(self, cell: Cell) -> list[dict[str, Any]]:
         """What a cell scored on the way."""
-        file = self.out / "cells" / cell.name / "metrics.jsonl"
-        rows = []
-        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-            try:
-                rows.append(json.loads(line))
-            except ValueError:  # being written
-                break
-        return rows
+        return read_curve(self.out / "cells" / cell.name / "metrics.jsonl", find(cell.task).tested)
 
 
 class Pace:
@@ -249,10 +247,43 @@ class Pace:
         for task, (_, budget) in self.grid.tasks.items():
             for model in self.grid.models:
                 for folder in (self.grid.out / "cells").glob(f"{task}-{Path(model).stem}-rate*-seed*"):
-                    rows = self.grid.curve(Cell.read(folder)) if (folder / "cell.json").is_file() else []
-                    if rows:
+                    if rows := read_curve(folder / "metrics.jsonl", find(task).tested):
                         found[task, model] = rows[-1]["seconds"] * budget.steps / rows[-1]["step"]
         return found
+
+
+def read_result(file: Path, cell: Cell) -> Result:
+    """What a cell wrote at its end.
+
+    Raises:
+        DataError: it is damaged, or another cell's.
+    """
+    try:
+        found = read_json(file, "the result of a cell")
+        good = all(found[name] == getattr(cell, name) for name in ("task", "model", "seed", "rate"))
+        good = good and all(math.isfinite(found["scores"][str(d)]) for d in find(cell.task).tested)
+        good = good and isinstance(found["diverged"], str | None) and isinstance(found["parameters"], int)
+        good = good and (found["solved"] is None or isinstance(found["solved"]["step"], int))
+        good = good and math.isfinite(found["seconds"])
+    except (DataError, LookupError, TypeError):
+        good = False
+    if not good:
+        raise DataError(f"{file}: is damaged, or another cell's; remove it, and the same command runs this cell again")
+    return dict(found)
+
+
+def read_curve(file: Path, tested: Sequence[int]) -> list[dict[str, Any]]:
+    """What a cell scored on the way, up to the first line that is being written, or damaged."""
+    rows: list[dict[str, Any]] = []
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
+        try:
+            row = json.loads(line)
+            if not (row["step"] >= 1 and row["seconds"] >= 0 and all(row["scores"][str(d)] >= 0 for d in tested)):
+                break
+        except (ValueError, TypeError, LookupError, RecursionError):
+            break
+        rows.append(row)
+    return rows
 
 
 def floors(task: Task) -> dict[str, dict[str, float]]:
