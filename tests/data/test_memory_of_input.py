@@ -87,14 +87,14 @@ WORDS = "the quick brown fox jumps over the lazy dog and "
 
 @pytest.mark.parametrize("kind", ["row", "file", "folder", "line", "rows"])
 def test_preparing_grows_with_no_input(tmp_path, kind):
-    """6 MiB in one row, one file, one file of a folder, one line, or 400,000 rows."""
+    """6 MiB in one row, one file, one file of a folder, one line, or 120,000 rows."""
     text = WORDS * (6 * MEGA // len(WORDS))
     if kind == "row":
         path = tmp_path / "one.jsonl"
         path.write_text(json.dumps({"text": text}) + '\n{"text": "b"}\n')
     elif kind == "rows":
         path = tmp_path / "one.jsonl"
-        path.write_text('{"text": "a"}\n' * 400_000)
+        path.write_text('{"text": "a"}\n' * 120_000)
     elif kind == "folder":
         path = tmp_path / "one"
         path.mkdir()
