@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sqlite3
+from contextlib import closing
 
 import pytest
 
 from interlace.base.errors import InterlaceError
 from interlace.distill.export import export
+from interlace.distill.ledger import Ledger, Limits, Record, Reserve
+from interlace.distill.report import report
 from interlace.distill.run import RunFolder, generate, status
 from interlace.study.quickstart.contest import Watcher
 from interlace.study.quickstart.run import quickstart
@@ -59,6 +63,66 @@ def test_a_damaged_row_of_a_ledger_is_named(made, tmp_path, change):
     db.close()
     refused(lambda: export(made[1], tmp_path / "data", parquet=False), r"ledger\.sqlite.*row 2|row 2.*ledger\.sqlite")
     assert not (tmp_path / "data").exists()
+
+
+def test_rows_are_made_again_as_the_error_says(made, tmp_path):
+    before = [r["rows"] for r in status(made[1])["steps"]]
+    with closing(sqlite3.connect(made[1] / "ledger.sqlite")) as db, db:
+        db.execute(ROWS["columns cut off"])
+    with pytest.raises(InterlaceError, match="made again") as caught:
+        export(made[1], tmp_path / "data", parquet=False)
+    with closing(sqlite3.connect(made[1] / "ledger.sqlite")) as db, db:
+        db.executescript(re.search(r"sqlite3 ledger\.sqlite '([^']*)'", str(caught.value))[1])
+    assert [r["rows"] for r in generate(*made)["steps"]] == before
+    export(made[1], tmp_path / "data", parquet=False)
+
+
+REQUESTS = {
+    "a state that nobody writes": "UPDATE requests SET state = 'x'",
+    "no state": "UPDATE requests SET state = NULL",
+    "tokens that are text": "UPDATE requests SET answer_tokens = 'many'",
+    "no answer": "UPDATE requests SET response = NULL",
+    "an answer that is not UTF-8": "UPDATE requests SET response = CAST(x'7B22e9' AS TEXT)",
+}
+
+
+def asked(folder):
+    """A ledger with one answer."""
+    ledger = Ledger(folder / "ledger.sqlite", "run")
+    assert ledger.claim("k", "t", "{}", Reserve(5, 0.0), Limits())
+    ledger.finish(Record("k", "t", "ok", "{}"), Reserve(5, 0.0))
+    return ledger
+
+
+@pytest.mark.parametrize("change", list(REQUESTS))
+def test_a_damaged_request_is_named_and_not_waited_for(tmp_path, change):
+    with closing(asked(tmp_path)) as ledger:
+        ledger.db.execute(REQUESTS[change])
+        refused(lambda: ledger.find("k"), r"ledger\.sqlite: table requests, request k")
+
+
+def test_a_request_in_flight_of_nobody_is_lost_and_can_be_sent_again(tmp_path):
+    with closing(asked(tmp_path)) as ledger:
+        ledger.db.execute("UPDATE requests SET state = 'sent', owner = 99")
+        assert ledger.recover() == 1
+        assert ledger.claim("k", "t", "{}", Reserve(5, 0.0), Limits())
+
+
+def test_a_process_that_no_process_wrote_down_is_gone(tmp_path):
+    with closing(asked(tmp_path)) as ledger:
+        ledger.db.execute("INSERT INTO owners VALUES (99, 'elsewhere', 'x', 'y', NULL)")
+        ledger.recover()
+        assert ledger.db.execute("SELECT id FROM owners").fetchall() == [(ledger.owner,)]
+
+
+@pytest.mark.parametrize("column", ["state", "reason", "key"])
+@pytest.mark.parametrize("value", ["NULL", "x'00ff'", "CAST(x'7B22e9' AS TEXT)"])
+def test_what_every_row_says_is_text(made, tmp_path, column, value):
+    with closing(sqlite3.connect(made[1] / "ledger.sqlite")) as db, db:
+        db.execute(f"UPDATE rows SET {column} = {value} WHERE id = 2")
+    for verb in (status, report, lambda run: export(run, tmp_path / "data", parquet=False)):
+        with contextlib.suppress(InterlaceError):
+            verb(made[1])
 
 
 @pytest.mark.parametrize("notes", ["{", "[]", "3", ""])
@@ -178,7 +242,10 @@ def test_a_damaged_sweep_is_named(tmp_path, texts, raw):
 # --- ladders -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"3", b"\0\0", NOT_UTF8[:-4]])
+WRONG_FACTS = [b'{"commands": 3}', b'{"data": []}', b'{"rates": {"a": {"tried": [], "best": "x"}}}']
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"3", b"\0\0", NOT_UTF8[:-4], *WRONG_FACTS])
 def test_damaged_facts_of_a_ladder_are_named(tmp_path, raw):
     from interlace.study.ladder.gather import read_facts
 

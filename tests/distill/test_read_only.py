@@ -130,6 +130,12 @@ def test_reading_a_run_that_can_be_written_changes_nothing_either(finished, tmp_
     assert (run / "ledger.sqlite").read_bytes() == before
 
 
+def test_reading_a_finished_run_leaves_no_file_beside_it(finished):
+    before = contents(finished)
+    status(finished)
+    assert contents(finished) == before
+
+
 def test_going_on_with_it_says_that_it_cannot_be_written(finished, recipe, capsys):
     with read_only(finished):
         assert interlace(["distill", "generate", str(finished.parent / "r.toml"), "--out", str(finished)]) == 1

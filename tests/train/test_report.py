@@ -11,6 +11,7 @@ import pytest
 import tomli_w
 
 import interlace
+from interlace.base.errors import InterlaceError
 from interlace.base.schema import validate
 from interlace.cli.main import run as command
 from interlace.evaluate.bits_per_byte import HeldOut
@@ -124,3 +125,30 @@ def test_a_run_without_a_score_has_a_page(recipe, tmp_path):
     with pytest.raises(Stopped):
         train(plan, tmp_path / "run", hooks)
     assert write_report(RunFolder(tmp_path / "run")).is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("run.toml", b"[3]\n"),
+        ("run.toml", b"\xff"),
+        ("samples.json", b"3"),
+        ("samples.json", b'[{"prompt": "a"}]'),
+        ("data/manifest.json", b"{}"),
+        ("data/manifest.json", b"["),
+    ],
+)
+def test_a_page_of_a_damaged_run_names_the_file(done, name, raw):
+    (done / name).write_bytes(raw)
+    with pytest.raises(InterlaceError, match=name.replace(".", r"\.")):
+        write_report(RunFolder(done))
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": 3, "loss": 1.0}', '{"step": 3, "tokens": "x", "loss": 1}', '{"step": 3, "tokens": 5}']
+)
+def test_a_page_shows_a_log_up_to_a_line_that_no_run_wrote(done, line):
+    good = (done / "metrics.jsonl").read_text().splitlines()[:2]
+    (done / "metrics.jsonl").write_text("\n".join([*good, line, ""]))
+    write_report(RunFolder(done))
+    assert "(2 steps" in page_of(done)

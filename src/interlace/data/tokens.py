@@ -111,7 +111,7 @@ class Corpus:
             DataError: a file is missing or damaged, or the tokenizer is not the one it was made with.
         """
         manifest = read_json(folder / MANIFEST, "the manifest of a prepared folder")
-        _check_manifest(folder / MANIFEST, manifest)
+        check_manifest(folder / MANIFEST, manifest)
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
         if tokenizer.hash() != manifest["tokenizer"]["sha256"]:
             raise DataError(f"{folder / 'tokenizer.json'}: does not match the tokens (its hash differs); restore it")
@@ -137,7 +137,7 @@ class Corpus:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _check_manifest(path: Path, manifest: Any) -> None:
+def check_manifest(path: Path, manifest: Any) -> None:
     """Raise DataError for a manifest that no preparation wrote."""
     if not isinstance(manifest, dict) or type(manifest.get("format")) is not int or manifest["format"] != 1:
         raise DataError(f"{path}: is not a manifest of format 1; prepare the data again")

@@ -344,6 +344,13 @@ class Ledger:
         remedy = AGAIN.format(name=self.path.name) if place.startswith(ROWS) else "put back a copy of the file"
         return DataError(f"{self.path}{place and ': '}{place}: is damaged: {why}; {remedy}")
 
+    def _check_texts(self, place: str, **columns: Sequence[Any]) -> None:
+        """Raise DataError where a value of a column is no text."""
+        for name, values in columns.items():
+            for value in values:
+                if not isinstance(value, str):
+                    raise self._damaged(place, f"{name} is {value!r:.60}")
+
     def _object(self, text: Any, place: str) -> dict[str, Any]:
         """The JSON object that was kept at a place of the file.
 
@@ -679,17 +686,21 @@ class Ledger:
     def count(self, stage: str) -> dict[str, int]:
         """Rows of a stage by state."""
         with self._errors():
-            found = self.db.execute("SELECT state, count(*) FROM rows WHERE stage = ? GROUP BY state", (stage,))
-            return dict(found.fetchall())
+            query = "SELECT state, count(*) FROM rows WHERE stage = ? GROUP BY state"
+            found = dict(self.db.execute(query, (stage,)).fetchall())
+        self._check_texts(f"{ROWS} of {stage}", state=list(found))
+        return found
 
     def reasons(self, stage: str) -> list[tuple[str, str, int]]:
         """(state, reason, how many) of the rows that ended in a stage, most frequent first."""
         with self._errors():
-            return self.db.execute(
+            found = self.db.execute(
                 "SELECT state, reason, count(*) FROM rows WHERE stage = ? AND state != 'ok' "
                 "GROUP BY state, reason ORDER BY count(*) DESC, reason",
                 (stage,),
             ).fetchall()
+        self._check_texts(f"{ROWS} of {stage}", state=[r[0] for r in found], reason=[r[1] for r in found])
+        return found
 
     def ended(self, stage: str, state: str, reason: str, limit: int) -> list[int]:
         """Ids of the first rows that ended in a stage for a reason."""
@@ -746,13 +757,11 @@ class Ledger:
             ).fetchone()
         if found is None:
             raise self._damaged(place, "missing (if another process does rows again, wait until it has ended)")
-        *texts, delta, parent = found
-        for name, text in zip(("key", "state", "reason"), texts, strict=True):
-            if not isinstance(text, str):
-                raise self._damaged(place, f"{name} is {text!r:.60}")
+        key, state, reason, delta, parent = found
+        self._check_texts(place, key=[key], state=[state], reason=[reason])
         if parent is not None and (not isinstance(parent, int) or parent >= id_):  # rows come after what they came from
             raise self._damaged(place, f"it came from row {parent!r:.20}, which is not before it")
-        return *texts, self._object(delta, place), parent
+        return key, state, reason, self._object(delta, place), parent
 
     def usage(self, stage: str) -> list[dict[str, Any]]:
         """What a stage's rows took, by teacher and state; a request that several rows used counts once."""
@@ -763,8 +772,9 @@ class Ledger:
                 "sum(tries), sum(waits) FROM requests WHERE key IN (SELECT request FROM uses WHERE stage = ?) "
                 "GROUP BY teacher, state ORDER BY teacher, state",
                 (stage,),
-            )
-            return [dict(zip(names, row, strict=True)) for row in found]
+            ).fetchall()
+        self._check_texts(f"table requests, of {stage}", teacher=[r[0] for r in found], state=[r[1] for r in found])
+        return [dict(zip(names, row, strict=True)) for row in found]
 
 
 def check_budget(spent: Spent, reserve: Reserve, limits: Limits) -> None:

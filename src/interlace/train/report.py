@@ -10,11 +10,15 @@ from typing import Any
 
 import tomli_w
 
+from interlace.base.errors import ConfigError, DataError, RunError
 from interlace.base.files import read_json, write_file
 from interlace.base.page import origin, page, picture, table, visible
+from interlace.base.schema import validate
 from interlace.data.prepare import MANIFEST
+from interlace.data.tokens import check_manifest
 from interlace.model.config import ModelConfig
 from interlace.model.sizes import sizes
+from interlace.train.recipe import Recipe
 from interlace.train.run import NOT_CONFIG, RunFolder
 
 COLOURS = {"transformer": "#7a7a7a", "hybrid": "#c2410c"}
@@ -79,12 +83,20 @@ SAMPLES = "samples.json"
 
 
 def write_report(run: RunFolder) -> Path:
-    """loss.png and report.html in a run folder; returns the report's path. Everything is read from the folder."""
+    """loss.png and report.html in a run folder; returns the report's path. Everything is read from the folder.
+
+    Raises:
+        RunError, DataError: a file of it is damaged.
+    """
+    tables = run.tables()
+    config = {key: table for key, table in tables.items() if key not in NOT_CONFIG}
+    try:
+        validate(Recipe, config, "")
+    except ConfigError as error:
+        raise RunError(f"{run.file}: is not a run's: {error}; put it back") from None
     loss, score = curves(run)
     png = loss_plot({"model": loss}, {"model": score}, None)
     write_file(run.path / "loss.png", png)
-    tables = run.tables()
-    config = {key: table for key, table in tables.items() if key not in NOT_CONFIG}
     sections = [f'<p class="lead">{html.escape(lead(run, config))}</p>', picture(png, "loss curves")]
     if score[0]:
         rows = [[f"{t:,.0f}", f"{b:.4f}"] for t, b in zip(*score, strict=True)]
@@ -129,6 +141,7 @@ def about_text(run: RunFolder, config: Mapping[str, Any]) -> str:
     if file is None:
         return f"Text: {source}."
     manifest = read_json(file, "the manifest of a prepared folder")
+    check_manifest(file, manifest)
     train, held = (manifest["splits"][name] for name in ("train", "held_out"))
     return (
         f"Text: {source}; {train['documents']:,} documents ({train['tokens']:,} tokens) to train on, "
@@ -138,9 +151,16 @@ def about_text(run: RunFolder, config: Mapping[str, Any]) -> str:
 
 
 def read_samples(run: RunFolder) -> list[tuple[str, str]]:
-    """(prompt, text) of what the model wrote at the end, as far as it was kept."""
+    """(prompt, text) of what the model wrote at the end, as far as it was kept.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     file = run.path / SAMPLES
     if not file.is_file():
         return []
     found = read_json(file, "the samples of a run")
-    return [(str(s["prompt"]), visible(str(s["text"]))) for s in found] if isinstance(found, list) else []
+    try:
+        return [(str(s["prompt"]), visible(str(s["text"]))) for s in found]
+    except (LookupError, TypeError):
+        raise DataError(f"{file}: is damaged: not a list of prompts and texts; remove it") from None
