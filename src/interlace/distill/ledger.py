@@ -219,7 +219,7 @@ class Ledger:
         Raises:
             DataError: it is not a ledger, is damaged, or was written by a newer version; it is left as it is.
         """
-        self.path, self.run, self.owner = path, run, 0
+        self.path, self.run, self.owner, self.writable = path, run, 0, write
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         there = path.is_file() and path.stat().st_size > 0
         if not there and not create:
@@ -331,7 +331,7 @@ class Ledger:
                     f"{self.path}: another process has held it for {BUSY_SECONDS} seconds; is one stopped in the "
                     "debugger, or does the file lie on a network file system?"
                 ) from error
-            if "readonly" in text:
+            if "readonly" in text or ("unable to open" in text and self.writable):
                 raise Failure(f"{self.path}: cannot be written: it, its folder or its disk is read-only") from error
             if "decode" in text:
                 raise self._damaged(place, " ".join(text.split())[:200]) from error
