@@ -178,7 +178,9 @@ def test_a_path_by_another_way_is_the_same_folder(plan, tmp_path):
 
 def test_the_verb_says_who_holds_it(plan, tmp_path, capsys):
     with holding(TRAIN, tmp_path / "r.toml", tmp_path / "run") as first:
+        (tmp_path / "run" / "report.html").unlink(missing_ok=True)
         assert interlace(["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run")]) == 2
+        assert not (tmp_path / "run" / "report.html").exists()  # a folder that is held is not written to
     said = capsys.readouterr().err
     assert str(first.pid) in said
     assert said.count("\n") == 1

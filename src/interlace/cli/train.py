@@ -88,7 +88,8 @@ def train(
             run = run_training(plan, out, hooks, device)
         _write_samples(run.path, run.checkpoints()[-1])
     finally:
-        _write_page(out)
+        if state["total"]:  # not into a folder that was refused
+            _write_page(out)
     scored = [m for m in run.metrics() if "held_out_bits_per_byte" in m]
     document = {"run": str(out), "checkpoint": str(run.checkpoints()[-1]), **(scored[-1] if scored else {})}
     if json:
