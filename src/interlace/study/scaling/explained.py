@@ -33,7 +33,8 @@ def deviance(fit: Fit, arch: str, letters: Sequence[str]) -> float:
     if len(letters) == 1:  # a loss that rises with the other one is no noise of this one
         other = problem.y if letters[0] == "N" else problem.x
         residual = problem.log_loss - problem.shares(best[None])[0][0]
-        goal = goal - np.polyval(np.polyfit(other, residual, 2), other)
+        degree = min(2, len(np.unique(other.round(6))) - 1)
+        goal = goal - np.polynomial.Polynomial.fit(other, residual, degree)(other)
     _, before = problem.polish(best[None], goal, weight, fit.delta)
     for wide in (30, 5, 1):
         theta, height = problem.descend(theta, goal, weight, wide * fit.delta, free)
