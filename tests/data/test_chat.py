@@ -10,7 +10,7 @@ import torch
 
 from interlace.base.errors import ConfigError, DataError
 from interlace.data.batches import IGNORE, Conversations, batches
-from interlace.data.chat import ChatTemplate, Part
+from interlace.data.chat import Part
 from interlace.data.prepare import Chat, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokenizer import Tokenizer
@@ -33,19 +33,6 @@ FORGETS = (  # keeps the reasoning of the last turn alone, as several published 
     "{% if loop.last and m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
     "{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-
-
-@pytest.fixture
-def chat():
-    made = []
-
-    def make(*args, **more):
-        made.append(ChatTemplate(*args, **more))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 def test_the_default_template(chat):

@@ -9,7 +9,7 @@ import torch
 
 from interlace.base.errors import ConfigError, DataError
 from interlace.cli.main import main
-from interlace.data.chat import ChatTemplate, Part
+from interlace.data.chat import Part
 from interlace.data.prepare import Chat, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokenizer import Tokenizer
@@ -53,19 +53,6 @@ TOOLED = "{% if tools %}<tools>{{ tools | tojson }}</tools>\n{% endif %}" + PLAI
 )
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"place": "Bern"}}}
-
-
-@pytest.fixture
-def chat():
-    made = []
-
-    def make(*args, **more):
-        made.append(ChatTemplate(*args, **more))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 # As the library that templates are written for renders them

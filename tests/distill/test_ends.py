@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from ledgers import rows_of
 from says import completion, whole
 
 from interlace.distill.client import judge
 from interlace.distill.endpoint import content
-from interlace.distill.run import RunFolder, generate
+from interlace.distill.run import generate
 
 CALL = [{"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}]
 
@@ -18,11 +19,7 @@ def state_of(body):
 
 def ended(run):
     """(state, reason) of every answer's row."""
-    folder = RunFolder.read(run)
-    ledger = folder.open_ledger()
-    found = list(ledger.ordered(next(s.id for s in folder.stages if s.name == "answers"), state=None))
-    ledger.close()
-    return [(r.state, r.reason) for r in found]
+    return [(r.state, r.reason) for r in rows_of(run)]
 
 
 @pytest.mark.parametrize("finish", ["stop", "STOP", "eos", "eos_token", "stop_sequence", "end_turn", "COMPLETE", None])

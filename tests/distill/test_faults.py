@@ -6,11 +6,12 @@ import json
 from collections import Counter
 
 import pytest
+from ledgers import rows_of
 from simulator import FAULTS, FORMS, HEADS, USAGE
 
 from interlace.distill.export import export
 from interlace.distill.ledger import Exhausted
-from interlace.distill.run import RunFolder, generate, status
+from interlace.distill.run import generate, status
 
 ROWS = 300
 SLOW = {"slow_seconds": 0.05, "latency": 0.002, "exact_retry": True}
@@ -27,20 +28,11 @@ criteria = [{ name = "true", text = "It is true." }, { name = "short", text = "I
 """
 
 
-def ended(run, step):
-    """Every row of a step, whatever its state."""
-    folder = RunFolder.read(run)
-    ledger = folder.open_ledger()
-    found = list(ledger.ordered(next(s.id for s in folder.stages if s.name == step), state=None))
-    ledger.close()
-    return found
-
-
 def test_every_row_ends_once_amid_all_faults(server, recipe, tmp_path):
     sim = server(**MIX)
     file = recipe(sim.url, rows=ROWS)
     found = generate(file, tmp_path / "run")
-    stats, rows = sim.stats(), ended(tmp_path / "run", "answers")
+    stats, rows = sim.stats(), rows_of(tmp_path / "run", "answers")
     met = Counter(stats["counts"])
     assert all(met[name] for name in FAULTS if name not in ("loose", "error_503"))
     assert sorted(r.key for r in rows) == sorted({r.key for r in rows})
@@ -83,7 +75,7 @@ def test_what_is_odd_and_good_is_an_answer_and_its_reasoning_is_kept(server, rec
 def test_marks_are_read_in_each_form_and_none_is_no_number(server, recipe, tmp_path):
     sim = server(**SLOW, loose=0.4, nan=0.2)
     generate(recipe(sim.url, GRADE, rows=20), tmp_path / "run")
-    rows = ended(tmp_path / "run", "graded")
+    rows = rows_of(tmp_path / "run", "graded")
     assert len(rows) == 20
     assert all(0 <= r.values["score"] <= 1 for r in rows if r.state == "ok")
     assert sum(r.state == "ok" for r in rows) >= 18  # a mark that is no number is asked for again

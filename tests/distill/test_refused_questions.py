@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from ledgers import rows_of
 from says import completion, whole
 
 from interlace.base.errors import ConfigError
-from interlace.distill.run import RunFolder, generate
+from interlace.distill.run import generate
 
 FLAGGED = {"error": {"message": "Input was flagged by moderation", "code": 403, "metadata": {"reasons": ["violence"]}}}
 POLICY = {"error": {"message": "The response was filtered due to content management policy.", "code": "content_filter"}}
@@ -15,11 +16,7 @@ ROUTE = {"error": {"message": "No endpoints found that support this request", "c
 
 def ended(run):
     """(state, reason) of every answer's row."""
-    folder = RunFolder.read(run)
-    ledger = folder.open_ledger()
-    found = list(ledger.ordered(next(s.id for s in folder.stages if s.name == "answers"), state=None))
-    ledger.close()
-    return [(r.state, r.reason) for r in found]
+    return [(r.state, r.reason) for r in rows_of(run)]
 
 
 def odd_one(status, body, which):

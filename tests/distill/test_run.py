@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from ledgers import rows_of
 
 from interlace.base.errors import ConfigError, DataError, Failure, RunError
 from interlace.distill.client import Dead
@@ -29,15 +30,6 @@ FAULTS = {
     "refuse": 0.03,
     "slow_seconds": 0.05,
 }
-
-
-def rows(run, step):
-    """Every row of a step, whatever its state."""
-    folder = RunFolder.read(run)
-    ledger = folder.open_ledger()
-    found = list(ledger.ordered(next(s.id for s in folder.stages if s.name == step), state=None))
-    ledger.close()
-    return found
 
 
 def states(document, step):
@@ -75,7 +67,7 @@ def test_every_row_ends_in_one_state_whatever_the_teacher_does(server, recipe, t
     assert spent["tokens"] + spent["lost_tokens"] >= stats["charged_tokens"]
     assert spent["reserved_requests"] == 0
     assert abs(spent["reserved_cost"]) < 1e-9
-    for row in rows(tmp_path / "run", "answers"):
+    for row in rows_of(tmp_path / "run", "answers"):
         assert (row.state == "ok") == ("answer" in row.values)
         assert row.state == "ok" or row.reason
 
@@ -149,11 +141,12 @@ def test_killed_at_any_moment_it_goes_on_and_loses_only_what_was_in_flight(serve
     assert stats["charged_twice"] <= 4 * 16
     assert found["spent"]["lost_requests"] >= stats["charged_twice"]
     alone = generate(file, tmp_path / "alone")
-    assert [(r.key, r.values.get("answer")) for r in rows(tmp_path / "run", "seeds")] == [
-        (r.key, r.values.get("answer")) for r in rows(tmp_path / "alone", "seeds")
+    assert [(r.key, r.values.get("answer")) for r in rows_of(tmp_path / "run", "seeds")] == [
+        (r.key, r.values.get("answer")) for r in rows_of(tmp_path / "alone", "seeds")
     ]
     texts = [
-        {r.key: r.values["answer"] for r in rows(tmp_path / n, "answers") if r.state == "ok"} for n in ("run", "alone")
+        {r.key: r.values["answer"] for r in rows_of(tmp_path / n, "answers") if r.state == "ok"}
+        for n in ("run", "alone")
     ]
     both = texts[0].keys() & texts[1].keys()
     assert len(both) > 300
@@ -233,7 +226,7 @@ def test_doing_rows_again_keeps_their_siblings_and_pays_for_what_failed_alone(se
     assert second["ok"] > first["ok"]
     assert sim.stats()["counts"]["received"] - asked == first["truncated"]
     assert sum(states(found, "long").values()) == second["ok"]
-    assert len(rows(tmp_path / "run", "long")) == second["ok"]
+    assert len(rows_of(tmp_path / "run", "long")) == second["ok"]
 
 
 SELF = """
@@ -266,7 +259,7 @@ def test_killed_amid_an_ordered_step_its_rows_keep_what_came_of_them(server, rec
     made = states(found, "new")["ok"]
     assert made == 60
     assert states(found, "answers") == {"ok": made}
-    assert len(rows(tmp_path / "run", "answers")) == made  # every one of them finds the row it came from
+    assert len(rows_of(tmp_path / "run", "answers")) == made  # every one of them finds the row it came from
     assert export(tmp_path / "run", tmp_path / "data")["finished"]
 
 
@@ -361,7 +354,7 @@ def test_fall_backs_answer_where_the_first_does_not(server, recipe, tmp_path):
     good, bad = server(), server(error_500=1.0)
     found = generate(fallen_back(recipe, bad.url, good.url, teacher="tries = 1", rows=4), tmp_path / "run")
     assert states(found, "answers") == {"ok": 4}
-    assert {r.values["answer_teacher"] for r in rows(tmp_path / "run", "answers")} == {"good"}
+    assert {r.values["answer_teacher"] for r in rows_of(tmp_path / "run", "answers")} == {"good"}
 
 
 def test_weights_choose_a_teacher_for_each_row(server, recipe, tmp_path):
@@ -410,7 +403,10 @@ def test_a_key_is_stripped_checked_and_not_taken_out_of_answers_where_it_is_a_wo
     file = recipe(sim.url, teacher='key = "SIM_KEY"', rows=2)
     monkeypatch.setenv("SIM_KEY", "answer\r\n")
     generate(file, tmp_path / "run")
-    assert {r.values["answer"] for r in rows(tmp_path / "run", "answers")} == {"The answer is 7.", "The answer is 9."}
+    assert {r.values["answer"] for r in rows_of(tmp_path / "run", "answers")} == {
+        "The answer is 7.",
+        "The answer is 9.",
+    }
     monkeypatch.setenv("SIM_KEY", "sk-ключ-1234567890")
     with pytest.raises(ConfigError, match="SIM_KEY holds characters that no key has") as error:
         generate(file, tmp_path / "other")
@@ -503,7 +499,7 @@ def test_hard_texts_go_through(server, recipe, tmp_path):
     file.write_text(head + steps + end)
     found = generate(file, tmp_path / "run")
     assert states(found, "answers") == {"ok": 6}
-    kept = rows(tmp_path / "run", "answers")
+    kept = rows_of(tmp_path / "run", "answers")
     assert [r.values["a"] for r in kept] == ["lone � surrogate", *texts[1:]]
     manifest = export(tmp_path / "run", tmp_path / "data")
     assert sum(s["rows"] for s in manifest["splits"].values()) == 6

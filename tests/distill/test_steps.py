@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ledgers import rows_of
 
 from interlace.base.errors import DataError
 from interlace.distill.contamination import Index, Item, coverage, judged
@@ -25,10 +26,7 @@ from interlace.distill.words import words_of
 
 def outcome(run, step):
     """(rows that went on, rows that ended) of a step."""
-    folder = RunFolder.read(run)
-    ledger = folder.open_ledger()
-    found = list(ledger.ordered(next(s.id for s in folder.stages if s.name == step), state=None))
-    ledger.close()
+    found = rows_of(run, step)
     return [r for r in found if r.state == "ok"], [r for r in found if r.state != "ok"]
 
 

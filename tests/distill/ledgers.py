@@ -1,0 +1,14 @@
+"""What a run's ledger holds, for tests."""
+
+from __future__ import annotations
+
+from interlace.distill.run import RunFolder
+
+
+def rows_of(run, step="answers"):
+    """Every row of a step, whatever its state."""
+    folder = RunFolder.read(run)
+    ledger = folder.open_ledger()
+    found = list(ledger.ordered(next(s.id for s in folder.stages if s.name == step), state=None))
+    ledger.close()
+    return found
