@@ -94,10 +94,16 @@ def _replace_files(partial: Path, path: Path, stale: Sequence[str]) -> None:
                 old.unlink()
 
 
-def newest_step(checkpoints: Path) -> Path | None:
-    """The newest folder step-N of a run's checkpoints, by N; None where there is none."""
-    found = [p for p in checkpoints.glob("step-*") if p.name.removeprefix("step-").isdigit()]
-    return max(found, key=lambda p: int(p.name.removeprefix("step-")), default=None)
+def step_of(checkpoint: Path) -> int | None:
+    """N of a folder step-N; None for another name."""
+    number = checkpoint.name.removeprefix("step-")
+    return int(number) if number.isdigit() else None
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """The folders step-N of a run's checkpoints, oldest first."""
+    found = [p for p in checkpoints.glob("step-*") if step_of(p) is not None]
+    return sorted(found, key=lambda p: step_of(p) or 0)
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import CheckpointError, DataError
-from interlace.base.files import newest_step, read_json
+from interlace.base.files import read_json, step_folders
 from interlace.checkpoint.tensors import Entry, read_header, regular_size
 from interlace.data.tokenizer import TOKENIZER_FILES
 
@@ -40,11 +40,10 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
     if path.is_dir():
         if os.path.lexists(path / CONFIG):
             return path
-        newest = newest_step(path / "checkpoints")
-        if newest is not None:
-            return newest
+        if steps := step_folders(path / "checkpoints"):
+            return steps[-1]
         models = sorted(p.parent.name for p in path.glob(f"*/{CONFIG}"))
-        models += sorted(p.name for p in path.iterdir() if newest_step(p / "checkpoints") is not None)
+        models += sorted(p.name for p in path.iterdir() if step_folders(p / "checkpoints"))
         _refuse_others(path)
         if models:
             raise CheckpointError(

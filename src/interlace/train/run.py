@@ -16,7 +16,7 @@ import torch
 
 import interlace
 from interlace.base.errors import RunError
-from interlace.base.files import PARTIAL, disk_errors, new_folder, sha256, write_file
+from interlace.base.files import PARTIAL, disk_errors, new_folder, sha256, step_folders, step_of, write_file
 from interlace.base.lock import INSIDE
 from interlace.base.machine import machine
 from interlace.ops import native
@@ -199,8 +199,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        found = [p for p in (self.path / "checkpoints").glob("step-*") if step_of(p) is not None]
-        return sorted(found, key=lambda p: step_of(p) or 0)
+        return step_folders(self.path / "checkpoints")
 
     def newest_good(self) -> Path | None:
         """The newest checkpoint whose files match their checksums and whose step was logged.
@@ -253,12 +252,6 @@ def is_line(line: dict[str, Any]) -> bool:
     numbers = all(type(value) in (int, float) for name, value in line.items() if name != "diverged")
     said = "loss" in line or isinstance(line.get("diverged"), str)
     return numbers and said and "tokens" in line and type(line.get("step")) is int
-
-
-def step_of(checkpoint: Path) -> int | None:
-    """N of step-N."""
-    number = checkpoint.name.removeprefix("step-")
-    return int(number) if number.isdigit() else None
 
 
 def is_whole(checkpoint: Path) -> bool:
