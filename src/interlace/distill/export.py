@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from interlace.base.errors import BackendUnavailable, ConfigError, DataError
 from interlace.base.files import new_folder, sha256
 from interlace.base.schema import validate
 from interlace.base.templates import Templates
+from interlace.base.text import finite
 from interlace.data.chat import ROLES
 from interlace.data.sources import split_point
 from interlace.data.thoughts import THOUGHTS, reasoning_of, table, written
@@ -144,15 +144,7 @@ def strict(value: Any, indent: int | None = None) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     except ValueError:
-        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name if isinstance(name, str) else str(name): _finite(v) for name, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
 class Split:

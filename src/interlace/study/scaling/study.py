@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from interlace.base.errors import ConfigError, DataError
+from interlace.base.text import finite
 from interlace.study.scaling.bootstrap import Kind, Resampled, bootstrap, check_enough
 from interlace.study.scaling.compare import Saving, held_out, nested, saving, verdict
 from interlace.study.scaling.explained import bound_notes, idle_terms, unknown
@@ -134,15 +135,6 @@ class Study:
             else:
                 ends.append(float(x[edge]))
         return ends
-
-
-def finite(value: Any) -> Any:
-    """JSON has no infinity: None stands for it."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def study(
