@@ -15,7 +15,7 @@ from interlace.distill.verify.numbers import all_numbers, final_number, same_num
 from interlace.distill.verify.structure import as_json
 
 N = 8000
-SECONDS = 1.0  # each takes a few milliseconds where its time is linear, and minutes where it is not
+SECONDS = 1.0  # of the processor: each takes a few milliseconds where its time is linear, and minutes where it is not
 NINES = "9" * 5000
 HARD = {
     "a number and spaces": "1" + " " * N,
@@ -47,9 +47,9 @@ HARD = {
 
 
 def seconds(work, text):
-    began = time.perf_counter()
+    began = time.process_time()  # not the clock's, which other work beside the tests moves
     work(text)
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 @pytest.mark.parametrize("text", HARD.values(), ids=HARD)
@@ -63,7 +63,7 @@ def test_what_reads_answers_in_our_process_takes_linear_time(work, text):
 @pytest.mark.parametrize(
     "text",
     [NINES, f"1/{NINES}", f"{NINES}/7", f"0.{NINES}", f"1e{NINES}", "1" + ",000" * 2000, f"1 1/{NINES}", f"-{NINES}",
-     f"10^{{{NINES}}}", f"\\frac{{1}}{{{NINES}}}", f"1.5e-{NINES}", "9" * 1_000_000],
+     f"10^{{{NINES}}}", f"\\frac{{1}}{{{NINES}}}", f"1.5e-{NINES}", "9" * 200_000],
 )  # fmt: skip
 def test_a_number_of_thousands_of_digits_is_read_or_is_none(text):
     for said in (text, f"The answer is {text}.", f"\\boxed{{{text}}}"):
