@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
+from tokenizers import Tokenizer as Fast
+from tokenizers import models, pre_tokenizers
 
 import interlace
 from interlace.base.errors import CheckpointError
@@ -19,6 +24,10 @@ from interlace.generate.engine import recommended
 from interlace.model.model import HybridLM, Source
 
 RELEASES = Path(__file__).with_name("releases")
+ROW = re.compile(r"^\| (\S+/\S+) \| .* \| (.*) \|$", re.MULTILINE)
+SOURCES = dict(
+    ROW.findall((RELEASES / "SOURCES.md").read_text())
+)  # path to its state: a hash that is stated, or a word
 OTHER = {  # families that are not ours
     "AI21-Jamba-1.5-Mini": "jamba",
     "Falcon-H1-0.5B-Base": "falcon_h1",
@@ -28,25 +37,85 @@ OTHER = {  # families that are not ours
     "falcon-mamba-7b": "falcon_mamba",
 }
 QUANTISED = {"NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4": "NVFP4", "NVIDIA-Nemotron-3-Super-120B-A12B-NVFP4": "modelopt"}
+QWEN3, QWEN3_CHAT = {151643}, {151643, 151645}  # <|endoftext|>, <|im_end|>
 ENDS = {  # ids that end a text, from all files of the release
     "Kimi-Linear-48B-A3B-Instruct": {163586},
     "Llama-3.1-8B": {128001},
+    "Llama-3.2-1B": {128001},
     "Mamba-Codestral-7B-v0.1": {0},
     "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": {2},
+    "NVIDIA-Nemotron-3-Ultra-550B-A55B-BF16": {2},
+    "Nemotron-H-56B-Base-8K": {2},
     "Nemotron-H-8B-Base-8K": {2},
+    "OLMo-2-0425-1B-Instruct": {100257},
+    "OLMo-2-1124-7B": {100257},
     "OLMo-2-1124-7B-Instruct": {100257},
-    "Qwen3-0.6B": {151645},
-    "Qwen3-4B": {151645, 151643},  # the second is in generation_config.json alone
-    "Qwen3-4B-Thinking-2507": {151645},
+    "Olmo-3.1-32B-Instruct": {100257},
+    "Qwen3-0.6B": QWEN3_CHAT,  # in config.json the second alone
+    "Qwen3-1.7B": QWEN3_CHAT,
+    "Qwen3-14B": {151645},
+    "Qwen3-32B": QWEN3_CHAT,
+    "Qwen3-4B": QWEN3_CHAT,
+    "Qwen3-4B-Base": QWEN3,
+    "Qwen3-4B-Instruct-2507": QWEN3_CHAT,
+    "Qwen3-8B": QWEN3_CHAT,
     "Qwen3-Next-80B-A3B-Instruct": {151645},
     "Qwen3.5-0.8B": {248044},  # inside text_config
+    "Qwen3.5-27B": {248044, 248046},  # the second is in generation_config.json alone
+    "Qwen3.5-2B": {248044},
+    "Qwen3.5-35B-A3B": {248044},
+    "Qwen3.5-397B-A17B": {248044},
+    "Qwen3.5-4B": {248044},
+    "Qwen3.5-9B": {248044},
     "SmolLM2-135M": {0},
+    "SmolLM2-135M-Instruct": {2},
+    "granite-4.0-350m-base": {100257},
+    "granite-4.0-h-small": {100257},
+    "granite-4.0-h-tiny": {100257},
+    "mamba-1.4b-hf": {0},
+    "mamba-130m-hf": {0},
     "mamba-2.8b-hf": {0},
 }
 GENERATION_ALONE = {
     "Llama-3.1-8B-Instruct": {128001, 128008, 128009},
     "Llama-3.1-8B-Instruct-unsloth": {128001, 128008, 128009},
 }
+IM = (
+    "<|im_end|>",
+    "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n",
+)
+OLMO = ("<|endoftext|>", "<|user|>\nHi\n<|assistant|>\nHello.<|endoftext|>\n<|user|>\nBye\n", "<|assistant|>\n")
+OPENED = "<|im_start|>assistant\n"
+TEMPLATES = {  # the end of a turn, TURNS as written, how an answer is asked for
+    "OLMo-2-0425-1B-Instruct": OLMO,
+    "OLMo-2-1124-7B-Instruct": OLMO,
+    "Olmo-3-7B-Think": (*IM, f"{OPENED}<think>"),
+    "Qwen3-0.6B": (*IM, OPENED),
+    "Qwen3-1.7B": (*IM, OPENED),
+    "Qwen3-4B-Instruct-2507": (*IM, OPENED),
+    "Qwen3-8B": (*IM, OPENED),
+    "Qwen3.5-0.8B": (*IM, f"{OPENED}<think>\n\n</think>\n\n"),
+    "Qwen3.5-2B": (*IM, f"{OPENED}<think>\n\n</think>\n\n"),
+    "Qwen3.5-4B": (*IM, f"{OPENED}<think>\n"),
+    "Qwen3.5-9B": (*IM, f"{OPENED}<think>\n"),
+    "SmolLM2-135M-Instruct": (*IM, OPENED),
+    "granite-4.0-h-small": (
+        "<|end_of_text|>",
+        "".join(
+            f"<|start_of_role|>{role}<|end_of_role|>{said}<|end_of_text|>\n"
+            for role, said in (("user", "Hi"), ("assistant", "Hello."), ("user", "Bye"))
+        ),
+        "<|start_of_role|>assistant<|end_of_role|>",
+    ),
+}
+TOKENIZERS = [
+    "OLMo-2-0425-1B-Instruct",
+    "Qwen3-0.6B",
+    "Qwen3-4B-Instruct-2507",
+    "SmolLM2-135M-Instruct",
+    "mamba-130m-hf",
+]
+BYTES = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 PARAMETERS = {  # counts that were published for the text model: docs/published_models.json
     "Kimi-Linear-48B-A3B-Instruct": 49_122_681_728,
     "Llama-3.1-8B": 8_030_261_248,
@@ -62,25 +131,27 @@ SMALL = {
     **dict.fromkeys(("hidden_size", "d_model"), 32),
     **dict.fromkeys(("vocab_size",), 64),
     **dict.fromkeys(("num_attention_heads", "mamba_num_heads", "linear_num_key_heads", "n_routed_experts"), 4),
-    **dict.fromkeys(("num_experts", "linear_num_value_heads"), 4),
+    **dict.fromkeys(("num_experts", "num_local_experts", "linear_num_value_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "n_groups", "num_experts_per_tok", "num_experts_per_token"), 2),
     **dict.fromkeys(("mamba_head_dim", "ssm_state_size", "state_size", "time_step_rank", "num_heads"), 8),
+    **dict.fromkeys(("mamba_n_heads", "mamba_d_head", "mamba_d_state"), 8),
     **dict.fromkeys(("qk_nope_head_dim", "v_head_dim", "linear_key_head_dim", "linear_value_head_dim"), 8),
     **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "moe_latent_size", "kv_lora_rank"), 16),
     **dict.fromkeys(("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"), 16),
+    **dict.fromkeys(("chunk_size", "mamba_chunk_size"), 8),
+    "shared_intermediate_size": 16,
     "qk_rope_head_dim": 4,
     "num_hidden_layers": DEPTH,
-    "chunk_size": 8,
 }
 
 
 def shrunk(config):
-    """A released config with small sizes, and every other key as it is."""
-    made = {k: shrunk(v) if isinstance(v, dict) else SMALL.get(k, v) for k, v in config.items()}
+    """A released config with small sizes, and every other key as it is. A size of 0 is none and stays so."""
+    made = {k: shrunk(v) if isinstance(v, dict) else SMALL.get(k, v) if v else v for k, v in config.items()}
     for key in ("head_dim", "attention_head_dim"):
         if key in config:
             made[key] = 8
-    for key in ("layer_types", "hybrid_override_pattern"):
+    for key in ("layer_types", "layers_block_type", "hybrid_override_pattern"):
         if key in config:
             made[key] = config[key][:DEPTH]
     for key in ("kda_layers", "full_attn_layers"):  # counted from 1
@@ -91,15 +162,25 @@ def shrunk(config):
     return made
 
 
+def template_of(folder):
+    """The chat template of a release: a file of its own, or a text in the tokenizer's config."""
+    path = folder / "chat_template.jinja"
+    return (
+        read_template(str(path))
+        if path.exists()
+        else json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    )
+
+
 @pytest.fixture
 def small(tmp_path):
     """The files of a release with small sizes, and small random weights beside them."""
 
-    def make(name):
+    def make(name, **changed):
         folder = tmp_path / name
         shutil.copytree(RELEASES / name, folder)
         config = shrunk(json.loads((folder / "config.json").read_text()))
-        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "config.json").write_text(json.dumps(config | changed))
         torch.manual_seed(0)
         family, read, _ = describe(folder)
         model = HybridLM(read).eval()
@@ -113,10 +194,18 @@ def small(tmp_path):
 
 def test_every_folder_is_tested_and_says_where_it_is_from():
     names = {p.name for p in RELEASES.iterdir() if p.is_dir()}
-    assert names == OTHER.keys() | QUANTISED.keys() | ENDS.keys() | GENERATION_ALONE.keys()
-    assert len(names) >= 20
-    sources = (RELEASES / "SOURCES.md").read_text()
-    assert all(f"| {p.relative_to(RELEASES)} |" in sources for p in RELEASES.glob("*/*"))
+    assert names == OTHER.keys() | QUANTISED.keys() | ENDS.keys() | GENERATION_ALONE.keys() | TEMPLATES.keys()
+    assert SOURCES.keys() == {str(p.relative_to(RELEASES)) for p in RELEASES.glob("*/*")}
+
+
+@pytest.mark.parametrize("path", [path for path, state in SOURCES.items() if state.split()[0] in ("git", "sha256")])
+def test_a_file_is_byte_for_byte_the_release_s(path):
+    kind, stated = SOURCES[path].split()
+    held = (RELEASES / path).read_bytes()
+    if kind == "git":
+        assert hashlib.sha1(b"blob %d\0" % len(held) + held).hexdigest() == stated
+    else:
+        assert hashlib.sha256(held).hexdigest()[: len(stated)] == stated
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -186,20 +275,52 @@ TURNS = [
     {"role": "assistant", "content": "Hello.", "reasoning_content": "A greeting."},
     {"role": "user", "content": "Bye"},
 ]
-OPENED = "<|im_start|>assistant\n"
+TOOLS = [{"type": "function", "function": {"name": "look_up"}}]
 
 
-@pytest.mark.parametrize(
-    ("name", "prompt"),
-    [("Qwen3-0.6B", OPENED), ("Qwen3-4B", OPENED), ("Qwen3.5-0.8B", f"{OPENED}<think>\n\n</think>\n\n")],
-)
-def test_a_released_template_is_rendered(name, prompt):
-    chat = ChatTemplate(read_template(str(RELEASES / name / "chat_template.jinja")), eos="<|im_end|>")
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_released_template_is_rendered(name):
+    end, before, prompt = TEMPLATES[name]
+    text = template_of(RELEASES / name)
+    chat = ChatTemplate(text, eos=end)
     try:
-        text = chat.render(TURNS, ask=True)
-        before = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n"
-        assert text == f"{before}<|im_start|>user\nBye<|im_end|>\n{prompt}"
-        assert "look_up" in chat.render(TURNS, True, tools=[{"type": "function", "function": {"name": "look_up"}}])
-        assert chat.end_of_turn().strip() == "<|im_end|>"
+        assert chat.render(TURNS, ask=True).endswith(before + prompt)
+        assert ("look_up" in chat.render(TURNS, True, tools=TOOLS)) == ("tools" in text)
+        assert chat.end_of_turn().strip() == end
     finally:
         chat.close()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_tokenizer_files_of_a_release_are_opened_and_saved_back(small, tmp_path, name):
+    """The release's tokenizer_config.json beside a tokenizer of as many ids, whose words are made up."""
+    stated = json.loads((RELEASES / name / "tokenizer_config.json").read_text())
+    config = json.loads((RELEASES / name / "config.json").read_text())
+    folder, _ = small(name, vocab_size=config["vocab_size"])
+    special = {int(i): token for i, token in stated["added_tokens_decoder"].items()}
+    free = (i for i in range(config["vocab_size"]) if i not in special)
+    words = {letter: next(free) for letter in sorted(pre_tokenizers.ByteLevel.alphabet())}
+    words |= {token["content"]: i for i, token in special.items()}
+    added = [{"id": i, **token} for i, token in special.items()]
+    fast = json.loads(Fast(models.BPE(vocab=words, merges=[])).to_str())
+    fast |= {
+        "added_tokens": added,
+        "decoder": {"type": "ByteLevel", **BYTES},
+        "pre_tokenizer": {"type": "ByteLevel", **BYTES},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(fast))
+    loaded = interlace.load(folder)
+    ids = {token["content"]: i for i, token in special.items()}
+    assert ids[stated["eos_token"]] in loaded.config.tokens.eos
+    assert loaded.config.tokens.pad == ids[stated["pad_token"]]
+    assert loaded.tokenizer.eos == ids[stated["eos_token"]]
+    assert loaded.tokenizer.chat_template == stated.get("chat_template")
+    text = f"a{stated['eos_token']}b"
+    assert loaded.tokenizer.encode(text) == [words["a"], ids[stated["eos_token"]], words["b"]]
+    interlace.save(loaded, tmp_path / "saved")
+    for path in (RELEASES / name).iterdir():
+        if path.name != "config.json":
+            assert (tmp_path / "saved" / path.name).read_bytes() == path.read_bytes()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert (theirs.pad_token, theirs.model_max_length) == (stated["pad_token"], stated["model_max_length"])
+    assert theirs(text)["input_ids"] == loaded.tokenizer.encode(text)

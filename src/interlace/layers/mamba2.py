@@ -137,7 +137,8 @@ class Mamba2(Projections):
         query, key = (y.unflatten(-1, (c.groups, -1)) for y in (query, key))
         step = softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
         if c.min_step > 0 or c.max_step is not None:
-            step = step.clamp(c.min_step, c.max_step)
+            largest = torch.finfo(step.dtype).max  # a release says 1e308 for no limit
+            step = step.clamp(c.min_step, None if c.max_step is None else min(c.max_step, largest))
         log_decay = -self.A_log.exp() * step
         out, memory = state_space_unchecked(query, key, value, log_decay, step, stream.segments, memory)
         out = out + self.D.to(out.dtype)[:, None] * value
