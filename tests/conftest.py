@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one process to a core, and so do their children
 
 from jaxtyping import install_import_hook
 

@@ -174,6 +174,7 @@ def test_full_disk_leaves_the_previous_checkpoint(folder, monkeypatch):
     assert not list(folder.parent.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_loading_takes_little_more_than_the_weights(tmp_path):
     """Peak memory under 1.1 times the weights, measured in a process of its own."""
     import subprocess

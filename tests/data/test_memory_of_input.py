@@ -57,6 +57,7 @@ def bomb(path, before, member, times, after):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "before", "member", "after"),
     [
@@ -86,6 +87,7 @@ def test_a_row_of_a_distillation_is_bounded_too(tmp_path):
 WORDS = "the quick brown fox jumps over the lazy dog and "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["row", "file", "folder", "line", "rows"])
 def test_preparing_grows_with_no_input(tmp_path, kind):
     """6 MiB in one row, one file, one file of a folder, one line, or 120,000 rows."""
@@ -207,6 +209,7 @@ def test_a_gzip_file_that_is_cut_off_is_skipped_whole(tmp_path):
     assert "gzip" in sources.skipped["a.txt.gz"]
 
 
+@pytest.mark.slow
 def test_what_is_prepared_of_a_large_file_is_its_text(tmp_path):
     (tmp_path / "t").mkdir()
     text = lines(2 * MEGA)
@@ -254,6 +257,7 @@ def test_a_text_is_scored_without_encoding_all_of_it(tmp_path, monkeypatch):
     assert max(seen) <= MEGA // 4
 
 
+@pytest.mark.slow
 def test_rows_that_wait_for_parquet_are_bounded_by_their_size(tmp_path):
     work = """
     from interlace.distill.export import Parquet

@@ -66,6 +66,7 @@ def test_the_page_of_steps_is_current():
     assert (docs / "steps.md").read_text() == module.page(), "python docs/make_steps.py > docs/steps.md"
 
 
+@pytest.mark.slow
 def test_the_folder_of_the_loop_trains_asks_and_checks(tmp_path, monkeypatch, capsys):
     """In small: the teacher learns nothing in so few steps, so that its answers are kept unverified."""
     folder = tmp_path / "loop"

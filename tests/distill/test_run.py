@@ -530,6 +530,7 @@ def test_a_template_that_is_unsafe_ends_the_run(server, recipe, tmp_path, templa
         generate(recipe(sim.url, step, rows=200), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_rows(server, recipe, tmp_path):
     """A source of 30,000 rows and a step that drops most of them, in a process of its own."""
     step = '[[steps]]\nkind = "filter"\nwhere = "{{ a % 100 == 0 }}"\n'

@@ -103,6 +103,7 @@ def test_no_tokenizer_is_a_sentence():
         interlace.generate(interlace.HybridLM(preset("tiny-hybrid")), "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_memory_is_what_inspect_predicts(name, monkeypatch):
     """The state after 150 tokens is allocated once and equals the prediction for that context, to the byte."""
@@ -137,29 +138,32 @@ def relative(a, b):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_token_by_token_equals_prefill(name, dtype, instruction_set):
-    """Law 5 for the decoder: 70 replayed steps of two sequences of different length give the logits of one pass."""
+    """Law 5 for the decoder: 30 replayed steps of two sequences of different length give the logits of one pass."""
     torch.manual_seed(0)
     model = interlace.HybridLM(preset(name).replace(init_std=0.2), dtype=dtype).eval()
-    exact = interlace.HybridLM(model.config).double().eval()
-    exact.load_state_dict(model.state_dict())
-    tokens = torch.randint(model.config.vocabulary, (2, 90))
+    tokens = torch.randint(model.config.vocabulary, (2, 50))
     with torch.no_grad(), native.using(instruction_set):
-        truth, want = ([m(tokens[0])[0][20:], m(tokens[1, :75])[0][5:]] for m in (exact, model))
+        want = [model(tokens[0])[0][20:], model(tokens[1, :35])[0][5:]]
         prompts = [
-            model(tokens[0, :20], state=model.empty_state(1, 90)),
-            model(tokens[1, :5], state=model.empty_state(1, 90)),
+            model(tokens[0, :20], state=model.empty_state(1, 50)),
+            model(tokens[1, :5], state=model.empty_state(1, 50)),
         ]
         decoder = Decoder(lay_out_for_decoding(model), ModelState.concat([state for _, state in prompts]))
-        found = [decoder.step(torch.stack((tokens[0, 20 + t], tokens[1, 5 + t]))).clone() for t in range(70)]
+        found = [decoder.step(torch.stack((tokens[0, 20 + t], tokens[1, 5 + t]))).clone() for t in range(30)]
     assert (decoder.reason == "") == (name in REPLAYED), decoder.reason
-    for row in range(2):
-        logits = torch.stack([x[row] for x in found])
-        if dtype == torch.float32:
-            assert relative(logits, want[row]) < 2e-5  # sums in another order
-        else:  # rounded at other places than prefill, and no further from the exact model than prefill is;
-            # with experts, a token at the border between two may be sent to the other
-            slack = 1.6 if "moe" in model.config.layers else 1.3
-            assert relative(logits, truth[row]) < slack * relative(want[row], truth[row]) + 1e-3
+    logits = [torch.stack([x[row] for x in found]) for row in range(2)]
+    if dtype == torch.float32:
+        assert all(relative(a, b) < 2e-5 for a, b in zip(logits, want, strict=True))  # sums in another order
+        return
+    # Rounded at other places than prefill, and no further from the exact model than prefill is; with experts, a token
+    # at the border between two may be sent to the other.
+    exact = interlace.HybridLM(model.config).double().eval()
+    exact.load_state_dict(model.state_dict())
+    slack = 1.6 if "moe" in model.config.layers else 1.3
+    with torch.no_grad():
+        truth = [exact(tokens[0])[0][20:], exact(tokens[1, :35])[0][5:]]
+    for found, prefill, true in zip(logits, want, truth, strict=True):
+        assert relative(found, true) < slack * relative(prefill, true) + 1e-3
 
 
 @NATIVE

@@ -34,6 +34,7 @@ for a, b in zip(want, torch.autograd.grad(compiled(model, *given), weights), str
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-hybrid", "tiny-sliding"])
 @pytest.mark.parametrize("kind", ["equal", "ragged"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])  # float32 is served by the native kernels

@@ -151,12 +151,14 @@ def test_attention_of_any_shape(lengths, J, group, K, V, window, dtype):
     holds(selftest.attention_case([n * 2 for n in lengths], "drawn", window, 0, (J * group, J, K, V)), dtype)
 
 
+@pytest.mark.slow
 def test_long_segments_start_backward_from_snapshots():
     """Several snapshots in one segment, none in its neighbours, borders that are no multiples of anything."""
     for dtype in (torch.float32, torch.bfloat16):
         holds(selftest.gated_delta_case([7, 1030, 255, 256, 257], "snapshots", True), dtype)
 
 
+@pytest.mark.slow
 def test_heads_far_larger_than_the_caches():
     holds(selftest.gated_delta_case([40, 33], "huge", True, 0, (1, 1, 600, 900)), torch.float32)
     holds(selftest.attention_case([130], "huge", None, 0, (1, 1, 700, 500)), torch.float32)

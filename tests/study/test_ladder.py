@@ -202,6 +202,7 @@ def test_a_ladder_runs_gathers_fits_no_law_on_two_sizes_and_reports(whole, capsy
     assert "Learning rates 0.002, 0.008 were tried" in page
 
 
+@pytest.mark.slow
 def test_killed_ladders_go_on_and_end_with_the_same_numbers(whole, tmp_path):
     """kill -9 of the whole group of processes, twice; what is emitted as a script ends with them too."""
     file, out = whole
@@ -219,6 +220,7 @@ def test_killed_ladders_go_on_and_end_with_the_same_numbers(whole, tmp_path):
     assert numbers(broken) == numbers(out)
 
 
+@pytest.mark.slow
 def test_emitted_jobs_give_the_same_results(whole, tmp_path):
     file, results = whole
     out = tmp_path / "jobs"
@@ -238,6 +240,7 @@ def test_emitted_jobs_give_the_same_results(whole, tmp_path):
     assert numbers(out) == numbers(results)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_is_kept_marked_and_left_out(texts, tmp_path):
     data = table(texts)
     data["rate"]["tried"] = [2e-3, 1e30]
@@ -315,6 +318,7 @@ def test_bad_ladders_are_one_sentence(change, said):
     assert said in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_recipe_of_the_small_ladder_runs_shortened(texts, tmp_path, capsys):
     """From the file to the report, with a twentieth of a token for each parameter."""
     recipe = Path(__file__).parents[2] / "recipes" / "ladder-small.toml"

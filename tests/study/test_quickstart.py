@@ -59,6 +59,7 @@ def test_the_text_is_the_library_without_its_tests():
     assert 0.02 < len(held_out(names, 0.05)) / len(names) < 0.09
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_as_if_it_never_was(texts, tmp_path):
     command = [sys.executable, "-c", WORKER]
     for name in ("whole", "broken"):

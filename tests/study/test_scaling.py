@@ -183,6 +183,7 @@ def test_runs_of_two_architectures_with_one_name_are_two(tmp_path):
     assert len(set(billions.run)) == 2
 
 
+@pytest.mark.slow
 def test_the_figure_of_savings_shows_no_naive_interval(monkeypatch):
     from interlace.study.scaling import report
 

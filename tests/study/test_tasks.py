@@ -309,6 +309,7 @@ def test_a_cell_that_diverges_late_is_not_solved_and_its_rate_is_not_chosen(tmp_
     assert grid.rate("parity", "transformer") == 1e-2
 
 
+@pytest.mark.slow
 def test_what_a_model_file_says_is_part_of_a_study(tmp_path):
     text = '[model]\nwidth = 16\ndepth = 1\npattern = ["lstm"]\n[model.lstm]\nhidden = 8\nmlp = false\n'
     for folder in ("a", "b"):

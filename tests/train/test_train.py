@@ -65,6 +65,7 @@ train(plan, Path(sys.argv[2]), Hooks(lambda c: HeldOut(c, plan.data.length, 960)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_resumed_ends_with_the_same_bits(recipe, tmp_path):
     """kill -9 three times, each at another step; weights, optimizer and numbers equal those of an unbroken run."""
     recipe["train"]["tokens"] = 40 * 192
@@ -332,6 +333,7 @@ def test_estimate_counts_what_autograd_keeps(recipe):
     assert cost.seconds > 0
 
 
+@pytest.mark.slow
 def test_every_recipe_trains(tmp_path, texts):
     """Each recipe of the repository, shortened and narrowed."""
     folder = Path(__file__).parents[2] / "recipes"

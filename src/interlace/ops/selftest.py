@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ class Case:
         shared: names of the tensors that are not one row to a token: weights, and a state.
         truth: the backend that defines the operator.
         differentiable: whether gradients of the outputs are compared too.
+        known: by dtype, what `truth` gives; filled when first asked for, since every variant is compared with it.
     """
 
     operator: str
@@ -67,6 +68,7 @@ class Case:
     shared: tuple[str, ...] = ("state",)
     truth: str = "recurrent"
     differentiable: bool = True
+    known: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -429,7 +431,9 @@ def outputs_and_gradients(
 
 def errors(case: Case, variant: Variant, dtype: torch.dtype, device: str = "cpu") -> tuple[float, float | None]:
     """The worst relative error of a backend's values, and of its gradients if the case has some."""
-    truth = outputs_and_gradients(case, case.truth, dtype, torch.float64, "cpu")
+    if dtype not in case.known:
+        case.known[dtype] = outputs_and_gradients(case, case.truth, dtype, torch.float64, "cpu")
+    truth = case.known[dtype]
     with native.using(variant.instruction_set) if variant.instruction_set else nullcontext():
         found = outputs_and_gradients(case, variant.backend, dtype, dtype, device)
     values, gradients = (
@@ -447,6 +451,7 @@ def check(device: str = "cpu", report: Callable[[str], None] = lambda _: None) -
     """Run every backend of every operator against the float64 recurrence on this machine."""
     found = []
     for operator in CASES:
+        given = cases(operator)
         for variant in variants(operator):
             if variant.instruction_set and device != "cpu":
                 continue
@@ -455,7 +460,7 @@ def check(device: str = "cpu", report: Callable[[str], None] = lambda _: None) -
                     continue
                 name = str(dtype).removeprefix("torch.")
                 report(f"{operator} {variant} {name}")
-                both = [errors(case, variant, dtype, device) for case in cases(operator)]
+                both = [errors(case, variant, dtype, device) for case in given]
                 values, gradients = (max(x, key=worse) for x in zip(*both, strict=True))
                 assert values is not None
                 found.append(Finding(operator, str(variant), name, values, gradients, TOLERANCE[dtype]))
