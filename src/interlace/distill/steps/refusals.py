@@ -63,7 +63,8 @@ FORMS = (
     rf"{WE} (?:lack|do not have) the (?:ability|means) to\b",
     rf"{WE} do not (?:provide|assist|engage|generate|create|participate)\b",
     rf"{WE} (?:\w+ly )?(?:(?:have|must|will|would|need|am going) (?:to )?){{0,3}}(?:\w+ly )?"
-    rf"(?:decline|refuse|pass|refrain)(?:$| to {DEED}| (?:on |from )?(?:this|that|it|any|such|answering)\b| (?:the|your) (?:\w+ )?{REQUEST}\b)",
+    rf"(?:decline|refuse|pass|refrain)(?:$| to {DEED}| (?:on |from )?(?:this|that|it|any|such|answering)\b|"
+    rf" (?:the|your) (?:\w+ )?{REQUEST}\b)",
     rf"(?:\w+ ){{1,9}}is not {THING} (?:that |which )?{WE} (?:can|will|should|feel|(?:am|are) {ABLE})\b",
     rf"(?:\w+ ){{1,9}}(?:is|(?:asks|calls) for) {THING} (?:that |which )?{WE} {UNABLE}(?: {DEED}|$)",
     r"(?:\w+ ){0,2}(?:is|be) (?:not (?:\w+ly )?|in|ir|un)"
