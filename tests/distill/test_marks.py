@@ -233,6 +233,7 @@ NOT_SAID = [
     "correct: 3 of the statements are false",
     "correct: 2 sentences say nothing",
     "correct: 3~4",
+    "correct: 4 -> 3",
     "correct: 3 maybe 4",
     "correct: 1 (lowest) to 4",
     "correct: 0 (not met) .. 4 (met)",

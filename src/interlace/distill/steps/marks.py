@@ -26,7 +26,7 @@ MARK = re.compile(
 )
 OR = r"(?:or|to|maybe|perhaps|possibly)\b"
 RANGE = re.compile(  # what makes a number none: 3 - 4; 3 (or 4); 3, maybe 4; 0 (bad) .. 4 (good); 0 - bad, 4 - good
-    rf"\.\.|(?:[,;:]|{DASH})[^\S\n]*(?:\(?{OR}|\d)|\(\s*(?:{OR}|of\b|out\b|/|\d+\s*\))|"
+    rf"\.\.|{DASH}+>|(?:[,;:]|{DASH})[^\S\n]*(?:\(?{OR}|\d)|\(\s*(?:{OR}|of\b|out\b|/|\d+\s*\))|"
     rf"\([^()]{{0,200}}\)\s*(?:{OR}|\.\.|{DASH}\s*\d)|\([^()]{{0,60}}\b(?:scale|max)|"
     rf"{DASH}\s*\Z|[^\n]{{0,100}}[,;]\s*\d+\s*(?:[:=]|{DASH})",
     re.IGNORECASE,
