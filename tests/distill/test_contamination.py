@@ -53,3 +53,45 @@ def test_a_long_item_that_repeats_itself_does_not_hide_another():
     echo = [item(i, f"{' '.join([INSTRUCTION] * 4)} {' '.join(f'z{i}x{k}' for k in range(120))}") for i in range(10)]
     match = Index([*echo, item(99, LEGS)]).nearest(f"{INSTRUCTION} {INSTRUCTION} {LEGS}")
     assert match.item.number == 99
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("Why?", "I do not know why the sky is blue"),
+        ("Why?", "He left. Why? Nobody knows."),
+        ("Define entropy.", "Can you define entropy for an ideal gas?"),
+        ("Who are you?", "Ask them who are you and why"),
+        ("What is the time?", "What is the time complexity of quicksort?"),
+        ("\u4e3a\u4ec0\u4e48", "\u4e3a\u4ec0\u4e48\u5929\u7a7a\u662f\u84dd\u8272\u7684\uff1f"),
+        ("\u4ec0\u4e48\u662f\u5149", "\u4ec0\u4e48\u662f\u5149\u5408\u4f5c\u7528\uff1f"),
+    ],
+)
+def test_an_item_of_few_words_is_not_found_inside_a_sentence(text, row):
+    assert Index([item(1, text)]).nearest(row) is None
+    assert Index([item(1, text, "yes")]).nearest(row, "no") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ("Why?", " why "),
+        ("Define entropy.", "Answer in one line.\n\nDefine entropy."),
+        ("Define entropy.", "Question: define entropy"),
+        ("Who are you?", "Hello! **Who are you?** Tell me."),
+        ("Why not? Explain.", "You must. Why not? Explain."),
+        ("2 + 2 = ?", "Compute: 2 + 2 = ?"),
+        ("\u4ec0\u4e48\u662f\u5149", "\u8bf7\u95ee\uff1a\u4ec0\u4e48\u662f\u5149\uff1f"),
+    ],
+)
+def test_an_item_of_few_words_is_found_as_a_sentence(text, row):
+    assert Index([item(1, text)]).nearest(row).coverage == 1
+
+
+def test_from_three_words_on_an_item_is_told_by_its_answer():
+    def found(text, row):
+        return Index([item(1, text, "Paris")]).nearest(row, "Paris")
+
+    assert found("capital of France", "Name the capital of France in a word").answered
+    assert found("France", "Name the capital of France in a word") is None
+    assert found("the capital", "Name the capital of France in a word") is None

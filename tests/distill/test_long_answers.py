@@ -9,6 +9,7 @@ from says import completion, whole
 
 from interlace.distill.run import RunFolder, generate
 from interlace.distill.steps.instruct import listed
+from interlace.distill.steps.marks import read_marks
 from interlace.distill.steps.refusals import is_refusal
 from interlace.distill.steps.verify import code_of
 from interlace.distill.verify.numbers import all_numbers, final_number, same_number
@@ -43,7 +44,16 @@ HARD = {
     "a list and spaces": "1. a" + " " * N,
     "a long list": "1. a\n" * N,
     "brackets": "[" * N,
+    "a criterion and quotes": ("a " + '"' * 9 + " " * 9) * (N // 10),
+    "a criterion and numbers": "a: 9, " * (N // 5),
+    "scores": "score: " * (N // 5),
+    "bars": "| a " * (N // 3) + "\n" + "| 3 " * (N // 3),
+    "courtesies": "I'm sorry, but " * (N // 10),
 }
+
+
+def marks(text):
+    return read_marks(text, ["a", "b"], 4)
 
 
 def seconds(work, text):
@@ -53,7 +63,7 @@ def seconds(work, text):
 
 
 @pytest.mark.parametrize("text", HARD.values(), ids=HARD)
-@pytest.mark.parametrize("work", [final_number, as_json, listed, is_refusal, code_of])
+@pytest.mark.parametrize("work", [final_number, as_json, listed, is_refusal, marks, code_of])
 def test_what_reads_answers_in_our_process_takes_linear_time(work, text):
     small = text[: len(text) // 10] if work is not as_json else text[: len(text) // 4]
     assert seconds(work, small) < SECONDS / 4  # so that a quadratic one fails soon

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -17,6 +18,7 @@ from interlace.distill.export import Unusable, check_turn, export
 from interlace.distill.minhash import first_of_each, shingles, signature
 from interlace.distill.run import RunFolder, generate
 from interlace.distill.steps.ask import Generate
+from interlace.distill.steps.refusals import is_refusal
 from interlace.distill.words import words_of
 
 SIGNS = [
@@ -82,6 +84,25 @@ def test_scripts_without_spaces_have_words(text):
 
 def test_an_accent_is_the_same_however_it_is_encoded():
     assert words_of(unicodedata.normalize("NFD", "Café")) == words_of("café")
+
+
+LISTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize(("file", "refused"), [("refusals.txt", True), ("no_refusals.txt", False)])
+def test_refusals_are_told_from_what_only_begins_like_one(file, refused):
+    texts = (LISTS / file).read_text(encoding="utf-8").splitlines()
+    wrong = [t for t in texts if is_refusal(t) is not refused]
+    assert len(wrong) <= 0.06 * len(texts), wrong
+
+
+@pytest.mark.parametrize("text", ["I can't help with that.", "I'm not able to provide advice on that."])
+def test_a_refusal_is_one_after_a_courtesy_in_quotes_and_with_any_apostrophe(text):
+    for said in (text, f"I'm sorry. {text}", f"Hello! Sorry, but {text}", f"**{text}**", f'"{text}"', text.upper()):
+        for apostrophe in "'\u2019\u02bc\u0060":
+            assert is_refusal(said.replace("'", apostrophe)), said
+    for given in (f"{text[:-1]}, said the fox.", f"{text[:-1]}, so x = 3.", f"Say: {text}", f"{text} The answer is 7."):
+        assert not is_refusal(given), given
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ RUN = 4  # words
 THRESHOLD = 0.5  # coverage from which a match counts
 WITH_ANSWER = 0.35  # the same, where the answer is the item's too
 SHORT = 2 * RUN  # items with fewer words count only when all of them are there
+LEAST = 3  # words of an item that is told by its answer
 ANSWER_LONGEST = 60  # characters of an answer that is looked for
+SENTENCE = re.compile(r"[.?!:;](?=\W|$)|[\n\u3002\uff01\uff0c\uff1a\uff1b\uff1f]")
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,10 @@ class Index:
     ) -> Match | None:
         """The item that counts most, by what `judged` asks of it; None if no run of any is in the text.
 
-        Every item that shares a run is looked at, unless it shares too few to count more than the best.
+        Every item that shares a run is looked at, unless it shares too few to count more than the best. One that is no
+        more than a run itself stands in many texts by chance: it must be a sentence of the text, or go with its answer.
         """
-        words = words_of(text)
+        words, alone = words_of(text), sentences(text)
         found = runs(words) | {tuple(words[i : i + n]) for n in range(1, RUN) for i in range(len(words) - n + 1)}
         shared: Counter[int] = Counter()
         for run in found:
@@ -109,10 +113,31 @@ class Index:
             if share / lowest < rank[0] or (len(item.words) < SHORT and share < 1):
                 continue
             match = Match(item, share, bool(answer and item.answer) and answers(answer, item.answer))
+            told = match.answered and len(item.words) >= LEAST
+            if len(item.words) <= RUN and not told and item.words not in alone:
+                continue
             counts = share / (with_answer if match.answered else threshold)
             if (now := (counts, len(item.words), item.benchmark, -item.number)) > rank:
                 best, rank = match, now
         return best
+
+
+def sentences(text: str) -> set[tuple[str, ...]]:
+    """The words of a text's sentences, and of several in a row, where these are two to RUN; or of a text of one word.
+
+    A line, and what stands before or after a colon, is a sentence too.
+    """
+    parts = [
+        words for part in SENTENCE.split(text) if (words := words_of(part.strip("*_#> \t")))
+    ]  # no marks of Markdown
+    found = set()
+    for first in range(len(parts)):
+        joined: tuple[str, ...] = ()
+        for part in parts[first : first + RUN]:
+            joined += part
+            if len(joined) <= RUN and (len(joined) > 1 or len(parts) == 1):
+                found.add(joined)
+    return found
 
 
 def coverage(words: Sequence[str], found: set[tuple[str, ...]]) -> float:

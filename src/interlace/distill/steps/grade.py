@@ -13,7 +13,7 @@ from interlace.distill.desk import Desk, Question
 from interlace.distill.ledger import Row
 from interlace.distill.steps.ask import Asking
 from interlace.distill.steps.base import Out, drop
-from interlace.distill.steps.marks import read_marks
+from interlace.distill.steps.marks import fold, read_marks
 
 JUDGE = """You grade an answer by the criteria below. Judge the answer as it stands, not what its writer may have meant.
 
@@ -74,9 +74,9 @@ class Grade(Asking):
         weight = -1
 
     The score is sum(weight x level) over the criteria, brought to 0 .. 1: 0 where no merit and every fault is seen, 1
-    where every merit and no fault is. Marks are read from JSON of any shape, also inside prose, and from lines such as
-    "correct: 3". What a judge leaves out is missing, never 0: it is asked for again, and told what was wrong. A row
-    whose grade stays incomplete ends as "unparsable".
+    where every merit and no fault is. Marks are read from JSON of any shape, also inside prose, from tables, and from
+    lines such as "correct: 3"; the last one counts. What a judge leaves out is missing, never 0: it is asked for again,
+    and told what was wrong. A row whose grade stays incomplete ends as "unparsable".
 
     Attributes:
         task, answer: templates of what was asked, and what is graded.
@@ -101,9 +101,10 @@ class Grade(Asking):
 
     @model_validator(mode="after")
     def _names(self) -> Grade:
-        names = [c.name for c in self.criteria]
+        names = [fold(c.name) for c in self.criteria]
         if len(set(names)) < len(names):
-            raise ValueError(f"criteria: two are called {max(names, key=names.count)!r}")
+            twice = [c.name for c in self.criteria if names.count(fold(c.name)) > 1]
+            raise ValueError(f"criteria: two are called {twice[0]!r} (case and underscores do not count); rename one")
         if isinstance(self.teacher, dict):
             raise ValueError("teacher: judges have no weights; name one, or several who all grade")
         return self

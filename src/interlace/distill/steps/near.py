@@ -80,7 +80,9 @@ class Decontaminate(Step):
         [steps.against]
         gsm8k = "gsm8k-test.jsonl"
 
-    How much of an item is in a row: the share of its words that lie in a run of four words which the row has too.
+    How much of an item is in a row: the share of its words that lie in a run of four words which the row has too. An
+    item of four words or fewer must be a sentence of the row, or, from three words on, go with its answer; an item of
+    one word must be the whole row.
 
     Attributes:
         text: template of the row's text.
