@@ -51,7 +51,9 @@ class Wire:
         own: name of the module whose classes are this side's own.
         held: by number, what the other side knows of.
         asked: how often the other side was asked to do something.
+        answering: how many calls of the other side are being answered.
         tested: names of classes that the tests are about, which may say themselves what they hold.
+        beyond: what was needed and cannot cross, if anything.
     """
 
     def __init__(self, own: str, read: int, write: int, do: dict[str, Callable[..., Any]], trusting: bool):
@@ -61,8 +63,9 @@ class Wire:
         self.numbers: dict[int, int] = {}
         self.classes: dict[int, type] = {}
         self.named: dict[tuple[str, ...], type] = {}
-        self.asked = 0
+        self.asked = self.answering = 0
         self.tested: set[str] = set()
+        self.beyond = ""
         self.turn = threading.RLock()
 
     def hold(self, value: Any) -> int:
@@ -266,6 +269,7 @@ class Wire:
 
     def answer(self, what: str, args: list[Any], more: dict[str, Any]) -> None:
         """Do what the other side asks for."""
+        self.answering += 1
         try:
             if not self.trusting:
                 self._allow(what, args)
@@ -284,6 +288,8 @@ class Wire:
         except BaseException as error:
             values = {k: self.pack(v) for k, v in vars(error).items() if k != "_said"}
             reply = ["raised", self._kinds(type(error)), [self.pack(a) for a in error.args], values, str(error)]
+        finally:
+            self.answering -= 1
         self.send(reply)
 
     def _allow(self, what: str, args: list[Any]) -> None:
@@ -319,8 +325,8 @@ class Wire:
         cls = next(
             (k for k in map(self.open, kinds) if isinstance(k, type) and issubclass(k, BaseException)), Exception
         )
-        if issubclass(cls, INVISIBLE) and what not in ("next", "dunder"):
-            cls, said = RuntimeError, f"the solution raised {cls.__name__}"
+        if issubclass(cls, INVISIBLE) and what != "next":
+            cls, args = RuntimeError, [f"the solution raised {cls.__name__}"]
         given = [self.open(a) for a in args]
         try:
             error = cls(*given)

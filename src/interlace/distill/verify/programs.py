@@ -65,7 +65,7 @@ def _program(name: str, function: str, arguments: tuple[object, ...]) -> str:
 @cache
 def _modules(name: str) -> str:
     """Source that makes modules of ours, compiled already, and names the last one `made`."""
-    names = ["remote", "exchange", *(["pytest_child"] if name == "tests_child" else []), name]
+    names = ["remote", "exchange", *(["pytest_child", "rewrite_child"] if name == "tests_child" else []), name]
     codes = {}
     for n in names:
         file = Path(__file__).with_name(f"{n}.py")
