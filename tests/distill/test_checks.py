@@ -211,3 +211,155 @@ def test_what_the_tests_miss_is_no_proof():
     for name, (kind, why) in kinds({n: (code, tests) for n, (code, tests, _) in MISSED.items()}).items():
         assert kind != "passed", name
         assert MISSED[name][2] in why, (name, why)
+
+
+# what classes and functions offer, used as tests use it
+SHAPES = {
+    "a singleton": (
+        "class S:\n    _i = None\n    def __new__(cls):\n        cls._i = cls._i or super().__new__(cls)\n        return cls._i\n_c = S()\ndef get(): return _c",
+        "assert S() is S() and get() is get() and get() is S()",
+    ),
+    "format and round": (
+        "class V:\n    def __init__(s, x): s.x = x\n    def __format__(s, spec): return format(s.x, spec)\n    def __round__(s, n=0): return round(s.x, n)\n    def __floor__(s): return int(s.x)\n    def __index__(s): return int(s.x)",
+        "import math\nassert f'{V(1.2):.1f}' == '1.2' and round(V(1.234), 1) == 1.2 and math.floor(V(1.5)) == 1 and [0, 1][V(1)] == 1",
+    ),
+    "compared with a number": (
+        "class Money:\n    def __init__(s, x): s.x = x\n    def __eq__(s, o): return s.x == (o.x if isinstance(o, Money) else o)\n    def __lt__(s, o): return s.x < o\n    def __ge__(s, o): return s.x >= o\n    def __sub__(s, o): return s.x - o\n    def __len__(s): return s.x",
+        "m = Money(5)\nassert m == 5 and m != 6 and 5 == m and m < 6 and not m < 5 and m >= 5 and m > 4 if hasattr(m, 'gt') else m == 5\nassert m - 2 == 3 and abs(len(m) - 5) == 0",
+    ),
+    "compared with a list, a text, a mapping": (
+        "class Bag:\n    def __init__(s, x): s.x = x\n    def __eq__(s, o): return s.x == getattr(o, 'x', o)",
+        "assert Bag([1, 2]) == [1, 2] and Bag([1]) != [1, 2] and Bag('ab') == 'ab' and Bag({1: 2}) == {1: 2} and Bag({1}) == {1} and Bag((1,)) == (1,) and Bag(None) == None and Bag(True) == True and Bag(2.5) == 2.5",
+    ),
+    "modulo": (
+        "class Mod:\n    def __init__(s, x, m): s.x, s.m = x % m, m\n    def __eq__(s, o): return s.x == (o.x if isinstance(o, Mod) else o % s.m)",
+        "assert Mod(3, 7) == 10 and not Mod(3, 7) == 11",
+    ),
+    "other operators": (
+        "class F:\n    def __init__(s, x): s.x = x\n    def __rtruediv__(s, o): return F(o / s.x)\n    def __pos__(s): return s\n    def __lshift__(s, n): return F(s.x << n)\n    def __imul__(s, n): s.x *= n; return s\n    def __divmod__(s, n): return divmod(s.x, n)\n    def __rpow__(s, o): return F(o ** s.x)\n    def __abs__(s): return abs(s.x)",
+        "assert (1 / F(2)).x == 0.5 and (+F(2)).x == 2 and (F(1) << 3).x == 8 and divmod(F(7), 2) == (3, 1) and (2 ** F(3)).x == 8\nv = w = F(2)\nv *= 3\nassert v.x == 6 and v is w and abs(v) == 6",
+    ),
+    "async with and async for": (
+        "import asyncio\nclass A:\n    def __init__(s): s.n, s.lock = 0, asyncio.Lock()\n    async def __aenter__(s): return s\n    async def __aexit__(s, *e): return True\n    def __aiter__(s): return s\n    async def __anext__(s):\n        async with s.lock: s.n += 1\n        if s.n > 2: raise StopAsyncIteration\n        return s.n\nasync def f(n):\n    for i in range(n):\n        await asyncio.sleep(0)\n        yield i\nasync def retry(g):\n    try: return await g()\n    except ValueError: return await g()",
+        "import asyncio\ncalls = []\nasync def g():\n    calls.append(1)\n    if len(calls) < 2: raise ValueError\n    return 'ok'\nasync def main():\n    async with A() as a:\n        assert [x async for x in a] == [1, 2]\n        raise ValueError\n    assert [x async for x in f(3)] == [0, 1, 2]\n    assert await retry(g) == 'ok'\nasyncio.run(main())",
+    ),
+    "a generic class": (
+        "from typing import Generic, TypeVar\nT = TypeVar('T')\nclass Stack(Generic[T]):\n    def __init__(s): s.i = []\n    def push(s, x): s.i.append(x)\n    def pop(s): return s.i.pop()",
+        "s = Stack[int]()\ns.push(1)\nassert s.pop() == 1",
+    ),
+    "a module of another name": (RIGHT, "import my_module\nassert my_module.add(1, 2) == 3"),
+    "all of a module": (RIGHT, "from my_module import *\nassert add(1, 2) == 3"),
+    "a module under a short name": (RIGHT, "import my_module as m\nassert m.add(1, 2) == 3"),
+    "a patched part of it": (
+        "def fetch(): raise OSError\ndef use(): return fetch() + 1",
+        "import my_module\nfrom unittest.mock import patch\nwith patch('my_module.fetch', return_value=2):\n    assert my_module.use() == 3",
+    ),
+    "streams": (
+        "def count(f): return sum(1 for _ in f)\ndef head(f):\n    with f: return f.readline()\ndef put(f): f.write('x')",
+        "import io\nassert count(io.StringIO('a\\nb')) == 2 and head(io.StringIO('a\\nb')) == 'a\\n'\nf = io.StringIO()\nput(f)\nassert f.getvalue() == 'x'",
+    ),
+    "paths, times, ids": (
+        "import uuid\nfrom datetime import *\nfrom pathlib import Path\nfrom zoneinfo import ZoneInfo\ndef name(p): return p.name\ndef sub(p): return Path(p) / 'b'\ndef at(z): return datetime(2020, 1, 1, tzinfo=z)\ndef utc(d): return d.astimezone(timezone.utc).hour\ndef one(): return uuid.UUID(int=1)",
+        "import uuid\nfrom datetime import *\nfrom pathlib import Path\nassert name(Path('a/b')) == 'b' and sub(Path('a')) == Path('a/b') and one() == uuid.UUID(int=1)\nz = timezone(timedelta(hours=2))\nassert at(z) == datetime(2020, 1, 1, tzinfo=z) and utc(datetime(2020, 1, 1, 5, tzinfo=z)) == 3 and at(timezone.utc).tzinfo == timezone.utc",
+    ),
+    "views and defaults": (
+        "from collections import defaultdict\ndef f(): return {1: 2, 0: 3}\ndef keys(): return f().keys()\ndef items(): return f().items()\ndef values(): return f().values()\ndef d():\n    found = defaultdict(list)\n    found['a'].append(1)\n    return found",
+        "assert keys() == {0, 1} and list(keys()) == [1, 0] and sorted(items()) == [(0, 3), (1, 2)] and list(values()) == [2, 3]\nassert d() == {'a': [1]} and d()['b'] == []",
+    ),
+    "a cause and the attributes": (
+        "class A:\n    def __init__(s): s.x = 1\ndef f():\n    try: 1 / 0\n    except ZeroDivisionError as e: raise ValueError('x') from e",
+        "import copy\na = A()\nassert vars(a) == a.__dict__ == {'x': 1}\nb = copy.deepcopy(a)\nb.x = 2\nassert a.x == 1 and b.x == 2\ndel b.x\nassert not hasattr(b, 'x')\ntry:\n    f()\nexcept ValueError as e:\n    assert isinstance(e.__cause__, ZeroDivisionError) and str(e.__cause__) == 'division by zero'\nelse:\n    assert False",
+    ),
+    "annotations": ("def f(a: int) -> str:\n    return ''", "assert f.__annotations__ == {'a': int, 'return': str}"),
+    "a mock": (
+        "def call(o): return o.run(2) + o.size",
+        "from unittest.mock import MagicMock\nm = MagicMock()\nm.run.return_value, m.size = 7, 1\nassert call(m) == 8\nm.run.assert_called_once_with(2)",
+    ),
+    "an object of the tests compared": (
+        "def has(xs, x): return x in xs\ndef top(xs): return max(xs).v",
+        "class N:\n    def __init__(s, v): s.v = v\n    def __eq__(s, o): return s.v == getattr(o, 'v', o)\n    def __lt__(s, o): return s.v < o.v\nassert has([N(1)], 1) and not has([N(1)], 2) and top([N(1), N(3)]) == 3",
+    ),
+    "a fixture that ends": (
+        "S = []\ndef add(x): S.append(x)\ndef clear(): S.clear()\ndef size(): return len(S)",
+        "import pytest\n@pytest.fixture\ndef one():\n    add(0)\n    yield 1\n    clear()\ndef test_a(one):\n    assert size() == one\ndef test_b(one):\n    assert size() == one",
+    ),
+}
+
+# what cannot cross: the code may be right
+BEYOND = {
+    "a class of the tests": (
+        "from abc import ABC, abstractmethod\nclass Shape(ABC):\n    @abstractmethod\n    def area(self): ...\n    def twice(self): return 2 * self.area()",
+        "class Square(Shape):\n    def area(self): return 4\nassert Square().twice() == 8",
+        "Square of the tests is made from a class of the solution",
+    ),
+    "a patched module": (
+        "import random\ndef roll(): return random.randint(1, 6)",
+        "from unittest.mock import patch\nwith patch('random.randint', return_value=9):\n    assert roll() == 9",
+        "what is patched",
+    ),
+    "a seed": (
+        "import random\ndef roll(): return random.random()",
+        "import random\nrandom.seed(1)\na = roll()\nrandom.seed(1)\nassert roll() == a",
+        "the state of random",
+    ),
+    "the environment": (
+        "import os\ndef f(): return os.environ.get('A')",
+        "import os\nos.environ['A'] = 'b'\nassert f() == 'b'",
+        "the environment",
+    ),
+    "warnings": (
+        "import warnings\ndef f(): warnings.warn('w')",
+        "import pytest\nwith pytest.warns(UserWarning):\n    f()",
+        "warnings",
+    ),
+    "an object of the library": (
+        "def f(m): return m.group(1)",
+        "import re\nassert f(re.match('a(.)', 'ab')) == 'b'",
+        "Match of the tests cannot be used by a solution",
+    ),
+    "a module that is not there": (
+        RIGHT,
+        "import pandas_of_ours as pd\nassert pd.all(add(1, 2) == 3)",
+        "No module named 'pandas_of_ours'",
+    ),
+    "a factory": (
+        "class Money:\n    def __eq__(s, o): return o == 5\ndef pay(): return Money()",
+        "assert pay() == 5",
+        "Money of the solution says itself what it equals",
+    ),
+    "too deep": (
+        "def depth(x): return 1",
+        "x = []\nfor _ in range(900): x = [x]\nassert depth(x) == 1",
+        "nested too deep",
+    ),
+}
+
+# classes that the tests name, and that lie
+LIARS = {
+    "equal to all": ("def __eq__(s, o): return True", "assert Y() == 3"),
+    "equal to itself only by name": ("def __eq__(s, o): return type(o) is int", "assert Y() == 3"),
+    "less than all": ("def __lt__(s, o): return True", "assert Y() < 3"),
+    "never more": ("def __gt__(s, o): return False", "assert not Y() > 3"),
+    "its own attribute": (
+        "def __eq__(s, o): return True\n    def __getattr__(s, n): return s",
+        "assert Y().balance == 3",
+    ),
+    "equal to all lists": ("def __eq__(s, o): return isinstance(o, list)", "assert Y() == [3]"),
+    "equal to all texts": ("def __eq__(s, o): return isinstance(o, str)", "assert Y() == 'a'"),
+}
+
+
+def test_what_classes_offer_crosses():
+    found = kinds(SHAPES)
+    assert found == {name: ["passed", ""] for name in SHAPES}
+
+
+def test_what_cannot_cross_is_no_wrong_code():
+    for name, (kind, why) in kinds({n: (code, tests) for n, (code, tests, _) in BEYOND.items()}).items():
+        assert kind == "nothing", (name, kind, why)
+        assert re.search(f"not checked: .*{BEYOND[name][2]}", why), (name, why)
+
+
+def test_a_class_that_says_the_same_of_all_values_is_not_believed():
+    found = kinds({n: (f"class Y:\n    {body}\n", tests) for n, (body, tests) in LIARS.items()})
+    assert [name for name, (kind, _) in found.items() if kind == "passed"] == []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import io
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -20,6 +21,18 @@ from interlace.distill.verify import pytest_child
 from interlace.distill.verify.exchange import DO, LIBRARY, SolutionGone, Wire
 from interlace.distill.verify.remote import Remote, RemoteClass
 from interlace.distill.verify.rewrite_child import Rewritten, bound
+
+APART = {  # what a solution has in a process of its own
+    "the state of random, which the solution has in another process": re.compile(r"\brandom\.seed\("),
+    "the environment, which the solution has in another process": re.compile(r"\benviron\b|\bsetenv\b|\bchdir\b"),
+    "what is logged, in another process": re.compile(r"\bassertLogs\b|\blogging\b|\bcaplog\b"),
+    "warnings, which are given in another process": re.compile(r"\bwarnings\b|\bassertWarns|\bpytest\.warns\b"),
+    "standard error, which the solution has in another process": re.compile(r"stderr"),
+    "what a function is inside, in another process": re.compile(r"\binspect\b|__code__|\bgc\b|\btracemalloc\b"),
+    "what is patched, in another process": re.compile(
+        r"\bpatch(\.object|\.dict|\.multiple)?\((?!\s*[\"'](solution\.\w+[\"']|builtins\.input|sys\.std(in|out)))"
+    ),
+}
 
 
 class ProvesNothing(Exception):
@@ -279,15 +292,16 @@ def judge(tests: str, read: int, write: int, word: str) -> None:
     found.watch(tests)
     tree = found.prepare(ast.parse(tests, "tests"))
     try:
-        run(found, compile(tree, "tests", "exec"))
+        run(found, compile(tree, "tests", "exec"))  # annotations are not evaluated, as in this file
         found.verdict()
     except ProvesNothing as error:
         raise ProvesNothing(f"{word} {error}") from None
     except SolutionGone:
         raise
     except BaseException as error:
-        if wire.beyond:
-            raise ProvesNothing(f"{word} not checked: {wire.beyond}") from None
+        apart = [f"the tests rely on {what}" for what, sign in APART.items() if sign.search(tests)]
+        if wire.beyond or apart:
+            raise ProvesNothing(f"{word} not checked: {wire.beyond or apart[0]}") from None
         if isinstance(error, ImportError) and "_from_there" not in vars(error):
             raise ProvesNothing(f"{word} not checked: the tests cannot import: {error}") from None
         raise
