@@ -53,6 +53,16 @@ TELLS = {
     "autouse": "import pytest\nmade = []\n@pytest.fixture(autouse=True)\ndef fresh():\n    made.append(add(1, 2))\n    yield\n    made.clear()\ndef test_a():\n    assert made == [3]\ndef test_b():\n    assert made == [3]",
     "setup_module": "x = None\ndef setup_module():\n    global x\n    x = 2\ndef setup_function(function):\n    global y\n    y = 3\ndef test_a():\n    assert add(1, x) == y",
     "a class in a class": "class TestOuter:\n    def test_z(self):\n        assert add(0, 0) == 0\n    class TestInner:\n        def test_a(self):\n            assert add(1, 2) == 3",
+    "match": "match add(1, 2):\n    case 3:\n        pass\n    case _:\n        raise AssertionError",
+    "indirect": "import pytest\n@pytest.fixture\ndef n(request):\n    return request.param + 1\n@pytest.mark.parametrize('n', [0], indirect=True)\ndef test_a(n):\n    assert add(n, 2) == 3",
+    "a class method": "class TestA:\n    @classmethod\n    def test_a(cls):\n        assert add(1, 2) == 3",
+    "a static method": "class TestA:\n    @staticmethod\n    def test_a():\n        assert add(1, 2) == 3",
+    "a helper that raises": "def expect(a, b):\n    if a != b:\n        raise Exception(f'{a} != {b}')\nexpect(add(1, 2), 3)",
+    "a loop over globals": "def test_a():\n    assert add(1, 2) == 3\nfor n, f in list(globals().items()):\n    if n.startswith('test_'):\n        try:\n            f()\n        except AssertionError as e:\n            print(n, 'failed')",
+    "a decorator that catches": "done = []\ndef case(f):\n    try:\n        f()\n        done.append(f)\n    except AssertionError:\n        print('FAIL')\n@case\ndef test_a():\n    assert add(1, 2) == 3",
+    "a context that catches": "class Quiet:\n    def __enter__(s): return s\n    def __exit__(s, *a): return True\nwith Quiet():\n    assert add(1, 2) == 3",
+    "a list of errors": "errors = []\ndef check(a, b, c):\n    try:\n        assert add(a, b) == c\n    except AssertionError as e:\n        errors.append(e)\ncheck(1, 2, 3)",
+    "a TestCase as a helper": "import unittest\nt = unittest.TestCase()\ntry:\n    t.assertEqual(add(1, 2), 3)\nexcept AssertionError:\n    pass",
     "raises where it is expected": "import pytest\ndef check(n):\n    assert add(1, 2) == n\nwith pytest.raises(AssertionError):\n    check(4)\ncheck(3)",
 }
 
@@ -278,6 +288,22 @@ SHAPES = {
     "an object of the tests compared": (
         "def has(xs, x): return x in xs\ndef top(xs): return max(xs).v",
         "class N:\n    def __init__(s, v): s.v = v\n    def __eq__(s, o): return s.v == getattr(o, 'v', o)\n    def __lt__(s, o): return s.v < o.v\nassert has([N(1)], 1) and not has([N(1)], 2) and top([N(1), N(3)]) == 3",
+    ),
+    "sums, slices, reflected": (
+        "class V:\n    def __init__(s, x): s.x = x\n    def __add__(s, o): return V(s.x + getattr(o, 'x', o))\n    __radd__ = __add__\n    def __eq__(s, o): return s.x == getattr(o, 'x', o)\n    def __getitem__(s, i): return [s.x][i]\nclass W:\n    def __add__(s, o): return NotImplemented\n    def __eq__(s, o): return NotImplemented if not isinstance(o, W) else True",
+        "import pytest\nassert sum([V(1), V(2)]) == V(3) and sum([V(1)]) == 1 and V(1)[0] == 1 and V(1)[0:] == [1]\nwith pytest.raises(TypeError):\n    W() + 3\nassert W() != 3 and W() == W()",
+    ),
+    "a named tuple with methods": (
+        "from typing import NamedTuple\nclass P(NamedTuple):\n    x: int\n    y: int = 2\n    def total(self): return self.x + self.y",
+        "p = P(1)\na, b = p\nassert p.total() == 3 and p.y == b == 2 and p == (1, 2) and p == P(1, 2)",
+    ),
+    "errors as values": (
+        "from contextlib import contextmanager\n@contextmanager\ndef swallow(*kinds):\n    try: yield\n    except kinds: pass\ndef all_of(fs):\n    found = []\n    for f in fs:\n        try: found.append(f())\n        except Exception as e: found.append(e)\n    return found",
+        "import pytest\nwith swallow(ValueError):\n    raise ValueError\nwith pytest.raises(KeyError):\n    with swallow(ValueError):\n        raise KeyError\na, b = all_of([lambda: 1, lambda: [][0]])\nassert a == 1 and isinstance(b, IndexError)",
+    ),
+    "either a value or an error": (
+        "def div(a, b): return a / b",
+        "for args, due in [((4, 2), 2), ((1, 0), ZeroDivisionError)]:\n    try:\n        assert div(*args) == due\n    except Exception as e:\n        assert type(e) is due",
     ),
     "a fixture that ends": (
         "S = []\ndef add(x): S.append(x)\ndef clear(): S.clear()\ndef size(): return len(S)",

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from interlace.distill.verify.remote import (
-    ASKED,
+    NAMED,
     OPERATORS,
     WAITING,
     Remote,
@@ -47,6 +47,7 @@ PARTS = {  # what values of the library are made of
     "uuid.UUID": ("hex",),
     "datetime.timedelta": ("days", "seconds", "microseconds"),
     "builtins.range": ("start", "stop", "step"),
+    "builtins.slice": ("start", "stop", "step"),
     "builtins.complex": ("real", "imag"),
 }
 PATHS = ("PosixPath", "PurePosixPath", "PureWindowsPath")
@@ -106,6 +107,12 @@ class Wire:
         if v is None or v is True or v is False:
             return v
         kind: Any = type(v)
+        if v is NotImplemented or v is Ellipsis:
+            return ["constant", str(v)]
+        if isinstance(v, types.TracebackType):
+            return None
+        if isinstance(v, BaseException):
+            return ["error", self._raised(v)]
         if isinstance(v, Remote):
             return ["own", object.__getattribute__(v, "_number")]
         if isinstance(v, RemoteClass):
@@ -113,9 +120,8 @@ class Wire:
                 self.beyond = f"{v.__name__} of the tests is made from a class of the solution, in another process"
                 raise TypeError(self.beyond)
             return ["own", v.__dict__["_number"]]
-        if not (whole and kind.__module__ == self.own and not hasattr(kind, "_fields")) and not hasattr(
-            kind, "__members__"
-        ):
+        whole = whole and kind.__module__ == self.own and (not hasattr(kind, "_fields") or _has_methods(kind))
+        if not whole and not hasattr(kind, "__members__"):
             plain = self._plain(v, kind)
             if plain is not None:
                 return plain
@@ -198,6 +204,10 @@ class Wire:
             if a[0] == "values":
                 return dict(enumerate(content)).values()
             return dict(content).items() if a[0] == "items" else dict.fromkeys(content).keys()
+        if kind == "constant":
+            return {"NotImplemented": NotImplemented, "Ellipsis": Ellipsis}[a[0]]
+        if kind == "error":
+            return self._error("next", a[0])
         if kind == "own":
             return self.held[a[0]]
         if kind in ("builtin", "library"):
@@ -368,7 +378,7 @@ class Wire:
                 or not ours
                 or isinstance(target, types.FunctionType | types.MethodType | types.GeneratorType | types.CoroutineType)
             )
-            and not (what == "getattr" and args[1] in ASKED[:3])
+            and not (what == "getattr" and args[1] in NAMED)
         ):
             if not ours:
                 self.beyond = f"{type(target).__name__} of the tests cannot be used by a solution"
@@ -405,6 +415,12 @@ class Wire:
         error.__dict__["_from_there"] = True
         error.__cause__ = None if cause is None else self._error("next", cause)
         return error
+
+
+def _has_methods(kind: type) -> bool:
+    """Whether a named tuple is more than that."""
+    methods = (types.FunctionType, property, classmethod, staticmethod)
+    return any(isinstance(v, methods) and not n.startswith("_") for n, v in vars(kind).items())
 
 
 def known(module: Any) -> str:

@@ -109,9 +109,11 @@ class Mark:
 
         return of
 
-    def parametrize(self, names: Any, values: Any, **_: Any) -> Callable[..., Any]:
-        """Once for each row of values."""
+    def parametrize(self, names: Any, values: Any, indirect: Any = False, **_: Any) -> Callable[..., Any]:
+        """Once for each row of values; `indirect` ones are parameters of fixtures."""
         columns = [n.strip() for n in names.split(",") if n.strip()] if isinstance(names, str) else list(names)
+        through = columns if indirect is True else indirect or ()
+        columns = [f"{c} param" if c in through else c for c in columns]
         rows = [v.values if isinstance(v, Row) else v if len(columns) > 1 else (v,) for v in values]
 
         def of(function: Any) -> Any:
@@ -232,7 +234,7 @@ class Case:
         """Call it, with what it needs and what is done before and after it."""
         on = self.of() if self.of is not None else None
         place, kind = (self.session.module, "function") if on is None else (on, "method")
-        self.made["self"] = on
+        self.made |= {"self": on, "cls": self.of}
         try:
             for name in self.session.first(test, self.of):
                 self.give(name)

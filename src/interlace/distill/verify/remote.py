@@ -27,7 +27,8 @@ PLAIN = (  # give something plain
     *("abs", "bool", "len", "int", "float", "complex", "index", "trunc", "floor", "ceil", "round", "contains"),
 )
 ANSWERS = ("startswith", "endswith", "issubset", "issuperset", "isdisjoint", "equals")  # methods told what is expected
-ASKED = ("__name__", "__qualname__", "__doc__", "__dict__", "__annotations__")  # of what has an underscore
+NAMED = ("__name__", "__qualname__", "__doc__")
+ASKED = (*NAMED, "__dict__", "__annotations__", "__wrapped__")  # of what has an underscore
 PRIMES = (100_003, 300_007, 500_009, 700_001, 900_001, 1_100_009, 1_300_021)  # equal to none modulo a small number
 FAR = 10**15
 

@@ -46,11 +46,8 @@ class Rewritten(ast.NodeTransformer):
         }
         self.tests: dict[int, str] = {}
         self.modules: set[str] = set()
-        self.asserts = [
-            (n.lineno, n.end_lineno or n.lineno)
-            for n in ast.walk(tree)
-            if (isinstance(n, ast.Assert) and not _never(n.test)) or (isinstance(n, ast.Expr) and self._checks(n.value))
-        ]
+        checks: list[Any] = [n for n in ast.walk(tree) if self._is_check(n)]
+        self.asserts = [(n.lineno, n.end_lineno or n.lineno) for n in checks]
         self.outside = [n.lineno for n in tree.body if isinstance(n, ast.Assert)]
         self.ends = {_first_line(n): n.end_lineno or 0 for n in ast.walk(tree) if isinstance(n, Function)}
         self.raises = {n.lineno for n in ast.walk(tree) if isinstance(n, ast.Raise)}
@@ -76,6 +73,12 @@ class Rewritten(ast.NodeTransformer):
             return False
         return name.startswith("assert") or name in ("raises", "fail")
 
+    def _is_check(self, node: Any) -> bool:
+        """Whether it is a statement that a right solution comes to, and that checks something."""
+        if isinstance(node, ast.Assert):
+            return not _never(node.test)
+        return isinstance(node, ast.Expr) and self._checks(node.value) and not self._refuses([node])
+
     def _refuses(self, statements: list[ast.stmt]) -> bool:
         """Whether no right solution comes to these: assert False, raise, sys.exit(1), pytest.fail()."""
         return any(
@@ -88,7 +91,7 @@ class Rewritten(ast.NodeTransformer):
     def _only_exit(self, statements: list[ast.stmt]) -> bool:
         """Whether what they raise says that a check failed, and is no error of a function with such errors."""
         return any(
-            not isinstance(s, ast.Raise) or _raised(s) in ("AssertionError", "SystemExit")
+            not isinstance(s, ast.Raise) or _raised(s) in ("AssertionError", "Exception", "SystemExit")
             for s in statements
             if self._refuses([s])
         )
@@ -180,15 +183,25 @@ class Rewritten(ast.NodeTransformer):
             node.body.insert(0, held)
         return node
 
+    def visit_Match(self, node: ast.Match) -> Any:
+        """The same for `case _: raise AssertionError`."""
+        refused = [self._refuses(case.body) for case in node.cases]
+        held = self._held(node.subject)
+        check = any(refused) and not self._about_tests(node.subject)
+        self.generic_visit(node)
+        for case, bad in zip(node.cases, refused, strict=True):
+            if check and not bad:
+                case.body.insert(0, held)
+        return node
+
     def visit_Try(self, node: Any) -> Any:
         """What its handlers catch may be what is expected, or an assertion passed by."""
         expects = self._refuses(node.body) or self._refuses(node.orelse)
         last = node.body[-1].end_lineno
+        broad = [_is_broad(h) and not any(map(self._is_check, ast.walk(h))) for h in node.handlers]
         self.generic_visit(node)
-        for handler in node.handlers:
-            caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
-            broad = any(c is None or ast.unparse(c).split(".")[-1] in BROAD for c in caught)
-            handler.body.insert(0, _call("__caught__", node, last, broad, expects))
+        for handler, anything in zip(node.handlers, broad, strict=True):
+            handler.body.insert(0, _call("__caught__", node, last, anything, expects))
         return node
 
     visit_TryStar = visit_Try
@@ -281,6 +294,12 @@ def _never(test: ast.expr) -> bool:
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         return isinstance(test.operand, ast.Constant) and bool(test.operand.value)
     return isinstance(test, ast.Constant) and not test.value
+
+
+def _is_broad(handler: ast.ExceptHandler) -> bool:
+    """Whether it catches what nobody expects in particular."""
+    caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    return any(c is None or ast.unparse(c).split(".")[-1] in BROAD for c in caught)
 
 
 def _called(node: ast.expr) -> str:

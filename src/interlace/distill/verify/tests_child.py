@@ -29,6 +29,7 @@ APART = {  # what a solution has in a process of its own
     "warnings, which are given in another process": re.compile(r"\bwarnings\b|\bassertWarns|\bpytest\.warns\b"),
     "standard error, which the solution has in another process": re.compile(r"stderr"),
     "what a function is inside, in another process": re.compile(r"\binspect\b|__code__|\bgc\b|\btracemalloc\b"),
+    "what a dataclass is made of, in another process": re.compile(r"\b(asdict|astuple|is_dataclass)\b|dataclasses\."),
     "what is patched, in another process": re.compile(
         r"\bpatch(\.object|\.dict|\.multiple)?\((?!\s*[\"'](solution\.\w+[\"']|builtins\.input|sys\.std(in|out)))"
     ),
@@ -235,6 +236,7 @@ class Judge:
             value = getattr(of, name)
             if getattr(value, "__module__", "") != "__main__" or isinstance(value, Remote):
                 continue
+            value = getattr(value, "__func__", value)  # a class method is given its class, as an argument
             if name.startswith("test") and isinstance(value, types.FunctionType):
                 line = first_line(value)
                 if (line, of if inside else type(None)) not in called:
