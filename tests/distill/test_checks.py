@@ -103,6 +103,10 @@ NOTHING = {
         "import pytest\ndef test_a():\n    pytest.skip('later')\n    assert add(1, 2) == 3\ndef test_b():\n    assert add(0, 0) == 0",
         "test_a was not run .later",
     ),
+    "a skip of all": (
+        "import pytest\nassert add(0, 0) == 0\npytest.skip('later', allow_module_level=True)",
+        "not checked: later",
+    ),
     "mark.skip": (
         "import pytest\n@pytest.mark.skip\ndef test_a():\n    assert add(1, 2) == 3\ndef test_b():\n    assert add(0, 0) == 0",
         "test_a was not run",
@@ -156,6 +160,16 @@ MISSED = {
         "def add(a, b):\n    return a + b if b else 1 / b",
         "done = 0\nfor b in (1, 0):\n    try:\n        assert add(1, b) == 1 + b\n    except Exception as e:\n        print(e)",
         "the tests caught ZeroDivisionError: division by zero, and passed a check by",
+    ),
+    "an error that a handler names": (
+        "def add(a, b):\n    if b > 1: raise ValueError('big')\n    return a + b",
+        "assert add(1, 0) == 1\ntry:\n    assert add(1, 2) == 3\n    print('ok')\nexcept ValueError as e:\n    print(e)",
+        "the tests caught ValueError: big, and passed a check by",
+    ),
+    "a mock's part replaced": (
+        "class Yes:\n    def assert_called_once_with(s, *a): pass\ndef call(o): o.run = Yes()",
+        "from unittest.mock import Mock\nm = Mock()\ncall(m)\nm.run.assert_called_once_with(2)",
+        "Mock of the tests cannot be used by a solution",
     ),
     "an error before the check": (
         "def add(a, b):\n    raise TypeError('no')",

@@ -367,7 +367,7 @@ class Wire:
         if what == "describe" and not (ours and isinstance(target, type)):
             raise PermissionError("only a class of the tests is described")
         mock = importlib.import_module("unittest.mock").NonCallableMock if "unittest.mock" in sys.modules else ()
-        if isinstance(target, mock) and what in ("getattr", "setattr"):
+        if isinstance(target, mock) and what == "getattr":
             ours = not hasattr(mock, str(args[1])) and args[1] not in MOCKS
         ours = ours or (type(target) in STREAMS and what == "getattr")
         if (

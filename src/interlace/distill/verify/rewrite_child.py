@@ -198,10 +198,13 @@ class Rewritten(ast.NodeTransformer):
         """What its handlers catch may be what is expected, or an assertion passed by."""
         expects = self._refuses(node.body) or self._refuses(node.orelse)
         last = node.body[-1].end_lineno
-        broad = [_is_broad(h) and not any(map(self._is_check, ast.walk(h))) for h in node.handlers]
+        checks = [any(map(self._is_check, ast.walk(h))) for h in node.handlers]
         self.generic_visit(node)
-        for handler, anything in zip(node.handlers, broad, strict=True):
-            handler.body.insert(0, _call("__caught__", node, last, anything, expects))
+        for handler, check in zip(node.handlers, checks, strict=True):
+            if not check:
+                handler.body.insert(0, _call("__caught__", node, last, _is_broad(handler), expects))
+            elif expects:
+                handler.body.insert(0, _call("__caught__", node, 0, False, expects))
         return node
 
     visit_TryStar = visit_Try

@@ -133,26 +133,27 @@ class Judge:
             self.held(direct)
 
     def caught(self, last: int, broad: bool, expects: bool) -> None:
-        """In a handler of a `try` that ends in this line.
+        """In a handler of a `try` that ends in this line; of one that makes a check itself, 0.
 
-        `expects`: what follows the call that raised is there to say that it did not. `broad`: it catches anything.
+        `expects`: what follows the call that raised is there to say that it did not. `broad`: it catches anything, also
+        errors that the tests raise because a check has not held.
         """
         error = sys.exc_info()[1]
         there = "_from_there" in vars(error)
         if expects and there:
             self.held()
-        if broad and self._passed_by(error, last, there):
+        if last and self._passed_by(error, last, broad and not there):
             self.doubt = self.doubt or f"the tests caught {type(error).__name__}: {error}, and passed a check by"
 
-    def _passed_by(self, error: Any, last: int, there: bool) -> bool:
-        """Whether an assertion stands after what raised, in the `try` or in a function of the tests."""
+    def _passed_by(self, error: Any, last: int, ours: bool) -> bool:
+        """Whether an assertion stands after what raised, in the `try` or in a function; or it is an error of `ours`."""
         trace = error.__traceback__
         while trace is not None:
             code, line = trace.tb_frame.f_code, trace.tb_lineno
             if code.co_filename == "tests":
                 if any(first <= last and line <= end for first, end in self.tests.asserts):
                     return True
-                if not there and trace.tb_next is None and line in self.tests.raises:
+                if ours and trace.tb_next is None and line in self.tests.raises:
                     return True
             trace = trace.tb_next
             if trace is not None:
@@ -304,6 +305,8 @@ def judge(tests: str, read: int, write: int, word: str) -> None:
         apart = [f"the tests rely on {what}" for what, sign in APART.items() if sign.search(tests)]
         if wire.beyond or apart:
             raise ProvesNothing(f"{word} not checked: {wire.beyond or apart[0]}") from None
+        if isinstance(error, pytest_child.Skipped | pytest_child.Lacking):
+            raise ProvesNothing(f"{word} not checked: {error}") from None
         if isinstance(error, ImportError) and "_from_there" not in vars(error):
             raise ProvesNothing(f"{word} not checked: the tests cannot import: {error}") from None
         raise
