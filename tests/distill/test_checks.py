@@ -53,6 +53,7 @@ TELLS = {
     "autouse": "import pytest\nmade = []\n@pytest.fixture(autouse=True)\ndef fresh():\n    made.append(add(1, 2))\n    yield\n    made.clear()\ndef test_a():\n    assert made == [3]\ndef test_b():\n    assert made == [3]",
     "setup_module": "x = None\ndef setup_module():\n    global x\n    x = 2\ndef setup_function(function):\n    global y\n    y = 3\ndef test_a():\n    assert add(1, x) == y",
     "a class in a class": "class TestOuter:\n    def test_z(self):\n        assert add(0, 0) == 0\n    class TestInner:\n        def test_a(self):\n            assert add(1, 2) == 3",
+    "a test that returns": "def test_a():\n    return add(1, 2) == 3\ndef test_b():\n    assert add(0, 0) == 0",
     "match": "match add(1, 2):\n    case 3:\n        pass\n    case _:\n        raise AssertionError",
     "indirect": "import pytest\n@pytest.fixture\ndef n(request):\n    return request.param + 1\n@pytest.mark.parametrize('n', [0], indirect=True)\ndef test_a(n):\n    assert add(n, 2) == 3",
     "a class method": "class TestA:\n    @classmethod\n    def test_a(cls):\n        assert add(1, 2) == 3",
@@ -165,6 +166,11 @@ MISSED = {
         "def add(a, b):\n    if b > 1: raise ValueError('big')\n    return a + b",
         "assert add(1, 0) == 1\ntry:\n    assert add(1, 2) == 3\n    print('ok')\nexcept ValueError as e:\n    print(e)",
         "the tests caught ValueError: big, and passed a check by",
+    ),
+    "an error of the tests' own": (
+        WRONG,
+        "class Fail(Exception): pass\nassert add(0, 0) == 0\ntry:\n    if add(1, 2) != 3:\n        raise Fail('x')\nexcept Fail as e:\n    print(e)",
+        "the tests caught Fail: x",
     ),
     "a mock's part replaced": (
         "class Yes:\n    def assert_called_once_with(s, *a): pass\ndef call(o): o.run = Yes()",

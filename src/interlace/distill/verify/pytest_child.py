@@ -241,9 +241,11 @@ class Case:
             hook(place, f"setup_{kind}", test)
             found = test(*[self.give(n) for n in wanted(test)])
             if isinstance(found, types.CoroutineType):
-                __import__("asyncio").run(found)
+                found = __import__("asyncio").run(found)
             elif isinstance(found, types.GeneratorType):
                 raise Lacking("it is a generator")
+            if found is False:
+                raise AssertionError(f"{test.__name__} returned False")
             hook(place, f"teardown_{kind}", test)
         finally:
             for made in reversed(self.ends):

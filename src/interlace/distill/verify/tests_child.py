@@ -142,7 +142,8 @@ class Judge:
         there = "_from_there" in vars(error)
         if expects and there:
             self.held()
-        if last and self._passed_by(error, last, broad and not there):
+        own = isinstance(error, AssertionError) or type(error).__module__ == "__main__"
+        if last and self._passed_by(error, last, (broad or own) and not there):
             self.doubt = self.doubt or f"the tests caught {type(error).__name__}: {error}, and passed a check by"
 
     def _passed_by(self, error: Any, last: int, ours: bool) -> bool:
