@@ -59,7 +59,7 @@ NOTHING = [
     "import unittest\nclass Sums(unittest.TestCase):\n    def test_add(self):\n        add(1, 2)",
     "for x in []:\n    assert add(x, 1) == x + 1",
     "import pytest\n@pytest.mark.skip\ndef test_add():\n    assert add(1, 2) == 3",
-    "def test_add(tmp_path):\n    assert add(1, 2) == 3",
+    "def test_add(mocker):\n    assert add(1, 2) == 3",
 ]
 
 # ways to the solution's end of the pipe, which it shares an interpreter with

@@ -52,7 +52,8 @@ class Verify(Step):
     Attributes:
         by: "exact" (the same text, spaces at the ends aside), "numeric" (both end in the same number), "symbolic"
             (equal expressions), "schema" (JSON that fits), "pattern" (a regular expression is found), or "python" (the
-            tests come to their end, at least one assertion reached; they and the answer's code are locked in, apart).
+            tests come to their end, an assertion has held and none has failed, even where the tests catch its error;
+            they and the answer's code are locked in, apart).
         answer: template of what is checked.
         gold: template of what is right.
         tolerance: relative, of numbers; 0 compares exactly.

@@ -7,16 +7,28 @@ else stays with its owner and is known to the other side by a number, as a `Remo
 from __future__ import annotations
 
 import builtins
+import copy
 import importlib
+import io
 import json
 import os
+import sys
 import threading
 import types
-from collections import Counter, OrderedDict, deque, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from typing import Any
 
-from interlace.distill.verify.remote import ASKED, OPERATORS, Remote, RemoteClass, RemoteFunction, contains, operator
+from interlace.distill.verify.remote import (
+    NAMED,
+    OPERATORS,
+    WAITING,
+    Remote,
+    RemoteClass,
+    RemoteFunction,
+    contains,
+    operator,
+)
 
 LIBRARY = (  # modules whose names mean the same on both sides, and have no way to claim equality or end a process
     *("abc", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions"),
@@ -29,13 +41,23 @@ CHANGE = (list, dict, set, bytearray, deque)
 PARTS = {  # what values of the library are made of
     "fractions.Fraction": ("numerator", "denominator"),
     "datetime.date": ("year", "month", "day"),
-    "datetime.time": ("hour", "minute", "second", "microsecond"),
-    "datetime.datetime": ("year", "month", "day", "hour", "minute", "second", "microsecond"),
+    "datetime.time": ("hour", "minute", "second", "microsecond", "tzinfo"),
+    "datetime.datetime": ("year", "month", "day", "hour", "minute", "second", "microsecond", "tzinfo"),
+    "zoneinfo.ZoneInfo": ("key",),
+    "uuid.UUID": ("hex",),
     "datetime.timedelta": ("days", "seconds", "microseconds"),
     "builtins.range": ("start", "stop", "step"),
+    "builtins.slice": ("start", "stop", "step"),
     "builtins.complex": ("real", "imag"),
 }
+PATHS = ("PosixPath", "PurePosixPath", "PureWindowsPath")
+VIEWS = {f"dict_{n}": n for n in ("keys", "values", "items")}
+STREAMS = (io.StringIO, io.BytesIO)  # of the tests, whose methods a solution may call
 COROUTINE = 0x80  # inspect.CO_COROUTINE, whose module takes long to import
+MOCKS = (  # what a mock of the tests says, besides the methods of all mocks
+    *("return_value", "side_effect", "called", "call_count", "call_args", "call_args_list", "mock_calls"),
+    "method_calls",
+)
 LONGEST = 1 << 28  # bytes of a message
 INVISIBLE = (StopIteration, StopAsyncIteration)  # out of a call they would end a loop of the caller's
 
@@ -51,7 +73,9 @@ class Wire:
         own: name of the module whose classes are this side's own.
         held: by number, what the other side knows of.
         asked: how often the other side was asked to do something.
+        answering: how many calls of the other side are being answered.
         tested: names of classes that the tests are about, which may say themselves what they hold.
+        beyond: what was needed and cannot cross, if anything.
     """
 
     def __init__(self, own: str, read: int, write: int, do: dict[str, Callable[..., Any]], trusting: bool):
@@ -59,10 +83,12 @@ class Wire:
         self.own, self.read, self.write, self.do, self.trusting = own, read, write, do, trusting
         self.held: dict[int, Any] = {}
         self.numbers: dict[int, int] = {}
+        self.remotes: dict[int, Any] = {}
         self.classes: dict[int, type] = {}
         self.named: dict[tuple[str, ...], type] = {}
-        self.asked = 0
+        self.asked = self.answering = 0
         self.tested: set[str] = set()
+        self.beyond = ""
         self.turn = threading.RLock()
 
     def hold(self, value: Any) -> int:
@@ -72,19 +98,30 @@ class Wire:
         return number
 
     def pack(self, v: Any, whole: bool = False) -> Any:
-        """As JSON; `whole` keeps even a kind of list or number with its owner, which has made it as an object."""
+        """As JSON.
+
+        `whole`: v was made by calling a class of its owner. It then crosses as an object, even if that class is a kind
+        of list or number (`class Stack(list)`), so that its own methods can be called; elsewhere such a value crosses
+        as the plain list or number it is.
+        """
         if v is None or v is True or v is False:
             return v
         kind: Any = type(v)
+        if v is NotImplemented or v is Ellipsis:
+            return ["constant", str(v)]
+        if isinstance(v, types.TracebackType):
+            return None
+        if isinstance(v, BaseException):
+            return ["error", self._raised(v)]
         if isinstance(v, Remote):
             return ["own", object.__getattribute__(v, "_number")]
         if isinstance(v, RemoteClass):
             if "_number" not in v.__dict__:
-                raise TypeError(f"{v.__name__} of the tests is made from a class of the solution, in another process")
+                self.beyond = f"{v.__name__} of the tests is made from a class of the solution, in another process"
+                raise TypeError(self.beyond)
             return ["own", v.__dict__["_number"]]
-        if not (whole and kind.__module__ == self.own and not hasattr(kind, "_fields")) and not hasattr(
-            kind, "__members__"
-        ):
+        whole = whole and kind.__module__ == self.own and (not hasattr(kind, "_fields") or _has_methods(kind))
+        if not whole and not hasattr(kind, "__members__"):
             plain = self._plain(v, kind)
             if plain is not None:
                 return plain
@@ -113,14 +150,23 @@ class Wire:
         for name, sequence in SEQUENCES.items():
             if isinstance(v, sequence):
                 return [name, [self.pack(x) for x in sequence.__iter__(v)]]
+        if kind is defaultdict:
+            return ["defaultdict", self.pack(v.default_factory), [[self.pack(a), self.pack(b)] for a, b in v.items()]]
+        if kind.__name__ in VIEWS and kind.__module__ == "builtins":
+            return ["view", VIEWS[kind.__name__], [self.pack(x) for x in v]]
+        if kind.__module__ == "pathlib" and kind.__name__ in PATHS:
+            return ["path", kind.__name__, str(v)]
         if isinstance(v, dict):
             name = kind.__name__ if MAPPINGS.get(kind.__name__) is kind else "dict"
             return [name, [[self.pack(a), self.pack(b)] for a, b in dict.items(v)]]
         name = f"{kind.__module__}.{kind.__name__}"
         if name == "decimal.Decimal":
             return ["decimal", str(v)]
-        if name in PARTS and getattr(v, "tzinfo", None) is None:
-            return ["parts", name, [getattr(v, p) for p in PARTS[name]]]
+        if name == "datetime.timezone":
+            return ["zone", v.utcoffset(None).total_seconds()]
+        if name in PARTS:
+            parts = [self.pack(getattr(v, p)) for p in PARTS[name]]
+            return ["parts", name, parts] if not any(isinstance(p, list) and p[0] == "remote" for p in parts) else None
         return None
 
     def open(self, v: Any) -> Any:
@@ -145,7 +191,23 @@ class Wire:
             return importlib.import_module("decimal").Decimal(a[0])
         if kind == "parts" and a[0] in PARTS:
             module, name = a[0].split(".")
-            return getattr(importlib.import_module(module), name)(*a[1])
+            return getattr(importlib.import_module(module), name)(*map(self.open, a[1]))
+        if kind == "zone":
+            datetime = importlib.import_module("datetime")
+            return datetime.timezone(datetime.timedelta(seconds=a[0]))
+        if kind == "path" and a[0] in PATHS:
+            return getattr(importlib.import_module("pathlib"), a[0])(a[1])
+        if kind == "defaultdict":
+            return defaultdict(self.open(a[0]), {self.open(x): self.open(y) for x, y in a[1]})
+        if kind == "view":
+            content: Any = [self.open(x) for x in a[1]]
+            if a[0] == "values":
+                return dict(enumerate(content)).values()
+            return dict(content).items() if a[0] == "items" else dict.fromkeys(content).keys()
+        if kind == "constant":
+            return {"NotImplemented": NotImplemented, "Ellipsis": Ellipsis}[a[0]]
+        if kind == "error":
+            return self._error("next", a[0])
         if kind == "own":
             return self.held[a[0]]
         if kind in ("builtin", "library"):
@@ -164,11 +226,13 @@ class Wire:
         return self.remote(cls, number)
 
     def remote(self, cls: type, number: int) -> Any:
-        """An instance of a Remote's class."""
-        made: Any = object.__new__(cls)
-        object.__setattr__(made, "_number", number)
-        object.__setattr__(made, "_wire", self)
-        return made
+        """An instance of a Remote's class, the same for the same object."""
+        if number not in self.remotes:
+            made: Any = object.__new__(cls)
+            object.__setattr__(made, "_number", number)
+            object.__setattr__(made, "_wire", self)
+            self.remotes[number] = made
+        return self.remotes[number]
 
     def _waiting(self, number: int) -> Any:
         of = self.remote(RemoteFunction, number)
@@ -244,8 +308,12 @@ class Wire:
         """Have the other side do something; what it did to lists and the like is done here too."""
         with self.turn:
             self.asked += 1
-            packed = [a if what == "describe" else self.pack(a) for a in args]
-            self.send(["ask", what, packed, {k: self.pack(v) for k, v in more.items()}])
+            try:
+                packed = [a if what == "describe" else self.pack(a) for a in args]
+                self.send(["ask", what, packed, {k: self.pack(v) for k, v in more.items()}])
+            except RecursionError:
+                self.beyond = "a value is nested too deep to cross"
+                raise
             while True:
                 kind, *rest = self.receive()
                 if kind == "ask":
@@ -255,7 +323,7 @@ class Wire:
                 else:
                     break
             if kind == "raised":
-                raise self._error(what, *rest)
+                raise self._error(what, rest)
             found, changed = rest
             given = dict(enumerate(args)) | more
             for place, new in changed:
@@ -266,6 +334,7 @@ class Wire:
 
     def answer(self, what: str, args: list[Any], more: dict[str, Any]) -> None:
         """Do what the other side asks for."""
+        self.answering += 1
         try:
             if not self.trusting:
                 self._allow(what, args)
@@ -282,8 +351,9 @@ class Wire:
         except SolutionGone:
             raise
         except BaseException as error:
-            values = {k: self.pack(v) for k, v in vars(error).items() if k != "_said"}
-            reply = ["raised", self._kinds(type(error)), [self.pack(a) for a in error.args], values, str(error)]
+            reply = ["raised", *self._raised(error)]
+        finally:
+            self.answering -= 1
         self.send(reply)
 
     def _allow(self, what: str, args: list[Any]) -> None:
@@ -296,18 +366,24 @@ class Wire:
         ours = self.own in (type(target).__module__, getattr(target, "__module__", ""))
         if what == "describe" and not (ours and isinstance(target, type)):
             raise PermissionError("only a class of the tests is described")
+        mock = importlib.import_module("unittest.mock").NonCallableMock if "unittest.mock" in sys.modules else ()
+        if isinstance(target, mock) and what == "getattr":
+            ours = not hasattr(mock, str(args[1])) and args[1] not in MOCKS
+        ours = ours or (type(target) in STREAMS and what == "getattr")
         if (
-            what in ("getattr", "setattr")
+            what in ("getattr", "setattr", "delattr")
             and (
                 not isinstance(args[1], str)
                 or args[1].startswith("_")
                 or not ours
                 or isinstance(target, types.FunctionType | types.MethodType | types.GeneratorType | types.CoroutineType)
             )
-            and not (what == "getattr" and args[1] in ASKED)
+            and not (what == "getattr" and args[1] in NAMED)
         ):
+            if not ours:
+                self.beyond = f"{type(target).__name__} of the tests cannot be used by a solution"
             raise AttributeError(f"{args[1]!r} is not for a solution")
-        if what == "dunder" and args[1] not in OPERATORS:
+        if what in ("dunder", "await") and args[1] not in OPERATORS + WAITING:
             raise PermissionError(f"{args[1]!r} is not for a solution")
 
     def _kinds(self, cls: type) -> list[Any]:
@@ -315,12 +391,19 @@ class Wire:
         found = [self.pack(k) for k in cls.__mro__ if k.__module__.split(".")[0] in (self.own, "builtins", *LIBRARY)]
         return [["own", cls.__dict__["_number"]], *found] if "_number" in cls.__dict__ else found
 
-    def _error(self, what: str, kinds: list[Any], args: list[Any], values: dict[str, Any], said: str) -> BaseException:
+    def _raised(self, error: BaseException) -> list[Any]:
+        """An error, and what it came of."""
+        values = {k: self.pack(v) for k, v in vars(error).items() if k != "_said"}
+        cause = None if error.__cause__ is None else self._raised(error.__cause__)
+        return [self._kinds(type(error)), [self.pack(a) for a in error.args], values, str(error), cause]
+
+    def _error(self, what: str, raised: list[Any]) -> BaseException:
+        kinds, args, values, said, cause = raised
         cls = next(
             (k for k in map(self.open, kinds) if isinstance(k, type) and issubclass(k, BaseException)), Exception
         )
-        if issubclass(cls, INVISIBLE) and what not in ("next", "dunder"):
-            cls, said = RuntimeError, f"the solution raised {cls.__name__}"
+        if issubclass(cls, INVISIBLE) and what not in ("next", "anext"):
+            cls, args = RuntimeError, [f"the solution raised {cls.__name__}"]
         given = [self.open(a) for a in args]
         try:
             error = cls(*given)
@@ -330,7 +413,14 @@ class Wire:
             error.__dict__[name] = self.open(value)
         error.__dict__["_said"] = said
         error.__dict__["_from_there"] = True
+        error.__cause__ = None if cause is None else self._error("next", cause)
         return error
+
+
+def _has_methods(kind: type) -> bool:
+    """Whether a named tuple is more than that."""
+    methods = (types.FunctionType, property, classmethod, staticmethod)
+    return any(isinstance(v, methods) and not n.startswith("_") for n, v in vars(kind).items())
 
 
 def known(module: Any) -> str:
@@ -352,18 +442,42 @@ def assign(old: Any, new: Any) -> None:
         old.update(new)
 
 
+LOOPS: list[Any] = []  # kept from call to call, with the generators and locks that belong to them
+
+
 def run_to_end(function: Any, *args: Any, **more: Any) -> Any:
-    """What a coroutine comes to."""
-    return importlib.import_module("asyncio").run(function(*args, **more))
+    """What a coroutine comes to; it may be asked for while another of this process waits for the other side."""
+    asyncio = importlib.import_module("asyncio")
+    outer = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    loop = next((made for made in LOOPS if not made.is_running()), None)
+    if loop is None:
+        loop = asyncio.new_event_loop()
+        LOOPS.append(loop)
+    try:
+        return loop.run_until_complete(function(*args, **more))
+    finally:
+        asyncio._set_running_loop(outer)
+
+
+async def wait_for(value: Any, name: str, *args: Any) -> Any:
+    """What a method of `async with` or `async for` comes to."""
+    return await getattr(type(value), f"__{name}__")(value, *args)
 
 
 DO: dict[str, Callable[..., Any]] = {
     "getattr": getattr,
     "setattr": setattr,
+    "delattr": delattr,
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "item": lambda value, key: value[key],
     "iter": iter,
     "next": next,
     "call": lambda function, *args, **more: function(*args, **more),
     "run": run_to_end,
+    "await": lambda value, name, *args: run_to_end(wait_for, value, name, *args),
+    "anext": lambda value: run_to_end(wait_for, value, "anext"),
     "str": str,
     "repr": repr,
     "hash": hash,

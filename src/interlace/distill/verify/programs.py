@@ -24,16 +24,16 @@ GONE = "SolutionGone: "
 
 
 class NothingProved(Exception):
-    """The tests came to their end without one check."""
+    """Whether the solution is right cannot be said: no check was made, one was missed, or something cannot cross."""
 
 
 def check(solution: str, tests: str, limits: cage.Limits | None = None) -> cage.Outcome:
-    """Run tests against a solution. "passed" is a proof: at least one check was made, and none failed.
+    """Run tests against a solution. "passed" is a proof: a check of the solution has held, none failed, all tests ran.
 
     Each side has the limits to itself; they share a folder.
 
     Raises:
-        NothingProved: no assertion was reached.
+        NothingProved: no assertion was reached, a test was not run, or the two need what cannot cross.
         BackendUnavailable: this system has no such locks; nothing was run.
     """
     word = secrets.token_hex(8)
@@ -65,7 +65,7 @@ def _program(name: str, function: str, arguments: tuple[object, ...]) -> str:
 @cache
 def _modules(name: str) -> str:
     """Source that makes modules of ours, compiled already, and names the last one `made`."""
-    names = ["remote", "exchange", *(["pytest_child"] if name == "tests_child" else []), name]
+    names = ["remote", "exchange", *(["pytest_child", "rewrite_child"] if name == "tests_child" else []), name]
     codes = {}
     for n in names:
         file = Path(__file__).with_name(f"{n}.py")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
+import sys
 import types
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from typing import Any
 
 
-class Skipped(Exception):
+class Skipped(BaseException):
     """A test that is not to count."""
+
+
+class Lacking(Exception):
+    """A test cannot be run here."""
 
 
 class Raises:
@@ -26,7 +33,7 @@ class Raises:
     def __exit__(self, kind: type[BaseException] | None, value: Any, _: Any) -> bool:
         if kind is None:
             raise AssertionError(f"did not raise {self.kinds}")
-        self.value, self.type = value, kind
+        self.value, self.type, self.typename = value, kind, kind.__name__
         if issubclass(kind, self.kinds) and self.match is not None and not re.search(self.match, str(value)):
             raise AssertionError(f"{self.match!r} is not in {str(value)!r}")
         return issubclass(kind, self.kinds)
@@ -85,9 +92,28 @@ class Mark:
         """It is not run."""
         return lambda function: skip
 
-    def parametrize(self, names: Any, values: Any, **_: Any) -> Callable[..., Any]:
-        """Once for each row of values."""
+    def xfail(self, *_: Any, **__: Any) -> Any:
+        """What is expected to fail proves nothing."""
+        return _[0] and skip if _ and callable(_[0]) else self.skip()
+
+    def skipif(self, condition: Any, **_: Any) -> Any:
+        """Not run under a condition; one that is text is not read."""
+        return self.skip() if condition and not isinstance(condition, str) else lambda function: function
+
+    def usefixtures(self, *names: str) -> Any:
+        """Fixtures whose values it does not take."""
+
+        def of(function: Any) -> Any:
+            function.uses = [*getattr(function, "uses", []), *names]
+            return function
+
+        return of
+
+    def parametrize(self, names: Any, values: Any, indirect: Any = False, **_: Any) -> Callable[..., Any]:
+        """Once for each row of values; `indirect` ones are parameters of fixtures."""
         columns = [n.strip() for n in names.split(",") if n.strip()] if isinstance(names, str) else list(names)
+        through = columns if indirect is True else indirect or ()
+        columns = [f"{c} param" if c in through else c for c in columns]
         rows = [v.values if isinstance(v, Row) else v if len(columns) > 1 else (v,) for v in values]
 
         def of(function: Any) -> Any:
@@ -107,11 +133,11 @@ class Row:
         self.values = values
 
 
-def fixture(function: Any = None, **_: Any) -> Any:
+def fixture(function: Any = None, **options: Any) -> Any:
     """What it returns, or yields first, is a test's argument."""
     if function is None:
-        return fixture
-    function.fixture = True
+        return lambda f: fixture(f, **options)
+    function.fixture = options
     return function
 
 
@@ -125,43 +151,209 @@ def skip(reason: str = "", **_: Any) -> None:
     raise Skipped(reason)
 
 
-def hook(of: Any, name: str) -> None:
-    """Call what a class has its tests begin or end with."""
-    function = getattr(of, name, None)
-    if function is not None:
-        function(*[None for _ in wanted(function)[1:]])
-
-
 def wanted(function: Any) -> list[str]:
     """Names of the arguments that a function must be given; of a method, its object first."""
-    if "wanted" in vars(function):
-        return list(vars(function)["wanted"])
     code, defaults = function.__code__, function.__defaults__ or ()
     return list(code.co_varnames[: code.co_argcount - len(defaults)])
 
 
-def arguments(function: Any, names: dict[str, Any]) -> Iterator[list[Any] | str]:
-    """The arguments of each case of a test, or what it lacks."""
-    for case in getattr(function, "cases", [{}]):
-        found = []
-        for name in wanted(function):
-            if name in case:
-                found.append(case[name])
-            elif getattr(names.get(name), "fixture", False):
-                found.append(_made(names[name], names))
-            else:
-                yield f"an argument {name!r}"
-                break
-        else:
-            yield found
+class Session:
+    """The tests of a module, what they are given, and what is done before and after them."""
+
+    def __init__(self, module: types.ModuleType):
+        """Nothing has begun."""
+        self.module, self.begun = module, False
+        self.classes: list[type] = []
+        self.kept: dict[Any, Any] = {}  # fixtures of a wider scope than one test
+        self.ends: list[Any] = []
+
+    def run(self, test: Any, of: type | None) -> None:
+        """A test, once for each case; `of`: the class whose method it is."""
+        if not self.begun:
+            self.begun = True
+            hook(self.module, "setup_module", self.module)
+        if of is not None and of not in self.classes:
+            self.classes.append(of)
+            hook(of, "setup_class")
+        rows = [a | b for a in getattr(of, "cases", [{}]) for b in getattr(test, "cases", [{}])]
+        for name in self._all(test, of):
+            params = self._found(name, of).fixture.get("params") if self._found(name, of) else None
+            rows = [r | {f"{name} param": p} for r in rows for p in params] if params else rows
+        if not rows:
+            raise Lacking("it has no cases")
+        for row in rows:
+            Case(self, of, row).run(test)
+
+    def end(self) -> None:
+        """After the last."""
+        for made in reversed(self.ends):
+            next(made, None)
+        for of in self.classes:
+            hook(of, "teardown_class")
+        if self.begun:
+            hook(self.module, "teardown_module", self.module)
+
+    def _found(self, name: str, of: type | None) -> Any:
+        """The fixture of a name."""
+        for place in (of, self.module):
+            for key in dir(place) if place is not None else ():
+                value = getattr(place, key)
+                if isinstance(getattr(value, "fixture", None), dict) and value.fixture.get("name", key) == name:
+                    return value
+        return None
+
+    def first(self, test: Any, of: type | None) -> list[str]:
+        """Fixtures that are made before a test whether or not it takes them."""
+        found = [
+            value.fixture.get("name", key)
+            for place in (self.module, of)
+            for key, value in list(vars(place).items() if place is not None else ())
+            if isinstance(getattr(value, "fixture", None), dict) and value.fixture.get("autouse")
+        ]
+        return [*found, *getattr(of, "uses", []), *getattr(test, "uses", [])]
+
+    def _all(self, test: Any, of: type | None) -> list[str]:
+        """Names of all that a test needs, also through others."""
+        found = list(dict.fromkeys([*self.first(test, of), *wanted(test)]))
+        for name in found:
+            fixture = self._found(name, of)
+            found += [n for n in (wanted(fixture) if fixture else []) if n not in found]
+        return found
 
 
-def _made(of: Any, names: dict[str, Any]) -> Any:
-    given = next(iter(arguments(of, names)))
-    if isinstance(given, str):
-        raise TypeError(f"a fixture needs {given}")
-    found = of(*given)
-    return next(found) if isinstance(found, types.GeneratorType) else found
+class Case:
+    """One case of a test."""
+
+    def __init__(self, session: Session, of: type | None, row: dict[str, Any]):
+        """With the values of `parametrize` and the parameters of fixtures."""
+        self.session, self.of, self.row = session, of, row
+        self.made: dict[str, Any] = {}
+        self.ends: list[Any] = []
+
+    def run(self, test: Any) -> None:
+        """Call it, with what it needs and what is done before and after it."""
+        on = self.of() if self.of is not None else None
+        place, kind = (self.session.module, "function") if on is None else (on, "method")
+        self.made |= {"self": on, "cls": self.of}
+        try:
+            for name in self.session.first(test, self.of):
+                self.give(name)
+            hook(place, f"setup_{kind}", test)
+            found = test(*[self.give(n) for n in wanted(test)])
+            if isinstance(found, types.CoroutineType):
+                found = __import__("asyncio").run(found)
+            elif isinstance(found, types.GeneratorType):
+                raise Lacking("it is a generator")
+            if found is False:
+                raise AssertionError(f"{test.__name__} returned False")
+            hook(place, f"teardown_{kind}", test)
+        finally:
+            for made in reversed(self.ends):
+                next(made, None)
+
+    def give(self, name: str, asking: str = "") -> Any:
+        """The value of an argument."""
+        if name in self.row:
+            return self.row[name]
+        if name == "request":
+            return types.SimpleNamespace(param=self.row.get(f"{asking} param"), getfixturevalue=self.give)
+        if name not in self.made:
+            self.made[name] = self._make(name)
+        return self.made[name]
+
+    def _make(self, name: str) -> Any:
+        fixture = self.session._found(name, self.of)
+        if fixture is None:
+            if name not in GIVEN:
+                raise Lacking(f"it needs an argument {name!r}")
+            made: Any = GIVEN[name]()
+            self.ends.append(made)
+            return next(made)
+        scope = fixture.fixture.get("scope", "function")
+        key = (name, self.of if scope == "class" else None, repr(self.row.get(f"{name} param")))
+        if scope != "function" and key in self.session.kept:
+            return self.session.kept[key]
+        made = fixture(*[self.give(n, name) for n in wanted(fixture)])
+        if isinstance(made, types.GeneratorType):
+            (self.ends if scope == "function" else self.session.ends).append(made)
+            made = next(made)
+        elif isinstance(made, types.CoroutineType | types.AsyncGeneratorType):
+            raise Lacking(f"its fixture {name!r} waits")
+        if scope != "function":
+            self.session.kept[key] = made
+        return made
+
+
+def hook(of: Any, name: str, *about: Any) -> None:
+    """Call what a module or a class has its tests begin or end with."""
+    function = getattr(of, name, None)
+    if function is not None:
+        method = isinstance(function, types.MethodType)
+        function(*about[: len(wanted(function.__func__ if method else function)) - method])
+
+
+def tmp_path() -> Iterator[Any]:
+    """The folder of the cage, which is emptied before; no folder can be made in it."""
+    folder = __import__("pathlib").Path.cwd()
+    if not folder.name.startswith("interlace-cage-"):
+        raise Lacking("there is no cage")
+    for file in folder.iterdir():
+        file.unlink()
+    yield folder
+
+
+class Captured:
+    """`capsys`: what was printed."""
+
+    def readouterr(self) -> Any:
+        """Since the last time; unpacks to (out, err)."""
+        of: Any = {"out": sys.stdout, "err": sys.stderr}
+        said = {name: stream.getvalue() for name, stream in of.items()}
+        sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+        return namedtuple("Said", said)(**said)
+
+
+def capsys() -> Iterator[Captured]:
+    """While it is in use, nothing is shown."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+    yield Captured()
+    sys.stdout, sys.stderr = before
+
+
+class Patches:
+    """`monkeypatch`: attributes and items set for one test."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.undone: list[Callable[[], Any]] = []
+
+    def setattr(self, of: Any, name: Any, *value: Any, raising: bool = True) -> None:
+        """Of an object, or by the dotted name of what is set."""
+        if not value:
+            path, value = of, (name,)
+            module, _, name = path.rpartition(".")
+            of = __import__(module, fromlist=["x"])
+        old = getattr(of, name, None) if not raising else getattr(of, name)
+        setattr(of, name, value[0])
+        self.undone.append(lambda: setattr(of, name, old))
+
+    def setitem(self, of: Any, key: Any, value: Any) -> None:
+        """Of a mapping."""
+        had, old = key in of, of.get(key)
+        of[key] = value
+        self.undone.append(lambda: of.__setitem__(key, old) if had else of.pop(key, None))
+
+
+def monkeypatch() -> Iterator[Patches]:
+    """Undone at the end."""
+    made = Patches()
+    yield made
+    for undo in reversed(made.undone):
+        undo()
+
+
+GIVEN: dict[str, Callable[[], Iterator[Any]]] = {"tmp_path": tmp_path, "capsys": capsys, "monkeypatch": monkeypatch}
 
 
 def importorskip(name: str, **_: Any) -> Any:

@@ -51,7 +51,7 @@ def serve(solution: str, read: int, write: int) -> None:
     sys.stdout, sys.stdin = io.StringIO(), io.StringIO("")
     died = ""
     try:
-        exec(compile(solution, "solution", "exec"), module.__dict__)
+        exec(compile(solution, "solution", "exec", dont_inherit=True), module.__dict__)
     except MemoryError:
         raise
     except SystemExit as end:  # what stands after its functions may end it well

@@ -1,7 +1,8 @@
 """The tests' side: runs them against a solution that is in another process; runs inside the cage.
 
 Assertions, functions named `test...`, classes named `Test...`, `unittest` and what stands under a guard for `__main__`
-are all run. The program comes to its end only if at least one assertion was reached, and none failed.
+are all run. The program comes to its end only if a check of the solution has held, none has failed, even where the
+tests caught its error, and every test was run.
 """
 
 from __future__ import annotations
@@ -9,20 +10,34 @@ from __future__ import annotations
 import ast
 import builtins
 import io
+import re
 import sys
 import types
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from interlace.distill.verify import pytest_child
-from interlace.distill.verify.exchange import DO, LIBRARY, Wire
-from interlace.distill.verify.remote import Remote
+from interlace.distill.verify.exchange import DO, LIBRARY, SolutionGone, Wire
+from interlace.distill.verify.remote import Remote, RemoteClass
+from interlace.distill.verify.rewrite_child import Rewritten, bound
 
-EXITS = ("sys.exit", "exit", "quit")
+APART = {  # what a solution has in a process of its own
+    "the state of random, which the solution has in another process": re.compile(r"\brandom\.seed\("),
+    "the environment, which the solution has in another process": re.compile(r"\benviron\b|\bsetenv\b|\bchdir\b"),
+    "what is logged, in another process": re.compile(r"\bassertLogs\b|\blogging\b|\bcaplog\b"),
+    "warnings, which are given in another process": re.compile(r"\bwarnings\b|\bassertWarns|\bpytest\.warns\b"),
+    "standard error, which the solution has in another process": re.compile(r"stderr"),
+    "what a function is inside, in another process": re.compile(r"\binspect\b|__code__|\bgc\b|\btracemalloc\b"),
+    "what a dataclass is made of, in another process": re.compile(r"\b(asdict|astuple|is_dataclass)\b|dataclasses\."),
+    "what is patched, in another process": re.compile(
+        r"\bpatch(\.object|\.dict|\.multiple)?\((?!\s*[\"'](solution\.\w+[\"']|builtins\.input|sys\.std(in|out)))"
+    ),
+}
 
 
 class ProvesNothing(Exception):
-    """The tests came to their end and checked nothing."""
+    """The tests came to their end, and whether the solution is right cannot be said."""
 
 
 class SolutionFailed(Exception):
@@ -43,82 +58,21 @@ class Solution(types.ModuleType):
         self.__dict__[name] = value
 
 
-class Counted(ast.NodeTransformer):
-    """Tests that count the assertions they come to, and the test functions."""
-
-    def __init__(self, known: set[str]):
-        """Of a solution with these names."""
-        self.known = known
-
-    def visit_Assert(self, node: ast.Assert) -> Any:
-        """One more before it."""
-        return [_call("__asserted__", node), node]
-
-    def visit_Expr(self, node: ast.Expr) -> Any:
-        """The same for self.assertEqual(...), mock.assert_called(...), pytest.raises(...)."""
-        return [_call("__asserted__", node), node] if _checks(node.value) else node
-
-    def visit_With(self, node: ast.With) -> Any:
-        """And for `with self.assertRaises(...)`."""
-        self.generic_visit(node)
-        return [_call("__asserted__", node), node] if any(_checks(i.context_expr) for i in node.items) else node
-
-    def visit_FunctionDef(self, node: Any) -> Any:
-        """Say that it runs."""
-        self.generic_visit(node)
-        if node.name.startswith("test"):
-            node.body.insert(1 if ast.get_docstring(node) is not None else 0, _call("__ran__", node, node.name))
-        return node
-
-    visit_AsyncFunctionDef = visit_FunctionDef
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
-        """The solution's module may have any name that is no library's."""
-        top = (node.module or "").split(".")[0]
-        if (top not in sys.stdlib_module_names and {a.name for a in node.names} <= self.known) or top == "solution":
-            node.module, node.level = "solution", 0
-        return node
-
-
-def _checks(node: ast.expr) -> bool:
-    if isinstance(node, ast.Await):
-        return _checks(node.value)
-    if not isinstance(node, ast.Call):
-        return False
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    return name.startswith("assert") or name in ("raises", "fail")
-
-
-def _bound(tree: ast.Module) -> set[str]:
-    """Names that the tests give a value to."""
-    found = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-    found |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)}
-    return found | {
-        (a.asname or a.name).split(".")[0]
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Import | ast.ImportFrom)
-        for a in n.names
-    }
-
-
-def _call(name: str, at: ast.AST, *words: str) -> ast.stmt:
-    call = ast.Call(ast.Name(name, ast.Load()), [ast.Constant(w) for w in words], [])
-    return ast.copy_location(ast.Expr(call), at)
-
-
 class Judge:
     """One run of the tests.
 
     Attributes:
-        proofs: assertions that were come to.
-        ran: names of the test functions that were called.
-        failed: the first failure that unittest has caught.
+        proofs: checks that have held and that depend on the solution.
+        ran: lines of the test functions that were called, each with the class of its object.
+        failed: the first check that has not held, whoever caught its error.
+        doubt: why nothing can be said though no check has failed.
     """
 
     def __init__(self, wire: Wire):
         """Nothing has run."""
         self.wire, self.module = wire, types.ModuleType("__main__")
-        self.proofs, self.ran, self.failed, self.lacking = 0, set[str](), "", ""
+        self.proofs, self.ran, self.failed, self.doubt = 0, set[tuple[int, type]](), "", ""
+        self.lacking: dict[str, str] = {}
         self.cases: set[type] = set()
 
     def prepare(self, tree: ast.Module) -> ast.Module:
@@ -131,21 +85,129 @@ class Judge:
         values = {n: v for n, v in pairs if n.isidentifier() and not n.startswith("__")}
         solution = Solution("solution")
         solution.__dict__.update(values)
+        plain = {n for n, v in values.items() if not isinstance(v, Remote | RemoteClass)}
+        self.tests = Rewritten(tree, set(values), plain)
         ours = {n for n in values if hasattr(builtins, n) or n in sys.stdlib_module_names}
         if used & (set(values) - ours) or len(used & ours) > 1:  # `sum` alone may be what is asked for
             values = {n: v for n, v in values.items() if n not in ours}
-        solution.__dict__.update({"_wire": self.wire, "__all__": sorted(set(values) - _bound(tree))})
+        solution.__dict__.update({"_wire": self.wire, "__all__": sorted(set(values) - bound(tree))})
         sys.modules |= {"__main__": self.module, "solution": solution, "pytest": pytest_child.module}
         self.module.__dict__.update(values)
         self.module.__dict__.update({n: __import__(n) for n in LIBRARY if n in used and n not in values})
-        self.module.__dict__.update({"__asserted__": self.asserted, "__ran__": self.ran.add})
+        for said in (self.held, self.wrong, self.checking, self.caught, self.status):
+            self.module.__dict__[f"__{said.__name__}__"] = said
+        self.module.__dict__["__ran__"] = lambda line, of=None: self.ran.add((line, type(of)))
         self.module.__dict__["__file__"] = "tests"
         self.wire.asked = 0
-        return ast.fix_missing_locations(Counted(set(solution.__dict__)).visit(tree))
+        tree = ast.fix_missing_locations(self.tests.visit(tree))
+        sys.modules |= dict.fromkeys(self.tests.modules, solution)
+        return tree
 
-    def asserted(self) -> None:
-        """One more."""
-        self.proofs += 1
+    # --- what the rewritten tests say ---------------------------------------------------------------------------------
+
+    def held(self, direct: bool = False) -> None:
+        """A check has held. It is a proof if the solution was asked for something, or given as a value (`direct`)."""
+        if self.wire.asked or direct:
+            self.proofs += 1
+
+    def wrong(self, check: str) -> None:
+        """A check has not held. Inside a call that the solution made, it may be what the solution is to catch."""
+        if self.wire.answering:
+            self.doubt = self.doubt or f"a check did not hold in a call that the solution made: {check}"
+        else:
+            self.failed = self.failed or check
+
+    @contextmanager
+    def checking(self, check: str, counts: bool, direct: bool, expects: bool) -> Iterator[None]:
+        """Around a check that is a call. `expects`: an AssertionError, which is then no failure."""
+        before = self.failed
+        try:
+            yield
+        except AssertionError as error:
+            if "_from_there" not in vars(error):
+                self.wrong(check)
+            raise
+        if expects:
+            self.failed = before
+        if counts:
+            self.held(direct)
+
+    def caught(self, last: int, broad: bool, expects: bool) -> None:
+        """In a handler of a `try` that ends in this line; of one that makes a check itself, 0.
+
+        `expects`: what follows the call that raised is there to say that it did not. `broad`: it catches anything, also
+        errors that the tests raise because a check has not held.
+        """
+        error = sys.exc_info()[1]
+        there = "_from_there" in vars(error)
+        if expects and there:
+            self.held()
+        own = isinstance(error, AssertionError) or type(error).__module__ == "__main__"
+        if last and self._passed_by(error, last, (broad or own) and not there):
+            self.doubt = self.doubt or f"the tests caught {type(error).__name__}: {error}, and passed a check by"
+
+    def _passed_by(self, error: Any, last: int, ours: bool) -> bool:
+        """Whether an assertion stands after what raised, in the `try` or in a function; or it is an error of `ours`."""
+        trace = error.__traceback__
+        while trace is not None:
+            code, line = trace.tb_frame.f_code, trace.tb_lineno
+            if code.co_filename == "tests":
+                if any(first <= last and line <= end for first, end in self.tests.asserts):
+                    return True
+                if ours and trace.tb_next is None and line in self.tests.raises:
+                    return True
+            trace = trace.tb_next
+            if trace is not None:
+                last = self.tests.ends.get(trace.tb_frame.f_code.co_firstlineno, 0)
+        return False
+
+    def status(self, code: Any) -> Any:
+        """What the tests exit with, if that depends on the solution."""
+        if code is not None:
+            self.held()
+        return code
+
+    # --- what is run --------------------------------------------------------------------------------------------------
+
+    def watch(self, tests: str) -> None:
+        """Hear of failures in what the library runs."""
+        if "unittest" in tests:  # its import takes as long as all else
+            import unittest
+
+            unittest.main = self.main  # type: ignore[assignment]
+            unittest.expectedFailure = unittest.skip("it is expected to fail")  # type: ignore[assignment]
+            self.hear(unittest.TestResult)
+        if "thread" in tests.lower():
+            import threading
+
+            def died(of: Any) -> None:
+                self.failed = self.failed or f"{of.exc_type.__name__} in a thread: {of.exc_value}"
+
+            threading.excepthook = died
+
+    def hear(self, result: Any) -> None:
+        """Of failures and of tests that are skipped, whoever runs them."""
+
+        def bad(_: Any, error: Any) -> None:
+            if error is not None:
+                self.failed = self.failed or f"{error[0].__name__}: {error[1]}"
+
+        def skipped(test: Any, reason: str) -> None:
+            self.lacking.setdefault(str(getattr(test, "_testMethodName", test)), f"skipped: {reason}")
+
+        def also(name: str, say: Any) -> None:
+            plain = getattr(result, name)
+
+            def method(found: Any, *about: Any) -> None:
+                say(*about)
+                plain(found, *about)
+
+            setattr(result, name, method)
+
+        also("addError", bad)
+        also("addFailure", bad)
+        also("addSubTest", lambda _, subtest, error: bad(subtest, error))
+        also("addSkip", skipped)
 
     def main(self, *_: Any, exit: bool = True, **__: Any) -> Any:
         """What stands for unittest.main."""
@@ -163,66 +225,64 @@ class Judge:
 
     def case(self, case: Any) -> None:
         """Run a TestCase, once."""
-        if case in self.cases:
-            return
-        import unittest
+        if case not in self.cases:
+            import unittest
 
-        self.cases.add(case)
-        result = unittest.TestResult()
-        unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
-        bad = [text for _, text in result.errors + result.failures]
-        if bad or result.unexpectedSuccesses:
-            self.failed = self.failed or (bad[0].strip().splitlines()[-1] if bad else "a test passed that was to fail")
+            self.cases.add(case)
+            unittest.defaultTestLoader.loadTestsFromTestCase(case).run(unittest.TestResult())
 
-    def functions(self) -> Iterator[tuple[str, Any]]:
-        """Test functions, also of classes, that the tests have not called themselves."""
-        for name, value in list(vars(self.module).items()):
+    def functions(self, of: Any, called: set[tuple[int, type]]) -> Iterator[tuple[str, Any, Any]]:
+        """Test functions of the module or of a class, and of classes in it, that the tests have not called."""
+        inside = isinstance(of, type)
+        for name in dir(of) if inside else list(vars(of)):
+            value = getattr(of, name)
             if getattr(value, "__module__", "") != "__main__" or isinstance(value, Remote):
                 continue
-            if name.startswith("test") and isinstance(value, types.FunctionType) and name not in self.ran:
-                yield name, value
+            value = getattr(value, "__func__", value)  # a class method is given its class, as an argument
+            if name.startswith("test") and isinstance(value, types.FunctionType):
+                line = first_line(value)
+                if (line, of if inside else type(None)) not in called:
+                    yield name, value, of if inside else None
             elif name.startswith("Test") and isinstance(value, type) and not self.is_case(value):
-                for method in [m for m in dir(value) if m.startswith("test") and m not in self.ran]:
-                    yield method, self.method(value, method)
-
-    def method(self, of: Any, name: str) -> Any:
-        """A test of a class, with what is to be done before and after it."""
-
-        def run(*args: Any) -> Any:
-            made = of()
-            for before in ("setup_class", "setup_method"):
-                pytest_child.hook(made, before)
-            found = getattr(made, name)(*args)
-            pytest_child.hook(made, "teardown_method")
-            return found
-
-        function = getattr(of, name)
-        run.__dict__.update(vars(function))
-        run.__dict__["wanted"] = pytest_child.wanted(function)[1:]
-        return run
+                yield from self.functions(value, called)
 
     def rest(self) -> None:
-        """Run what the tests define and do not run."""
+        """Run what the tests define and have not run themselves."""
+        called = set(self.ran)
+        self.main(exit=False)
+        session = pytest_child.Session(self.module)
         try:
-            self.main(exit=False)
-            for name, function in self.functions():
-                for arguments in pytest_child.arguments(function, vars(self.module)):
-                    if isinstance(arguments, str):
-                        self.lacking = self.lacking or f"; {name} needs {arguments}"
-                        continue
-                    try:
-                        found = function(*arguments)
-                        if isinstance(found, types.CoroutineType):
-                            __import__("asyncio").run(found)
-                    except pytest_child.Skipped:
-                        continue
+            for name, function, of in self.functions(self.module, called):
+                try:
+                    session.run(function, of)
+                except (pytest_child.Skipped, pytest_child.Lacking) as error:
+                    self.lacking.setdefault(name, str(error))
         finally:
-            if self.failed:
-                raise TestsFailed(self.failed)
+            session.end()
+
+    def verdict(self) -> None:
+        """Raise if a check has not held, or if it cannot be said that all have."""
+        if self.failed:
+            raise TestsFailed(self.failed)
+        ran = {line for line, _ in self.ran}
+        missed = {name: "" for line, name in self.tests.tests.items() if line not in ran} | self.lacking
+        said = "; ".join(f"{name} was not run" + (f" ({why})" if why else "") for name, why in missed.items())
+        if not self.proofs:
+            why = f"; {self.doubt or said}" if self.doubt or said else ""
+            raise ProvesNothing(f"the tests prove nothing: no assertion was reached{why}")
+        if self.doubt or said:
+            raise ProvesNothing(f"the tests prove too little: {self.doubt or said}")
+
+
+def first_line(function: Any) -> int:
+    """The first line of a function, under what decorates it."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return int(function.__code__.co_firstlineno)
 
 
 def judge(tests: str, read: int, write: int, word: str) -> None:
-    """Run tests; raises where the solution is wrong, or, with a word that it cannot know, where nothing was checked."""
+    """Run tests; raises where the solution is wrong, or, with a word that it cannot know, where nothing can be said."""
     wire = Wire("__main__", read, write, dict(DO), trusting=False)
     wire.do |= {
         "describe": wire.describe,
@@ -232,26 +292,40 @@ def judge(tests: str, read: int, write: int, word: str) -> None:
         "read": lambda size: sys.stdin.read(size),
     }
     sys.stdin = io.StringIO("")
-    tree = ast.parse(tests, "tests")
     found = Judge(wire)
-    if "unittest" in tests:  # its import takes as long as all else
-        import unittest
-
-        unittest.main = found.main  # type: ignore[assignment]
-    exits = any(
-        isinstance(n, ast.Raise) or (isinstance(n, ast.Call) and ast.unparse(n.func) in EXITS) for n in ast.walk(tree)
-    )
-    tree = found.prepare(tree)
+    found.watch(tests)
+    tree = found.prepare(ast.parse(tests, "tests"))
     try:
-        exec(compile(tree, "tests", "exec"), found.module.__dict__)
+        run(found, compile(tree, "tests", "exec"))  # annotations are not evaluated, as in this file
+        found.verdict()
+    except ProvesNothing as error:
+        raise ProvesNothing(f"{word} {error}") from None
+    except SolutionGone:
+        raise
+    except BaseException as error:
+        apart = [f"the tests rely on {what}" for what, sign in APART.items() if sign.search(tests)]
+        if wire.beyond or apart:
+            raise ProvesNothing(f"{word} not checked: {wire.beyond or apart[0]}") from None
+        if isinstance(error, pytest_child.Skipped | pytest_child.Lacking):
+            raise ProvesNothing(f"{word} not checked: {error}") from None
+        if isinstance(error, ImportError) and "_from_there" not in vars(error):
+            raise ProvesNothing(f"{word} not checked: the tests cannot import: {error}") from None
+        raise
+
+
+def run(found: Judge, code: types.CodeType) -> None:
+    """All of the tests."""
+    try:
+        exec(code, found.module.__dict__)
     except SystemExit as end:
         if "_from_there" in vars(end):
             raise TestsFailed("the solution ended the program") from None
         if end.code not in (None, 0, False) and not found.failed:
             raise TestsFailed(f"the tests ended with {end.code}") from None
+        line = end.__traceback__.tb_next.tb_lineno if end.__traceback__ and end.__traceback__.tb_next else 0
+        if any(line < first for first in found.tests.outside):
+            found.doubt = found.doubt or f"the tests ended themselves in line {line}, before an assertion"
     try:
         found.rest()
     except SystemExit as end:
         raise TestsFailed(f"a test ended the program with {end.code}") from None
-    if not found.proofs and not (exits and wire.asked):
-        raise ProvesNothing(f"{word} the tests prove nothing: no assertion was reached{found.lacking}")
