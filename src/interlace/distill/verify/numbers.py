@@ -7,19 +7,12 @@ import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
-from interlace.distill.verify.spelling import inside_box, normal
+from interlace.distill.verify.final import final_answer, find
+from interlace.distill.verify.spelling import normal
+from interlace.distill.verify.units import NAMES
 
+UNITS = rf"{NAMES}|[mghsl]|am|pm|st|nd|rd|th|usd|°[CF]?"
 # No pattern here takes more than linear time: spaces are bounded wherever something follows them.
-SAID = re.compile(
-    r"(?P<hash>#{4})|(?P<box>\\boxed(?=\s{0,4}\{))|\banswer\W{0,6}(?:is|=)\W{0,24}?(?=[^\W:]|[-+−–±$\\(.])"
-    r"|(?:^|(?<=[.!?]\s))(?:[^\w\n]|_){0,24}(?:(?:so|thus|hence|therefore),?\s{1,4})?(?:the\s{1,4})?"
-    r"(?:final\s{1,4}|correct\s{1,4})?answer[*_]{0,4}\s{0,4}:",
-    re.IGNORECASE | re.MULTILINE,
-)
-UNITS = (
-    "km|cm|mm|m|kg|mg|g|lbs?|oz|mi|ft|in|yd|hrs?|h|min|sec|s|ml|l|mph|kph|am|pm|st|nd|rd|th|usd|°[CF]?|"
-    "meters?|metres?|feet|foot|inch(?:es)?|yards?|miles?|units?|square|cubic|sq|cu|centimeters?|kilometers?|liters?"
-)
 SCALES = {"thousand": 3, "k": 3, "million": 6, "billion": 9, "trillion": 12}
 NUMBER = re.compile(
     r"(?<![\w.])(?=[-+−–$€£¥.\d])(?P<sign>[-+−–]?)(?:[$€£¥]\s?)?(?P<minus>[-−–]?)"
@@ -42,7 +35,7 @@ MIXED = re.compile(r"(?<![\w./,])(-?\d+)\s{1,4}(?:and\s{1,4})?(\d+)\s{0,4}/\s{0,
 GROUPS = re.compile(
     r"(?<![\w.,])\d{1,3}(?:(?:[\u00a0\u2009\u202f'_]|\\ )\d{3})+(?!\d)|(?<![\w.,])\d{1,3}(?: \d{3}){2,}(?!\d)"
 )
-DEGREES = re.compile(r"\^\s{0,4}\{?\s{0,4}\\circ\s{0,4}\}?|\\degree\b")
+DEGREES = re.compile(r"\^\s{0,4}(?:\{\s{0,4}\\circ\s{0,4}\}|\\circ)|\\degree\b")
 UNIT_POWER = re.compile(
     rf"(?<=\d)(\s{{0,4}}\\?,?\s{{0,4}}(?:\\(?:text|mathrm)\s{{0,4}}\{{\s{{0,4}})?(?:{UNITS})(?:/(?:{UNITS}))?\s{{0,4}}\}}?)"
     r"(?:\^\s{0,4}\{?[23]\}?|[²³])\s{0,4}\}?",
@@ -67,40 +60,19 @@ def final_number(text: str) -> Fraction | None:
     fractions, powers of ten, "million" and unicode's signs are read. A percentage is the number before the sign. An
     answer that holds a root, a power or a constant is none, and neither is a box of several numbers.
     """
-    said = _last_mark(text)
-    if said is None:
+    line, place = find(text)
+    if place == "nowhere":
         if SEVERAL.search(_last_sentence(text)) or _is_none(_last_sentence(text)):
             return None
         numbers = all_numbers(text)
         return numbers[-1] if numbers else None
-    if said["box"]:
-        return _alone(inside_box(text[said.start() :]))
-    line = text[said.end() :].strip().split("\n")[0]
-    if "\\boxed" in line:
-        return _alone(inside_box(line))
+    if place == "box":
+        return _alone(line)
     first = line.split(". ")[0]
     if _is_none(first.rsplit("=", 1)[-1]) or any(p.search(first) for p in (SEVERAL, BOTH, COMPOUND)):
         return None
     numbers = all_numbers(line.rsplit("=", 1)[-1]) or all_numbers(line)
     return numbers[0] if numbers else None
-
-
-def said_text(text: str) -> str:
-    """The answer that a text gives, as it is written: what `final_number` looks for its number in."""
-    said = _last_mark(text)
-    if said is None:
-        return text.strip()
-    if said["box"]:
-        return inside_box(text[said.start() :])
-    line = text[said.end() :].strip().split("\n")[0]
-    return inside_box(line) if "\\boxed" in line else line
-
-
-def _last_mark(text: str) -> re.Match[str] | None:
-    said = None
-    for said in SAID.finditer(text):  # noqa: B007 - the last is used
-        pass
-    return said
 
 
 def _last_sentence(text: str) -> str:
@@ -195,7 +167,7 @@ def same_number(answer: str, gold: str, tolerance: float = 0.0) -> tuple[bool, s
 
     tolerance: relative; 0 compares exactly, as fractions.
     """
-    one, other = normal(said_text(answer)), normal(said_text(gold))
+    one, other = normal(final_answer(answer)), normal(final_answer(gold))
     if one == other and one:
         return True, ""
     said, known = final_number(answer), final_number(gold)

@@ -28,9 +28,10 @@ from interlace.distill.verify.shapes import (
     periodic,
     power,
     region,
-    unit_of,
+    root,
 )
 from interlace.distill.verify.spelling import normal
+from interlace.distill.verify.units import unit_of
 
 LONGEST = 2000  # characters
 LONGEST_NAME = 3  # letters that are read as a product, as in xyz
@@ -167,8 +168,8 @@ class Reader:
         elif self._command("choose"):
             self._take()
             said = binomial(said, self._sum())
-        unit = []
-        while self._is(kinds=("unit", "word")):
+        unit: list[str] = []
+        while self._is(kinds=("unit", "word")) or (unit and self._is("/")):
             unit.append(self._take().text)
         if isinstance(said, sympy.Expr) and said.has(DEGREE) and not self._depth:
             said, unit = said.subs(DEGREE, 1), ["°"]
@@ -257,9 +258,7 @@ class Reader:
     def _atom(self) -> Any:
         token = self._take()
         if token.kind == "number":
-            if self._is("_"):
-                raise ValueError("a number in another base")
-            return sympy.Rational(token.text)
+            return self._in_base(token.text) if self._is("_") else sympy.Rational(token.text)
         if token.kind == "period":
             return periodic(token.text)
         if token.kind == "letter":
@@ -286,6 +285,11 @@ class Reader:
         if name in ("i", "e"):
             return {"i": sympy.I, "e": sympy.E}[name]
         return sympy.Symbol(name, real=True)
+
+    def _in_base(self, digits: str) -> Any:
+        """10_3, which is three."""
+        self._take()
+        return sympy.Integer(int(digits, int(self._until_closed() if self._is("{") else self._take().text)))
 
     def _until_closed(self) -> str:
         """What braces hold, as it is written."""
@@ -348,18 +352,42 @@ class Reader:
         bars, self._bars = self._bars, 0
         self._squares += opened == "["
         self._depth += 1
-        parts = self._parts()
+        parts = self._conditions() if opened in ("{", "\\{") and self._begins_conditions() else self._parts()
         closed = self._expect(*{"{": ("}",), "\\{": ("\\}",)}.get(opened, (")", "]"))).text
         self._bars = bars
         self._squares -= opened == "["
         self._depth -= 1
         if opened in ("{", "\\{"):
-            return parts[0] if opened == "{" and len(parts) == 1 else Members(tuple(parts))
+            plain = len(parts) == 1 and (opened == "{" or isinstance(parts[0], Region | Relation))
+            return parts[0] if plain else Members(tuple(parts))
         if len(parts) > 1:
             return Group(opened, closed, tuple(parts))
         if opened + closed not in ("()", "[]"):
             raise ValueError(f"{opened} is closed by {closed}")
         return parts[0]
+
+    def _begins_conditions(self) -> bool:
+        """Whether "x |", "x :" or "x \\in \\mathbb{R} |" stands next."""
+        kinds = [(t.kind, t.text) for t in self._found[self._place : self._place + 4]]
+        if kinds[1:3] == [("relation", "in"), ("command", "reals")]:
+            del kinds[1:3]
+        return len(kinds) > 1 and kinds[0][0] == "letter" and kinds[1] in (("sign", "|"), ("sign", ":"))
+
+    def _conditions(self) -> list[Any]:
+        """What a set's members meet: {x | x > 2}."""
+        while not self._is("|", ":"):
+            self._take()
+        self._take()
+        met, joints = [self._relation()], set()
+        while self._is(kinds=("separator",)):
+            joints.add(self._take().text)
+            met.append(self._relation())
+        try:
+            return [Region((sympy.Union if joints == {"or"} else sympy.Intersection)(*map(region, met)))]
+        except NotImplementedError:  # of several unknowns
+            if len(met) > 1 or not isinstance(met[0], Relation):
+                raise
+            return met
 
     def _parts(self) -> list[Any]:
         if self._is("\\}"):
@@ -394,8 +422,8 @@ class Reader:
             else:
                 raised = number(self._signed(self._argument))
         if name == "sqrt":
-            root = number(self._root()) if self._is("[") else sympy.Integer(2)
-            return power(number(self._argument_of(name)), 1 / root)
+            degree = number(self._degree()) if self._is("[") else sympy.Integer(2)
+            return root(number(self._argument_of(name)), degree)
         given = self._argument_of(name)
         parts = given.parts if isinstance(given, Group) and given.open == "(" else (given,)
         if raised == -1 and name in TRIGONOMETRY[:3]:
@@ -403,7 +431,7 @@ class Reader:
         said = applied(name, [number(p) for p in parts], base)
         return power(said, raised) if raised is not None else said
 
-    def _root(self) -> Any:
+    def _degree(self) -> Any:
         self._expect("[")
         self._squares += 1
         said = self._sum()
