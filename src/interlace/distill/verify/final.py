@@ -25,6 +25,9 @@ _FORMULAS = re.compile(
 _REST = re.compile(
     r"(?<!\bMr)(?<!\bDr)(?<!\bSt)\.\s+(?=[A-Z\\$*(])|,?\s+(?:since|because)\b|,\s+(?:as|so|which|where|when|i\.e\.)(?!\w)"
 )
+_FILLER = re.compile(
+    r"^(?:(?:therefore|thus|then|simply|just|exactly|option|choice|given by)\b[\s:,]{0,4}){0,3}(?:[-•] (?=\$))?"
+)
 _TAG = re.compile(r"</\w|<\|\w{2,}\|>")
 _LABEL = re.compile(
     r"(?:\\text(?:bf|rm)?\s{0,4}\{\s{0,4})?\*{0,2}(?:\(([A-J])\)|([A-J])[.)](?=[\s}~*]))[\s}~*:.]{1,8}(?=[\w\\$(.√π-])"
@@ -50,7 +53,7 @@ def find(text: str) -> Said:
         return Said(text.strip(), "nowhere")
     if mark["box"]:
         return Said(", ".join(dict.fromkeys(_boxes(text, mark.start()))), "box")
-    after = text[mark.end() :].lstrip(" \t\r\n:*_`=≈")
+    after = text[mark.end() :].lstrip(' \t\r\n:*_`=≈"“')
     if display := _DISPLAY.match(after):
         return Said((display[1] or display[2]).strip(), "line")
     return Said(_TAG.split(after.split("\n")[0])[0].rstrip(" \t\r*_`"), "line")
@@ -61,12 +64,13 @@ def final_answer(text: str) -> str:
     said, place = find(text)
     if place != "line":
         return said
-    label, value = choice(said)
+    label, value = choice(_FILLER.sub("", said, count=1))
     if formulas := _FORMULAS.match(value):
         value = formulas[0].replace("$", "")
     elif rest := _REST.search(value):
         value = value[: rest.start()]
-    return f"({label}) {value}" if label else value.rstrip(". ")
+    value = value.rstrip(' .*_`"”')
+    return f"({label}) {value}" if label else value
 
 
 def choice(text: str) -> tuple[str, str]:

@@ -54,7 +54,7 @@ _TOKEN = re.compile(
     r"|(?P<period>\d*\.\d*\\(?:overline|bar|dot)\s*\{\d+\})"
     r"|(?P<grouped>\d{1,3}(?:,\d{3})+(?![\d])(?!,\d)(?:\.\d+)?|\d{1,3}(?: \d{3}){2,}(?!\d))"
     r"|(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\w))?)"
-    r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s*\{(?P<word>[^{}]*)\}(?:\^\{?(?P<power>\d)\}?)?"
+    r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s*\{(?P<word>(?:[^{}]|\{[^{}]*\})*)\}(?:\^\{?(?P<power>-?\d)\}?)?"
     r"|\\(?:begin|end)\s*\{(?P<environment>[a-z]+\*?)\}(?:\{[lcr|]*\})?"
     r"|\\mathbb\s*\{?(?P<field>[A-Z])\}?"
     r"|\\(?P<command>[A-Za-z]+)"
@@ -63,7 +63,7 @@ _TOKEN = re.compile(
 )
 _BEHIND_A_UNIT = re.compile(rf"{_ENDS}|(?=\s*/\s*\\(?:text|mathrm))")
 _DROPPED = re.compile(
-    r"\\\\|\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])|\\[,;:!()\[\]]|\\?\$|\\(?=%)"
+    r"\\\\|\\(?:left|right|[bB]igg?[lr]?|middle|displaystyle|limits)(?![A-Za-z])|\\[,;:!()\[\]]|\\?\$|\\(?=%)"
 )
 _SPACE = re.compile(r"\\\\|\\(?:quad|qquad)(?![A-Za-z])|\\\s|~")
 _OPEN_AT_LEFT = re.compile(r"\]([^\[\](),]+),([^\[\](),]+)([\[\]])")  # ]0,1[ as (0,1)
@@ -91,7 +91,7 @@ def clean(text: str) -> str:
     s = re.sub(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*\b(?:and|or)\b[^{}]*)\}", r" \1 ", s)
     s = _RAISED.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0]).replace('−', '-')}}}", s)
     s = one_spelling("".join(map(_vulgar, s))).replace("{,}", ",").replace("%", "\\text{%}")
-    s = re.sub(r"°\s*(?:C|F|\\text\{[CF]\})(?![A-Za-z])", "°", s)
+    s = re.sub(r"°\s*(?:[CF]|\\(?:text|mathrm)\s*\{\s*[CF]\s*\})(?![A-Za-z])", "°", s)
     s = _OPEN_AT_LEFT.sub(lambda m: f"({m[1]},{m[2]}{')' if m[3] == '[' else ']'}", s)
     return _OPEN_AT_RIGHT.sub(r"[\1,\2)", s).strip().rstrip(".").strip()
 

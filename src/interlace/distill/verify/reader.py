@@ -289,7 +289,10 @@ class Reader:
     def _in_base(self, digits: str) -> Any:
         """10_3, which is three."""
         self._take()
-        return sympy.Integer(int(digits, int(self._until_closed() if self._is("{") else self._take().text)))
+        base = int(self._until_closed() if self._is("{") else self._take().text)
+        if base < 2:
+            raise ValueError(f"a number in base {base}")
+        return sympy.Integer(int(digits, base))
 
     def _until_closed(self) -> str:
         """What braces hold, as it is written."""

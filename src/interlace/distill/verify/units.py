@@ -27,8 +27,8 @@ UNITS = {  # the symbol, and its other names in the singular
     "week": "",
     "month": "",
     "year": "",
-    "mph": "",
-    "kph": "",
+    "mi/h": "mph",
+    "km/h": "kph kmh",
     "°": "degree deg",
     "rad": "radian",
     "cent": "",
@@ -57,9 +57,11 @@ _SYMBOLS |= {name.casefold(): symbol for name, symbol in _SYMBOLS.items() if len
 
 
 def unit_of(text: str) -> str:
-    """One spelling of a unit: kilometers per hour as km/h, square meters as m^2."""
+    """One spelling of a unit: kilometers per hour as km/h, square meters as m^2, m s^{-2} as m/s^2."""
     said: list[str] = []
-    for word in re.sub(r"([/^])", r" \1", text.replace(".", "").replace("{", "").replace("}", "")).split():
+    text = re.sub(r"[.{}]", "", text)
+    text = re.sub(r"([A-Za-z]+)\s{0,4}\^-(\d)", lambda m: f"/{m[1]}" + (f"^{m[2]}" if m[2] != "1" else ""), text)
+    for word in re.sub(r"([/^])", r" \1", text).split():
         slash, name = ("/", word[1:]) if word.startswith("/") else ("", word)
         said += [slash] if slash else []
         if name:
