@@ -26,6 +26,8 @@ from interlace.distill.verify.shapes import (
 )
 from interlace.distill.verify.spelling import normal
 
+LONGEST_CHAIN = 6  # sides of an equation that are also compared in another order
+
 
 def same(answer: str, gold: str) -> tuple[bool, str]:
     """(whether two answers are equal, why not).
@@ -203,6 +205,8 @@ def _equal_relations(a: Relation, b: Relation) -> bool:
 
 def _equal_equations(a: Relation, b: Relation) -> bool:
     """One is a number times the other, or both give the same to the same names."""
+    if max(len(a.sides), len(b.sides)) > LONGEST_CHAIN:
+        return _in_order(a.sides, b.sides)
     if len(a.sides) > 2 or len(b.sides) > 2:
         return _equal_chains(_once(a.sides), _once(b.sides))
     (a1, a2), (b1, b2) = a.sides, b.sides
@@ -219,9 +223,9 @@ def _equal_chains(one: list[Any], other: list[Any]) -> bool:
     """The same sides in any order, or all of them times one number; A = 2x = 6 says what A = 6 does."""
     short, long = sorted((one, other), key=len)
     if len(short) == 2 < len(long):
-        steps = long[1:-1]
+        steps, last = long[1:-1], getattr(long[-1], "value", long[-1])
         given = _names(short[0]) and _names(short[0]) == _names(long[0]) and not any(map(_names, steps))
-        return bool(given) and getattr(long[-1], "free_symbols", None) == set() and equal_shapes(short[1], long[-1])
+        return bool(given) and getattr(last, "free_symbols", None) == set() and equal_shapes(short[1], long[-1])
     if len(short) == 2:
         return _equal_equations(*(Relation(("=",), tuple(x)) for x in (one, other)))
     if not all(isinstance(x, sympy.Expr) for x in one + other):

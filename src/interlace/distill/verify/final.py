@@ -9,9 +9,10 @@ from interlace.distill.verify.units import NAMES
 
 # No pattern here takes more than linear time: spaces are bounded wherever something follows them.
 _MARK = re.compile(
-    r"(?P<box>\\boxed(?=\s{0,4}\{))|#{4}|<answer>|\banswer\W{0,6}(?:is\b|=)(?=[\s:*_]{0,24}\S)"
+    r"(?P<box>\\boxed(?=\s{0,4}\{))|<answer>|\banswers?\W{0,6}(?:(?:is|are)\b|=)(?=[\s:*_]{0,24}\S)"
     r"|(?:^|(?<=[.!?]\s))(?:[^\w\n]|_){0,24}(?:(?:so|thus|hence|therefore),?\s{1,4})?(?:(?:the|my)\s{1,4})?"
-    r"(?:final\s{1,4}|correct\s{1,4})?answer[*_]{0,4}\s{0,4}:",
+    r"(?:final\s{1,4}|correct\s{1,4})?answer[*_]{0,4}\s{0,4}:"
+    r"|^[#*_ ]{1,8}(?:final\s{1,4})?answer[*_ ]{0,8}$|#{4}",
     re.IGNORECASE | re.MULTILINE,
 )
 _BRACE = re.compile(r"(?P<box>\\boxed\s{0,4}\{)|\\.|(?P<open>\{)|(?P<close>\})")
@@ -20,7 +21,7 @@ _DISPLAY = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", re.DOTALL)
 _INLINE = r"(?:\$(?! )[^$\n]+(?<! )\$(?!\d)|\$ [^$\n]+ \$|\\\([^\n]+?\\\))"
 _FORMULAS = re.compile(
     rf"{_INLINE}(?:\s{{0,4}}(?:,|;|,?\s{{0,4}}and|,?\s{{0,4}}or)\s{{0,4}}{_INLINE})*"
-    rf"(?:\s{{0,4}}(?:\\?%|°|(?:{NAMES}|[mghsL])(?![A-Za-z])))?"
+    rf"(?:\s{{0,4}}(?:\\?%|°|(?:{NAMES}|[mghsL]|thousand|million|billion|trillion)(?![A-Za-z])))?"
 )
 _REST = re.compile(
     r"(?<!\bMr)(?<!\bDr)(?<!\bSt)\.\s+(?=[A-Z\\$*(])|,?\s+(?:since|because)\b|,\s+(?:as|so|which|where|when|i\.e\.)(?!\w)"
@@ -30,7 +31,7 @@ _FILLER = re.compile(
 )
 _TAG = re.compile(r"</\w|<\|\w{2,}\|>")
 _LABEL = re.compile(
-    r"(?:\\text(?:bf|rm)?\s{0,4}\{\s{0,4})?\*{0,2}(?:\(([A-J])\)|([A-J])[.)](?=[\s}~*]))[\s}~*:.]{1,8}(?=[\w\\$(.√π-])"
+    r"(?:\\(?:text|math)(?:bf|rm|it)?\s{0,4}\{\s{0,4})?\*{0,2}(?:\(([A-J])\)|([A-J])[.)](?=[\s}~*]))[\s}~*:.]{1,8}(?=[\w\\$(.√π-])"
 )
 
 

@@ -61,7 +61,7 @@ _TOKEN = re.compile(
     r"|(?P<letters>[A-Za-z]+)"
     r"|(?P<sign>\*\*|==|<=|>=|!=|\\\\|\\[{}|]|[-+*/^_=<>!|,:;&(){}\[\]°])"
 )
-_BEHIND_A_UNIT = re.compile(rf"{_ENDS}|(?=\s*/\s*\\(?:text|mathrm))")
+_BEHIND_A_UNIT = re.compile(rf"{_ENDS}|(?=\s*(?:/|\\cdot|\*)\s*\\(?:text|mathrm))")
 _DROPPED = re.compile(
     r"\\\\|\\(?:left|right|[bB]igg?[lr]?|middle|displaystyle|limits)(?![A-Za-z])|\\[,;:!()\[\]]|\\?\$|\\(?=%)"
 )
@@ -86,6 +86,7 @@ def clean(text: str) -> str:
     s = text.strip().rstrip(".").strip()
     if len(s) > 4 and s.startswith("**") and s.endswith("**"):
         s = s[2:-2]
+    s = re.sub(r"(?<=[A-Za-z])\\[,;:](?=[A-Za-z])", " ", s)  # \sin\,x is not \sinx
     s = _DROPPED.sub(lambda m: m[0] if m[0] == "\\\\" else "", s)
     s = _SPACE.sub(lambda m: m[0] if m[0] == "\\\\" else " ", s)
     s = re.sub(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*\b(?:and|or)\b[^{}]*)\}", r" \1 ", s)
@@ -154,7 +155,7 @@ def _is_unit(match: re.Match[str], found: list[Token]) -> bool:
     ):
         return False
     before = found[-1]
-    if before.text == "/" and len(found) > 1:
+    if before.text in ("/", "*") and len(found) > 1:
         before = found[-2]
     return before.kind in ("number", "period", "constant", "unit", "word") or before.text in (")", "}", "°")
 

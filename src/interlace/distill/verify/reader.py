@@ -169,7 +169,7 @@ class Reader:
             self._take()
             said = binomial(said, self._sum())
         unit: list[str] = []
-        while self._is(kinds=("unit", "word")) or (unit and self._is("/")):
+        while self._is(kinds=("unit", "word")) or (unit and self._is("/", "*")):
             unit.append(self._take().text)
         if isinstance(said, sympy.Expr) and said.has(DEGREE) and not self._depth:
             said, unit = said.subs(DEGREE, 1), ["°"]
@@ -355,7 +355,8 @@ class Reader:
         bars, self._bars = self._bars, 0
         self._squares += opened == "["
         self._depth += 1
-        parts = self._conditions() if opened in ("{", "\\{") and self._begins_conditions() else self._parts()
+        found = self._by_conditions() if opened in ("{", "\\{") else None
+        parts = self._parts() if found is None else [found]
         closed = self._expect(*{"{": ("}",), "\\{": ("\\}",)}.get(opened, (")", "]"))).text
         self._bars = bars
         self._squares -= opened == "["
@@ -369,28 +370,33 @@ class Reader:
             raise ValueError(f"{opened} is closed by {closed}")
         return parts[0]
 
-    def _begins_conditions(self) -> bool:
-        """Whether "x |", "x :" or "x \\in \\mathbb{R} |" stands next."""
-        kinds = [(t.kind, t.text) for t in self._found[self._place : self._place + 4]]
-        if kinds[1:3] == [("relation", "in"), ("command", "reals")]:
-            del kinds[1:3]
-        return len(kinds) > 1 and kinds[0][0] == "letter" and kinds[1] in (("sign", "|"), ("sign", ":"))
-
-    def _conditions(self) -> list[Any]:
-        """What a set's members meet: {x | x > 2}."""
-        while not self._is("|", ":"):
+    def _by_conditions(self) -> Any:
+        """The set {x | x > 2} or {x in (0, 5) : x > 2}; None where none begins."""
+        begun, within = self._place, sympy.Reals
+        if not self._is(kinds=("letter",)):
+            return None
+        self._take()
+        if self._is("in", kinds=("relation",)):
             self._take()
+            self._bars += 1  # so that the next one opens no absolute value
+            domain = self._side()
+            self._bars -= 1
+            within = sympy.Reals if getattr(domain, "name", "") == "R" else region(domain)
+        if not self._is("|", ":"):
+            self._place = begun
+            return None
         self._take()
         met, joints = [self._relation()], set()
         while self._is(kinds=("separator",)):
             joints.add(self._take().text)
             met.append(self._relation())
         try:
-            return [Region((sympy.Union if joints == {"or"} else sympy.Intersection)(*map(region, met)))]
+            joined = (sympy.Union if joints == {"or"} else sympy.Intersection)(*map(region, met))
+            return Region(sympy.Intersection(within, joined))
         except NotImplementedError:  # of several unknowns
-            if len(met) > 1 or not isinstance(met[0], Relation):
+            if within is not sympy.Reals or len(met) > 1 or not isinstance(met[0], Relation):
                 raise
-            return met
+            return met[0]
 
     def _parts(self) -> list[Any]:
         if self._is("\\}"):

@@ -59,7 +59,7 @@ _SYMBOLS |= {name.casefold(): symbol for name, symbol in _SYMBOLS.items() if len
 def unit_of(text: str) -> str:
     """One spelling of a unit: kilometers per hour as km/h, square meters as m^2, m s^{-2} as m/s^2."""
     said: list[str] = []
-    text = re.sub(r"[.{}]", "", text)
+    text = re.sub(r"[.{}*]", "", text)
     text = re.sub(r"([A-Za-z]+)\s{0,4}\^-(\d)", lambda m: f"/{m[1]}" + (f"^{m[2]}" if m[2] != "1" else ""), text)
     for word in re.sub(r"([/^])", r" \1", text).split():
         slash, name = ("/", word[1:]) if word.startswith("/") else ("", word)
