@@ -12,7 +12,7 @@ _MARK = re.compile(
     r"(?P<box>\\boxed(?=\s{0,4}\{))|<answer>|\banswers?\W{0,6}(?:(?:is|are)\b|=)(?=[\s:*_]{0,24}\S)"
     r"|(?:^|(?<=[.!?]\s))(?:[^\w\n]|_){0,24}(?:(?:so|thus|hence|therefore),?\s{1,4})?(?:(?:the|my)\s{1,4})?"
     r"(?:final\s{1,4}|correct\s{1,4})?answer[*_]{0,4}\s{0,4}:"
-    r"|^[#*_ ]{1,8}(?:final\s{1,4})?answer[*_ ]{0,8}$|#{4}",
+    r"|答案[是为為:\s*]{1,8}|^[#*_ ]{1,8}(?:final\s{1,4})?answer[*_ ]{0,8}$|#{4}",
     re.IGNORECASE | re.MULTILINE,
 )
 _BRACE = re.compile(r"(?P<box>\\boxed\s{0,4}\{)|\\.|(?P<open>\{)|(?P<close>\})")
