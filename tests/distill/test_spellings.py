@@ -118,6 +118,7 @@ ANSWERS = [
     ("\\boxed{1} \\text{ and } \\boxed{2}", "1, 2"),
     ("We get \\boxed{4}, so the total is \\boxed{9}", "9"),
     ("\\boxed{4}\n\n\\boxed{9}", "9"),
+    ("First \\boxed{3} of them, in the end \\boxed{5}", "5"),
     ("\\boxed{\\left\\{1, 2\\right\\}}", "\\left\\{1, 2\\right\\}"),
     ("It is \\boxed{4", ""),
     ("#### Final Answer\n\n$x+1$", "x+1"),

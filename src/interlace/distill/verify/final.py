@@ -16,7 +16,9 @@ _MARK = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _BRACE = re.compile(r"(?P<box>\\boxed\s{0,4}\{)|\\.|(?P<open>\{)|(?P<close>\})")
-_NEXT_THOUGHT = re.compile(r"\n|[.!?]\s|\b(?:so|thus|hence|therefore|finally|answer)\b", re.IGNORECASE)
+_NEXT_THOUGHT = re.compile(
+    r"\n|[.!?]\s|\b(?:so|thus|hence|therefore|finally|in the end|in total|altogether|answer)\b", re.IGNORECASE
+)
 _DISPLAY = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", re.DOTALL)
 _INLINE = r"(?:\$(?! )[^$\n]+(?<! )\$(?!\d)|\$ [^$\n]+ \$|\\\([^\n]+?\\\))"
 _FORMULAS = re.compile(
