@@ -59,7 +59,8 @@ def find(text: str) -> Said:
     after = text[mark.end() :].lstrip(' \t\r\n:*_`=≈"“')
     if display := _DISPLAY.match(after):
         return Said((display[1] or display[2]).strip(), "line")
-    return Said(_TAG.split(after.split("\n")[0])[0].rstrip(" \t\r*_`"), "line")
+    line = next((line for line in after.split("\n") if re.search(r"\w", line)), "")  # no rule below a heading
+    return Said(_TAG.split(line)[0].rstrip(" \t\r*_`"), "line")
 
 
 def final_answer(text: str) -> str:

@@ -12,7 +12,7 @@ from interlace.distill.verify.units import LETTERS, NAMES
 
 MOST_DIGITS = 10_000  # of a number
 # No pattern here takes more than linear time: spaces are bounded wherever something follows them.
-UNITS = rf"{NAMES}|[mghsl]|am|pm|st|nd|rd|th|usd|°[CF]?"
+UNITS = rf"{NAMES}|[mghsl]|[ap]\.?m|st|nd|rd|th|usd|[kmgt]b|bc|ad|°[CF]?"
 SYMBOLS = "".join(sorted(LETTERS))  # units of one letter
 _SCALES = {
     "hundred": 10**2,
@@ -36,12 +36,13 @@ _SCALES = {
     "亿": 10**8,
     "億": 10**8,
 }
-_WORDS = "|".join(s for s in _SCALES if len(s) > 3 or not s.isascii())
+_SCALE_WORDS = "|".join(s for s in _SCALES if len(s) > 3 or not s.isascii())
 _NUMBER = re.compile(
     r"(?<![A-Za-z\d_.])(?=[-+$€£¥₹.\d])(?P<sign>[-+]?)(?P<currency>[$€£¥₹]\s?)?(?P<minus>-?)"
     r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d{1,2}(?:,\d{2})+,\d{3}(?!\d)|\d+)?(?P<part>\.\d+)?"
     r"(?:[eE](?P<power>[-+]?\d+))?(?:\s{0,4}/\s{0,4}(?P<below>-?\d+(?:\.\d+)?))?"
-    rf"(?P<scale>(?:\s{{0,4}}(?:{_WORDS})s?(?![A-Za-z])){{1,3}}|(?(currency)\s?)(?-i:[kKMB]|bn|mn|tn)(?![A-Za-z]))?"
+    rf"(?P<scale>(?:[\s{{}}]{{0,6}}(?:{_SCALE_WORDS})s?(?![A-Za-z])){{1,3}}"
+    rf"|(?(currency)[\s{{]{{0,3}})(?-i:[kKMB]|bn|mn|tn)(?![A-Za-z]))?"
     rf"(?P<percent>\s?\\?%)?(?!\.\d)(?:(?=(?:{UNITS})\b)|(?![A-Za-z\d_]))",
     re.IGNORECASE,
 )
@@ -51,6 +52,8 @@ _SIGNS = str.maketrans(
         **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)},  # the full width of ASCII
         **dict.fromkeys("\u00a0\u2009\u202f\u2007", "\u2009"),
         "⋅": "·",
+        "。": ". ",
+        "、": ", ",
     }
 )
 _LONG_DASH = re.compile(r"(?<=\S)—|—(?![\d$.])")  # one that parts words; before a number it is a minus
@@ -63,7 +66,7 @@ _DEGREES = re.compile(r"\^\s{0,4}(?:\{\s{0,4}\\circ\s{0,4}\}|\\circ)|\\degree\b"
 _UNIT_POWER = re.compile(
     rf"(?<![\\A-Za-z])([A-Za-z]{{2,16}}|[{SYMBOLS}])\.?\s{{0,4}}\}}?\$?\^\s{{0,4}}\{{?\s{{0,4}}-?\d\s{{0,4}}\}}?"
 )
-_GROUPS = re.compile(r"(?<![\w.,])[1-9]\d{0,2}(?:[ \u2009'_]\d{3})+(?!\d)")
+_GROUPS = re.compile(r"(?<![\w.,])[1-9]\d{0,2}(?:[ \u2009'_]\d{3})+(?![-\d])")
 _LATEX_FRACTION = re.compile(
     r"\\(?:[dtcs]?|nice)frac\s{0,4}(?:\{\s{0,4}(-?[\d,]+(?:\.\d+)?)°?\s{0,4}\}|(\d))\s{0,4}"
     r"(?:\{\s{0,4}(-?[\d,]+(?:\.\d+)?)°?\s{0,4}\}|(\d))"
@@ -75,7 +78,9 @@ _TEN_TO = re.compile(rf"(?<![\w.^{{]){_POWER}")
 _PERIOD = re.compile(
     r"(?<!\d)(\d{0,60})\.(\d{0,60})(?:\\(?:overline|bar|dot)\s{0,4}\{?(\d{1,60})\}?|\((\d{1,60})\))(?!\\dot)"
 )
-_MIXED = re.compile(r"(?<![\w./,])(-?\d+)\s{1,4}(?:and\s{1,4})?(\d+)\s{0,4}/\s{0,4}(\d+)(?![\w/])")
+_MIXED = re.compile(r"(?<![\w./,])(-?\d+)\s{1,4}(?:\{?\s{0,4}and\s{0,4}\}?\s{1,4})?(\d+)\s{0,4}/\s{0,4}(\d+)(?![\w/])")
+_PARTS = {"half": 2, "third": 3, "quarter": 4}
+_AND_A = re.compile(rf"(?<=\d)\s{{1,4}}and\s{{1,4}}a\s{{1,4}}({'|'.join(_PARTS)})\b", re.IGNORECASE)
 _SAID_MINUS = re.compile(r"(?<![\d)}]\s)(?<![\w)}\\])\\?(?:minus|negative)\s{1,4}(?=[\d$.\\(])", re.IGNORECASE)
 # A sign that stands at the beginning or behind a sign: what parts it from its number is dropped.
 _APART = re.compile(r"(^|[=≈(\[{,:;$*<>±+])(\s{0,4})-[\s({}$]{0,12}(?=\.?\d|[$€£¥₹]\s?\d|\\(?:[dtcs]?|nice)frac)")
@@ -114,7 +119,7 @@ def numerals(text: str) -> list[Numeral]:
         value = _fraction((match["whole"] or "0").replace(",", "") + (match["part"] or ""))
         value *= Fraction(10) ** power / below * _scale(match["scale"] or "")
         minus = match["minus"] or match["sign"] == "-"
-        letter = bool(match["scale"]) and match["scale"].strip() in "kKMB" and not match["currency"]
+        letter = bool(match["scale"]) and match["scale"] in "kKMB" and not match["currency"]
         found.append(Numeral(-value if minus else value, *match.span(), letter))
     return found
 
@@ -127,7 +132,7 @@ def _fraction(digits: str) -> Fraction:
 def _scale(words: str) -> int:
     """Two hundred thousand of "hundred thousand"."""
     product = 1
-    for word in words.lower().split():
+    for word in re.findall(r"[^\W\d_]+", words.lower()):
         product *= _SCALES[word] if word in _SCALES else _SCALES[word.removesuffix("s")]
     return product
 
@@ -138,7 +143,9 @@ def plain(text: str) -> str:
     if not text.isascii():
         text = _RAISED.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0]).replace('−', '-')}}}", text)
         text = "".join(_vulgar(c) for c in text)
-    text = text.replace("\\$", "$").replace("{,}", ",").replace("\\!", "").replace(",\\,", ",")
+    text = text.replace("\\$", "$").replace("{,}", ",")
+    text = re.sub(r",\s?\\[!,]\s?(?=\d)", ",", text).replace("\\!", "")
+    text = _AND_A.sub(lambda m: f" 1/{_PARTS[m[1].lower()]}", text)
     text = re.sub(r"\\not\s{0,4}=|(?<!\d)!=|\\neq?(?![A-Za-z])", "≠", text)
     text = re.sub(r"\\approx(?![A-Za-z])|≈", "=", text)
     text = _FONTS.sub(" ", re.sub(r"\\,|\\ ", "\u2009", text))
