@@ -12,8 +12,8 @@ from typing import Any
 from interlace.base.errors import DataError
 from interlace.distill.steps.base import text_of
 from interlace.distill.steps.sources import read_rows
+from interlace.distill.verify.final import final_answer
 from interlace.distill.verify.numbers import same_number
-from interlace.distill.verify.spelling import boxed
 from interlace.distill.words import words_of
 
 RUN = 4  # words
@@ -71,7 +71,7 @@ def read_benchmark(name: str, path: Path, columns: Sequence[str], answer: str) -
                 "name the columns that hold its text with columns"
             )
         words = words_of(" ".join(text_of(row[c]) for c in columns))
-        short = boxed(text_of(row.get(answer))) if answer else ""
+        short = final_answer(text_of(row.get(answer))) if answer else ""
         items.append(Item(name, number, words, short if len(short) <= ANSWER_LONGEST else ""))
     if not items:
         raise DataError(f"{path}: holds no items")
@@ -152,7 +152,7 @@ def coverage(words: Sequence[str], found: set[tuple[str, ...]]) -> float:
 
 def answers(said: str, known: str) -> bool:
     """Whether an answer is the item's: the same number, or the same words."""
-    return same_number(said, known)[0] or words_of(boxed(said)) == words_of(known)
+    return same_number(said, known)[0] or words_of(final_answer(said)) == words_of(known)
 
 
 def judged(match: Match | None, threshold: float, with_answer: float) -> bool:

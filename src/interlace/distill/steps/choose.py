@@ -16,7 +16,8 @@ from interlace.distill.desk import Desk
 from interlace.distill.ledger import Row
 from interlace.distill.steps.ask import CHECKS
 from interlace.distill.steps.base import Out, Rows, Step, drop, text_of
-from interlace.distill.verify.numbers import SAID, final_number
+from interlace.distill.verify.final import find
+from interlace.distill.verify.numbers import final_number
 
 TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
 
@@ -84,7 +85,7 @@ def _number(value: Any) -> float:
 def _ballot(text: str) -> str:
     """A text's vote: its number, where it says which it is or ends in one."""
     ends = final_number(text.strip().rsplit(maxsplit=1)[-1]) if text.strip() else None
-    number = final_number(text) if ends is not None or SAID.search(text) else None
+    number = final_number(text) if ends is not None or find(text).place != "nowhere" else None
     return " ".join(text.split()).lower() if number is None else str(number)
 
 

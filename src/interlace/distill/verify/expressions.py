@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import sympy
+from sympy.core.evalf import PrecisionExhausted
 
+from interlace.distill.verify.final import choice, final_answer
 from interlace.distill.verify.reader import read
 from interlace.distill.verify.shapes import (
     SHAPES,
@@ -18,10 +20,13 @@ from interlace.distill.verify.shapes import (
     Relation,
     Several,
     Words,
+    links,
     number,
     region,
 )
-from interlace.distill.verify.spelling import boxed, normal
+from interlace.distill.verify.spelling import normal
+
+LONGEST_CHAIN = 6  # sides of an equation that are also compared in another order
 
 
 def same(answer: str, gold: str) -> tuple[bool, str]:
@@ -31,7 +36,16 @@ def same(answer: str, gold: str) -> tuple[bool, str]:
     sympy finds their difference to be nothing; intervals, sets, tuples, matrices, equations and inequalities only among
     themselves, each by its own rule; words as text, never as products of letters. A unit counts where both have one.
     """
-    one, other = boxed(answer), boxed(gold)
+    one, other = final_answer(answer), final_answer(gold)
+    (letter, value), (known_letter, known_value) = choice(one), choice(other)
+    letters = (letter or one.strip("(). "), known_letter or other.strip("(). "))
+    if (letter and known_letter) or ((letter or known_letter) and letters[0] == letters[1]):
+        return (True, "") if letters[0] == letters[1] else (False, "another choice")
+    return _same(value, known_value)
+
+
+def _same(one: str, other: str) -> tuple[bool, str]:
+    """The two of `same`, once they are found in their texts."""
     if (text := normal(one)) and text == normal(other):
         return True, ""
     said, known = read(one), read(other)
@@ -93,8 +107,20 @@ def _equal_words(a: Any, b: Any) -> bool:
 
 
 def _equal_quantities(a: Any, b: Any) -> bool:
-    units = {x.unit for x in (a, b) if isinstance(x, Quantity)}
-    return len(units) == 1 and equal_shapes(*(x.value if isinstance(x, Quantity) else x for x in (a, b)))
+    """The same values, in the same unit where both have one; 5m is five meters, 60 degrees a third of pi."""
+    units = [x.unit if isinstance(x, Quantity) else "" for x in (a, b)]
+    values = [x.value if isinstance(x, Quantity) else x for x in (a, b)]
+    if "" in units and all(isinstance(v, sympy.Expr) for v in values):
+        (unit,) = set(units) - {""}
+        bare = values[units.index("")]
+        if unit == "°" and bare.has(sympy.pi):
+            units[units.index("")] = "rad"
+        elif names := getattr(product := read(unit), "free_symbols", None):
+            values[units.index(unit)] *= product if names <= bare.free_symbols else 1
+    if set(units) == {"°", "rad"}:
+        values[units.index("°")] *= sympy.pi / 180
+        units = []
+    return len(set(units) - {""}) < 2 and equal_shapes(*values)
 
 
 def _equal_parts(a: Several | Members, b: Several | Members) -> bool:
@@ -152,10 +178,8 @@ def _names(said: Any) -> tuple[str, ...]:
 def _value(said: Any) -> Any:
     """What an equation gives a name, or what numbers come to; the equation itself where it does neither."""
     first, last = said.sides[0], said.sides[-1]
-    if _names(first):
-        return last
-    if _names(last):
-        return first
+    if _names(first) or _names(last):
+        return next((x for x in reversed(said.sides) if not _names(x)), last)
     return last if getattr(first, "free_symbols", None) == set() and equal_shapes(first, last) else said
 
 
@@ -171,12 +195,21 @@ def _values(said: Several) -> Any:
 def _equal_relations(a: Relation, b: Relation) -> bool:
     if _is_equation(a) and _is_equation(b):
         return _equal_equations(a, b)
-    return _is_inequality(a) and _is_inequality(b) and _in_any_order(_links(a), _links(b), _equal_links)
+    if not _is_inequality(a) or not _is_inequality(b):
+        return False
+    if _in_any_order(links(a), links(b), _equal_links):
+        return True
+    unknown = {s for x in (a, b) for _, difference in links(x) for s in difference.free_symbols}
+    return len(unknown) == 1 and _equal_regions(region(a), region(b))
 
 
 def _equal_equations(a: Relation, b: Relation) -> bool:
     """One is a number times the other, or both give the same to the same names."""
-    (a1, a2), (b1, b2) = ((x.sides[0], x.sides[-1]) for x in (a, b))
+    if max(len(a.sides), len(b.sides)) > LONGEST_CHAIN:
+        return _in_order(a.sides, b.sides)
+    if len(a.sides) > 2 or len(b.sides) > 2:
+        return _equal_chains(_once(a.sides), _once(b.sides))
+    (a1, a2), (b1, b2) = a.sides, b.sides
     if _names(a1) and _names(a1) == _names(b1):
         return equal_shapes(a2, b2)
     try:
@@ -186,13 +219,20 @@ def _equal_equations(a: Relation, b: Relation) -> bool:
     return _ratio(one, other) is not None
 
 
-def _links(said: Relation) -> list[tuple[str, Any]]:
-    """Each sign of a chain with what is more than nothing by it."""
-    found = []
-    for sign, low, high in zip(said.signs, said.sides, said.sides[1:], strict=False):
-        low, high = (number(x.value if isinstance(x, Quantity) else x) for x in (low, high))
-        found.append((sign.replace(">", "<"), low - high if sign.startswith(">") else high - low))
-    return found
+def _equal_chains(one: list[Any], other: list[Any]) -> bool:
+    """The same sides in any order, or all of them times one number; A = 2x = 6 says what A = 6 does."""
+    short, long = sorted((one, other), key=len)
+    if len(short) == 2 < len(long):
+        steps, last = long[1:-1], getattr(long[-1], "value", long[-1])
+        given = _names(short[0]) and _names(short[0]) == _names(long[0]) and not any(map(_names, steps))
+        return bool(given) and getattr(last, "free_symbols", None) == set() and equal_shapes(short[1], long[-1])
+    if len(short) == 2:
+        return _equal_equations(*(Relation(("=",), tuple(x)) for x in (one, other)))
+    if not all(isinstance(x, sympy.Expr) for x in one + other):
+        return _in_any_order(one, other, equal_shapes)
+    first = next((x for x in one if x != 0), sympy.Integer(0))
+    ratios = [r for r in (_ratio(first, x) for x in other) if r is not None]
+    return any(_in_any_order(one, [x * r for x in other], equal_shapes) for r in ratios)
 
 
 def _equal_links(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
@@ -210,12 +250,9 @@ def _ratio(one: Any, other: Any) -> Any:
 
 def _region(said: Any) -> Any:
     """An interval, a set, or inequalities of one unknown, as sympy's set."""
-    if not _is_inequality(said):
-        return region(said)
     if isinstance(said, Several):
         return (sympy.Union if said.joint == "or" else sympy.Intersection)(*map(_region, said.parts))
-    made = {"<": sympy.Gt, "<=": sympy.Ge, "!=": sympy.Ne}
-    return sympy.Intersection(*(made[sign](difference, 0).as_set() for sign, difference in _links(said)))
+    return region(said)
 
 
 def _equal_regions(a: Any, b: Any) -> bool:
@@ -231,13 +268,16 @@ def _equal_regions(a: Any, b: Any) -> bool:
 
 
 def equal_expressions(a: Any, b: Any) -> bool:
-    """Whether two sympy expressions are the same wherever both are defined, as far as sympy can say."""
+    """Whether two sympy expressions are the same wherever both are defined, as far as sympy can say.
+
+    Constants of which it cannot say it are the same where 200 digits find no difference.
+    """
     if a == b:
         return True
     difference = a - b
-    if difference.is_number:
-        value = sympy.N(difference, 30)
-        scale = max(1.0, abs(complex(sympy.N(b, 15)))) if b.is_finite else 1.0
-        if not value.is_finite or abs(complex(value)) > 1e-12 * scale:
-            return False
-    return bool(difference.equals(0))
+    if not difference.is_number:
+        return bool(difference.equals(0))
+    try:
+        return bool(difference.evalf(15, maxn=200, strict=True) == 0)
+    except PrecisionExhausted:
+        return True

@@ -6,6 +6,9 @@ import re
 import unicodedata
 from typing import NamedTuple
 
+from interlace.distill.verify import units
+from interlace.distill.verify.spelling import one_spelling
+
 FUNCTIONS = {
     **{n: n for n in ("sqrt", "cbrt", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "exp", "log")},
     **{n: n for n in ("asin", "acos", "atan", "factorial", "binomial", "floor")},
@@ -36,74 +39,31 @@ RELATIONS = {
     "lt": "<",
     "gt": ">",
     "le": "<=",
-    "leq": "<=",
-    "leqslant": "<=",
     "ge": ">=",
-    "geq": ">=",
-    "geqslant": ">=",
     "ne": "!=",
-    "neq": "!=",
 }
-SAME_COMMAND = {
-    "dfrac": "frac",
-    "tfrac": "frac",
-    "cfrac": "frac",
-    "dbinom": "binom",
-    "tbinom": "binom",
-    "varnothing": "emptyset",
-    "smallsetminus": "setminus",
-    "backslash": "setminus",
-    "R": "reals",
-}
-OPERATORS = {"cdot": "*", "times": "*", "ast": "*", "div": "/"}
-BRACKETS = {"lvert": "|", "rvert": "|", "vert": "|", "mid": "|", "lbrace": "\\{", "rbrace": "\\}"}
-UNITS = (
-    "kilometers?|kilometres?|centimeters?|centimetres?|millimeters?|meters?|metres?|kilograms?|grams?|liters?|litres?|"
-    "degrees?|radians?|cents?|dollars?|units?|hours?|hrs?|minutes?|mins?|seconds?|secs?|days?|years?|inches|inch|feet|"
-    "foot|ft|yards?|miles?|mph|kph|km|cm|mm|kg|mg|ml|mL|pounds?|lbs?|oz|sq|square|cubic|m|g|h|s|L"
-)
-ATTACHED = "km|cm|mm|kg|ml|mL|ft|mph|degrees?"  # units that also stand right behind a number; 2m is two times m
+OPERATORS = {"cdot": "*", "times": "*", "ast": "*", "div": "/", "colon": ":"}
+BRACKETS = {"mid": "|", "lbrace": "\\{", "rbrace": "\\}"}
 ALONE = r"(?![A-Za-z])(?:\^\{?\d\}?)?"
-_UNIT = rf"(?:{UNITS}){ALONE}(?:\s*(?:/|per\b|\s)\s*(?:{UNITS}){ALONE})*"
+_ONE_UNIT = rf"(?:{units.NAMES}|{units.PLAIN_LETTERS}){ALONE}"
+_UNIT = rf"{_ONE_UNIT}(?:\s*(?:/|per\b|\s)\s*{_ONE_UNIT})*"
+_ENDS = r"(?=\s*(?:$|[,;)\]}=])|\s*\\\\|\s+(?:and|or)\b)"  # what may stand behind a unit
 _TOKEN = re.compile(
-    rf"(?P<unit>(?<=[\d)}}°])(?:\s+|(?=(?:{ATTACHED}){ALONE})){_UNIT}(?=\s*(?:$|[,;)\]}}=])|\s*\\\\|\s+(?:and|or)\b))"
+    rf"(?P<unit>(?<=[\d)}}°])(?:\s+|(?=(?:{units.ATTACHED}){ALONE})){_UNIT}{_ENDS})"
     r"|(?P<space>\s+)"
     r"|(?P<period>\d*\.\d*\\(?:overline|bar|dot)\s*\{\d+\})"
     r"|(?P<grouped>\d{1,3}(?:,\d{3})+(?![\d])(?!,\d)(?:\.\d+)?|\d{1,3}(?: \d{3}){2,}(?!\d))"
     r"|(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3}(?!\w))?)"
-    r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s*\{(?P<word>[^{}]*)\}(?:\^\{?(?P<power>\d)\}?)?"
+    r"|\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname)\s*\{(?P<word>(?:[^{}]|\{[^{}]*\})*)\}(?:\^\{?(?P<power>-?\d)\}?)?"
     r"|\\(?:begin|end)\s*\{(?P<environment>[a-z]+\*?)\}(?:\{[lcr|]*\})?"
     r"|\\mathbb\s*\{?(?P<field>[A-Z])\}?"
     r"|\\(?P<command>[A-Za-z]+)"
     r"|(?P<letters>[A-Za-z]+)"
-    r"|(?P<sign>\*\*|==|<=|>=|!=|\\\\|\\[{}|]|[-+*/^_=<>!|,;&(){}\[\]°])"
+    r"|(?P<sign>\*\*|==|<=|>=|!=|\\\\|\\[{}|]|[-+*/^_=<>!|,:;&(){}\[\]°])"
 )
-_SIGNS = str.maketrans(
-    {
-        **dict.fromkeys("−–", "-"),
-        **dict.fromkeys("×·⋅∗", "*"),
-        "÷": "/",
-        "π": "\\pi ",
-        "√": "\\sqrt ",
-        "∞": "\\infty ",
-        "∪": "\\cup ",
-        "∩": "\\cap ",
-        "∖": "\\setminus ",
-        "±": "\\pm ",
-        "∓": "\\mp ",
-        "≤": "<=",
-        "≥": ">=",
-        "≠": "!=",
-        "∈": "\\in ",
-        "∅": "\\emptyset ",
-        "ℝ": "\\mathbb{R}",
-        "θ": "\\theta ",
-        "%": "\\text{%}",
-        "\u00a0": " ",
-    }
-)
+_BEHIND_A_UNIT = re.compile(rf"{_ENDS}|(?=\s*(?:/|\\cdot|\*)\s*\\(?:text|mathrm))")
 _DROPPED = re.compile(
-    r"\\\\|\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])|\\[,;:!()\[\]]|\\?\$|\\(?=%)"
+    r"\\\\|\\(?:left|right|[bB]igg?[lr]?|middle|displaystyle|limits)(?![A-Za-z])|\\[,;:!()\[\]]|\\?\$|\\(?=%)"
 )
 _SPACE = re.compile(r"\\\\|\\(?:quad|qquad)(?![A-Za-z])|\\\s|~")
 _OPEN_AT_LEFT = re.compile(r"\]([^\[\](),]+),([^\[\](),]+)([\[\]])")  # ]0,1[ as (0,1)
@@ -123,16 +83,16 @@ class Token(NamedTuple):
 
 def clean(text: str) -> str:
     """One spelling of signs, without what only sets the type."""
-    s = unicodedata.normalize("NFC", text).strip().rstrip(".").strip()
+    s = text.strip().rstrip(".").strip()
     if len(s) > 4 and s.startswith("**") and s.endswith("**"):
         s = s[2:-2]
+    s = re.sub(r"(?<=[A-Za-z])\\[,;:](?=[A-Za-z])", " ", s)  # \sin\,x is not \sinx
     s = _DROPPED.sub(lambda m: m[0] if m[0] == "\\\\" else "", s)
     s = _SPACE.sub(lambda m: m[0] if m[0] == "\\\\" else " ", s)
     s = re.sub(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*\b(?:and|or)\b[^{}]*)\}", r" \1 ", s)
     s = _RAISED.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0]).replace('−', '-')}}}", s)
-    s = "".join(_vulgar(c) for c in s).translate(_SIGNS).replace("{,}", ",")
-    s = re.sub(r"\^\s*\{?\s*\\circ(?![A-Za-z])\s*\}?|\\degree(?![A-Za-z])", "°", s)
-    s = re.sub(r"°\s*(?:C|F|\\text\{[CF]\})(?![A-Za-z])", "°", s)
+    s = one_spelling("".join(map(_vulgar, s))).replace("{,}", ",").replace("%", "\\text{%}")
+    s = re.sub(r"°\s*(?:[CF]|\\(?:text|mathrm)\s*\{\s*[CF]\s*\})(?![A-Za-z])", "°", s)
     s = _OPEN_AT_LEFT.sub(lambda m: f"({m[1]},{m[2]}{')' if m[3] == '[' else ']'}", s)
     return _OPEN_AT_RIGHT.sub(r"[\1,\2)", s).strip().rstrip(".").strip()
 
@@ -166,7 +126,10 @@ def tokens(text: str) -> list[Token]:
         if kind == "sign":
             _note_bracket(said, found, open_)
         if kind != "space":
-            found.extend(t._replace(after_space=spaced) for t in _made(kind, match, said))
+            if kind == "word" and _is_unit(match, found):
+                found.append(Token("unit", match["word"].strip(), *match.span(), spaced))
+            else:
+                found.extend(t._replace(after_space=spaced) for t in _made(kind, match, said))
         place, spaced = match.end(), kind == "space"
     return found
 
@@ -180,6 +143,21 @@ def _note_bracket(said: str, found: list[Token], open_: list[str]) -> None:
         open_.append("{}" if grouping or not found else "{")
     elif said in (")", "]", "}", "\\}") and open_:
         open_.pop()
+
+
+def _is_unit(match: re.Match[str], found: list[Token]) -> bool:
+    """Whether a letter in \\text{} is a unit: 5\\text{ m} and \\mathrm{m}/\\mathrm{s}, not 2\\text{x} or \\text{A}."""
+    if (
+        match["power"]
+        or match["word"].strip() not in units.LETTERS
+        or not found
+        or not _BEHIND_A_UNIT.match(match.string, match.end())
+    ):
+        return False
+    before = found[-1]
+    if before.text in ("/", "*") and len(found) > 1:
+        before = found[-2]
+    return before.kind in ("number", "period", "constant", "unit", "word") or before.text in (")", "}", "°")
 
 
 def _made(kind: str, match: re.Match[str], said: str) -> list[Token]:
@@ -198,7 +176,7 @@ def _made(kind: str, match: re.Match[str], said: str) -> list[Token]:
     if kind == "field":
         return one("command", "reals" if match["field"] == "R" else f"mathbb{match['field']}")
     if kind == "command":
-        name = SAME_COMMAND.get(match["command"], match["command"])
+        name = match["command"]
         if name in BRACKETS:
             return one("sign", BRACKETS[name])
         return one("sign", OPERATORS[name]) if name in OPERATORS else one(*_named(name, "command"))

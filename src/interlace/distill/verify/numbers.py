@@ -1,193 +1,167 @@
-"""Final answers that are numbers: found in a text, read exactly, compared."""
+"""Final answers that are numbers: found in a text, told from what only holds a number, compared."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from decimal import Decimal
 from fractions import Fraction
 
-from interlace.distill.verify.spelling import inside_box, normal
+from interlace.distill.verify.final import final_answer, find
+from interlace.distill.verify.numerals import SYMBOLS, UNITS, Numeral, all_numbers, numerals, one_sign, plain
+from interlace.distill.verify.spelling import normal
+
+__all__ = ["all_numbers", "final_number", "same_number"]
 
 # No pattern here takes more than linear time: spaces are bounded wherever something follows them.
-SAID = re.compile(
-    r"(?P<hash>#{4})|(?P<box>\\boxed(?=\s{0,4}\{))|\banswer\W{0,6}(?:is|=)\W{0,24}?(?=[^\W:]|[-+−–±$\\(.])"
-    r"|(?:^|(?<=[.!?]\s))(?:[^\w\n]|_){0,24}(?:(?:so|thus|hence|therefore),?\s{1,4})?(?:the\s{1,4})?"
-    r"(?:final\s{1,4}|correct\s{1,4})?answer[*_]{0,4}\s{0,4}:",
-    re.IGNORECASE | re.MULTILINE,
+_TAG = re.compile(r"<(?!answer>)/?[A-Za-z][\w-]{0,20}\s?/?>|<[|｜][^<>\n|｜]{0,40}[|｜]>|<<[^<>\n]{0,80}>>")
+_EMPHASIS = re.compile(r"(?<![\dA-Za-z)*])\*{1,3}(?=\S)|(?<=[^\s*])\*{1,3}(?![\w(*-])")
+_BULLET = re.compile(r"^[ \t]{0,8}[-*•]\s(?=.*[^\W\d_])", re.MULTILINE)
+
+# What may stand beside a number: words, units, labels, punctuation; no word that calculates or compares.
+_NO_WORD = (
+    "(?:a?(?:rc)?(?:sin|cos|tan|cot|csc)h?|arcsec|log|ln|lg|exp|sqrt|cbrt|root|floor|ceil(?:ing)?|abs|gcd|lcm|max|base|"
+    "plus|minus|times|choose|than|between)(?=[\\s(]{0,4}(?:of\\s{1,4})?[$\\d\x00])|factorial|modulo?|multiplied by|"
+    "divided by|raised to|not(?=[^\x00]{0,40}\x00)|(?<=\x00 )(?:squared|cubed|pi)|xyz|abc"
 )
-UNITS = (
-    "km|cm|mm|m|kg|mg|g|lbs?|oz|mi|ft|in|yd|hrs?|h|min|sec|s|ml|l|mph|kph|am|pm|st|nd|rd|th|usd|°[CF]?|"
-    "meters?|metres?|feet|foot|inch(?:es)?|yards?|miles?|units?|square|cubic|sq|cu|centimeters?|kilometers?|liters?"
+_SHORT = (
+    "of|in|is|at|to|by|an|as|be|we|he|it|so|or|on|up|us|me|my|no|do|go|if|mr|ms|tv|co|rs|"
+    "de|la|le|el|en|un|es|et|il|da|du"
 )
-SCALES = {"thousand": 3, "k": 3, "million": 6, "billion": 9, "trillion": 12}
-NUMBER = re.compile(
-    r"(?<![\w.])(?=[-+−–$€£¥.\d])(?P<sign>[-+−–]?)(?:[$€£¥]\s?)?(?P<minus>[-−–]?)"
-    r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<part>\.\d+)?(?:[eE](?P<power>[-+]?\d+))?"
-    rf"(?:\s{{0,4}}/\s{{0,4}}(?P<below>-?\d+(?:\.\d+)?))?(?:\s{{0,4}}(?P<scale>{'|'.join(SCALES)})\b)?"
-    rf"(?P<percent>\s?\\?%)?(?!\.\d)(?:(?=(?:{UNITS})\b)|(?!\w))",
+# of Latin, Cyrillic, Arabic, Devanagari; Greek ones name numbers
+_LETTERS = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0400-\u052f\u0620-\u064a\u0904-\u0939"
+_LETTER = f"[{_LETTERS}]"
+_IDEOGRAPHS = "[\u3040-\u9fff\uac00-\ud7af]+"
+_WORD = re.compile(
+    rf"(?<![\\^{_LETTERS}])(?!(?i:{_NO_WORD})(?!{_LETTER}))"
+    rf"(?:{_LETTER}{{3,}}|(?i:{_SHORT})|a(?=\s{{1,4}}(?:{_LETTER}{{3}}|\x00)))(?:['’][a-z]{{1,2}})?(?![\w(^])"
+    rf"|{_IDEOGRAPHS}"
+)
+_UNIT = re.compile(rf"(?<![\\^A-Za-z])(?:(?i:{UNITS})|[{SYMBOLS}])(?![A-Za-z\d(^_])")
+_LABEL = re.compile(r"(?<![\w\\])(?:(?<=[a-z] )[A-Z]|[A-Z]\d{1,3})(?![\w(^])|\(?[A-Ha-h]\)(?=\s)")  # store B, Q3, (C)
+_SIGN = re.compile(
+    r"(?<=[A-Za-z])\s{0,3}(?:\\cdot|·|-)\s{0,3}(?=[A-Za-z])|/[\s{]{0,3}(?=[A-Za-z]|\Z)|(?<=[\w\x00])-(?=[\w\x00]|\Z)"
+    r"|(?<![\d\x00])(?<![\d\x00]\s):|:(?=\s?\Z)|(?<=\{)-(?=[A-Za-z])|(?<!\S)\|(?!\S)|\\(?:[lc]?dots|implies|therefore|Rightarrow|[;:!])(?![A-Za-z])|\\?[%$#&]"
+    r"|\\[()\[\]{}]|[\s,.;?\"'“”‘’`()\[\]{}€£¥₹¢°~…•\x00\u2190-\u21ff\u2600-\u2714\u2717-\u2794\u2798-\u27bf]"
+    r"|[\ufe0f\U0001f300-\U0001faff]"
+)
+_BESIDE = re.compile("|".join(p.pattern for p in (_SIGN, _WORD, _UNIT)))
+_CLAUSE = re.compile(
+    r"[.!?;]\s|(?<=[A-Za-z]):\s|,\s(?!\s{0,4}(?:and|or)\s)(?=\s{0,4}[^\W\d_])|\s\((?!mod)|\s-\s(?=[A-Za-z]{2})",
     re.IGNORECASE,
 )
-LATEX_FRACTION = re.compile(
-    r"\\[dtc]?frac\s{0,4}(?:\{\s{0,4}(-?[\d,]+(?:\.\d+)?)\s{0,4}\}|(\d))\s{0,4}(?:\{\s{0,4}(-?[\d,]+(?:\.\d+)?)\s{0,4}\}|(\d))"
-)
-OVER = re.compile(r"(?<![\w}])\{?\s{0,4}(-?\d+)\s{0,4}(?:\\over\s{0,4}|\}\s{0,4}/\s{0,4}\{)(-?\d+)\s{0,4}\}?")
-POWER_OF_TEN = re.compile(
-    r"(?<=\d)\s{0,4}(?:\\times|\\cdot|×|\*|·)\s{0,4}10\s{0,4}(?:\^|\*\*)\s{0,4}(?:\{\s{0,4})?([-+−]?\d+)\}?"
-)
-TEN_TO = re.compile(r"(?<![\w.^{])10\s{0,4}(?:\^|\*\*)\s{0,4}(?:\{\s{0,4}([-−]?\d+)\s{0,4}\}|([-−]?\d+))")
-RAISED = re.compile(r"(?<=\d)\s{0,4}(?:\\times|\\cdot|×|\*|·)\s{0,4}10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)")
-PERIOD = re.compile(r"(?<!\d)(\d{1,60})\.(\d{0,60})\\overline\s{0,4}\{(\d{1,60})\}")
-MIXED = re.compile(r"(?<![\w./,])(-?\d+)\s{1,4}(?:and\s{1,4})?(\d+)\s{0,4}/\s{0,4}(\d+)(?![\w/])")
-GROUPS = re.compile(
-    r"(?<![\w.,])\d{1,3}(?:(?:[\u00a0\u2009\u202f'_]|\\ )\d{3})+(?!\d)|(?<![\w.,])\d{1,3}(?: \d{3}){2,}(?!\d)"
-)
-DEGREES = re.compile(r"\^\s{0,4}\{?\s{0,4}\\circ\s{0,4}\}?|\\degree\b")
-UNIT_POWER = re.compile(
-    rf"(?<=\d)(\s{{0,4}}\\?,?\s{{0,4}}(?:\\(?:text|mathrm)\s{{0,4}}\{{\s{{0,4}})?(?:{UNITS})(?:/(?:{UNITS}))?\s{{0,4}}\}}?)"
-    r"(?:\^\s{0,4}\{?[23]\}?|[²³])\s{0,4}\}?",
-    re.IGNORECASE,
-)
-NO_NUMBER = re.compile(
-    r"\\(?:pi|sqrt|log|ln|sin|cos|tan|infty|d?binom|pm|mp|ge|geq|le|leq|ne|neq|lt|gt|in|cup|cap|overline)(?![A-Za-z])"
-    r"|[√π∞^±∓<>≤≥≠]|(?<=[\w)])\*\*(?=[\w({-])|\d!|\d\s{0,4}:\s{0,4}\d|\d_\s{0,4}\{?\s{0,4}\d"
-    r"|\\[dtc]?frac(?![A-Za-z])"
-)
-SEVERAL = re.compile(r"(?<=\d)\s{0,4}(?:or|to)\s{0,4}(?=[-$\d])|\bbetween\b", re.IGNORECASE)
-BOTH = re.compile(r"(?<=\d)\s{1,4}and\s{1,4}(?=[-$\d])(?!\d+\s{0,4}/)", re.IGNORECASE)
-COMPOUND = re.compile(r"\d\s{0,4}(?:feet|foot|ft|hours?|hrs?|h|minutes?|min)\s{1,4}\d", re.IGNORECASE)
-MOST_DIGITS = 10_000  # of a number
+_CLAUSE_OR_COMMA = re.compile(rf"{_CLAUSE.pattern}|,\s", re.IGNORECASE)
+_JOIN = re.compile("or|to|and|of|by|over|through|plus|minus|times|choose|mod|base|remainder")
+_ANOTHER_NAME = re.compile(r"(?:,|\b(?:and|or))\s{0,4}[A-Za-z](?:_\w)?\s{0,4}=")
 
 
 def final_number(text: str) -> Fraction | None:
     """The number that a text gives as its answer, exactly, or None.
 
-    It is what follows the last "####", \\boxed{}, "answer is" or "Answer:", in the box or in the first line that is not
-    empty; where none of these is there, the last number of the text. Thousands' commas and spaces, currency, units,
-    fractions, powers of ten, "million" and unicode's signs are read. A percentage is the number before the sign. An
-    answer that holds a root, a power or a constant is none, and neither is a box of several numbers.
+    It is what follows the last "####", \\boxed{}, "answer is" or "Answer:", in the box or in the first line that says
+    anything; where none of these is there, the last number of the text. Thousands' commas and spaces, currency, units,
+    fractions, powers of ten, "million" and unicode's signs are read. A percentage is the number before the sign.
+    Beside it may stand units and words, and a name before a sign of equality; an answer that holds anything else (a
+    root, a letter, an operation, a second number) is none.
     """
-    said = _last_mark(text)
-    if said is None:
-        if SEVERAL.search(_last_sentence(text)) or _is_none(_last_sentence(text)):
-            return None
-        numbers = all_numbers(text)
-        return numbers[-1] if numbers else None
-    if said["box"]:
-        return _alone(inside_box(text[said.start() :]))
-    line = text[said.end() :].strip().split("\n")[0]
-    if "\\boxed" in line:
-        return _alone(inside_box(line))
-    first = line.split(". ")[0]
-    if _is_none(first.rsplit("=", 1)[-1]) or any(p.search(first) for p in (SEVERAL, BOTH, COMPOUND)):
-        return None
-    numbers = all_numbers(line.rsplit("=", 1)[-1]) or all_numbers(line)
-    return numbers[0] if numbers else None
+    said, place = find(_untagged(text))
+    if place == "box":
+        return _in_box(said)
+    return _in_line(said) if place == "line" else _last(said)
 
 
-def said_text(text: str) -> str:
-    """The answer that a text gives, as it is written: what `final_number` looks for its number in."""
-    said = _last_mark(text)
-    if said is None:
-        return text.strip()
-    if said["box"]:
-        return inside_box(text[said.start() :])
-    line = text[said.end() :].strip().split("\n")[0]
-    return inside_box(line) if "\\boxed" in line else line
+def _untagged(text: str) -> str:
+    """A text without tags and bullets, its signs in one spelling."""
+    raised = {"<sup>": "^", "<sub>": "_"}
+    text = _TAG.sub(lambda m: raised.get(m[0].lower(), " " if m[0][1] != "/" else ""), one_sign(text))
+    return _BULLET.sub("", text)
 
 
-def _last_mark(text: str) -> re.Match[str] | None:
-    said = None
-    for said in SAID.finditer(text):  # noqa: B007 - the last is used
-        pass
-    return said
-
-
-def _last_sentence(text: str) -> str:
-    """The end of a text, from its last line or sentence on."""
-    line = text.strip().rsplit("\n", 1)[-1][-400:]
-    return line.rstrip(".").rsplit(". ", 1)[-1] if len(line) > 40 else line
-
-
-def _is_none(text: str) -> bool:
-    """Whether a text holds what is no number, or more than one."""
-    return NO_NUMBER.search(_plain(text)) is not None
-
-
-def _alone(text: str) -> Fraction | None:
+def _in_box(text: str) -> Fraction | None:
     """The only number of a text, or of what stands after its last sign of equality."""
-    if re.search(r"=[^=]*,[^=]*=", text):  # several equations
+    *before, last = plain(_EMPHASIS.sub("", text)).split("=")
+    if any(re.search(r",(?!\d{3})|;|\b(?:and|or)\b", part) for part in before[1:]):  # several equations
         return None
-    last = text.rsplit("=", 1)[-1]
-    numbers = all_numbers(last)
-    return numbers[0] if len(numbers) == 1 and not _is_none(last) and not SEVERAL.search(last) else None
+    found = numerals(last)
+    if len(found) != 1 or found[0].by_letter:
+        return None
+    before_it, after = _around(last, found, 0)
+    attached = re.match("\x00[A-Za-z](?![A-Za-z/])", after)  # 5m, which may be 5 times m
+    return found[0].value if not attached and _says_nothing(_LABEL.sub("", before_it + after)) else None
 
 
-def all_numbers(text: str) -> list[Fraction]:
-    """Every number of a text, in order; none where one has more digits than any answer."""
-    text = MIXED.sub(_improper, _plain(text))
-    found = []
-    for match in NUMBER.finditer(text):
-        if match["whole"] is None and match["part"] is None:
-            continue
-        if match.end() - match.start() > MOST_DIGITS:
-            return []
-        value = _fraction((match["whole"] or "0").replace(",", "") + (match["part"] or ""))
-        below = _fraction(match["below"]) if match["below"] else None
-        if len(match["power"] or "") > 6 or below == 0:
-            continue
-        power = int(match["power"] or 0) + SCALES.get((match["scale"] or "").lower(), 0)
-        if abs(power) > 300:
-            continue
-        value *= Fraction(10) ** power
-        if below is not None:
-            value /= below
-        found.append(-value if match["minus"] or match["sign"] not in ("", "+") else value)
-    return found
+def _in_line(text: str) -> Fraction | None:
+    """The first number of the first clause that holds one."""
+    text = plain(_EMPHASIS.sub("", text))
+    for clause in _CLAUSE.split(text):
+        if re.search(r"\d", clause):
+            part, found = _after_equality(clause)
+            break
+    else:
+        return None
+    if not found or _ANOTHER_NAME.search(text):
+        return None
+    before, after = _around(part, found, 0)
+    if len(found) > 1 and found[1].value != found[0].value:
+        words = re.findall(r"[^\W\d_]+", after)
+        if (len(words) < 4 and words[-1:] in (["or"], ["to"])) or all(_JOIN.fullmatch(w) or _is_unit(w) for w in words):
+            return None
+    return found[0].value if _says_nothing(_LABEL.sub("", before) + _up_to_word(after)) else None
 
 
-def _fraction(digits: str) -> Fraction:
-    """A number of any length: int() refuses more than 4,300 digits."""
-    return Fraction(Decimal(digits))
+def _last(text: str) -> Fraction | None:
+    """The last number of a text."""
+    if "\n" not in text and not _WORD.search(text):
+        return _in_box(text)
+    for line in reversed(text.split("\n")):
+        for clause in reversed(_CLAUSE_OR_COMMA.split(plain(_EMPHASIS.sub("", _without_reason(line))))):
+            part, found = _after_equality(clause)
+            if found:
+                return _last_of(part, found)
+    return None
 
 
-def _plain(text: str) -> str:
-    """Fractions of LaTeX and unicode, powers of ten, units and groups of digits as NUMBER knows them."""
-    text = text.replace("\\$", "$").replace("\\,", "").replace("{,}", ",").replace("\\!", "")
-    text = GROUPS.sub(lambda m: re.sub(r"[\s'_\\]", "", m[0]), text)
-    text = PERIOD.sub(_periodic, DEGREES.sub(" ", text))
-    text = UNIT_POWER.sub(r"\1", text)
-    text = re.sub(r"(\d)\s{0,4}(?=\\[dtc]?frac\s{0,4}[{\d])", r"\1 ", text)
-    text = LATEX_FRACTION.sub(lambda m: f"{m[1] or m[2]}/{m[3] or m[4]}".replace(",", ""), text)
-    text = OVER.sub(r"\1/\2", text)
-    text = POWER_OF_TEN.sub(lambda m: f"e{m[1].replace('−', '-')}", text)
-    text = RAISED.sub(lambda m: f"e{unicodedata.normalize('NFKC', m[1]).replace('−', '-')}", text)
-    text = TEN_TO.sub(lambda m: f"1e{(m[1] or m[2]).replace('−', '-')}", text)
-    return "".join(_vulgar(c) for c in text) if not text.isascii() else text
+def _without_reason(line: str) -> str:
+    """A line as far as "because", unless an equation follows."""
+    said, because, reason = line.partition(" because ")
+    return said if because and "=" not in reason else line
 
 
-def _periodic(match: re.Match[str]) -> str:
-    """0.1\\overline{6} as 15/90."""
-    whole, fixed, period = match.groups()
-    below = (10 ** len(period) - 1) * 10 ** len(fixed)
-    above = int(whole + fixed + period) - int(whole + fixed)
-    return f"{above}/{below}"
+def _last_of(part: str, found: list[Numeral]) -> Fraction | None:
+    """The last number of a clause, if what stands between it and the nearest words says nothing else."""
+    before, after = _around(part, found, len(found) - 1)
+    words = re.findall(r"[^\W\d_]+", before) if len(found) > 1 else []
+    if (words and all(w in ("or", "to") or _is_unit(w) for w in words)) or re.search(r"\bbetween\s{1,4}[$\d]", part):
+        return None
+    near = _WORD.split(before + "\x00")[-1] + _up_to_word(after)
+    return found[-1].value if _says_nothing(_LABEL.sub("", near)) else None
 
 
-def _vulgar(letter: str) -> str:
-    """½ as 1/2, a space before it, since 3½ is a mixed number."""
-    whole = unicodedata.normalize("NFKC", letter)
-    return " " + whole.replace("\u2044", "/") if "\u2044" in whole else letter
+def _after_equality(text: str) -> tuple[str, list[Numeral]]:
+    """What stands behind the last sign of equality that a number follows, and its numbers."""
+    for part in reversed(text.split("=")):
+        if found := numerals(part):
+            return part, found
+    return "", []
 
 
-def _improper(match: re.Match[str]) -> str:
-    if any(len(g) > 100 for g in match.groups()):
-        return match[0]
-    whole, above, below = (int(g) for g in match.groups())
-    if not below or above >= below:
-        return match[0]
-    sign = "-" if match[1].startswith("-") else ""
-    return f"{sign}{abs(whole) * below + above}/{below}"
+def _around(text: str, found: list[Numeral], place: int) -> tuple[str, str]:
+    """What stands between a number and the ones beside it; \\x00 stands for the number itself."""
+    before = "\x00" + text[found[place - 1].end : found[place].start] if place else text[: found[place].start]
+    after = text[found[place].end : found[place + 1].start] + "\x00" if found[place + 1 :] else text[found[place].end :]
+    return before, "\x00" + after
+
+
+def _is_unit(word: str) -> bool:
+    """Whether a word between two numbers is a unit; "in" joins more often than it measures."""
+    return word != "in" and _UNIT.fullmatch(word) is not None
+
+
+def _up_to_word(text: str) -> str:
+    return _WORD.split(text, maxsplit=1)[0]
+
+
+def _says_nothing(text: str) -> bool:
+    """Whether there are only words, units and punctuation."""
+    return not _BESIDE.sub("", text)
 
 
 def same_number(answer: str, gold: str, tolerance: float = 0.0) -> tuple[bool, str]:
@@ -195,7 +169,7 @@ def same_number(answer: str, gold: str, tolerance: float = 0.0) -> tuple[bool, s
 
     tolerance: relative; 0 compares exactly, as fractions.
     """
-    one, other = normal(said_text(answer)), normal(said_text(gold))
+    one, other = normal(final_answer(answer)), normal(final_answer(gold))
     if one == other and one:
         return True, ""
     said, known = final_number(answer), final_number(gold)

@@ -28,9 +28,10 @@ from interlace.distill.verify.shapes import (
     periodic,
     power,
     region,
-    unit_of,
+    root,
 )
 from interlace.distill.verify.spelling import normal
+from interlace.distill.verify.units import unit_of
 
 LONGEST = 2000  # characters
 LONGEST_NAME = 3  # letters that are read as a product, as in xyz
@@ -167,8 +168,8 @@ class Reader:
         elif self._command("choose"):
             self._take()
             said = binomial(said, self._sum())
-        unit = []
-        while self._is(kinds=("unit", "word")):
+        unit: list[str] = []
+        while self._is(kinds=("unit", "word")) or (unit and self._is("/", "*")):
             unit.append(self._take().text)
         if isinstance(said, sympy.Expr) and said.has(DEGREE) and not self._depth:
             said, unit = said.subs(DEGREE, 1), ["°"]
@@ -257,9 +258,7 @@ class Reader:
     def _atom(self) -> Any:
         token = self._take()
         if token.kind == "number":
-            if self._is("_"):
-                raise ValueError("a number in another base")
-            return sympy.Rational(token.text)
+            return self._in_base(token.text) if self._is("_") else sympy.Rational(token.text)
         if token.kind == "period":
             return periodic(token.text)
         if token.kind == "letter":
@@ -286,6 +285,14 @@ class Reader:
         if name in ("i", "e"):
             return {"i": sympy.I, "e": sympy.E}[name]
         return sympy.Symbol(name, real=True)
+
+    def _in_base(self, digits: str) -> Any:
+        """10_3, which is three."""
+        self._take()
+        base = int(self._until_closed() if self._is("{") else self._take().text)
+        if base < 2:
+            raise ValueError(f"a number in base {base}")
+        return sympy.Integer(int(digits, base))
 
     def _until_closed(self) -> str:
         """What braces hold, as it is written."""
@@ -348,18 +355,48 @@ class Reader:
         bars, self._bars = self._bars, 0
         self._squares += opened == "["
         self._depth += 1
-        parts = self._parts()
+        found = self._by_conditions() if opened in ("{", "\\{") else None
+        parts = self._parts() if found is None else [found]
         closed = self._expect(*{"{": ("}",), "\\{": ("\\}",)}.get(opened, (")", "]"))).text
         self._bars = bars
         self._squares -= opened == "["
         self._depth -= 1
         if opened in ("{", "\\{"):
-            return parts[0] if opened == "{" and len(parts) == 1 else Members(tuple(parts))
+            plain = len(parts) == 1 and (opened == "{" or isinstance(parts[0], Region | Relation))
+            return parts[0] if plain else Members(tuple(parts))
         if len(parts) > 1:
             return Group(opened, closed, tuple(parts))
         if opened + closed not in ("()", "[]"):
             raise ValueError(f"{opened} is closed by {closed}")
         return parts[0]
+
+    def _by_conditions(self) -> Any:
+        """The set {x | x > 2} or {x in (0, 5) : x > 2}; None where none begins."""
+        begun, within = self._place, sympy.Reals
+        if not self._is(kinds=("letter",)):
+            return None
+        self._take()
+        if self._is("in", kinds=("relation",)):
+            self._take()
+            self._bars += 1  # so that the next one opens no absolute value
+            domain = self._side()
+            self._bars -= 1
+            within = sympy.Reals if getattr(domain, "name", "") == "R" else region(domain)
+        if not self._is("|", ":"):
+            self._place = begun
+            return None
+        self._take()
+        met, joints = [self._relation()], set()
+        while self._is(kinds=("separator",)):
+            joints.add(self._take().text)
+            met.append(self._relation())
+        try:
+            joined = (sympy.Union if joints == {"or"} else sympy.Intersection)(*map(region, met))
+            return Region(sympy.Intersection(within, joined))
+        except NotImplementedError:  # of several unknowns
+            if within is not sympy.Reals or len(met) > 1 or not isinstance(met[0], Relation):
+                raise
+            return met[0]
 
     def _parts(self) -> list[Any]:
         if self._is("\\}"):
@@ -394,8 +431,8 @@ class Reader:
             else:
                 raised = number(self._signed(self._argument))
         if name == "sqrt":
-            root = number(self._root()) if self._is("[") else sympy.Integer(2)
-            return power(number(self._argument_of(name)), 1 / root)
+            degree = number(self._degree()) if self._is("[") else sympy.Integer(2)
+            return root(number(self._argument_of(name)), degree)
         given = self._argument_of(name)
         parts = given.parts if isinstance(given, Group) and given.open == "(" else (given,)
         if raised == -1 and name in TRIGONOMETRY[:3]:
@@ -403,7 +440,7 @@ class Reader:
         said = applied(name, [number(p) for p in parts], base)
         return power(said, raised) if raised is not None else said
 
-    def _root(self) -> Any:
+    def _degree(self) -> Any:
         self._expect("[")
         self._squares += 1
         said = self._sum()

@@ -118,6 +118,13 @@ def power(base: Any, exponent: Any) -> Any:
     return number(base**exponent)
 
 
+def root(said: Any, degree: Any) -> Any:
+    """A root, the real one where there is one: -2 of -8 by 3."""
+    if degree.is_Integer and degree.is_odd and said.is_number and said.is_negative:
+        return -power(-said, 1 / degree)
+    return power(said, 1 / degree)
+
+
 def factorial(said: Any) -> Any:
     """A factorial, if it can be written down."""
     if said.is_number and not abs(sympy.N(said, 15)) <= MOST_FACTORIAL:
@@ -145,6 +152,9 @@ def applied(name: str, given: list[Any], base: Any) -> Any:
         return number(sympy.log(*given) / sympy.log(base) if base is not None else sympy.log(*given))
     if base is not None:
         raise ValueError(f"{name} has no base")
+    if name == "cbrt":
+        (radicand,) = given
+        return root(radicand, sympy.Integer(3))
     return number(getattr(sympy, name)(*given))
 
 
@@ -159,46 +169,16 @@ def region(said: Any) -> Any:
         if (high - low).is_negative:
             raise ValueError("an interval ends before it begins")
         return sympy.Interval(low, high, said.open == "(", said.close == ")")
+    if isinstance(said, Relation):  # of one unknown
+        made = {"<": sympy.Gt, "<=": sympy.Ge, "!=": sympy.Ne, "=": sympy.Eq}
+        return sympy.Intersection(*(made[sign](difference, 0).as_set() for sign, difference in links(said)))
     raise ValueError("it stands where an interval or a set is due")
 
 
-# --- units
-
-SYMBOLS = {
-    "meter": "m",
-    "metre": "m",
-    "kilometer": "km",
-    "kilometre": "km",
-    "centimeter": "cm",
-    "centimetre": "cm",
-    "millimeter": "mm",
-    "gram": "g",
-    "kilogram": "kg",
-    "liter": "l",
-    "litre": "l",
-    "inche": "in",
-    "inch": "in",
-    "foot": "ft",
-    "feet": "ft",
-    "mile": "mi",
-    "pound": "lb",
-    "hour": "h",
-    "hr": "h",
-    "minute": "min",
-    "degree": "°",
-    "second": "s",
-    "sec": "s",
-    "per": "/",
-    "yard": "yd",
-}
-
-
-def unit_of(text: str) -> str:
-    """One spelling of a unit."""
-    words = text.casefold().replace("/", " / ").replace("^", " ^").replace(".", "").split()
-    said = [SYMBOLS.get(w, SYMBOLS.get(w.rstrip("s"), w.rstrip("s") or w)) for w in words]
-    for word, raised in (("square", "^2"), ("sq", "^2"), ("cubic", "^3")):
-        if word in said[:-1]:
-            place = said.index(word)
-            said[place : place + 2] = [said[place + 1], raised]
-    return "".join(said).replace("{", "").replace("}", "")
+def links(said: Relation) -> list[tuple[str, Any]]:
+    """Each sign of a chain with what is more than nothing by it."""
+    found = []
+    for sign, low, high in zip(said.signs, said.sides, said.sides[1:], strict=False):
+        low, high = (number(x.value if isinstance(x, Quantity) else x) for x in (low, high))
+        found.append((sign.replace(">", "<"), low - high if sign.startswith(">") else high - low))
+    return found

@@ -1,59 +1,72 @@
-"""Answers as they are written: where one stands in a text, and which spellings are the same text."""
+"""Signs and commands that are written in several ways, and texts that only differ in how they are set."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
+SIGNS = str.maketrans(
+    {
+        **dict.fromkeys("−–‑﹣－", "-"),
+        **dict.fromkeys("×·⋅∗", "*"),
+        "÷": "/",
+        "√": "\\sqrt ",
+        "∞": "\\infty ",
+        "∪": "\\cup ",
+        "∩": "\\cap ",
+        "∖": "\\setminus ",
+        "±": "\\pm ",
+        "∓": "\\mp ",
+        "≤": "\\le ",
+        "≥": "\\ge ",
+        "≠": "\\ne ",
+        "∈": "\\in ",
+        "∣": "\\mid ",
+        "∅": "\\emptyset ",
+        "ℝ": "\\mathbb{R}",
+        "π": "\\pi ",
+        "α": "\\alpha ",
+        "β": "\\beta ",
+        "γ": "\\gamma ",
+        "θ": "\\theta ",
+        "λ": "\\lambda ",
+        "φ": "\\phi ",
+        "ω": "\\omega ",
+        "\u00a0": " ",
+    }
+)
+COMMANDS = {
+    "dfrac": "frac",
+    "tfrac": "frac",
+    "cfrac": "frac",
+    "dbinom": "binom",
+    "tbinom": "binom",
+    "leq": "le",
+    "leqslant": "le",
+    "geq": "ge",
+    "geqslant": "ge",
+    "neq": "ne",
+    "varnothing": "emptyset",
+    "smallsetminus": "setminus",
+    "backslash": "setminus",
+    "vert": "mid",
+    "lvert": "mid",
+    "rvert": "mid",
+    "R": "reals",
+}
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_DEGREES = re.compile(r"\^\s{0,4}(?:\{\s{0,4}\\circ\s{0,4}\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|operatorname)\s{0,4}\{([^{}]*)\}")
 _SPACES = re.compile(r"\\(?:left|right|displaystyle|quad|qquad|big|Big)(?![A-Za-z])|\\[,;:! ]|[\s~]+")
 _ONLY_WORDS = re.compile(r"(?:[^\W\d_]|[\s,;.()'’-])+")
 _WORD = re.compile(r"[^\W\d_]{3,}|[^\W\d_][a-z]|\bNO\b")
-_SAME = (
-    ("\\dfrac", "\\frac"),
-    ("\\cfrac", "\\frac"),
-    ("\\tfrac", "\\frac"),
-    ("\\geqslant", "\\ge"),
-    ("\\leqslant", "\\le"),
-    ("\\geq", "\\ge"),
-    ("\\leq", "\\le"),
-    ("\\neq", "\\ne"),
-    ("≥", "\\ge"),
-    ("≤", "\\le"),
-    ("≠", "\\ne"),
-    ("−", "-"),
-    ("–", "-"),
-    ("±", "\\pm"),
-    ("∪", "\\cup"),
-    ("∞", "\\infty"),
-    ("\\varnothing", "\\emptyset"),
-    ("∅", "\\emptyset"),
-    ("\\%", "%"),
-    ("\\$", "$"),
-)
 
 
-def inside_box(text: str) -> str:
-    """What stands in the last \\boxed{} of a text; "" where there is none that ends."""
-    start = text.find("{", text.rfind("\\boxed")) if "\\boxed" in text else -1
-    depth = 0
-    for i in range(start, len(text)) if start >= 0 else ():
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if not depth:
-            return text[start + 1 : i]
-    return ""
-
-
-def boxed(text: str) -> str:
-    """What stands in the last \\boxed{} of a text, or after its last "####", or after "answer is", or all of it."""
-    if inside := inside_box(text):
-        return inside
-    for mark in (r"####", r"answer(?: is|:)"):
-        found = list(re.finditer(mark, text, re.IGNORECASE))
-        if found:
-            after = text[found[-1].end() :].strip().splitlines()
-            return after[0].rstrip(". ") if after else ""
-    return text.strip()
+def one_spelling(text: str) -> str:
+    """Unicode's signs as LaTeX's commands, and one command of several that mean the same."""
+    s = unicodedata.normalize("NFC", text).translate(SIGNS)
+    s = re.sub(r"\\not\s{0,4}=", r"\\ne ", _DEGREES.sub("°", s))
+    return _COMMAND.sub(lambda m: "\\" + COMMANDS.get(m[1], m[1]), s)
 
 
 def normal(text: str) -> str:
@@ -61,15 +74,14 @@ def normal(text: str) -> str:
 
     Words are in lower case; the letters of a formula and the two of a line such as AB keep their case.
     """
-    s = unicodedata.normalize("NFC", text).strip().strip("*").strip()
+    s = text.strip().strip("*").strip()
     if len(s) > 1 and s.startswith("$") and s.endswith("$"):
         s = s.strip("$")
     s = re.sub(r"^\\[(\[]|\\[)\]]$", "", s).strip().rstrip(".").strip()
-    s = _WRAPPED.sub(r"\1", s)
-    for one, other in _SAME:
-        s = s.replace(one, other)
+    s = one_spelling(_WRAPPED.sub(r"\1", s)).replace("\\%", "%").replace("\\$", "$")
     s = _SPACES.sub(" ", s).strip()
     s = re.sub(r"(?<![^\W_]) | (?![^\W_])", "", s)  # but 3 1/2 is not 31/2
+    s = re.sub(r"(\\[A-Za-z]+) (?![A-Za-z])", r"\1", s)
     s = re.sub(r"([_^])\{(\w)\}", r"\1\2", s)
     s = re.sub(r"^\((\w)\)$", r"\1", s)
     return _WORD.sub(lambda m: m[0].casefold(), s) if _ONLY_WORDS.fullmatch(s) else s
