@@ -66,8 +66,10 @@ class Segments:
         """`count` segments of `time` tokens each; traceable by torch.compile.
 
         Raises:
-            ShapeError: one of them is below 1.
+            ShapeError: one of them is no integer, or below 1.
         """
+        if isinstance(count, float) or isinstance(time, float):
+            raise ShapeError(f"segments: count and time must be integers, got {count} and {time}")
         if count < 1 or time < 1:
             raise ShapeError(f"segments: count and time must be at least 1, got {count} and {time}")
         return Segments(torch.arange(0, count * time + 1, time, dtype=torch.int32), count * time, time)

@@ -166,7 +166,10 @@ def write_trunk(config: ModelConfig, eps_key: str = "rms_norm_eps") -> dict[str,
 
 
 def plain_trunk(config: ModelConfig, **allowed: Any) -> bool:
-    """Whether the model-wide settings are the usual ones, but for those in `allowed`."""
+    """Whether the model-wide settings are the usual ones, but for those in `allowed`.
+
+    Published configs have no key for the length at which dynamic RoPE begins to stretch: it is the longest context.
+    """
     usual = {
         "zero_centred_norms": False,
         "embedding_multiplier": 1.0,
@@ -174,13 +177,15 @@ def plain_trunk(config: ModelConfig, **allowed: Any) -> bool:
         "logits_divisor": 1.0,
         "float32_residual": False,
     }
-    return all(getattr(config, name) == value for name, value in {**usual, **allowed}.items())
+    ropes = [x.rope for x in used_layers(config)[0] if isinstance(x, AttentionConfig) and x.position == "rope"]
+    begins = all(r.scaling != "dynamic" or r.original_context == config.max_positions for r in ropes)
+    return begins and all(getattr(config, name) == value for name, value in {**usual, **allowed}.items())
 
 
-def read_mlp(config: Mapping[str, Any], bias_key: str = "mlp_bias") -> dict[str, Any]:
-    """A SwiGLU layer as most families describe it."""
+def read_mlp(config: Mapping[str, Any], bias_key: str | None = None) -> dict[str, Any]:
+    """A SwiGLU layer as most families describe it; without biases unless the family has a key for them."""
     refuse_unless(config, "hidden_act", *SILU, None)
-    return {"width": need(config, "intermediate_size"), "bias": bool(config.get(bias_key, False))}
+    return {"width": need(config, "intermediate_size"), "bias": bias_key is not None and bool(config.get(bias_key))}
 
 
 def used_layers(config: ModelConfig) -> tuple[set[Any], set[Any]]:
@@ -279,6 +284,7 @@ def read_rope(parameters: Mapping[str, Any], config: Mapping[str, Any], nested: 
     table |= {"scaling": kind, "factor": float(factor)}
     table |= {ours: parameters[key] for key, ours in _SCALINGS[kind].items() if parameters.get(key) is not None}
     if kind == "yarn":
+        table["truncate"] = bool(parameters.get("truncate", True))  # null is false
         table |= {ours: default for ours, default in (("beta_fast", 32.0), ("beta_slow", 1.0)) if not table.get(ours)}
         both: list[Any] = [parameters.get(key) for key in ("mscale", "mscale_all_dim")]
         if "attention_factor" not in table and all(both):

@@ -204,9 +204,12 @@ def inside(folder: Path, path: Path) -> Path:
     The hub's own cache links from a snapshot to the blobs beside it, which is allowed.
 
     Raises:
-        CheckpointError: the file's real place is outside.
+        CheckpointError: the file's real place is outside, or it is a link to itself.
     """
-    real, home = path.resolve(), folder.resolve()
+    try:
+        real, home = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError):  # RuntimeError before Python 3.13
+        raise CheckpointError(f"{path}: is a link that leads back to itself; put the file itself here") from None
     blobs = home.parent.parent / "blobs"  # models--OWNER--NAME/snapshots/REVISION beside models--OWNER--NAME/blobs
     cached = home.parent.name == "snapshots" and real.is_relative_to(blobs)
     if not real.is_relative_to(home) and not cached:

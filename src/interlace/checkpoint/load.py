@@ -20,7 +20,7 @@ from interlace.checkpoint.special import generation_config, special_tokens
 from interlace.checkpoint.tensors import WEIGHTS, Entry, read_into, same_values
 from interlace.data.tokenizer import TOKENIZER, Tokenizer
 from interlace.model.config import ModelConfig
-from interlace.model.device import resolve_device
+from interlace.model.device import check_dtype, resolve_device
 from interlace.model.model import HybridLM, Source
 from interlace.model.sizes import sizes
 
@@ -39,9 +39,10 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
 
     Raises:
         CheckpointError: the folder is damaged, unsafe, or not of a known family.
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or no such dtype of weights.
     """
     device = resolve_device(device)
+    check_dtype(dtype)
     folder = resolve(source)
     family, config, raw = describe(folder)
     files = alongside(folder)
@@ -177,7 +178,7 @@ def empty_model(config: ModelConfig, dtype: torch.dtype, device: Any, stored: Ma
                 own = parameter.dtype
                 kept = own if product else stored.get(f"{prefix}.{name}", own)
                 kept = kept if kept.is_floating_point and kept.itemsize > own.itemsize else own
-                empty = torch.empty_like(parameter, dtype=kept, device=device or "cpu")
+                empty = torch.empty_like(parameter, dtype=kept, device=device)
                 module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     if config.tied_embeddings:
         model.head.weight = model.embedding.weight
@@ -217,7 +218,8 @@ def match(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> 
         wanted = row_count(Slot(parameter), shapes)
         if rows != wanted:
             names = [n for n, parts in slots.items() if any(s.name == parameter for s in parts) and n not in plan]
-            fault = f"tensor '{names[0]}' is missing" if rows < wanted else f"'{parameter}' is given twice"
+            name = names[0] if names else parameter
+            fault = f"tensor '{name}' is missing" if rows < wanted else f"'{parameter}' is given twice"
             raise CheckpointError(f"{next(iter(entries.values())).path.parent}: {fault}")
     return plan
 
