@@ -96,7 +96,7 @@ def _convert(
     family, config, raw = describe(folder)
     others = alongside(folder)
     entries = read_entries(folder)
-    refuse_quantised(folder, entries)
+    refuse_quantised(folder, family.loaded(entries))
     check_sizes(folder, config, entries)
     written = family.write_config(config)
     if written is None:

@@ -29,6 +29,9 @@ class Slot:
 
 DEEPEST = 10_000  # layers
 SILU = ("silu", "swish")  # one function under two names
+_UNREAD = re.compile(  # in any family: what old conversions stored, and scales of activations and of an 8-bit KV cache
+    r"rotary_emb\.inv_freq$|\.(input_scale|output_scale|[qkv]_scale|[kv]_zero_point|prob_output_scale)$"
+)
 Slots = dict[str, tuple[Slot, ...]]  # a published tensor is one slot, or several one above the other
 
 
@@ -69,10 +72,14 @@ class Family:
         return self.kept is not None and re.match(self.kept, name) is not None
 
     def ignores(self, name: str) -> bool:
-        """Whether a tensor belongs to another model."""
-        if name.endswith("rotary_emb.inv_freq"):  # which old conversions stored of every family
+        """Whether a tensor belongs to another model, or to what only an engine of some other kind needs."""
+        if _UNREAD.search(name):
             return True
         return self.ignored is not None and re.match(self.ignored, name) is not None
+
+    def loaded(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the stored tensors that are not carried along and belong to no other model."""
+        return {name: x for name, x in names.items() if not (self.keeps(name) or self.ignores(name))}
 
 
 def whole_number(config: Mapping[str, Any], key: str, most: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ GENERATION = "generation_config.json"
 ADAPTER = "adapter_config.json"
 BESIDE = (GENERATION, *TOKENIZER_FILES)  # what lies beside config and weights: loaded, saved and converted alike
 WEIGHTS = (SINGLE, INDEX, "model-*-of-*.safetensors", "model.safetensors-*-of-*.safetensors")
+SHARD = re.compile(r"(?P<name>model(\.safetensors)?)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -74,7 +76,10 @@ def _fetch(hub_id: str, weights: bool) -> Path:
         cached = folder.parent.name == "snapshots"
         shards = shards_of(folder) if (folder / INDEX).is_file() else {}
         wanted = sorted(set(shards.values())) or [SINGLE]
-        snapshot_download(hub_id, allow_patterns=wanted, revision=folder.name if cached else None)
+        revision = folder.name if cached else None
+        snapshot_download(hub_id, allow_patterns=wanted, revision=revision)
+        if not shards and not (folder / SINGLE).exists():  # some put all in one shard, without an index
+            snapshot_download(hub_id, allow_patterns=list(WEIGHTS), revision=revision)
         return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -143,7 +148,7 @@ def shards_of(folder: Path) -> dict[str, str]:
 
 
 def read_entries(folder: Path) -> dict[str, Entry]:
-    """Every tensor of the folder by name, from one file or from the shards of an index.
+    """Every tensor of the folder by name, from one file, the shards of an index, or shards whose numbers are whole.
 
     Raises:
         CheckpointError: no safetensors, a pickle instead, a missing shard, or a damaged header.
@@ -162,20 +167,14 @@ def read_entries(folder: Path) -> dict[str, Entry]:
             raise CheckpointError(
                 f"{folder / absent[0]}: missing, though {INDEX} lists it ({len(absent)} such); download it again"
             )
-        entries: dict[str, Entry] = {}
-        for shard in shards:
-            for name, entry in read_header(inside(folder, folder / shard)).items():
-                if name in entries:
-                    raise CheckpointError(
-                        f"{folder}: tensor '{name}' is in {entries[name].path.name} and again in {shard}; "
-                        "one of the files belongs to another checkpoint"
-                    )
-                entries[name] = entry
+        entries = _read_shards(folder, shards)
         if missing := sorted(set(weight_map) - set(entries)):
             raise CheckpointError(f"{index}: tensor '{missing[0]}' is in no shard ({len(missing)} such)")
         return entries
     if single.exists() or single.is_symlink():
         return read_header(inside(folder, single))
+    if shards := _numbered(folder):
+        return _read_shards(folder, shards)
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
         raise CheckpointError(
@@ -183,6 +182,40 @@ def read_entries(folder: Path) -> dict[str, Entry]:
         )
     _refuse_others(folder)
     raise CheckpointError(f"{folder}: holds no model.safetensors")
+
+
+def _read_shards(folder: Path, shards: Sequence[str]) -> dict[str, Entry]:
+    """Every tensor of these files by name."""
+    entries: dict[str, Entry] = {}
+    for shard in shards:
+        for name, entry in read_header(inside(folder, folder / shard)).items():
+            if name in entries:
+                raise CheckpointError(
+                    f"{folder}: tensor '{name}' is in {entries[name].path.name} and again in {shard}; "
+                    "one of the files belongs to another checkpoint"
+                )
+            entries[name] = entry
+    return entries
+
+
+def _numbered(folder: Path) -> list[str]:
+    """Shards I of N that stand without an index; none where there are none.
+
+    Raises:
+        CheckpointError: one of the N is missing, or there are two sets.
+    """
+    found = {path.name: match for path in folder.iterdir() if (match := SHARD.fullmatch(path.name))}
+    if not found:
+        return []
+    sets = {(match["name"], match["count"]) for match in found.values()}
+    if len(sets) > 1:
+        raise CheckpointError(f"{folder}: holds two sets of shards, and no {INDEX} that says which; keep one of them")
+    name, count = sets.pop()
+    absent = set(range(1, int(count) + 1)) - {int(match["number"]) for match in found.values()}
+    if absent:
+        wanted = f"{name}-{min(absent):05}-of-{count}.safetensors"
+        raise CheckpointError(f"{folder / wanted}: missing, and no {INDEX} lists the shards; download it again")
+    return sorted(found)
 
 
 def _refuse_others(folder: Path) -> None:

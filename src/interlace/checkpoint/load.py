@@ -51,7 +51,7 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
     )
     check_vocabulary(folder, tokenizer, config)
     entries = read_entries(folder)
-    refuse_quantised(folder, entries)
+    refuse_quantised(folder, family.loaded(entries))
     check_sizes(folder, config, entries)
     plan = match(family, config, entries)
     _check_tied_head(family, config, entries, plan)
@@ -86,9 +86,13 @@ def check_vocabulary(folder: Path, tokenizer: Tokenizer | None, config: ModelCon
     Raises:
         CheckpointError: one lies beyond.
     """
-    if tokenizer is not None and tokenizer.own_vocabulary > config.vocabulary:
+    if tokenizer is None or tokenizer.own_vocabulary <= config.vocabulary:
+        return
+    added = tokenizer.fast.get_added_tokens_decoder()  # some files name a token among its model's as well
+    largest = max((i for i in tokenizer.fast.get_vocab(with_added_tokens=False).values() if i not in added), default=0)
+    if largest >= config.vocabulary:
         raise CheckpointError(
-            f"{folder}: the tokenizer has ids up to {tokenizer.own_vocabulary - 1}, but the model's vocabulary is "
+            f"{folder}: the tokenizer has ids up to {largest}, but the model's vocabulary is "
             f"{config.vocabulary}; they do not belong together"
         )
 
@@ -109,7 +113,7 @@ def _check_tied_head(family: Family, config: ModelConfig, entries: Mapping[str, 
     if head is None or not config.tied_embeddings:
         return
     embedding = next(name for name, slots in plan.items() if slots == (Slot("embedding.weight"),))
-    if not same_values(entries[head], entries[embedding]):
+    if not same_values((head, entries[head]), (embedding, entries[embedding])):
         raise CheckpointError(
             f"{entries[head].path}: config.json ties the head to the embedding, but '{head}' differs from "
             f"'{embedding}'; set tie_word_embeddings to false, or remove one of them"
@@ -195,12 +199,10 @@ def match(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> 
     known = {**slots, **family.aliases(config, {n: e.shape for n, e in entries.items()})}
     shapes = {n: tuple(p.shape) for n, p in HybridLM(config, device="meta").named_parameters()}
     plan, given = {}, dict.fromkeys(shapes, 0)
-    for name, entry in entries.items():
-        if name in optional or family.keeps(name) or family.ignores(name):
-            continue
+    loaded = {name: entry for name, entry in family.loaded(entries).items() if name not in optional}
+    for name, entry in loaded.items():
         if name not in known:
-            loaded = [n for n in entries if not (n in optional or family.keeps(n) or family.ignores(n))]
-            raise CheckpointError(f"{entry.path}: {unknown_name(name, loaded, known, family.model_type)}")
+            raise CheckpointError(f"{entry.path}: {unknown_name(name, list(loaded), {*known, *optional}, family)}")
         want = published_shape(known[name], shapes)
         if entry.shape != want:
             raise CheckpointError(
