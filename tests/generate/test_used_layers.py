@@ -263,6 +263,36 @@ def test_equal_segments_are_counted_in_whole_numbers(sizes):
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Segments.equal(2, 1 << 30),
+        lambda: Segments.equal(1 << 40, 1),
+        lambda: Segments.from_offsets([0, 1]),
+        lambda: build("tiny-recurrent").empty_state(2).select([0.0]),
+        lambda: build("tiny-recurrent").empty_state(2).select("0"),
+        lambda: build("tiny-recurrent").empty_state(2).select(3),
+        lambda: build("tiny-recurrent")([1, 2, 3]),
+    ],
+)
+def test_counts_rows_and_tokens_are_what_they_must_be(make):
+    with pytest.raises(ShapeError, match="segments|rows|tokens"):
+        make()
+
+
+def test_rows_may_be_named_by_anything_that_counts():
+    state = build("tiny-recurrent").empty_state(3)
+    assert state.select(i for i in (0, 2)).count == state.select(torch.tensor([1, 1])).count == 2
+
+
+@pytest.mark.parametrize("source", ["~nobody_of_this_name/model", "a" * 5000, "a/" * 3000, "a\0b"], ids=[1, 2, 3, 4])
+def test_a_source_that_no_folder_can_have(source):
+    from interlace.base.errors import CheckpointError
+
+    with pytest.raises(CheckpointError, match="no such folder"):
+        interlace.load(source)
+
+
+@pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"theta": 1.0}, "theta"),

@@ -38,7 +38,12 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
     Raises:
         CheckpointError: there is nothing of the kind.
     """
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+        found = path.is_dir() or path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or ~ of nobody
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CheckpointError(f"{source!s:.200}: no such folder: {reason}") from None
     if path.is_dir():
         if os.path.lexists(path / CONFIG):
             return path
@@ -56,7 +61,7 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
         raise CheckpointError(
             f"{path}: holds no config.json and no checkpoints/step-N; name a checkpoint or run folder"
         )
-    if path.exists():
+    if found:
         raise CheckpointError(f"{path}: is a file; name the folder that holds config.json")
     beside = path.parent != Path() and path.parent.is_dir()  # a misspelt local path is not looked for on the hub
     if beside or not HUB_ID.fullmatch(str(source)):

@@ -176,6 +176,8 @@ class HybridLM(nn.Module):
         self, tokens: Tensor, segments: Segments | None = None, state: ModelState | None = None
     ) -> tuple[Tensor, Segments, ModelState]:
         """What the head reads, [total, D] after the last norm; the segments; the state after these tokens."""
+        if not isinstance(tokens, Tensor):
+            raise ShapeError(f"tokens: must be a tensor of ids, got {tokens!r:.80}")
         if tokens.ndim == 2 and segments is None:
             segments = Segments.equal(*tokens.shape)
         elif tokens.ndim == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,11 @@ class ModelState(UsedOnce):
             ShapeError: there is no such row.
         """
         self.check_unused()
-        if not len(rows):
+        try:
+            rows = [operator.index(row) for row in rows]
+        except TypeError:
+            raise ShapeError(f"rows: must be a list of integers, got {rows!r:.80}") from None
+        if not rows:
             raise ShapeError("rows: must name at least one sequence")
         if wrong := [r for r in rows if not -self.count <= r < self.count]:
             raise ShapeError(f"rows: must lie below {self.count}, the number of sequences, got {wrong[0]}")
