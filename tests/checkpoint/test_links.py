@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -76,6 +77,69 @@ def test_a_link_to_nothing_is_said(folder):
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").symlink_to("nowhere")
     with pytest.raises(InterlaceError, match=r"tokenizer\.json"):
+        interlace.load(folder)
+
+
+@pytest.mark.parametrize("name", [*FILES, "config.json", "model.safetensors.index.json", "a shard"])
+@pytest.mark.parametrize("through", [False, True])
+@pytest.mark.parametrize("use", ["load", "convert"])
+def test_a_link_to_itself_is_said(folder, tmp_path, name, through, use):
+    name = next(folder.glob("model-0*")).name if name == "a shard" else name
+    (folder / name).unlink()
+    (folder / name).symlink_to("other" if through else name)
+    if through:
+        (folder / "other").symlink_to(name)
+    with pytest.raises(InterlaceError) as caught:
+        interlace.load(folder) if use == "load" else convert(folder, tmp_path / "out")
+    assert name in str(caught.value)
+
+
+def test_a_folder_that_is_a_link_to_itself_is_said(tmp_path):
+    (tmp_path / "model").symlink_to("model")
+    for use in (lambda: interlace.load(tmp_path / "model"), lambda: convert(tmp_path / "model", tmp_path / "out")):
+        with pytest.raises(InterlaceError, match="model"):
+            use()
+
+
+DIGITS = ["²", "٣", "１", "-1", ""]
+
+
+@pytest.mark.parametrize("digits", DIGITS)
+def test_a_step_is_numbered_in_plain_digits(folder, tmp_path, digits):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    folder.rename(tmp_path / "run" / "checkpoints" / "step-3")
+    (tmp_path / "run" / "checkpoints" / f"step-{digits}").mkdir()
+    interlace.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("digits", [*DIGITS, "9" * 5000])
+def test_a_tokenizers_size_is_said_in_plain_digits(digits):
+    from interlace.data.prepare import check_tokenizer
+
+    with pytest.raises(InterlaceError, match="train:N"):
+        check_tokenizer(f"train:{digits}")
+
+
+@pytest.mark.parametrize("digits", [*DIGITS, "9" * 5000])
+def test_ids_of_added_tokens_are_plain_digits(folder, digits):
+    path = folder / "tokenizer_config.json"
+    added = {digits: {"content": "<|endoftext|>"}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "added_tokens_decoder": added}))
+    assert interlace.load(folder).config.tokens.eos == (0,)
+
+
+def test_an_added_token_that_stands_in_the_vocabulary_too_may_lie_beyond(folder):
+    path = folder / "tokenizer.json"
+    table = json.loads(path.read_text())
+    size = len(table["model"]["vocab"])
+    table["model"]["vocab"] |= {"<pad>": 300, "<other>": 301}
+    token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    table["added_tokens"] += [{**token, "id": i, "content": c} for i, c in ((300, "<pad>"), (301, "<other>"))]
+    path.write_text(json.dumps(table))
+    assert size < 300 < interlace.load(folder).tokenizer.vocabulary
+    table["added_tokens"].pop()
+    path.write_text(json.dumps(table))
+    with pytest.raises(InterlaceError, match="301.*300"):
         interlace.load(folder)
 
 

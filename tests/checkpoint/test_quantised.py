@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import interlace
 from interlace.base.errors import CheckpointError
+from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 from interlace.model.presets import preset
 
@@ -324,3 +325,136 @@ def test_saving_over_another_model_leaves_none_of_its_weights(tmp_path, sizes):
     assert torch.equal(interlace.load(tmp_path / "model")(tokens)[0], model(tokens)[0])
     interlace.save(model, tmp_path / "fresh", shard_bytes=sizes[-1])
     assert {p.name for p in (tmp_path / "model").iterdir()} == {p.name for p in (tmp_path / "fresh").iterdir()}
+
+
+# Methods that only the config names, tensors that are not loaded, scales that are not of weights
+
+
+METHODS = {
+    "quanto": lambda n, r, c: {f"{n}.weight._data": ("I8", (r, c)), f"{n}.weight._scale": ("F32", (r, 1))},
+    "aqlm": lambda n, r, c: {f"{n}.codes": ("I16", (r, c, 1)), f"{n}.codebooks": ("F16", (1, 16, 1, 8))},
+    "vptq": lambda n, r, c: {f"{n}.indices": ("I32", (1, r, c)), f"{n}.centroids.weight": ("F16", (1, 16))},
+    "exl2": lambda n, r, c: {f"{n}.q_weight": ("I32", (r, c)), f"{n}.q_scale": ("I32", (r, 1))},
+    "exl3": lambda n, r, c: {f"{n}.trellis": ("I16", (1, 1, 64)), f"{n}.suh": ("F16", (c,))},
+    "spqr": lambda n, r, c: {f"{n}.dense_weights": ("I64", (r,)), f"{n}.in_perm": ("I32", (r,))},
+    "torchao": lambda n, r, c: {f"{n}.weight:qdata": ("I8", (r, c)), f"{n}.weight:scale": ("F32", (r, 1))},
+    "marlin": lambda n, r, c: {f"{n}.B": ("I32", (r, c)), f"{n}.s": ("F16", (1, r))},
+    "higgs": lambda n, r, c: {f"{n}.weight": ("I16", (r, c)), f"{n}.tables": ("F16", (1,))},
+    "quark": lambda n, r, c: {f"{n}.weight": ("I8", (r, c)), f"{n}.weight_quantizer.scale": ("F32", (r,))},
+    "smoothquant": lambda n, r, c: {f"{n}.weight": ("I8", (r, c)), f"{n}.dequant_scale": ("F32", ())},
+}
+BY_CONFIG_ALONE = ("marlin", "higgs", "quark", "smoothquant")
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("method", list(METHODS))
+def test_methods_are_named_by_the_config_or_by_their_tensors(folder, method, said):
+    quantise(folder, METHODS[method])
+    if said:
+        configure(folder, quantization_config={"quant_method": method})
+    elif method in BY_CONFIG_ALONE:
+        return
+    assert f"quantised ({method})" in refusal(folder)
+
+
+@pytest.mark.parametrize("leaf", ["k_proj.k_scale", "v_proj.v_scale", "k_scale", "v_scale", "q_proj.input_scale"])
+def test_plain_weights_with_scales_of_the_cache_or_of_activations_are_opened(folder, leaf):
+    note = {"quant_method": "modelopt", "kv_cache_quant_algo": "FP8", "quant_algo": None}
+    configure(folder, quantization_config=note)
+    store(folder / "model.safetensors", {**plain(folder), f"model.layers.0.self_attn.{leaf}": ("F32", ())})
+    interlace.load(folder)
+
+
+BESIDE = {
+    "an fp8 tower": {"model.visual.blocks.0.attn.qkv.weight": ("F8_E4M3", (4, 4))},
+    "its scale": {"model.visual.blocks.0.attn.qkv.weight_scale_inv": ("F32", (1, 1))},
+    "fp8 experts of mtp": {"mtp.fc.weight": ("F8_E4M3", (4, 4)), "mtp.fc.weight_scale": ("F32", (1, 1))},
+    "a plain tensor named blocks": {"model.visual.up_blocks": ("F32", (4,))},
+}
+
+
+@pytest.mark.parametrize("name", list(BESIDE))
+def test_what_is_not_loaded_may_be_quantised(tmp_path, name):
+    attention = {"heads": 2, "qk_norm": "head", "gate": True, "head_dim": 8}
+    table = {"width": 16, "depth": 1, "vocabulary": 31, "pattern": ["attention"], "mlp": {"width": 20}}
+    config = ModelConfig.from_dict({**table, "attention": attention, "zero_centred_norms": True})
+    interlace.save(HybridLM(config), tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "qwen3_5_text"
+    store(tmp_path / "model" / "model.safetensors", {**plain(tmp_path / "model"), **BESIDE[name]})
+    model = interlace.load(tmp_path / "model")
+    interlace.save(model, tmp_path / "again")
+    kept = {n: x for n, x in BESIDE[name].items() if n.startswith("mtp.")}
+    assert set(load_file(tmp_path / "again" / "model.safetensors")) >= set(kept)
+    interlace.load(tmp_path / "again")
+
+
+# Prefixes where something else stands beside
+
+
+@pytest.mark.parametrize("prefix", ["base_model.model.", "module.", "_orig_mod.", "student."])
+@pytest.mark.parametrize("beside", ["a stored tied head", "one extra", "an extra first", "old frequencies"])
+def test_a_prefix_is_seen_whatever_stands_beside(tmp_path, prefix, beside):
+    folder = tmp_path / "model"
+    interlace.save(HybridLM(preset("tiny-transformer").replace(tied_embeddings=True)), folder)
+    tensors = load_file(folder / "model.safetensors")
+    extra = {
+        "a stored tied head": {f"{prefix}lm_head.weight": tensors["model.embed_tokens.weight"].clone()},
+        "one extra": {"step": torch.ones(1)},
+        "an extra first": {"a.b": torch.ones(1)},
+        "old frequencies": {f"{prefix}model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)},
+    }
+    save_file({prefix + n: t for n, t in tensors.items()} | extra[beside], folder / "model.safetensors")
+    said = refusal(folder)
+    assert f"prefix '{prefix}'" in said
+
+
+def test_a_lacking_prefix_is_seen_beside_a_stored_tied_head(tmp_path):
+    folder = tmp_path / "model"
+    interlace.save(HybridLM(preset("tiny-transformer").replace(tied_embeddings=True)), folder)
+    tensors = load_file(folder / "model.safetensors")
+    head = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file({n.removeprefix("model."): t for n, t in tensors.items()} | head, folder / "model.safetensors")
+    assert "lack the prefix 'model.'" in refusal(folder)
+
+
+# Shards without an index, tied heads in another dtype
+
+
+@pytest.mark.parametrize(
+    "name", ["model-0000{}-of-0000{}.safetensors", "model.safetensors-0000{}-of-0000{}.safetensors"]
+)
+@pytest.mark.parametrize("size", [10**9, 20_000])
+def test_shards_whose_numbers_are_whole_need_no_index(tmp_path, name, size):
+    torch.manual_seed(0)
+    model = HybridLM(preset("tiny-transformer"))
+    folder = tmp_path / "model"
+    interlace.save(model, folder, shard_bytes=size)
+    files = sorted(folder.glob("*.safetensors"))
+    for number, file in enumerate(files, start=1):
+        file.rename(folder / name.format(number, len(files)))
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    assert torch.equal(interlace.load(folder)(torch.arange(9))[0], model(torch.arange(9))[0])
+    if len(files) > 1:
+        (folder / name.format(2, len(files))).unlink()
+        said = refusal(folder)
+        assert name.format(2, len(files)) in said
+        assert "missing" in said
+
+
+def test_two_sets_of_shards_without_an_index_are_refused(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"")
+    assert "two sets" in refusal(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_a_stored_tied_head_may_have_another_dtype(tmp_path, dtype):
+    folder = tmp_path / "model"
+    interlace.save(HybridLM(preset("tiny-transformer").replace(tied_embeddings=True)), folder)
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].to(dtype)
+    save_file({**tensors, "lm_head.weight": head}, folder / "model.safetensors")
+    interlace.load(folder)
+    head[3, 5] += 1
+    save_file({**tensors, "lm_head.weight": head}, folder / "model.safetensors")
+    assert "ties the head" in refusal(folder)

@@ -63,6 +63,8 @@ ROPES = {
         "beta_fast": 0,
         "beta_slow": 0,
     },
+    "yarn, truncate null": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": M, "truncate": None},
+    "yarn, truncate true": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": M, "truncate": True},
     "yarn, very short": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4},
     "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     "linear": {"type": "linear", "factor": 4},
@@ -177,3 +179,68 @@ def test_other_scalings_are_refused_by_name(tmp_path, kind):
     path.write_text(json.dumps({**json.loads(path.read_text()), "rope_parameters": rope}))
     with pytest.raises(interlace.base.errors.CheckpointError, match="rope_type"):
         interlace.load(tmp_path)
+
+
+UNREAD = {
+    "olmo_hybrid",
+    "olmo3",
+    "olmo2",
+    "qwen3",
+    "qwen3_next",
+    "qwen3_5",
+    "kimi_linear",
+    "granitemoehybrid",
+    "mamba2",
+}
+
+
+@pytest.mark.parametrize("name", sorted(UNREAD))
+def test_keys_of_other_families_mean_nothing(tmp_path, name):
+    """`mlp_bias` is read by Llama and Nemotron-H alone."""
+    theirs, ours = both(tmp_path, CONFIGS[name](), mlp_bias=True)
+    same(theirs, ours, 20)
+
+
+@pytest.mark.parametrize("name", ["nemotron_h", "kimi_linear"])
+def test_a_head_that_the_reference_never_ties_is_read(tmp_path, name):
+    """What they save of a config that says tied holds a head of its own, which they read."""
+    config = CONFIGS[name]()
+    config.tie_word_embeddings = True
+    theirs, ours = both(tmp_path, config)
+    assert not ours.config.tied_embeddings
+    same(theirs, ours, 20)
+
+
+@pytest.mark.parametrize("name", sorted(n for n in CONFIGS if " " not in n))
+def test_a_model_that_is_tied_here_is_tied_where_they_open_it(tmp_path, name):
+    transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).save_pretrained(tmp_path / "theirs")
+    config = interlace.load(tmp_path / "theirs").config.replace(tied_embeddings=True)
+    ours = interlace.HybridLM(config).eval()
+    interlace.save(ours, tmp_path / "ours")
+    if json.loads((tmp_path / "ours" / "config.json").read_text())["model_type"] == "interlace":
+        assert name in ("nemotron_h", "kimi_linear")
+        ours = interlace.load(tmp_path / "ours")
+        assert ours.head.weight is ours.embedding.weight
+    else:
+        same(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval(), ours, 20)
+
+
+@pytest.mark.parametrize("most", [64, None])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen3", "olmo2", "olmo3", "olmo_hybrid rope", "qwen3_next", "granitemoehybrid rope"]
+)
+def test_dynamic_that_begins_elsewhere_is_kept_in_our_own_format(tmp_path, name, most):
+    """No published config can say where it begins but by the longest context."""
+    transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).save_pretrained(tmp_path / "theirs")
+    table = interlace.load(tmp_path / "theirs").config.to_dict()
+    table["max_positions"] = most
+    for key, layer in table.items():
+        if isinstance(layer, dict) and "rope" in layer:
+            rope = {"scaling": "dynamic", "factor": 2.0, "original_context": 16, "theta": 1e4}
+            table[key] = {**layer, "rope": {**layer["rope"], **rope}}
+    model = interlace.HybridLM(interlace.ModelConfig.from_dict(table)).eval()
+    interlace.save(model, tmp_path / "ours")
+    again = interlace.load(tmp_path / "ours")
+    tokens = torch.arange(60)
+    with torch.no_grad():
+        assert torch.equal(again(tokens)[0], model(tokens)[0])

@@ -97,7 +97,7 @@ def _replace_files(partial: Path, path: Path, stale: Sequence[str]) -> None:
 def step_of(checkpoint: Path) -> int | None:
     """N of a folder step-N; None for another name."""
     number = checkpoint.name.removeprefix("step-")
-    return int(number) if number.isdigit() else None
+    return int(number) if number.isascii() and number.isdigit() else None
 
 
 def step_folders(checkpoints: Path) -> list[Path]:

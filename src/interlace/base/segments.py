@@ -56,6 +56,8 @@ class Segments:
         Raises:
             ShapeError: offsets are not one-dimensional, do not start at 0, or do not rise.
         """
+        if not isinstance(offsets, Tensor):
+            raise ShapeError(f"segments: offsets must be a tensor, got {offsets!r:.80}")
         values = offsets.tolist() if offsets.ndim == 1 else []
         if len(values) < 2 or values[0] != 0 or any(b <= a for a, b in pairwise(values)):
             raise ShapeError(f"segments: offsets must be one-dimensional and rise from 0, got {values[:8]}")
@@ -66,10 +68,14 @@ class Segments:
         """`count` segments of `time` tokens each; traceable by torch.compile.
 
         Raises:
-            ShapeError: one of them is below 1.
+            ShapeError: one of them is no integer, or below 1, or they are too many.
         """
+        if isinstance(count, float) or isinstance(time, float):
+            raise ShapeError(f"segments: count and time must be integers, got {count} and {time}")
         if count < 1 or time < 1:
             raise ShapeError(f"segments: count and time must be at least 1, got {count} and {time}")
+        if count * time >= 1 << 31:
+            raise ShapeError(f"segments: {count * time:,} tokens are more than int32 offsets can count; use fewer")
         return Segments(torch.arange(0, count * time + 1, time, dtype=torch.int32), count * time, time)
 
     @property

@@ -30,6 +30,7 @@ from interlace.checkpoint.save import SHARD_BYTES, document, in_shards, index_of
 from interlace.checkpoint.tensors import WEIGHTS, Entry, Planned, read_header, read_into, write_planned
 from interlace.layers.projection import Projections
 from interlace.model.config import ModelConfig
+from interlace.model.device import check_dtype
 from interlace.model.model import HybridLM
 
 STATE = "conversion.json"  # in the unfinished folder: what is being converted, so that only the same work goes on
@@ -71,9 +72,11 @@ def convert(
 
     Raises:
         CheckpointError: the source is damaged, or the target exists, or what was written differs from its source.
+        ConfigError: no such dtype of weights.
         RunError: another process converts to the same target.
         Failure: the disk refuses.
     """
+    check_dtype(dtype)
     target = Path(target)
     with hold(beside(target), target):
         return _convert(resolve(source), target, dtype, shard_bytes, report)
@@ -93,12 +96,12 @@ def _convert(
     family, config, raw = describe(folder)
     others = alongside(folder)
     entries = read_entries(folder)
-    refuse_quantised(folder, entries)
+    refuse_quantised(folder, family.loaded(entries))
     check_sizes(folder, config, entries)
     written = family.write_config(config)
     if written is None:
         raise CheckpointError(
-            f"{folder / 'config.json'}: holds a {family.model_type} model that transformers has no way to say; load it "
+            f"{folder / 'config.json'}: uses settings that transformers' {family.model_type} does not have; load it "
             "and save it, which writes our own format"
         )
     planned = plan(family, config, entries, dtype)

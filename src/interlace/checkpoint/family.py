@@ -29,6 +29,9 @@ class Slot:
 
 DEEPEST = 10_000  # layers
 SILU = ("silu", "swish")  # one function under two names
+_UNREAD = re.compile(  # in any family: what old conversions stored, and scales of activations and of an 8-bit KV cache
+    r"rotary_emb\.inv_freq$|\.(input_scale|output_scale|[qkv]_scale|[kv]_zero_point|prob_output_scale)$"
+)
 Slots = dict[str, tuple[Slot, ...]]  # a published tensor is one slot, or several one above the other
 
 
@@ -69,10 +72,14 @@ class Family:
         return self.kept is not None and re.match(self.kept, name) is not None
 
     def ignores(self, name: str) -> bool:
-        """Whether a tensor belongs to another model."""
-        if name.endswith("rotary_emb.inv_freq"):  # which old conversions stored of every family
+        """Whether a tensor belongs to another model, or to what only an engine of some other kind needs."""
+        if _UNREAD.search(name):
             return True
         return self.ignored is not None and re.match(self.ignored, name) is not None
+
+    def loaded(self, names: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the stored tensors that are not carried along and belong to no other model."""
+        return {name: x for name, x in names.items() if not (self.keeps(name) or self.ignores(name))}
 
 
 def whole_number(config: Mapping[str, Any], key: str, most: int) -> int:
@@ -166,7 +173,10 @@ def write_trunk(config: ModelConfig, eps_key: str = "rms_norm_eps") -> dict[str,
 
 
 def plain_trunk(config: ModelConfig, **allowed: Any) -> bool:
-    """Whether the model-wide settings are the usual ones, but for those in `allowed`."""
+    """Whether the model-wide settings are the usual ones, but for those in `allowed`.
+
+    Published configs have no key for the length at which dynamic RoPE begins to stretch: it is the longest context.
+    """
     usual = {
         "zero_centred_norms": False,
         "embedding_multiplier": 1.0,
@@ -174,13 +184,15 @@ def plain_trunk(config: ModelConfig, **allowed: Any) -> bool:
         "logits_divisor": 1.0,
         "float32_residual": False,
     }
-    return all(getattr(config, name) == value for name, value in {**usual, **allowed}.items())
+    ropes = [x.rope for x in used_layers(config)[0] if isinstance(x, AttentionConfig) and x.position == "rope"]
+    begins = all(r.scaling != "dynamic" or r.original_context == config.max_positions for r in ropes)
+    return begins and all(getattr(config, name) == value for name, value in {**usual, **allowed}.items())
 
 
-def read_mlp(config: Mapping[str, Any], bias_key: str = "mlp_bias") -> dict[str, Any]:
-    """A SwiGLU layer as most families describe it."""
+def read_mlp(config: Mapping[str, Any], bias_key: str | None = None) -> dict[str, Any]:
+    """A SwiGLU layer as most families describe it; without biases unless the family has a key for them."""
     refuse_unless(config, "hidden_act", *SILU, None)
-    return {"width": need(config, "intermediate_size"), "bias": bool(config.get(bias_key, False))}
+    return {"width": need(config, "intermediate_size"), "bias": bias_key is not None and bool(config.get(bias_key))}
 
 
 def used_layers(config: ModelConfig) -> tuple[set[Any], set[Any]]:
@@ -279,6 +291,7 @@ def read_rope(parameters: Mapping[str, Any], config: Mapping[str, Any], nested: 
     table |= {"scaling": kind, "factor": float(factor)}
     table |= {ours: parameters[key] for key, ours in _SCALINGS[kind].items() if parameters.get(key) is not None}
     if kind == "yarn":
+        table["truncate"] = bool(parameters.get("truncate", True))  # null is false
         table |= {ours: default for ours, default in (("beta_fast", 32.0), ("beta_slow", 1.0)) if not table.get(ours)}
         both: list[Any] = [parameters.get(key) for key in ("mscale", "mscale_all_dim")]
         if "attention_factor" not in table and all(both):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ GENERATION = "generation_config.json"
 ADAPTER = "adapter_config.json"
 BESIDE = (GENERATION, *TOKENIZER_FILES)  # what lies beside config and weights: loaded, saved and converted alike
 WEIGHTS = (SINGLE, INDEX, "model-*-of-*.safetensors", "model.safetensors-*-of-*.safetensors")
+SHARD = re.compile(r"(?P<name>model(\.safetensors)?)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -36,7 +38,12 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
     Raises:
         CheckpointError: there is nothing of the kind.
     """
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+        found = path.is_dir() or path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or ~ of nobody
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise CheckpointError(f"{source!s:.200}: no such folder: {reason}") from None
     if path.is_dir():
         if os.path.lexists(path / CONFIG):
             return path
@@ -54,7 +61,7 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
         raise CheckpointError(
             f"{path}: holds no config.json and no checkpoints/step-N; name a checkpoint or run folder"
         )
-    if path.exists():
+    if found:
         raise CheckpointError(f"{path}: is a file; name the folder that holds config.json")
     beside = path.parent != Path() and path.parent.is_dir()  # a misspelt local path is not looked for on the hub
     if beside or not HUB_ID.fullmatch(str(source)):
@@ -74,7 +81,10 @@ def _fetch(hub_id: str, weights: bool) -> Path:
         cached = folder.parent.name == "snapshots"
         shards = shards_of(folder) if (folder / INDEX).is_file() else {}
         wanted = sorted(set(shards.values())) or [SINGLE]
-        snapshot_download(hub_id, allow_patterns=wanted, revision=folder.name if cached else None)
+        revision = folder.name if cached else None
+        snapshot_download(hub_id, allow_patterns=wanted, revision=revision)
+        if not shards and not (folder / SINGLE).exists():  # some put all in one shard, without an index
+            snapshot_download(hub_id, allow_patterns=list(WEIGHTS), revision=revision)
         return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -143,7 +153,7 @@ def shards_of(folder: Path) -> dict[str, str]:
 
 
 def read_entries(folder: Path) -> dict[str, Entry]:
-    """Every tensor of the folder by name, from one file or from the shards of an index.
+    """Every tensor of the folder by name, from one file, the shards of an index, or shards whose numbers are whole.
 
     Raises:
         CheckpointError: no safetensors, a pickle instead, a missing shard, or a damaged header.
@@ -162,20 +172,14 @@ def read_entries(folder: Path) -> dict[str, Entry]:
             raise CheckpointError(
                 f"{folder / absent[0]}: missing, though {INDEX} lists it ({len(absent)} such); download it again"
             )
-        entries: dict[str, Entry] = {}
-        for shard in shards:
-            for name, entry in read_header(inside(folder, folder / shard)).items():
-                if name in entries:
-                    raise CheckpointError(
-                        f"{folder}: tensor '{name}' is in {entries[name].path.name} and again in {shard}; "
-                        "one of the files belongs to another checkpoint"
-                    )
-                entries[name] = entry
+        entries = _read_shards(folder, shards)
         if missing := sorted(set(weight_map) - set(entries)):
             raise CheckpointError(f"{index}: tensor '{missing[0]}' is in no shard ({len(missing)} such)")
         return entries
     if single.exists() or single.is_symlink():
         return read_header(inside(folder, single))
+    if shards := _numbered(folder):
+        return _read_shards(folder, shards)
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
     if pickles:
         raise CheckpointError(
@@ -183,6 +187,40 @@ def read_entries(folder: Path) -> dict[str, Entry]:
         )
     _refuse_others(folder)
     raise CheckpointError(f"{folder}: holds no model.safetensors")
+
+
+def _read_shards(folder: Path, shards: Sequence[str]) -> dict[str, Entry]:
+    """Every tensor of these files by name."""
+    entries: dict[str, Entry] = {}
+    for shard in shards:
+        for name, entry in read_header(inside(folder, folder / shard)).items():
+            if name in entries:
+                raise CheckpointError(
+                    f"{folder}: tensor '{name}' is in {entries[name].path.name} and again in {shard}; "
+                    "one of the files belongs to another checkpoint"
+                )
+            entries[name] = entry
+    return entries
+
+
+def _numbered(folder: Path) -> list[str]:
+    """Shards I of N that stand without an index; none where there are none.
+
+    Raises:
+        CheckpointError: one of the N is missing, or there are two sets.
+    """
+    found = {path.name: match for path in folder.iterdir() if (match := SHARD.fullmatch(path.name))}
+    if not found:
+        return []
+    sets = {(match["name"], match["count"]) for match in found.values()}
+    if len(sets) > 1:
+        raise CheckpointError(f"{folder}: holds two sets of shards, and no {INDEX} that says which; keep one of them")
+    name, count = sets.pop()
+    absent = set(range(1, int(count) + 1)) - {int(match["number"]) for match in found.values()}
+    if absent:
+        wanted = f"{name}-{min(absent):05}-of-{count}.safetensors"
+        raise CheckpointError(f"{folder / wanted}: missing, and no {INDEX} lists the shards; download it again")
+    return sorted(found)
 
 
 def _refuse_others(folder: Path) -> None:
@@ -204,9 +242,12 @@ def inside(folder: Path, path: Path) -> Path:
     The hub's own cache links from a snapshot to the blobs beside it, which is allowed.
 
     Raises:
-        CheckpointError: the file's real place is outside.
+        CheckpointError: the file's real place is outside, or it is a link to itself.
     """
-    real, home = path.resolve(), folder.resolve()
+    try:
+        real, home = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError):  # RuntimeError before Python 3.13
+        raise CheckpointError(f"{path}: is a link that leads back to itself; put the file itself here") from None
     blobs = home.parent.parent / "blobs"  # models--OWNER--NAME/snapshots/REVISION beside models--OWNER--NAME/blobs
     cached = home.parent.name == "snapshots" and real.is_relative_to(blobs)
     if not real.is_relative_to(home) and not cached:

@@ -2,8 +2,9 @@
 
 Source: arXiv 2510.26692; moonshotai/Kimi-Linear-48B-A3B-Instruct; huggingface/transformers
 src/transformers/models/kimi_linear. Traps: the lists of layers in `linear_attn_config` count from 1; half the keys of
-config.json have two spellings; the norms inside latent attention have an eps of 1e-6, whatever `rms_norm_eps` says;
-transformers 5.23 saves a dense layer's MLP as `block_sparse_moe.*`, which is read here and not written.
+config.json have two spellings; `tie_word_embeddings` is read by nobody; the norms inside latent attention have an eps
+of 1e-6, whatever `rms_norm_eps` says; transformers 5.23 saves a dense layer's MLP as `block_sparse_moe.*`, which is
+read here and not written.
 
 Moonshot's own code weights the chosen experts by their scores with the correction added (an in-place sum through a
 view); transformers and the inference engines use the correction for the choice only, as DeepSeek-V3 has it, and so is
@@ -34,7 +35,6 @@ from interlace.checkpoint.family import (
     read_trunk,
     refuse_unless,
     stacked,
-    tied_head,
     trunk_slots,
     used_layers,
     whole,
@@ -74,7 +74,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     refuse_unless(config, "mla_use_nope", True)
     refuse_unless(config, "hidden_act", *SILU, None)
     refuse_unless(config, "moe_layer_freq", 1)
-    trunk = read_trunk(config, eps=1e-5)
+    trunk = {**read_trunk(config, eps=1e-5), "tied_embeddings": False}
     trunk["max_positions"] = _either(config, "model_max_length", "max_position_embeddings")
     depth, linear = trunk["depth"], config.get("linear_attn_config") or {}
     types = layer_names(config, "layer_types", depth, KINDS) or _listed(linear, depth)
@@ -262,4 +262,4 @@ def aliases(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Slots
     return found
 
 
-FAMILY = Family("kimi_linear", "KimiLinearForCausalLM", read_config, write_config, slots, aliases, tied_head)
+FAMILY = Family("kimi_linear", "KimiLinearForCausalLM", read_config, write_config, slots, aliases)

@@ -48,7 +48,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         "rope": read_rope(rope_parameters(config, 10_000.0), config),
         "qk_norm": "none",
     }
-    tables = {"pattern": ["attention"], "attention": attention, "mlp": read_mlp(config)}
+    tables = {"pattern": ["attention"], "attention": attention, "mlp": read_mlp(config, "mlp_bias")}
     return ModelConfig.from_dict({**trunk, **tables}, where="config.json")
 
 

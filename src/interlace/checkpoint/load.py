@@ -20,7 +20,7 @@ from interlace.checkpoint.special import generation_config, special_tokens
 from interlace.checkpoint.tensors import WEIGHTS, Entry, read_into, same_values
 from interlace.data.tokenizer import TOKENIZER, Tokenizer
 from interlace.model.config import ModelConfig
-from interlace.model.device import resolve_device
+from interlace.model.device import check_dtype, resolve_device
 from interlace.model.model import HybridLM, Source
 from interlace.model.sizes import sizes
 
@@ -39,9 +39,10 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
 
     Raises:
         CheckpointError: the folder is damaged, unsafe, or not of a known family.
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or no such dtype of weights.
     """
     device = resolve_device(device)
+    check_dtype(dtype)
     folder = resolve(source)
     family, config, raw = describe(folder)
     files = alongside(folder)
@@ -50,7 +51,7 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
     )
     check_vocabulary(folder, tokenizer, config)
     entries = read_entries(folder)
-    refuse_quantised(folder, entries)
+    refuse_quantised(folder, family.loaded(entries))
     check_sizes(folder, config, entries)
     plan = match(family, config, entries)
     _check_tied_head(family, config, entries, plan)
@@ -85,9 +86,13 @@ def check_vocabulary(folder: Path, tokenizer: Tokenizer | None, config: ModelCon
     Raises:
         CheckpointError: one lies beyond.
     """
-    if tokenizer is not None and tokenizer.own_vocabulary > config.vocabulary:
+    if tokenizer is None or tokenizer.own_vocabulary <= config.vocabulary:
+        return
+    added = tokenizer.fast.get_added_tokens_decoder()  # some files name a token among its model's as well
+    largest = max((i for i in tokenizer.fast.get_vocab(with_added_tokens=False).values() if i not in added), default=0)
+    if largest >= config.vocabulary:
         raise CheckpointError(
-            f"{folder}: the tokenizer has ids up to {tokenizer.own_vocabulary - 1}, but the model's vocabulary is "
+            f"{folder}: the tokenizer has ids up to {largest}, but the model's vocabulary is "
             f"{config.vocabulary}; they do not belong together"
         )
 
@@ -108,7 +113,7 @@ def _check_tied_head(family: Family, config: ModelConfig, entries: Mapping[str, 
     if head is None or not config.tied_embeddings:
         return
     embedding = next(name for name, slots in plan.items() if slots == (Slot("embedding.weight"),))
-    if not same_values(entries[head], entries[embedding]):
+    if not same_values((head, entries[head]), (embedding, entries[embedding])):
         raise CheckpointError(
             f"{entries[head].path}: config.json ties the head to the embedding, but '{head}' differs from "
             f"'{embedding}'; set tie_word_embeddings to false, or remove one of them"
@@ -177,7 +182,7 @@ def empty_model(config: ModelConfig, dtype: torch.dtype, device: Any, stored: Ma
                 own = parameter.dtype
                 kept = own if product else stored.get(f"{prefix}.{name}", own)
                 kept = kept if kept.is_floating_point and kept.itemsize > own.itemsize else own
-                empty = torch.empty_like(parameter, dtype=kept, device=device or "cpu")
+                empty = torch.empty_like(parameter, dtype=kept, device=device)
                 module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     if config.tied_embeddings:
         model.head.weight = model.embedding.weight
@@ -194,12 +199,10 @@ def match(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> 
     known = {**slots, **family.aliases(config, {n: e.shape for n, e in entries.items()})}
     shapes = {n: tuple(p.shape) for n, p in HybridLM(config, device="meta").named_parameters()}
     plan, given = {}, dict.fromkeys(shapes, 0)
-    for name, entry in entries.items():
-        if name in optional or family.keeps(name) or family.ignores(name):
-            continue
+    loaded = {name: entry for name, entry in family.loaded(entries).items() if name not in optional}
+    for name, entry in loaded.items():
         if name not in known:
-            loaded = [n for n in entries if not (n in optional or family.keeps(n) or family.ignores(n))]
-            raise CheckpointError(f"{entry.path}: {unknown_name(name, loaded, known, family.model_type)}")
+            raise CheckpointError(f"{entry.path}: {unknown_name(name, list(loaded), {*known, *optional}, family)}")
         want = published_shape(known[name], shapes)
         if entry.shape != want:
             raise CheckpointError(
@@ -217,7 +220,8 @@ def match(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> 
         wanted = row_count(Slot(parameter), shapes)
         if rows != wanted:
             names = [n for n, parts in slots.items() if any(s.name == parameter for s in parts) and n not in plan]
-            fault = f"tensor '{names[0]}' is missing" if rows < wanted else f"'{parameter}' is given twice"
+            name = names[0] if names else parameter
+            fault = f"tensor '{name}' is missing" if rows < wanted else f"'{parameter}' is given twice"
             raise CheckpointError(f"{next(iter(entries.values())).path.parent}: {fault}")
     return plan
 

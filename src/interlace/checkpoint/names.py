@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 
 from interlace.base.errors import nearest
+from interlace.checkpoint.family import Family
 
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "module.")
 LACKED = ("model.", "backbone.")
 
 
-def unknown_name(name: str, stored: Sequence[str], known: Mapping[str, Any], family: str) -> str:
-    """One sentence about the first unknown name, or about all of them where they have one fault.
+def unknown_name(name: str, stored: Sequence[str], known: Collection[str], family: Family) -> str:
+    """One sentence about the first unknown name, or about nearly all of them where they have one fault.
 
     Args:
         stored: the names that are to be loaded.
@@ -20,32 +21,39 @@ def unknown_name(name: str, stored: Sequence[str], known: Mapping[str, Any], fam
     """
     if any(".lora_A." in n or ".base_layer." in n for n in stored):
         return "holds LoRA weights that were not merged; merge the adapter into its base model, and load the result"
-    if prefix := _prefix(stored, known):
+
+    def belongs(n: str) -> bool:
+        return n in known or family.keeps(n) or family.ignores(n)
+
+    if prefix := _prefix(stored, belongs):
+        every = "every" if all(n.startswith(prefix) for n in stored) else "nearly every"
         return (
-            f"every tensor's name begins with the prefix '{prefix}', as wrappers (PEFT, torch.compile, DDP, FSDP) save "
-            "them; save the model that is inside, or rename its tensors"
+            f"{every} tensor's name begins with the prefix '{prefix}', as wrappers (PEFT, torch.compile, DDP, FSDP) "
+            "save them; save the model that is inside, or rename its tensors"
         )
-    if lacked := next((p for p in LACKED if _most_known([p + n for n in stored], stored, known)), ""):
+    if lacked := next((p for p in LACKED if _renamed(stored, [p + n for n in stored], belongs)), ""):
         return f"the tensors' names lack the prefix '{lacked}'; rename them, or save the whole model"
     for wrapper in WRAPPERS:
-        if any(wrapper in n for n in stored) and all(n.replace(wrapper, "") in known for n in stored):
+        if _renamed(stored, [n.replace(wrapper, "") for n in stored], belongs):
             return f"the tensors' names hold '{wrapper.strip('.')}', a wrapper's; save the model that is inside it"
-    return f"tensor '{name}' does not belong to this model ({family}); {nearest(name, known)}"
+    return f"tensor '{name}' does not belong to this model ({family.model_type}); {nearest(name, known)}"
 
 
-def _prefix(stored: Sequence[str], known: Collection[str]) -> str:
-    """The text before all names without which they are known."""
-    first = stored[0]
-    cuts = [i + 1 for i, letter in enumerate(first) if letter == "."]
-    for cut in reversed(cuts):
-        prefix = first[:cut]
-        if all(n.startswith(prefix) and n[cut:] in known for n in stored):
-            return prefix
-    return ""
+def _few(stored: Sequence[str]) -> int:
+    """How many names may be strange for another reason than the rest."""
+    return max(1, len(stored) // 10)
 
 
-def _most_known(renamed: Sequence[str], stored: Sequence[str], known: Collection[str]) -> bool:
-    """Whether all names but the head's are known by their new form."""
-    return all(new in known or old in known for new, old in zip(renamed, stored, strict=True)) and any(
-        new in known and old not in known for new, old in zip(renamed, stored, strict=True)
-    )
+def _prefix(stored: Sequence[str], belongs: Callable[[str], bool]) -> str:
+    """The text before nearly all names without which they belong to the model."""
+    unknown = [n for n in stored if not belongs(n)]
+    cuts = Counter(n[: i + 1] for n in unknown for i, letter in enumerate(n) if letter == "." and belongs(n[i + 1 :]))
+    prefix, count = max(cuts.items(), key=lambda item: item[1], default=("", 0))
+    return prefix if len(stored) - count <= _few(stored) else ""
+
+
+def _renamed(stored: Sequence[str], renamed: Sequence[str], belongs: Callable[[str], bool]) -> bool:
+    """Whether names that do not belong to the model do so by their new form, all but a few."""
+    unknown = [new for old, new in zip(stored, renamed, strict=True) if not belongs(old)]
+    left = [new for new in unknown if not belongs(new)]
+    return len(left) < len(unknown) and len(left) <= _few(stored)

@@ -4,7 +4,8 @@ Source: arXiv 2504.03624; huggingface/transformers src/transformers/models/nemot
 30B-A3B-BF16. Attention has no positions. Feed-forward layers are squared ReLU, without a gate; only the routed experts
 see the latent, where there is one. Traps: the pattern has been said as `hybrid_override_pattern` ("M-M*E") and as
 `layers_block_type` with two sets of words; `attention_bias` and `mamba_proj_bias` are read by nobody, biases come from
-`use_bias` and `mlp_bias`; the size of the mixer is mamba_num_heads x mamba_head_dim, whatever `expand` says.
+`use_bias` and `mlp_bias`; the size of the mixer is mamba_num_heads x mamba_head_dim, whatever `expand` says;
+`tie_word_embeddings` is read by nobody, every release has a head of its own.
 
 transformers 5.23 floors dt at `time_step_min` in a prompt and not in a cached step, and does not read `time_step_limit`
 (modeling_nemotron_h.py; its pull request 48989 measures the harm). The weights were trained with `time_step_limit`,
@@ -30,7 +31,6 @@ from interlace.checkpoint.family import (
     plain_trunk,
     read_trunk,
     refuse_unless,
-    tied_head,
     trunk_slots,
     used_layers,
     whole,
@@ -75,7 +75,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     depth = config.get("num_hidden_layers") or len(types)
     types = layer_names({"layer types": list(types)}, "layer types", depth, KINDS) or []
     trunk = read_trunk({"num_hidden_layers": len(types), **config}, eps=1e-5, eps_key="layer_norm_epsilon")
-    trunk["depth"] = len(types)
+    trunk |= {"depth": len(types), "tied_embeddings": False}
     pattern = [KINDS[t] for t in types]
     bias = config.get("mlp_bias", False)
     tables = {
@@ -147,7 +147,7 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     feeds = [x for x in (mlp, moe) if x is not None]
     if any(x.activation != "relu2" for x in feeds) or len({x.bias for x in feeds}) > 1:
         return None
-    if not plain_trunk(config, float32_residual=config.float32_residual):
+    if config.tied_embeddings or not plain_trunk(config, float32_residual=config.float32_residual):
         return None
     if moe is not None and not moe.shared_width:
         return None
@@ -237,7 +237,6 @@ FAMILY = Family(
     write_config,
     slots,
     aliases,
-    tied_head,
     kept=r"mtp\.",
     kept_keys=("num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern"),
 )

@@ -16,7 +16,7 @@ from typing import Any
 from interlace.base.errors import CheckpointError, DataError
 from interlace.base.files import read_json
 from interlace.checkpoint.folder import read_config
-from interlace.checkpoint.tensors import Entry
+from interlace.checkpoint.tensors import WEIGHTS, Entry
 
 # How the tensors of each method end; the first that is found names it where no config does.
 ENDINGS = {
@@ -26,11 +26,18 @@ ENDINGS = {
     "awq or gptq": r"\.(qweight|qzeros)",
     "compressed-tensors": r"\.(weight_packed|weight_shape|weight_zero_point|weight_global_scale)",
     "fp8": r"\.(weight_scale_inv|activation_scale)",
-    "modelopt": r"\.(weight_scale_2|input_scale)",
+    "modelopt": r"\.weight_scale_2",
     "fp8, one scale for each row or tensor": r"\.weight_scale",
     "mxfp4": r"_(blocks|scales)",
     "hqq": r"\.W_q",
-    "torchao": r"\.?_weight_(qdata|scale)",
+    "torchao": r"(\.?_weight_|weight:)(qdata|scale)",
+    "quanto": r"\.weight\._(data|scale)",
+    "eetq": r"\.weight_scales",
+    "aqlm": r"\.codebooks",
+    "vptq": r"\.centroids\.weight",
+    "exl2": r"\.(q_weight|q_invperm)",
+    "exl3": r"\.trellis",
+    "spqr": r"\.dense_weights",
 }
 CODES = {"F8_E4M3": "fp8", "F8_E5M2": "fp8", "F8_E4M3FNUZ": "fp8", "F8_E5M2FNUZ": "fp8", "F4": "4-bit floats"}
 NOTES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
@@ -39,31 +46,32 @@ NOTES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "qu
 def refuse_quantised(folder: Path, entries: Mapping[str, Entry]) -> None:
     """Stop at weights that are not plain numbers, in one sentence that says how they are quantised.
 
+    Args:
+        entries: the tensors that are to be loaded; others may be what they are.
+
     Raises:
         CheckpointError: the stored tensors are a quantised model's.
     """
-    stored = _by_tensors(entries)
-    if stored is None:
+    strange = {name: entry.code for name, entry in entries.items() if entry.code not in WEIGHTS}
+    if not strange:  # whatever was quantised once, weights and scales are plain numbers now
         return
-    said = next((how for note in _notes(folder) if (how := _described(note, stored))), stored)
-    raise CheckpointError(
-        f"{folder}: the weights are quantised ({said}); interlace reads plain weights: take the release that is not "
-        "quantised, or dequantise it first"
-    )
+    said = next((how for note in _notes(folder) if (how := _described(note))), _by_tensors(entries, strange))
+    if said is not None:
+        raise CheckpointError(
+            f"{folder}: the weights are quantised ({said}); interlace reads plain weights: take the release that is "
+            "not quantised, or dequantise it first"
+        )
 
 
-def _by_tensors(entries: Mapping[str, Entry]) -> str | None:
-    """The method that the tensors' names and dtypes tell; None where the weights are plain."""
+def _by_tensors(entries: Mapping[str, Entry], strange: Mapping[str, str]) -> str | None:
+    """The method that the tensors' names and dtypes tell; None where they do not tell any."""
     for method, ending in ENDINGS.items():
         if any(re.search(f"{ending}$", name) for name in entries):
             return method
-    weights = {name: entry for name, entry in entries.items() if name.endswith("proj.weight")}
-    for entry in weights.values():
-        if entry.code in CODES:
-            return CODES[entry.code]
-        if entry.code == "U32" and any(name.endswith(".scales") for name in entries):
-            return "mlx"
-    return None
+    codes = [code for name, code in strange.items() if name.endswith("proj.weight")]
+    if "U32" in codes and any(name.endswith(".scales") for name in entries):
+        return "mlx"
+    return next((CODES[code] for code in codes if code in CODES), None)
 
 
 def _notes(folder: Path) -> list[Any]:
@@ -84,7 +92,7 @@ def _notes(folder: Path) -> list[Any]:
     return found
 
 
-def _described(note: Any, stored: str) -> str:
+def _described(note: Any) -> str:
     """ "gptq, 4 bits" from a table of a config; "" where it does not say how."""
     if not isinstance(note, dict):
         return ""

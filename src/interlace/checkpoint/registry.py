@@ -29,9 +29,9 @@ FAMILIES: tuple[Family, ...] = (
     qwen3_5.SPARSE,
     qwen3_next.FAMILY,
     kimi_linear.FAMILY,
+    mamba2.FAMILY,  # before nemotron_h, which transformers 5.23 cannot run without attention
     nemotron_h.FAMILY,
     granitemoehybrid.FAMILY,
-    mamba2.FAMILY,
     mamba.FAMILY,
     native.FAMILY,
 )

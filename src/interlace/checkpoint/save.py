@@ -43,7 +43,7 @@ def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES)
 
 def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """The files of a model, into a folder that exists."""
-    if model.packed_head is not None:
+    if model.rounded:
         raise CheckpointError("model: its weights were rounded to int8 for decoding; load it again to save it")
     source = model.source
     family, config = family_of(model.config, None if source is None else source.model_type)
@@ -72,7 +72,7 @@ def _say_another_format(family: Family, source: Source | None) -> None:
             LOG.info("config.json: no published family says this model; saved in our own format")
     elif family.model_type != source.model_type:
         now = "our own format, which transformers does not open" if family.architecture is None else family.model_type
-        LOG.warning("config.json: %s cannot say this model any more; saved as %s", source.model_type, now)
+        LOG.warning("config.json: %s has no setting for a part of this model; saved as %s", source.model_type, now)
 
 
 def document(family: Family, config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -57,8 +57,9 @@ def _named_by_the_tokenizer(folder: Path) -> dict[str, list[int]]:
                 named[kind].append(text)
         decoder = table.get("added_tokens_decoder")
         for number, token in decoder.items() if isinstance(decoder, dict) else ():
-            if number.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str):
-                ids[token["content"]] = int(number)
+            content = token.get("content") if isinstance(token, dict) else None
+            if number.isascii() and number.isdigit() and len(number) < 10 and isinstance(content, str):
+                ids[content] = int(number)
     wanted = {text for texts in named.values() for text in texts}
     if wanted - ids.keys() and (folder / TOKENIZER).exists():
         ids |= _ids_of(read_table(folder, TOKENIZER, "the tokenizer"), wanted)

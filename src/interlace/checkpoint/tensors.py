@@ -225,18 +225,25 @@ def read_into(entry: Entry, name: str, target: Tensor, skip: int = 0) -> None:
             done += block.numel()
 
 
-def same_values(a: Entry, b: Entry) -> bool:
-    """Whether two stored tensors hold the same bytes in the same shape, 16 MiB of each in memory at a time."""
-    if (a.shape, a.dtype) != (b.shape, b.dtype):
+def same_values(a: tuple[str, Entry], b: tuple[str, Entry]) -> bool:
+    """Whether two stored tensors, given with their names, hold the same numbers in the same shape.
+
+    One in another dtype holds the same if it is the other one rounded. 4 million of each are in memory at a time.
+    """
+    one, two = a[1], b[1]
+    if one.shape != two.shape:
         return False
-    with open(a.path, "rb") as one, open(b.path, "rb") as two:
-        one.seek(a.start), two.seek(b.start)
-        left = a.stop - a.start
-        while left:
-            count = min(BLOCK, left)
-            if one.read(count) != two.read(count):
-                return False
-            left -= count
+    wide = torch.promote_types(one.dtype, two.dtype)
+    narrow = min(one.dtype, two.dtype, key=lambda dtype: dtype.itemsize)
+    compared = narrow if wide in (one.dtype, two.dtype) else wide
+    for first in range(0, one.elements, BLOCK // 4):
+        parts = []
+        for name, entry in (a, b):
+            part = torch.empty(min(BLOCK // 4, one.elements - first), dtype=entry.dtype)
+            read_into(entry, name, part, first)
+            parts.append(part.to(compared))
+        if not torch.equal(*parts):
+            return False
     return True
 
 

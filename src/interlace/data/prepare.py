@@ -152,7 +152,7 @@ def check_tokenizer(spec: str) -> None:
     kind, _, size = spec.partition(":")
     if kind != "train":
         Tokenizer.from_file(Path(spec).expanduser())
-    elif not size.isdigit():
+    elif not (size.isascii() and size.isdigit() and len(size) < 10):
         raise DataError(f"tokenizer: '{spec}' must be a tokenizer.json or train:N with N entries, such as train:4096")
 
 

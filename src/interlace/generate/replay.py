@@ -76,7 +76,8 @@ class Decoder:
 
     def __init__(self, model: HybridLM, state: ModelState):
         """model: laid out for decoding or not; state: used up."""
-        self.model, self.state = model, ModelState(state.use().layers, state.positions.clone())
+        state.check_kinds(model.kinds)
+        self.model, self.state = model, ModelState(state.use().layers, state.positions.clone(), state.kinds)
         self.recording: native.Recording | None = None
         self.reason = UNTRIED if native.available() else native.missing
         self.segments = Segments.equal(state.count, 1)
@@ -84,8 +85,10 @@ class Decoder:
         self.logits: Tensor
         self.room = 0  # replays until a cache is full
         tables = [module._parameters for module in model.modules()]
-        self._weights: list[Any] = [(t, name) for t in tables for name, p in t.items() if p is not None]
-        self._recorded: list[int] = []
+        self._weights: list[Any] = [(t, name) for t in tables for name in t]
+        squares = [(t, n) for t, n in self._weights if t[n] is not None and len(set(t[n].shape)) == 1 < t[n].ndim]
+        self._squares: list[Any] = squares  # whose transpose is another matrix in the same memory
+        self._recorded: list[Any] = []
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
@@ -121,9 +124,10 @@ class Decoder:
             if isinstance(layer, AttentionState):
                 layer.count_step()
 
-    def _addresses(self) -> list[int]:
-        """Where the weights lie that a recording knows."""
-        return [table[name].data_ptr() for table, name in self._weights]
+    def _addresses(self) -> list[Any]:
+        """Where the weights lie that a recording knows, and how."""
+        places: list[Any] = [None if (w := table[name]) is None else w.data_ptr() for table, name in self._weights]
+        return places + [None if (w := table[name]) is None else w.stride() for table, name in self._squares]
 
     def _first(self, tokens: Tensor) -> Tensor:
         self._read(tokens)
@@ -131,7 +135,7 @@ class Decoder:
         with native.recording() as recording, _Foreign() as foreign:
             hidden, layers = self.model.body(self.x, stream, self.state.use().layers)
             self.logits = self.model.logits(hidden)
-        self.state = ModelState(layers, self.state.positions + 1)
+        self.state = ModelState(layers, self.state.positions + 1, self.state.kinds)
         self.reason = f"the model computes {', '.join(sorted(set(foreign.found)))} outside the native kernels"
         caches = [s for s in layers if isinstance(s, AttentionState)]
         self.room = min((s.room for s in caches), default=1 << 62)

@@ -126,11 +126,14 @@ class GatedDelta(Projections):
     def forward(self, x: Tensor, stream: Stream, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
         """x [total, D] to ([total, D], the state after these tokens)."""
         c, G, (key, _, value) = self.config, self.config.groups, self.config.channels
+        if state is not None:
+            state.check_unused()
         projected = self.project("query", x)
         taps = self.convolution.to(projected.dtype)
         if self.steps(projected, taps, stream, state):
             assert state is not None
-            return self.project("output", self.step(projected, taps, state)), state
+            after = RecurrentState(state.window, state.memory)
+            return self.project("output", self.step(projected, taps, state.use())), after
         mixed, gate, decay, beta = projected.split((2 * key + value, value, G, G), dim=-1)
         before = (None, None) if state is None else (state.window, state.memory)
         mixed, window = short_convolution(mixed, taps, segments=stream.segments, state=before[0])

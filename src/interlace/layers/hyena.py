@@ -43,13 +43,13 @@ class HyenaState:
         return self.window.nbytes + self.past.nbytes
 
     def select(self, rows: Sequence[int]) -> HyenaState:
-        """A copy that holds these sequences, in this order."""
+        """A copy that holds these sequences, in this order; raises StateUsed."""
         index = torch.as_tensor(list(rows), device=self.window.device)
         return HyenaState(self.window[index], self.past.select(rows))
 
     @staticmethod
     def concat(states: Sequence[HyenaState]) -> HyenaState:
-        """The sequences of several states, in order."""
+        """The sequences of several states, in order; raises StateUsed."""
         past = AttentionState.concat([s.past for s in states])
         return HyenaState(torch.cat([s.window for s in states]), past)
 
@@ -147,7 +147,9 @@ class Hyena(Projections):
         weights = [self.age.weight, self.age.bias, self.mix.weight, self.mix.bias, self.taps.weight, self.log_rate]
         if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
             return self._filter(length)
-        version = tuple((w.data_ptr(), -1 if w.is_inference() else w._version) for w in weights)
+        if any(w.is_inference() for w in weights):  # which do not tell when they are written to
+            return self._filter(length)
+        version = tuple((w.data_ptr(), w._version) for w in weights)
         if self.kept is None or self.kept[0] != version or self.kept[1].shape[0] < length:
             held = 0 if self.kept is None else self.kept[1].shape[0]
             grown = held if held >= length else held + max(STEPS, held // 4) if held else 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -40,18 +40,20 @@ class Packed:
         weight: [outputs, D], floating or int8.
         scales: float32 [outputs] with an int8 weight, else None.
         bias: [outputs] or None.
+        parts: weight and bias of each layer as they lie in these; a layer without a bias adds zeros.
     """
 
     weight: Tensor
     scales: Tensor | None = None
     bias: Tensor | None = None
+    parts: tuple[tuple[Tensor, Tensor | None], ...] = ()
 
     @staticmethod
-    def int8(weight: Tensor, bias: Tensor | None = None) -> Packed:
+    def int8(weight: Tensor) -> Packed:
         """Each output's weights rounded to 255 steps of its own largest."""
         wide = weight.float()
         scales = (wide.abs().amax(dim=1) / 127).clamp(min=1e-12)
-        return Packed((wide / scales[:, None]).round().to(torch.int8), scales, bias)
+        return Packed((wide / scales[:, None]).round().to(torch.int8), scales)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x weight^T + bias + residual."""
@@ -101,10 +103,10 @@ class Projections(nn.Module):
             raise ConfigError("model: its weights were rounded to int8 for decoding; load it again to train it")
         dtype = compute_dtype(x)
         weights = [layer.weight.to(dtype) for layer in layers]
-        biases = [layer.bias.to(dtype) for layer in layers if layer.bias is not None]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        if biases:
-            out = torch.nn.functional.linear(x.to(dtype), weight, torch.cat(biases))
+        bias = _side_by_side([layer.bias for layer in layers], weights)
+        if bias is not None:
+            out = torch.nn.functional.linear(x.to(dtype), weight, bias.to(dtype))
             return out if residual is None else residual + out
         return linear(x.to(dtype), weight, residual)
 
@@ -123,25 +125,26 @@ class Projections(nn.Module):
                 "again; replace the weights of the whole group, or load the model again"
             )
         weight = torch.cat([layer.weight.detach() for layer in layers])
-        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-        bias = torch.cat(biases) if biases else None
-        self.packed[group] = Packed.int8(weight, bias) if int8 else Packed(weight, bias=bias)
-        parts = weight.split([layer.weight.shape[0] for layer in layers])
-        for layer, part in zip(layers, parts, strict=True):  # the same memory, not a second copy
+        bias = _side_by_side([layer.bias for layer in layers], [layer.weight for layer in layers])
+        bias = None if bias is None else bias.detach()
+        sizes = [layer.weight.shape[0] for layer in layers]
+        biases = [None] * len(layers) if bias is None else bias.split(sizes)
+        for layer, part, own in zip(layers, weight.split(sizes), biases, strict=True):  # the same memory, not a copy
             layer.weight.data = part.new_empty(0, part.shape[1]) if int8 else part
-        if bias is not None:
-            sizes = [layer.bias.shape[0] for layer in layers]
-            for layer, part in zip(layers, bias.split(sizes), strict=True):
-                layer.bias.data = part
+            if layer.bias is not None:
+                layer.bias.data = own
+        parts = tuple((layer.weight.detach(), None if layer.bias is None else layer.bias.detach()) for layer in layers)
+        whole = Packed.int8(weight) if int8 else Packed(weight)
+        self.packed[group] = replace(whole, bias=bias, parts=parts)
 
     def _replaced(self, packed: Packed, layers: list[nn.Linear]) -> bool:
-        """Whether some weight or bias was cast, moved, copied or replaced, and no longer is the packed one."""
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        if packed.bias is not None and not _views_of(packed.bias, biases):
-            return True
-        if packed.scales is not None:
-            return any(layer.weight.shape[0] for layer in layers)
-        return not _views_of(packed.weight, [layer.weight for layer in layers])
+        """Whether some weight or bias was cast, moved, copied, replaced, added or removed since they were packed."""
+        for layer, (weight, bias) in zip(layers, packed.parts, strict=True):
+            if not (_same(layer.weight, weight) if packed.scales is None else layer.weight.shape[0] == 0):
+                return True
+            if layer.bias is not bias and not _same(layer.bias, bias):  # both None, mostly
+                return True
+        return False
 
     def _names(self, group: str) -> tuple[str, ...]:
         return next(names for names in self.GROUPS if names[0] == group)
@@ -150,11 +153,17 @@ class Projections(nn.Module):
         return [getattr(self, name) for name in self._names(group)]
 
 
-def _views_of(whole: Tensor, parts: Sequence[Tensor]) -> bool:
-    """Whether the parts lie one after the other in the memory of the whole."""
-    place = whole.data_ptr()
-    for part in parts:
-        if part.data_ptr() != place or part.dtype != whole.dtype:
-            return False
-        place += part.nbytes
-    return True
+def _side_by_side(biases: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
+    """The biases of a group, zeros for a layer without one; None where no layer has one."""
+    if all(bias is None for bias in biases):
+        return None
+    pairs = zip(biases, weights, strict=True)
+    return torch.cat([weight.new_zeros(weight.shape[0]) if bias is None else bias for bias, weight in pairs])
+
+
+def _same(given: Tensor | None, part: Tensor | None) -> bool:
+    """Whether both are the same numbers in the same memory."""
+    if given is None or part is None:
+        return given is part
+    same = given.data_ptr() == part.data_ptr() and given.dtype == part.dtype
+    return same and given.shape == part.shape and given.stride() == part.stride()

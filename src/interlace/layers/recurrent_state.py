@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interlace.base.state import UsedOnce
+
 
 @dataclass
-class RecurrentState:
-    """What one layer carries for N sequences.
+class RecurrentState(UsedOnce):
+    """What one layer carries for N sequences; used up by a step that changes it in place.
 
     Attributes:
         window: [N, W - 1, channels], the convolution's last inputs, in the activations' dtype.
@@ -33,11 +35,14 @@ class RecurrentState:
         return self.window.nbytes + self.memory.nbytes
 
     def select(self, rows: Sequence[int]) -> RecurrentState:
-        """A copy that holds these sequences, in this order."""
+        """A copy that holds these sequences, in this order; raises StateUsed."""
+        self.check_unused()
         index = torch.as_tensor(list(rows), device=self.memory.device)
         return RecurrentState(self.window[index], self.memory[index])
 
     @staticmethod
     def concat(states: Sequence[RecurrentState]) -> RecurrentState:
-        """The sequences of several states, in order."""
+        """The sequences of several states, in order; raises StateUsed."""
+        for state in states:
+            state.check_unused()
         return RecurrentState(torch.cat([s.window for s in states]), torch.cat([s.memory for s in states]))

@@ -35,17 +35,19 @@ class RopeConfig(BaseModel):
     scaling: Literal["none", "linear", "yarn", "llama3", "dynamic"] = "none"
     factor: float = Field(default=1.0, gt=0)
     original_context: int | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    beta_fast: float = Field(default=32.0, gt=0)
+    beta_slow: float = Field(default=1.0, gt=0)
     attention_factor: float | None = None
     truncate: bool = True
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
 
     @model_validator(mode="after")
-    def _needs_a_context(self) -> RopeConfig:
+    def _fits_its_scaling(self) -> RopeConfig:
         if self.scaling in ("yarn", "llama3", "dynamic") and not self.original_context:
             raise ValueError(f"rope.original_context: {self.scaling} needs it; set the tokens it was first trained on")
+        if self.scaling == "yarn" and self.theta == 1:
+            raise ValueError("rope.theta: must not be 1 with yarn, since all frequencies are then one; set another")
         return self
 
     def turning(self, dim: int) -> int:

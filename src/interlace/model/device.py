@@ -1,4 +1,4 @@
-"""Devices by name, checked before anything is built on them."""
+"""Devices by name, and dtypes, checked before anything is built on them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from interlace.base.errors import ConfigError
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of weights
 
 
 def resolve_device(device: Any) -> torch.device:
@@ -30,6 +31,16 @@ def resolve_device(device: Any) -> torch.device:
     if found.type not in KINDS or number >= count.get(found.type, 0):
         raise ConfigError(f"device: {device!r} is not here; here there is: {', '.join(here())}")
     return found
+
+
+def check_dtype(dtype: Any) -> None:
+    """Check what weights are to be, None for what they are.
+
+    Raises:
+        ConfigError: it is no dtype that a model computes in.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"dtype: must be one of {', '.join(map(str, DTYPES))}, got {dtype!r}")
 
 
 def check_device(name: str) -> None:

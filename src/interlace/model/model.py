@@ -12,9 +12,9 @@ from interlace.base.errors import ConfigError, ShapeError
 from interlace.base.segments import Segments
 from interlace.layers.base import Stream
 from interlace.layers.block import Block
-from interlace.layers.projection import Packed, compute_dtype
+from interlace.layers.projection import Packed, Projections, compute_dtype
 from interlace.model.config import ModelConfig
-from interlace.model.device import resolve_device
+from interlace.model.device import check_dtype, resolve_device
 from interlace.model.state import ModelState
 from interlace.ops.linear.dispatch import linear
 
@@ -45,6 +45,7 @@ class HybridLM(nn.Module):
 
     Attributes:
         config: what it was built from.
+        kinds: the width and the layers' configs, by which a state of another model is known.
         tokenizer: the tokenizer that came with it, or None.
         source: the checkpoint that it was loaded from, or None.
     """
@@ -55,9 +56,10 @@ class HybridLM(nn.Module):
         Matrices: normal with `init_std`; norms: ones; a mixer's own parameters as its file says.
 
         Raises:
-            ConfigError: there is no such device.
+            ConfigError: there is no such device, or no such dtype of weights.
         """
         super().__init__()
+        check_dtype(dtype)
         device = resolve_device(device)
         self.config = config
         self.tokenizer: Any = None
@@ -72,6 +74,7 @@ class HybridLM(nn.Module):
             )
             self.norm = style.build(config.width)
             self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.kinds: tuple[Any, ...] = (config.width, *(config.kind(i) for i in range(config.depth)))
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
         if self.embedding.weight.device.type != "meta":
@@ -105,7 +108,7 @@ class HybridLM(nn.Module):
         like = self.embedding.weight
         blocks: list[Any] = list(self.blocks)
         layers = [block.initial_state(rows, like, reserve_tokens) for block in blocks]
-        return ModelState(layers, torch.zeros(rows, dtype=torch.int64))
+        return ModelState(layers, torch.zeros(rows, dtype=torch.int64), self.kinds)
 
     def forward(
         self,
@@ -143,9 +146,20 @@ class HybridLM(nn.Module):
             return self.packed_head(hidden)
         return linear(hidden, self.head.weight)
 
+    @property
+    def rounded(self) -> bool:
+        """Whether weights were rounded to int8 for decoding, and the model's own given up."""
+        groups = [p for m in self.modules() if isinstance(m, Projections) for p in m.packed.values()]
+        return any(p.scales is not None for p in groups)
+
     def pack_head(self) -> None:
-        """Round the head to int8 for decoding; its own weights are given up, unless they are the embedding's too."""
+        """Round the head to int8 for decoding; its own weights are given up, unless they are the embedding's too.
+
+        The embedding of a model made in inference mode does not tell when it is written to: such a head stays as it is.
+        """
         weight = self.head.weight
+        if self.config.tied_embeddings and weight.is_inference():
+            return
         self.packed_head, self._packed_from = Packed.int8(weight.detach()), _identity(weight)
         if not self.config.tied_embeddings:
             weight.data = weight.new_empty(0, self.config.width)
@@ -162,6 +176,8 @@ class HybridLM(nn.Module):
         self, tokens: Tensor, segments: Segments | None = None, state: ModelState | None = None
     ) -> tuple[Tensor, Segments, ModelState]:
         """What the head reads, [total, D] after the last norm; the segments; the state after these tokens."""
+        if not isinstance(tokens, Tensor):
+            raise ShapeError(f"tokens: must be a tensor of ids, got {tokens!r:.80}")
         if tokens.ndim == 2 and segments is None:
             segments = Segments.equal(*tokens.shape)
         elif tokens.ndim == 1:
@@ -170,6 +186,8 @@ class HybridLM(nn.Module):
             raise ShapeError(f"tokens: must be [total] or [batch, time] without segments, got {list(tokens.shape)}")
         if not torch.compiler.is_compiling() and segments.total != tokens.numel():
             raise ShapeError(f"segments: cover {segments.total} tokens, but tokens has {tokens.numel()}")
+        if state is not None and not torch.compiler.is_compiling():
+            state.check_kinds(self.kinds)
         if state is not None and state.count != segments.count:
             raise ShapeError(f"state: holds {state.count} sequences, but segments has {segments.count}")
         self.check_tokens(tokens)
@@ -177,7 +195,7 @@ class HybridLM(nn.Module):
         stream = Stream(segments, segments.positions(before).to(tokens.device))
         hidden, layers = self.body(self.embed(tokens.reshape(-1)), stream, None if state is None else state.layers)
         lengths = torch.diff(segments.offsets).long()
-        return hidden, segments, ModelState(layers, lengths if before is None else before + lengths)
+        return hidden, segments, ModelState(layers, lengths if before is None else before + lengths, self.kinds)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raise ShapeError for ids that the vocabulary lacks. On a GPU only where no gradient is wanted: it waits."""
@@ -187,7 +205,10 @@ class HybridLM(nn.Module):
         if torch.compiler.is_compiling() or not ask or not tokens.numel():
             return
         few = tokens.numel() <= 64  # nothing is allocated while decoding
-        low, high = (min(ids := tokens.flatten().tolist()), max(ids)) if few else (int(x) for x in tokens.aminmax())
+        if few:
+            low, high = min(ids := tokens.flatten().tolist()), max(ids)
+        else:
+            low, high = (int(x) for x in tokens.long().aminmax())
         if low < 0 or high >= self.config.vocabulary:
             wrong = low if low < 0 else high
             raise ShapeError(f"tokens: must lie in [0, {self.config.vocabulary}), the model's vocabulary, got {wrong}")

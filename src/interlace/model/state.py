@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from interlace.base.errors import ShapeError, StateUsed
+from interlace.base.errors import ShapeError
+from interlace.base.state import UsedOnce
 from interlace.layers.base import LayerState
 
 
 @dataclass
-class ModelState:
+class ModelState(UsedOnce):
     """One state per layer, and how many tokens each sequence has seen.
 
     A state is used up by the call it is given to, and raises StateUsed where it is used again: keep a copy (`fork`,
@@ -24,27 +26,18 @@ class ModelState:
     Attributes:
         layers: the layers' states, in order; each has named fields.
         positions: int64 [N], tokens seen.
+        kinds: the configs of the model's layers, by which another model's state is known.
     """
 
     layers: list[Any]
     positions: Tensor
-    _used: bool = field(default=False, repr=False)
+    kinds: tuple[Any, ...]
 
-    def use(self) -> ModelState:
-        """This state, used up.
-
-        Raises:
-            StateUsed: it was before.
-        """
-        self._check_unused()
-        self._used = True
-        return self
-
-    def _check_unused(self) -> None:
-        if self._used:
-            raise StateUsed(
-                "state: was used up by an earlier call, which may have written over it; go on from the state that "
-                "call returned, or keep a copy (state.fork, state.select) before it"
+    def check_kinds(self, kinds: tuple[Any, ...]) -> None:
+        """Raise ShapeError for a state of a model whose layers are others."""
+        if self.kinds is not kinds and self.kinds != kinds:
+            raise ShapeError(
+                "state: is another model's, whose layers differ from this one's; start from model.empty_state(rows)"
             )
 
     @property
@@ -65,14 +58,18 @@ class ModelState:
             StateUsed: the state was used up.
             ShapeError: there is no such row.
         """
-        self._check_unused()
-        if not len(rows):
+        self.check_unused()
+        try:
+            rows = [operator.index(row) for row in rows]
+        except TypeError:
+            raise ShapeError(f"rows: must be a list of integers, got {rows!r:.80}") from None
+        if not rows:
             raise ShapeError("rows: must name at least one sequence")
         if wrong := [r for r in rows if not -self.count <= r < self.count]:
             raise ShapeError(f"rows: must lie below {self.count}, the number of sequences, got {wrong[0]}")
         rows = [r % self.count for r in rows]
         index = torch.as_tensor(rows, dtype=torch.int64)
-        return ModelState([s if s is None else s.select(rows) for s in self.layers], self.positions[index])
+        return ModelState([s if s is None else s.select(rows) for s in self.layers], self.positions[index], self.kinds)
 
     def fork(self, row: int) -> ModelState:
         """A copy of one sequence, to go on from independently."""
@@ -83,12 +80,13 @@ class ModelState:
         """The sequences of several states of one model, in order.
 
         Raises:
-            StateUsed: one of them was used up. ShapeError: there is none.
+            StateUsed: one of them was used up. ShapeError: there is none, or they are states of different models.
         """
         if not states:
             raise ShapeError("states: must hold at least one")
         for state in states:
-            state._check_unused()
+            state.check_unused()
+            state.check_kinds(states[0].kinds)
         by_layer = zip(*(s.layers for s in states), strict=True)
         layers = [None if some[0] is None else type(some[0]).concat(some) for some in by_layer]
-        return ModelState(layers, torch.cat([s.positions for s in states]))
+        return ModelState(layers, torch.cat([s.positions for s in states]), states[0].kinds)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from interlace.base.errors import StateUsed
 from interlace.base.segments import Segments
+from interlace.base.state import UsedOnce
 from interlace.ops.native import wants_gradients
 
 
-class AttentionState:
+class AttentionState(UsedOnce):
     """Keys and values of N sequences; a ring of `window` slots where attention slides.
 
     A token at position p lies in slot p, or p mod window. The state of a call that had no past keeps the flat
@@ -29,20 +29,6 @@ class AttentionState:
         self._positions = positions
         self._tokens: tuple[Tensor, Tensor, Segments] | None = None
         self.window, self.reserve = window, reserve
-        self._used = False
-
-    def use(self) -> None:
-        """Mark this state as used up: what goes on from it writes into its buffers.
-
-        Raises:
-            StateUsed: it was before.
-        """
-        if self._used:
-            raise StateUsed(
-                "state: was used up by an earlier call, which may have written over it; go on from the state that call "
-                "returned, or keep a copy (state.select) before it"
-            )
-        self._used = True
 
     @staticmethod
     def empty(
@@ -176,14 +162,17 @@ class AttentionState:
         return AttentionState(buffers[0], buffers[1], positions, self.window, self.reserve)
 
     def select(self, rows: Sequence[int]) -> AttentionState:
-        """A copy that holds these sequences, in this order."""
+        """A copy that holds these sequences, in this order; raises StateUsed."""
+        self.check_unused()
         index = torch.as_tensor(list(rows), device=self.keys.device)
         positions = [self.positions[r] for r in rows]
         return AttentionState(self.keys[index], self.values[index], positions, self.window, self.reserve)
 
     @staticmethod
     def concat(states: Sequence[AttentionState]) -> AttentionState:
-        """The sequences of several states, in order."""
+        """The sequences of several states, in order; raises StateUsed."""
+        for state in states:
+            state.check_unused()
         capacity = max(s.keys.shape[1] for s in states)
 
         def widen(x: Tensor) -> Tensor:
