@@ -185,3 +185,12 @@ def test_a_question_alone_ends_no_run_though_its_key_may_do_nothing(says, recipe
 )
 def test_codes_are_read_before_words_and_no_words_between_quotes(error, found):
     assert flags(json.dumps({"error": error})) == found
+
+
+def test_no_first_rows_end_the_run_at_every_start(says, recipe, tmp_path):
+    sim = says(lambda body, _: whole(WALL, status="403 Forbidden") if number_of(body) < 20 else whole(completion()))
+    file = recipe(sim.url, rows=60, teacher="tries = 2\nconnections = 4")
+    with pytest.raises(ConfigError, match="16 different questions"):
+        generate(file, tmp_path / "run")
+    generate(file, tmp_path / "run")
+    assert states(tmp_path / "run") == ["failed"] * 20 + ["ok"] * 40

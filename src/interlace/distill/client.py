@@ -103,6 +103,11 @@ class Line:
         """The name, in the ledger, of what its counts hold beyond what was asked for."""
         return f"beyond of {digest(self.identity)}"
 
+    @property
+    def ended(self) -> str:
+        """The name, in the ledger, of how many questions were refused when a run ended for it."""
+        return f"refused by {digest(self.identity)}"
+
     def silence(self, now: float) -> str:
         """What is being waited for where nothing is answered; empty while something is."""
         patience = f"up to {self.teacher.patience_seconds:g} seconds (teachers.{self.name}.patience_seconds)"
@@ -192,6 +197,8 @@ class Client:
                 line.more_prompt = max(line.more_prompt, int(beyond[1].get("prompt", 0)))
                 line.more_answer = max(line.more_answer, int(beyond[1].get("answer", 0)))
                 line.standing.known = True  # it is kept with the first answer
+            if (ended := ledger.recall(line.ended)) is not None:
+                line.standing.ended_at(int(ended[1].get("questions", 0)))
         self.tally = Tally()
         self.stop: InterlaceError | None = None
         self._asked: dict[str, asyncio.Future[None]] = {}
@@ -399,6 +406,7 @@ class Client:
         passing = outcome.passing
         if outcome.doubt is not None:
             if why := line.standing.refuse(record.key, outcome.doubt):
+                self.ledger.keep(line.ended, {"questions": len(line.standing.refused)})
                 error = ConfigError(f"teachers.{line.name}: {why}")
                 self.halt(error)
                 raise error

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 FEW, MANY = 3, 30  # neighbouring rows are often alike, so that several of them may be refused
-HEARD = 16  # different questions are asked before a run ends, if so many are in hand
+HEARD, MOST_HEARD = 16, 1024  # different questions are asked before a run ends, if so many are in hand
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,13 @@ class Standing:
     Attributes:
         known: whether it has ever answered, in earlier runs too.
         answered: whether it has in this one.
+        hear: different questions that are asked before the run ends; twice as many as were refused when it last did.
         refused: questions that were since the last answer.
     """
 
     known: bool = False
     answered: bool = False
+    hear: int = HEARD
     refused: set[str] = field(default_factory=set)
     _in_hand: dict[str, bool] = field(default_factory=dict)  # whether it is in flight
     _unheard: set[str] | None = None  # that still decide
@@ -72,6 +74,10 @@ class Standing:
         unheard = self._unheard or ()
         return question not in unheard and any(self._in_hand.get(q) for q in unheard)
 
+    def ended_at(self, questions: int) -> None:
+        """The last run ended when so many were refused, so that more are asked this time."""
+        self.hear = min(max(HEARD, 2 * questions), MOST_HEARD)
+
     def answer(self) -> None:
         """One was answered, so what was refused before it was refused alone."""
         self.known = self.answered = True
@@ -91,7 +97,7 @@ class Standing:
             others = [q for q in self._in_hand if q not in self.refused]
             others.sort(key=lambda q: not self._in_hand[q])
             out = sum(self._in_hand[q] for q in others)
-            self._unheard = set(others[: max(out, HEARD - count if doubt.free else 0)])
+            self._unheard = set(others[: max(out, self.hear - count if doubt.free else 0)])
         self._unheard -= self.refused
         if self._unheard:
             return ""
