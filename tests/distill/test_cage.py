@@ -386,6 +386,13 @@ def test_no_more_is_held_than_was_given(name, level, tmp_path):
 NEEDED = {
     "threads": "import threading; t = [threading.Thread(target=sum, args=([1],)) for _ in range(8)]\n"
     "for x in t: x.start()\nfor x in t: x.join()",
+    "sixty threads": "import threading; e = threading.Event()\n"
+    "t = [threading.Thread(target=e.wait) for _ in range(60)]\n"
+    "for x in t: x.start()\ne.set()\nfor x in t: x.join()",
+    "recursion to the limit in a thread": "import threading; hit = []\n"
+    "def f(n): return sorted([1], key=lambda _: f(n + 1))\n"
+    "def work():\n    try: f(0)\n    except RecursionError: hit.append(1)\n"
+    "t = threading.Thread(target=work); t.start(); t.join(); assert hit",
     "a pool of threads": "from concurrent.futures import ThreadPoolExecutor as P\n"
     "assert list(P(4).map(abs, [-1])) == [1]",
     "asyncio": "import asyncio; asyncio.run(asyncio.wait_for(asyncio.to_thread(sum, [1]), 1))",
@@ -520,3 +527,16 @@ def test_the_level_that_holds_is_told():
     assert "level is 0" in cage.describe(0)
     with pytest.raises(BackendUnavailable, match="level is 0"):
         cage.run("", level=0)
+
+
+def test_as_many_threads_run_as_are_allowed():
+    source = f"""
+import threading
+end = threading.Event()
+threads = [threading.Thread(target=end.wait) for _ in range({cage.Limits().threads - 2})]
+for one in threads: one.start()
+end.set()
+for one in threads: one.join()
+"""
+    found = cage.run(source, cage.Limits(seconds=10.0))
+    assert found.kind == "passed", found

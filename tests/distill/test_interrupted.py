@@ -43,7 +43,7 @@ def test_distill_finishes_what_is_in_flight_and_says_so_at_once(terminal, server
     screen = terminal("distill", "generate", "r.toml", "--out", "run", cwd=tmp_path)
     place = screen.until(r"answers +[1-9]")
     screen.press(CTRL_C)
-    screen.until(r"in flight.*Ctrl-C again", place)
+    screen.until(r"waiting for \d+ requests? in flight.*Ctrl-C again", place)
     ends_well(screen, screen.end(), last="interrupted.*same command")
 
 

@@ -50,6 +50,14 @@ GOOD = {
     "a length beside chunks": raw("transfer-encoding: chunked", "content-length: 5", body=CHUNKED),
     "a byte-order mark": whole(b"\xef\xbb\xbf" + BODY),
     "UTF-16": whole(BODY.decode().encode("utf-16")),
+    "Latin-1 that says so": whole(
+        json.dumps(completion("It is 7.", model="café"), ensure_ascii=False).encode("latin-1"),
+        kind="application/json; charset=iso-8859-1",
+    ),
+    "UTF-8 called Latin-1": whole(BODY, kind="application/json; charset=iso-8859-1"),
+    "a charset that is none": whole(BODY, kind="application/json; charset=none"),
+    "an error of code 0": whole(completion(error={"code": 0, "message": "success"})),
+    "an error without words": whole(completion(error={"code": None, "message": ""})),
     "spaces before": whole(b" \r\n\n" * 1000 + BODY),
     "packed": whole(gzip.compress(BODY), "content-encoding: gzip"),
     "a cookie that is none": whole(BODY, "set-cookie: a b;;; =x"),
@@ -71,6 +79,27 @@ def test_what_the_usual_client_reads_is_read(says, reply):
 )
 def test_lengths_that_differ_are_no_reply(says, reply):
     assert not isinstance(outcome(says(reply).url), Reply)
+
+
+def test_letters_are_those_of_the_charset_that_is_stated(says):
+    body = json.dumps(completion("café"), ensure_ascii=False)
+    for raw_body, charset in ((body.encode(), "iso-8859-1"), (body.encode("latin-1"), "iso-8859-1")):
+        found = outcome(says(whole(raw_body, kind=f"application/json; charset={charset}")).url)
+        assert content(found.body).text == "café"
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8"])
+def test_bytes_that_are_no_text_are_no_answer(says, kind):
+    body = json.dumps(completion("café"), ensure_ascii=False).encode("latin-1")
+    found = outcome(says(whole(body, kind=kind)).url)
+    assert not isinstance(found, Reply)
+    assert "broken JSON" in found.error
+    assert "UTF-8" in found.error
+
+
+@pytest.mark.parametrize("error", [{"code": 502, "message": ""}, {"message": "gone"}, "gone", {"code": "0x1"}])
+def test_an_error_that_says_something_beside_an_answer_is_one(says, error):
+    assert not isinstance(outcome(says(whole(completion(error=error))).url), Reply)
 
 
 def test_headers_have_an_end(says):

@@ -63,6 +63,30 @@ def test_reasoning_that_is_not_shown_is_counted(says, recipe, tmp_path, usage):
     assert answer == 30 + HIDDEN
 
 
+HELD = 50 + HIDDEN  # prompt and answer, with reasoning that is not shown
+ODD = {
+    "the total alone": {"total_tokens": HELD},
+    "no prompt": {"completion_tokens": 30, "total_tokens": HELD},
+    "a negative prompt": {"prompt_tokens": -1, "completion_tokens": 30, "total_tokens": HELD},
+    "no answer": {"prompt_tokens": 20, "total_tokens": HELD},
+    "an answer of null": {"prompt_tokens": 20, "completion_tokens": None, "total_tokens": HELD},
+    "details, no prompt": {"completion_tokens": 30, "completion_tokens_details": {"reasoning_tokens": HIDDEN}},
+    "details, no answer": {"prompt_tokens": 20, "output_tokens_details": {"reasoning_tokens": HIDDEN}},
+    "reasoning beside": {"prompt_tokens": 20, "completion_tokens": 30, "reasoning_tokens": HIDDEN},
+    "other names": {"input_tokens": 20, "output_tokens": 30 + HIDDEN, "total_tokens": HELD},
+    "text": {"prompt_tokens": "20", "completion_tokens": "30", "total_tokens": f"{HELD}"},
+    "far more": {"prompt_tokens": 20, "completion_tokens": 30, "total_tokens": 250_000},
+    "a long answer": {"prompt_tokens": 20, "completion_tokens": 250_000},
+}
+
+
+@pytest.mark.parametrize("usage", ODD.values(), ids=ODD)
+def test_each_figure_counts_by_itself(says, recipe, tmp_path, usage):
+    _, prompt, answer = counted(says, recipe, tmp_path, "It is 7.", usage)
+    assert prompt + answer >= max(int(v) for v in [HIDDEN, *usage.values()] if isinstance(v, int | str))
+    assert 0 < prompt < 50
+
+
 @pytest.mark.parametrize("total", [10**12, -5, "many", True])
 def test_a_total_that_cannot_be_is_passed_over(says, recipe, tmp_path, total):
     assert counted(says, recipe, tmp_path, "It is 7.", (20, 8, total))[1:] == (20, 8)
@@ -78,8 +102,9 @@ def test_a_budget_binds_though_the_teacher_says_that_nothing_was_used(says, reci
     assert len(sim.asked) < 20
 
 
-def test_reasoning_that_is_not_shown_passes_no_budget_by_more_than_its_first_request(says, recipe, tmp_path):
-    sim = says(whole(completion(usage=(20, 30, 50 + HIDDEN))))
+@pytest.mark.parametrize("usage", [(20, 30, HELD), *(ODD[name] for name in ("the total alone", "text"))])
+def test_reasoning_that_is_not_shown_passes_no_budget_by_more_than_its_first_request(says, recipe, tmp_path, usage):
+    sim = says(whole(completion(usage=usage)))
     file = recipe(sim.url, rows=60, run="max_tokens = 50_000")
     for _ in range(3):
         with pytest.raises(Exhausted, match="max_tokens"):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from interlace.base.errors import Failure, InterlaceError
+from interlace.base.errors import ConfigError, Failure, InterlaceError
 from interlace.distill.control import Pace, Ticket, backoff
 from interlace.distill.desk import Answer, Question
 from interlace.distill.endpoint import (
@@ -29,11 +29,12 @@ from interlace.distill.endpoint import (
     request_body,
 )
 from interlace.distill.ledger import Exhausted, Ledger, Limits, Record, Reserve, State, canonical, digest
+from interlace.distill.standing import Standing
 from interlace.distill.teacher import Teacher
 
 TURN_TOKENS = 16  # around each message: roles and marks
 TEMPLATE_TOKENS = 128  # that an endpoint's template may add to a prompt, as long as nothing else was seen
-HIDDEN = 200_000  # tokens beyond what was asked for that a count may hold: reasoning that is not shown, templates
+HIDDEN = 10_000_000  # tokens beyond what was asked for that a count may hold; no model reads or writes more
 DEFAULT_ANSWER_TOKENS = 4096  # reserved where a question sets no max_tokens
 POLL_SECONDS = 0.5
 RECOVER_SECONDS = 5.0
@@ -87,6 +88,7 @@ class Line:
     prompt_tokens: int = 0
     more_prompt: int = TEMPLATE_TOKENS
     more_answer: int = 0
+    standing: Standing = field(default_factory=Standing)
     error: str = ""  # the last one
     first: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the request that nothing is known before
     saved: float = 0.0  # when the limits that were found last were
@@ -100,6 +102,11 @@ class Line:
     def beyond(self) -> str:
         """The name, in the ledger, of what its counts hold beyond what was asked for."""
         return f"beyond of {digest(self.identity)}"
+
+    @property
+    def ended(self) -> str:
+        """The name, in the ledger, of how many questions were refused when a run ended for it."""
+        return f"refused by {digest(self.identity)}"
 
     def silence(self, now: float) -> str:
         """What is being waited for where nothing is answered; empty while something is."""
@@ -189,6 +196,9 @@ class Client:
             if (beyond := ledger.recall(line.beyond)) is not None:
                 line.more_prompt = max(line.more_prompt, int(beyond[1].get("prompt", 0)))
                 line.more_answer = max(line.more_answer, int(beyond[1].get("answer", 0)))
+                line.standing.known = True  # it is kept with the first answer
+            if (ended := ledger.recall(line.ended)) is not None:
+                line.standing.ended_at(int(ended[1].get("questions", 0)))
         self.tally = Tally()
         self.stop: InterlaceError | None = None
         self._asked: dict[str, asyncio.Future[None]] = {}
@@ -237,9 +247,11 @@ class Client:
                 continue
             self._asked[key] = asyncio.get_running_loop().create_future()
             try:
-                made = await self._send(line, key, question, patient)
+                with line.standing.in_hand(key):
+                    made = await self._send(line, key, question, patient)
             finally:
                 self._asked.pop(key).set_result(None)
+                line.changed.set()
             if made is not None:
                 return made
             await self._elsewhere()
@@ -330,7 +342,8 @@ class Client:
         line = request.line
         self.tally.in_flight += 1
         try:
-            return await line.transport.send(request.body)
+            with line.standing.in_flight(request.record.key):
+                return await line.transport.send(request.body)
         except Exception as error:
             line.pace.unsent(ticket)
             self.ledger.give_up_try(request.record.key, request.reserve, not isinstance(error, InterlaceError))
@@ -347,6 +360,7 @@ class Client:
     def _answered(self, request: Request, ticket: Ticket, reply: Reply, now: float) -> Record:
         record, line = request.record, request.line
         record.tries += 1
+        line.standing.answer()
         self._fill(request, reply)
         line.pace.success(ticket, record.tokens, now)
         self.ledger.finish(record, request.reserve)
@@ -375,7 +389,11 @@ class Client:
         return own
 
     def _failed(self, request: Request, ticket: Ticket, outcome: Trouble, now: float) -> bool:
-        """Whether a request that got no answer gets no other try either."""
+        """Whether a request that got no answer gets no other try either.
+
+        Raises:
+            ConfigError: whatever is asked ends so.
+        """
         record, line = request.record, request.line
         record.tries += 1
         record.error, record.response, line.error = outcome.error, outcome.raw, outcome.error
@@ -385,7 +403,15 @@ class Client:
             line.pace.answered(ticket)
         else:
             line.pace.trouble(ticket, now)
-        if outcome.passing and (record.tries < line.teacher.tries or line.pace.dead_for(now) > 0):
+        passing = outcome.passing
+        if outcome.doubt is not None:
+            if why := line.standing.refuse(record.key, outcome.doubt):
+                self.ledger.keep(line.ended, {"questions": len(line.standing.refused)})
+                error = ConfigError(f"teachers.{line.name}: {why}")
+                self.halt(error)
+                raise error
+            passing = passing or not line.standing.answered  # until it is known whether it is the question
+        if passing and (record.tries < line.teacher.tries or line.pace.dead_for(now) > 0):
             return False
         record.state = "refused" if outcome.refused else "failed"
         self.ledger.fail(record)
@@ -405,6 +431,8 @@ class Client:
             now = time.monotonic()
             wait, dead = line.pace.wait(now), line.pace.dead_for(now)
             gone = patient and dead > line.teacher.patience_seconds
+            if line.standing.holds_back(request.record.key):
+                wait = float("inf")
             if wait <= 0 and not gone:
                 return line.pace.start(line.expected(request.question), now)
             if gone or (dead > 0 and not patient):
@@ -466,25 +494,25 @@ def most_answer_tokens(question: Question) -> int:
 def counted(question: Question, found: Content) -> tuple[str, int, int]:
     """(reported or estimated, prompt tokens, answer tokens) of an answer.
 
-    Figures that cannot be are replaced: negative, beyond any answer, or too few for what was written. Tokens that only
-    the total or the details hold (reasoning that is not shown) count as the answer's.
+    Each figure counts by itself. One that cannot be is replaced: negative, beyond any answer, or too few for what was
+    written. Tokens that only the total or the details hold (reasoning that is not shown) are the answer's.
     """
     size, most = prompt_bytes(question), most_answer_tokens(question)
     asked = sum(len(m["content"].encode("utf-8", "replace")) for m in question.messages)
     written = len((found.text + found.reasoning).encode("utf-8", "replace"))
-    answer, total = found.answer_tokens, found.total_tokens
-    if answer is not None and plausible(found.prompt_tokens, 0, 2 * size + HIDDEN):
-        if plausible(total, 0, 2 * size + most + HIDDEN):
-            answer = max(answer, (total or 0) - (found.prompt_tokens or 0))
-        if (found.reasoning_tokens or 0) > answer:
-            answer += found.reasoning_tokens or 0
-    good_prompt = plausible(found.prompt_tokens, max(asked // LETTERS_PER_TOKEN, 1), 2 * size + HIDDEN)
     least = max(written // LETTERS_PER_TOKEN, int(written > 0))
-    good_answer = plausible(answer, least, most + HIDDEN)
     # a quarter of the bytes is usual for English, and a third is careful
-    prompt_tokens = found.prompt_tokens if good_prompt else size // 3 + 1
-    answer_tokens = answer if good_answer else max(min(written // 3 + 1, most), written // 8)
-    return "reported" if good_prompt and good_answer else "estimated", prompt_tokens or 0, answer_tokens or 0
+    prompt, answer = size // 3 + 1, max(min(written // 3 + 1, most), written // 8)
+    reported = 0
+    if plausible(found.prompt_tokens, max(asked // LETTERS_PER_TOKEN, 1), 2 * size + HIDDEN):
+        prompt, reported = found.prompt_tokens or 0, reported + 1
+    if plausible(found.answer_tokens, least, most + HIDDEN):
+        answer, reported = found.answer_tokens or 0, reported + 1
+    if plausible(found.total_tokens, 0, 2 * size + most + HIDDEN):
+        answer = max(answer, (found.total_tokens or 0) - prompt)
+    if plausible(found.reasoning_tokens, answer + 1, most + HIDDEN):
+        answer += found.reasoning_tokens or 0
+    return "reported" if reported == 2 else "estimated", prompt, answer
 
 
 def plausible(tokens: int | None, least: int, most: int) -> bool:

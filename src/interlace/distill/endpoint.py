@@ -13,33 +13,46 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies
 
 import interlace
-from interlace.base.errors import BackendUnavailable, ConfigError, Failure
+from interlace.base.errors import BackendUnavailable, Failure
 from interlace.base.text import clean
 from interlace.data.thoughts import reasoning_of, table, written
-from interlace.distill.control import Kind
+from interlace.distill.control import BREAK, Kind
 from interlace.distill.desk import Question
-from interlace.distill.ledger import canonical, digest
+from interlace.distill.ledger import canonical
+from interlace.distill.standing import FEW, Doubt
 from interlace.distill.teacher import Teacher
 
 if TYPE_CHECKING:
     import aiohttp
 
 PASSING = {408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # worth another try
-OF_THE_RUN = {401: "the key is refused", 402: "the account has no credit", 403: "the key may not use this"}
 GOOD = ("", "stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete", "completed")  # ends of an answer
 CUT = ("length", "max_tokens", "max_length", "model_length")
 FILTERED = ("content_filter", "safety", "recitation", "refusal", "blocklist", "prohibited_content")
 CALLS = ("tool_calls", "function_call", "tool_use")
+NO_ERROR = ("0", "200", "ok", "success")  # codes of an error that is none
 BROKEN = ("error", "abort", "insufficient_system_resource", "load")  # worth another try
-FLAGGED = re.compile(
-    r"content_(filter|policy_violation)|flagged|moderation|content (management )?polic|safety system", re.I
+# What says that a question was flagged: a code or type, keys of the metadata, or words that speak of no account.
+CODES = re.compile(
+    r"content[ _-]?(filter|polic|moderation|safety)|moderation|flagged|safety|guardrail|sensitive|prohibited_?content|"
+    r"data_?inspection|responsible_?ai",
+    re.I,
 )
+METADATA = ("reasons", "flagged_input")
+WORDS = re.compile(
+    r"content[ _-](filter|(management )?polic|moderation|safety)|(?<![\w-])moderation(?![\w-])|safety (system|filter)|"
+    r"usage polic|guardrail|flagged|inappropriate content",
+    re.I,
+)
+OTHERS = re.compile(r"context|length|model|key|account|permission|quota|billing|credit|region", re.I)  # in codes
+ACCOUNT = re.compile(r"\b(accounts?|keys?|organi[sz]ations?|workspaces?|subscriptions?)\b", re.I)
+QUOTED = re.compile(r"""(?<!\w)(["'`]).*?(\1(?!\w)|$)|[“«‘].*?([”»’](?!\w)|$)""", re.DOTALL)
 SHOWN = 300  # characters of an error
+READ = 5000  # characters of an error that are read for why
 SECRET = 12  # letters from which on a key is one
 LONGEST_WAIT = 3600.0  # seconds that Retry-After is obeyed for
 CONNECT_SECONDS = 30.0
 LONGEST_BYTES = 64 << 20  # of an answer
-STRANGE = 3  # replies that no such endpoint would give, after which it is taken for none
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ class Trouble:
         alive: whether the endpoint itself answered.
         raw: what came, if anything.
         refused: whether it was this question that is not welcome.
+        doubt: what would end the run, if it is not this question alone.
     """
 
     error: str
@@ -78,6 +92,7 @@ class Trouble:
     retry_after: float | None = None
     raw: str = ""
     refused: bool = False
+    doubt: Doubt | None = None
 
 
 Outcome = Reply | Limited | Trouble
@@ -128,9 +143,6 @@ class Endpoint:
         if self._secret:
             self._headers["Authorization"] = f"Bearer {self._secret}"
         self._session: aiohttp.ClientSession | None = None
-        self.strange = 0  # replies in a row that no such endpoint would give, while none was right
-        self.right = False
-        self._unwelcome: set[str] = set()  # questions that were refused since the last answer
 
     async def close(self) -> None:
         """End the connections."""
@@ -155,12 +167,10 @@ class Endpoint:
         """Send once.
 
         Raises:
-            ConfigError: the endpoint refuses the key, or is not what its table says.
-            Failure: the account has no credit.
+            Failure: the account's quota is used up.
         """
         http, url = self._http, self._base + ("/chat/completions" if "messages" in body else "/completions")
-        asked = canonical(body)
-        sent = io.BytesIO(asked.encode())
+        sent = io.BytesIO(canonical(body).encode())
         try:
             async with self._connections().post(url, data=sent, allow_redirects=False) as reply:
                 parts, size = [], 0
@@ -177,55 +187,61 @@ class Endpoint:
             return Trouble(f"connection failed: {self.hide(str(error))}", True, True)
         except (http.ClientError, OSError) as error:
             return Trouble(f"connection failed: {self.hide(str(error) or type(error).__name__)}", True, True)
-        text = raw.decode(json.detect_encoding(raw), "replace").removeprefix("\ufeff")
+        text, whole = decoded(raw, reply.charset)
         if reply.status >= 300:
-            return self._status(reply.status, dict(reply.headers), text, digest(asked))
-        return self._read(text, reply.headers.get("Content-Type", ""))
+            return self._status(reply.status, dict(reply.headers), text)
+        return self._read(text, reply.headers.get("Content-Type", ""), whole)
 
-    def _status(self, status: int, headers: dict[str, str], text: str, asked: str) -> Outcome:
-        said = self.hide(" ".join(text.split()))[:SHOWN]
+    def _status(self, status: int, headers: dict[str, str], text: str) -> Outcome:
+        text = self.hide(text)
+        what, start = _strange(text, "", None)
+        said = (start if what == "HTML" else " ".join(text.split()))[:SHOWN]
         after = retry_after(headers)
         if status == 429:
-            if "insufficient_quota" in _codes(text):
+            if "insufficient_quota" in _codes(_error(text)):
                 raise Failure(f"teachers.{self.name}: the account's quota is used up (429: {said})")
             return Limited(which_limit(headers, text), after, said)
-        flagged = status in (400, 403, 451) and FLAGGED.search(f"{_codes(text)} {said}") is not None
-        if flagged:
-            return Trouble(f"status {status}: {said}", False, False, True, None, self.hide(text), refused=True)
-        if status in (*OF_THE_RUN, 404) or status < 400:
-            self._unwelcome.add(asked)
-            if (status == 401 and not self.right) or len(self._unwelcome) >= STRANGE:
-                raise self._of_the_run(status, headers, said)
-            return Trouble(f"status {status}: {said}", not self.right, False, True, after, self.hide(text))
+        coded, flagged = flags(text) if status in (400, 403, 422, 451) else (False, False)
+        doubt = None if coded else self._doubt(status, headers, said)
         passing = status in PASSING
-        return Trouble(f"status {status}: {said}", passing, False, not passing, after, self.hide(text))
+        alive = not passing
+        error = f"status {status}: {said}"
+        return Trouble(error, passing, False, alive, after, text, coded or flagged, doubt)
 
-    def _of_the_run(self, status: int, headers: dict[str, str], said: str) -> ConfigError:
-        """Why nothing is answered, whatever is asked."""
-        if status in OF_THE_RUN:
-            several = "" if status == 401 else f" for {STRANGE} different questions in a row"
-            return ConfigError(f"teachers.{self.name}: {OF_THE_RUN[status]}{several} ({status}: {said})")
-        if status == 404:
-            return ConfigError(
-                f"teachers.{self.name}: nothing is at {self.teacher.base_url} for model {self.teacher.model!r} (404: "
-                f"{said}); base_url usually ends in /v1"
+    def _doubt(self, status: int, headers: dict[str, str], said: str) -> Doubt | None:
+        """What is wrong if whatever is asked ends with this status."""
+        base, model, key = self.teacher.base_url, self.teacher.model, self.teacher.key
+        if status == 401:
+            remedy = (
+                f"export the right one as {key}"
+                if key
+                else f"name the variable that holds one in teachers.{self.name}.key"
             )
-        to = {k.lower(): v for k, v in headers.items()}.get("location", "elsewhere")
-        return ConfigError(
-            f"teachers.{self.name}.base_url: {self.teacher.base_url} sends on to {self.hide(to)} ({status}); name "
-            "the address it means"
-        )
+            return Doubt(f"refused: the key is refused (401: {said})", remedy, 1, 1)
+        if status == 402:
+            return Doubt(
+                f"refused: the account has no credit (402: {said})", "add some and run the same command", FEW, FEW
+            )
+        if status in (403, 451):
+            return Doubt(f"refused ({status}: {said})", f"see whether the key may use model {model!r} at {base}")
+        if status == 404:
+            what = f"not answered: nothing is at {base} for model {model!r} (404: {said})"
+            return Doubt(what, "base_url usually ends in /v1")
+        if status < 400:
+            to = self.hide({k.lower(): v for k, v in headers.items()}.get("location", "elsewhere"))
+            what = f"not answered: {base} sends on to {to} ({status})"
+            return Doubt(what, f"name the address it means in teachers.{self.name}.base_url", FEW, FEW)
+        return None
 
-    def _read(self, raw: str, kind: str) -> Outcome:
+    def _read(self, raw: str, kind: str, whole: bool) -> Outcome:
+        """What a reply of status 200 says; `whole` is whether all its bytes were text."""
         try:
-            body = json.loads(raw)
+            body = json.loads(raw) if whole else None
         except (ValueError, RecursionError):
             body = None
         if isinstance(body, dict) and isinstance(body.get("choices"), list) and body["choices"]:
             choice = body["choices"][0]
             if isinstance(choice, dict) and ("text" in choice or isinstance(choice.get("message"), dict)):
-                self.right = True
-                self._unwelcome.clear()
                 if (error := _broken_off(body, choice)) is not None:
                     return Trouble(
                         f"the answer broke off: {self.hide(error)}"[:SHOWN], True, True, True, raw=self.hide(raw)
@@ -236,19 +252,18 @@ class Endpoint:
             said = _message(body["error"])[:SHOWN]
             return Trouble(f"an error with status 200: {said}", True, False, raw=raw)
         what, start = _strange(raw, kind, body)
-        self.strange += 1
         base = self.teacher.base_url
         if what == "server-sent events":
             remedy = "take `stream` out of extra, or name an address that does not stream"
+        elif not whole and what == "broken JSON":
+            what, remedy = "broken JSON (bytes that are no UTF-8)", "have it state the charset it writes"
         else:
             remedy = "base_url usually ends in /v1"
-        if not self.right and self.strange >= STRANGE:
-            raise ConfigError(
-                f"teachers.{self.name}.base_url: {base} answers {what} ({start!r}), so it is no OpenAI-compatible "
-                f"endpoint; {remedy}"
-            )
-        passing = what != "server-sent events" or not self.right
-        return Trouble(f"{base} answers {what} with status 200: {start!r}; {remedy}", passing, True, raw=raw)
+        said = f"{base} answers {what}"
+        no_endpoint = f"not answered: {said} ({start!r}), so it is no OpenAI-compatible endpoint"
+        doubt = Doubt(no_endpoint, remedy, FEW, BREAK - 1, free=False)
+        passing = what != "server-sent events"
+        return Trouble(f"{said} with status 200: {start!r}; {remedy}", passing, True, raw=raw, doubt=doubt)
 
     def hide(self, text: str) -> str:
         """The text without our key, which some endpoints repeat in their errors."""
@@ -262,30 +277,69 @@ class Endpoint:
         return Reply(hidden, json.loads(hidden))
 
 
-def _codes(text: str) -> str:
-    """The code and type of an error, apart from its words, which may repeat a prompt."""
+def decoded(raw: bytes, charset: str | None) -> tuple[str, bool]:
+    """(text, whether every byte was): JSON is in UTF-8, whatever is stated; where it is not, `charset` is believed."""
+    for name in (json.detect_encoding(raw), charset):
+        with contextlib.suppress(ValueError, LookupError):  # other bytes, or no such charset
+            if name:
+                return raw.decode(name, "surrogatepass" if name.startswith("utf") else "strict").removeprefix(
+                    "\ufeff"
+                ), True
+    return raw.decode("utf-8", "replace"), False
+
+
+def flags(text: str) -> tuple[bool, bool]:
+    """Whether an error's code, type or metadata say that the question was flagged, and whether its words do.
+
+    Words between quotes do not count, for they may be the prompt's; nor do others, where a code says what it is.
+    """
+    error = _error(text)
+    codes = _codes(error)
+    if CODES.search(codes) or any(table(error.get("metadata")).get(name) for name in METADATA):
+        return True, True
+    words = QUOTED.sub(" ", (_message(error) if error else text)[:READ])
+    return False, not OTHERS.search(codes) and not ACCOUNT.search(words) and WORDS.search(words) is not None
+
+
+def _error(text: str) -> dict[str, Any]:
+    """The table of an error, with its words as `message`; empty where it is no JSON."""
     try:
-        error = table(json.loads(text)).get("error")
+        body = json.loads(text)
     except (ValueError, RecursionError):
-        return ""
-    return f"{table(error).get('code')} {table(error).get('type')}"
+        return {}
+    error = table(body).get("error", body)
+    return {"message": error} if isinstance(error, str) else table(error)
+
+
+def _codes(error: dict[str, Any]) -> str:
+    """The code and type of an error, apart from its words, which may repeat a prompt."""
+    return " ".join(str(e.get(name)) for e in (error, table(error.get("innererror"))) for name in ("code", "type"))[
+        :READ
+    ]
 
 
 def _message(error: Any) -> str:
     """The words of an error."""
     if isinstance(error, str):
         return error
-    said = table(error).get("message")
+    said = table(error).get("message", table(error).get("detail"))
     return said if isinstance(said, str) else json.dumps(error)
 
 
 def _broken_off(body: dict[str, Any], choice: dict[str, Any]) -> str | None:
     """Why an answer is not one, though there are choices; None where it is."""
-    error = body.get("error") or choice.get("error")
-    if error:
-        return _message(error)
+    for error in (body.get("error"), choice.get("error")):
+        if error and not _success(error):
+            return _message(error)
     finish = finish_of(choice)
     return f"it ended with {finish!r}" if finish in BROKEN else None
+
+
+def _success(error: Any) -> bool:
+    """Whether an error beside an answer says that there is none: by code 0, or by no code and no words."""
+    if not isinstance(error, dict):
+        return False
+    return str(error.get("code")).lower() in NO_ERROR or not any(error.values())
 
 
 def finish_of(choice: dict[str, Any]) -> str:
@@ -364,21 +418,25 @@ def content(body: dict[str, Any]) -> Content:
     message = table(choice.get("message"))
     text = message.get("content") if message else choice.get("text")
     usage = table(body.get("usage"))
-    details = table(usage.get("completion_tokens_details"))
+    details = [table(usage.get(f"{name}_tokens_details")) for name in ("completion", "output")]
     return Content(
         clean(written(text)),
         clean(reasoning_of(message)),
         finish_of(choice),
         clean(written(message.get("refusal"))),
         bool(message.get("tool_calls")) or isinstance(message.get("function_call"), dict),
-        _count(usage.get("prompt_tokens")),
-        _count(usage.get("completion_tokens")),
+        _count(usage.get("prompt_tokens"), usage.get("input_tokens")),
+        _count(usage.get("completion_tokens"), usage.get("output_tokens")),
         _count(usage.get("total_tokens")),
-        _count(details.get("reasoning_tokens")),
+        _count(usage.get("reasoning_tokens"), *(d.get("reasoning_tokens") for d in details)),
     )
 
 
-def _count(value: Any) -> int | None:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _count(*values: Any) -> int | None:
+    """The largest of some figures, which may be written as text; None where none of them is one."""
+    found = []
+    for value in values:
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # words, or beyond any number
+            if not isinstance(value, bool) and float(value).is_integer():
+                found.append(int(float(value)))
+    return max(found, default=None)

@@ -10,14 +10,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from interlace.base.errors import ConfigError, InterlaceError
-from interlace.base.templates import UnsafeTemplate
+from interlace.base.errors import InterlaceError
 from interlace.base.text import clean_values
 from interlace.distill.client import Client
 from interlace.distill.desk import Desk
 from interlace.distill.ledger import Ledger, NewRow, Row
 from interlace.distill.recipe import Recipe, Stage
-from interlace.distill.steps.base import Out
+from interlace.distill.steps.base import OF_A_ROW, ended_by
 
 CHUNK = 500  # rows of a source, or ids of rows that wait, at a time
 BEAT_SECONDS = 20.0
@@ -180,19 +179,10 @@ class Flow:
         step = course.stage.step
         try:
             outs = await step.one(row, desk)
-        except ConfigError as error:
-            if self.client.stop is not None or isinstance(error, UnsafeTemplate):
-                raise
-            outs = [Out({}, "dropped", f"{error}")]
-        except (
-            ValueError,
-            RecursionError,
-            OverflowError,
-            MemoryError,
-        ) as error:  # what a row holds ends that row alone
+        except OF_A_ROW as error:
             if self.client.stop is not None:
                 raise
-            outs = [Out({}, "failed", f"the step failed on it: {type(error).__name__}: {error}"[:300])]
+            outs = [ended_by(error)]
         own = {key for out in outs for key in out.requests}
         shared = tuple(key for key in desk.used if key not in own)
         rows = []

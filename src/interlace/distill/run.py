@@ -351,7 +351,10 @@ async def _drive(flow: Flow, senders: dict[str, Transport], say: Callable[[str],
         presses += 1
         if presses == 1:
             out = flow.client.tally.in_flight
-            say(f"interrupted: the {out} requests in flight are finished; Ctrl-C again leaves them")
+            some = "1 request" if out == 1 else f"{out} requests"
+            say(
+                f"interrupted: waiting for {some} in flight; press Ctrl-C again to leave {'it' if out == 1 else 'them'}"
+            )
             flow.client.halt(Stopped("interrupted: what was in flight is written; run the same command to go on"))
         elif task is not None:
             task.cancel()

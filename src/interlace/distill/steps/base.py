@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, Field, field_validator
 
+from interlace.base.errors import ConfigError
 from interlace.base.schema import Closed
+from interlace.base.templates import UnsafeTemplate
 from interlace.distill.ledger import Row
 
 if TYPE_CHECKING:
@@ -41,6 +43,19 @@ class Out:
 def drop(reason: str, **values: Any) -> Out:
     """A row that ends here."""
     return Out(values, "dropped", reason)
+
+
+# What may be wrong with one row; it ends that row alone, in steps that see all rows as well.
+OF_A_ROW = (ConfigError, ValueError, RecursionError, OverflowError, MemoryError)
+
+
+def ended_by(error: Exception, row: Row | None = None) -> Out:
+    """The end of a row that a step met one of OF_A_ROW on; a template that is unsafe is no row's fault, and raised."""
+    if isinstance(error, UnsafeTemplate):
+        raise error
+    if isinstance(error, ConfigError):  # a template fails on what the row holds
+        return Out({}, "dropped", f"{error}", row)
+    return Out({}, "failed", f"the step failed on it: {type(error).__name__}: {error}"[:300], row)
 
 
 class Step(Closed):

@@ -15,7 +15,7 @@ from interlace.base.worker import OutOfBounds, Refused
 from interlace.distill.desk import Desk
 from interlace.distill.ledger import Row
 from interlace.distill.steps.ask import CHECKS
-from interlace.distill.steps.base import Out, Rows, Step, drop, text_of
+from interlace.distill.steps.base import OF_A_ROW, Out, Rows, Step, drop, ended_by, text_of
 from interlace.distill.verify.final import find
 from interlace.distill.verify.numbers import final_number
 
@@ -59,18 +59,28 @@ class Best(Step):
         return {"highest": self.highest} if self.highest else {"vote": self.vote}
 
     async def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
-        """A row's samples at a time."""
+        """A row's samples at a time; one that cannot be weighed ends alone."""
         for _, group in groupby(rows(), key=lambda r: family(r.key)):
-            samples = list(group)
+            samples: list[tuple[Row, Any]] = []
+            for row in group:
+                try:
+                    samples.append((row, self._weight(row)))
+                except OF_A_ROW as error:
+                    yield ended_by(error, row)
             for place, row in enumerate(self._ranked(samples)):
                 yield Out(parent=row) if place < self.keep else Out({}, "dropped", "not the best of its samples", row)
 
-    def _ranked(self, samples: list[Row]) -> list[Row]:
+    def _ranked(self, samples: list[tuple[Row, Any]]) -> list[Row]:
+        """The best first, the earlier of equal ones before the later."""
+        votes = Counter(weight for _, weight in samples)
+        rank = (lambda s: -s[1]) if self.highest else (lambda s: -votes[s[1]])
+        return [row for row, _ in sorted(samples, key=rank)]
+
+    def _weight(self, row: Row) -> float | str:
+        """The score, or the vote."""
         if self.highest:
-            return sorted(samples, key=lambda r: -_number(r.values.get(self.highest)))
-        votes = {r.key: _ballot(text_of(r.values.get(self.vote))) for r in samples}
-        counts = Counter(votes.values())
-        return sorted(samples, key=lambda r: -counts[votes[r.key]])
+            return _number(row.values.get(self.highest))
+        return _ballot(text_of(row.values.get(self.vote)))
 
 
 def _number(value: Any) -> float:
@@ -79,6 +89,8 @@ def _number(value: Any) -> float:
         found = float(value)
     except (TypeError, ValueError):
         return float("-inf")
+    except OverflowError:  # a whole number beyond all others
+        return float("inf") if value > 0 else float("-inf")
     return found if found == found else float("-inf")
 
 

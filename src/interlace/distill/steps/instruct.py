@@ -14,7 +14,7 @@ from pydantic import Field
 from interlace.distill.desk import Desk, Question
 from interlace.distill.ledger import Row
 from interlace.distill.steps.ask import Asking
-from interlace.distill.steps.base import Out, Rows, drop, text_of
+from interlace.distill.steps.base import OF_A_ROW, Out, Rows, drop, ended_by, text_of
 
 NUMBERED = re.compile(r"\s{0,8}\d{1,4}[.):]\s{0,8}")
 MORE = """Here are some tasks:
@@ -107,11 +107,11 @@ class SelfInstruct(Asking):
         pool, known = list(seeds), [shingles(s, 3) for s in seeds]
         for seed in seeds if self.seeds else ():
             yield Out({self.column: seed})
-        made, stale, number = 0, 0, 0
+        made, stale, number, framed = 0, 0, 0, self._framed(given, desk)
         while made < self.count and stale < STALE and pool:
             wanted = min(self.at_once, -(-(self.count - made) // self.asked))
             prompts = [self._prompt(seeds, pool[len(seeds) :], desk.seed, number + i) for i in range(wanted)]
-            row = Row(0, f"{number:09}", "ok", "", given[0])  # a system's turn may use the first seed's columns
+            row = Row(0, f"{number:09}", "ok", "", framed)
             number += wanted
             questions = [Question(self.messages(p, row, desk), self.sampling()) for p in prompts]
             answers = await desk.together(desk.ask(self.chosen(row), q) for q in questions)
@@ -138,6 +138,20 @@ class SelfInstruct(Asking):
             stale = 0 if made > before else stale + 1
         if made < self.count:
             desk.notes["short"] = f"{made} of {self.count} tasks: {STALE} rounds in a row made no new one"
+
+    def _framed(self, given: list[dict[str, Any]], desk: Desk) -> dict[str, Any]:
+        """The columns that the system's turn may use: those of the first seed on which it does not fail."""
+        failed: Exception | None = None
+        for values in given:
+            try:
+                desk.render(self.system, values, "system")
+                return values
+            except OF_A_ROW as error:
+                ended_by(error)
+                failed = error
+        if failed is not None:
+            raise failed
+        return {}
 
     def _prompt(self, seeds: list[str], new: list[str], seed: int, number: int) -> str:
         draw = random.Random(f"{seed} {self.name} {number}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator
 
 from interlace.distill.contamination import THRESHOLD, WITH_ANSWER, Index, judged, read_benchmark, to_columns
 from interlace.distill.desk import Desk
 from interlace.distill.ledger import Row, digest
-from interlace.distill.steps.base import Out, Rows, Step, drop
+from interlace.distill.steps.base import OF_A_ROW, Out, Rows, Step, drop, ended_by
+
+T = TypeVar("T")
 
 
 class Dedup(Step):
@@ -42,29 +44,43 @@ class Dedup(Step):
         return {"text": self.text}
 
     async def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
-        """Sign every row, then go through them again; a signature is 512 bytes or less, texts are not kept."""
-        texts = (desk.render(self.text, row, "text") for row in rows())
-        near = self._same(texts) if self.threshold == 1 else self._near(texts)
-        keys = [row.key for row in rows()]
-        for place, row in enumerate(rows()):
-            if near[place] < 0:
+        """Sign every row, then go through them again; a signature is 512 bytes or less, texts are not kept.
+
+        A row that cannot be signed ends alone.
+        """
+        ended: dict[str, Out] = {}
+        near = self._same(rows, desk, ended) if self.threshold == 1 else self._near(rows, desk, ended)
+        keys = [row.key for row in rows() if row.key not in ended]
+        places = iter(near)
+        for row in rows():
+            if row.key in ended:
+                yield ended[row.key]
+            elif (first := next(places)) < 0:
                 yield Out(parent=row)
             else:
-                yield Out({"near": keys[int(near[place])]}, "dropped", "near an earlier row", row)
+                yield Out({"near": keys[first]}, "dropped", "near an earlier row", row)
 
-    def _same(self, texts: Iterable[str]) -> Sequence[int]:
+    def _signed(self, sign: Callable[[str], T], rows: Rows, desk: Desk, ended: dict[str, Out]) -> Iterator[T]:
+        """What `sign` makes of each row's text; rows that it fails on go into `ended`."""
+        for row in rows():
+            try:
+                yield sign(desk.render(self.text, row, "text"))
+            except OF_A_ROW as error:
+                ended[row.key] = ended_by(error, row)
+
+    def _same(self, rows: Rows, desk: Desk, ended: dict[str, Out]) -> Sequence[int]:
         """For each text the first one that says the same, or -1."""
         first: dict[str, int] = {}
-        digests = (digest(" ".join(unicodedata.normalize("NFC", text).split())) for text in texts)
-        return [-1 if (found := first.setdefault(d, place)) == place else found for place, d in enumerate(digests)]
+        signed = self._signed(lambda t: digest(" ".join(unicodedata.normalize("NFC", t).split())), rows, desk, ended)
+        return [-1 if (found := first.setdefault(d, place)) == place else found for place, d in enumerate(signed)]
 
-    def _near(self, texts: Iterable[str]) -> Sequence[int]:
+    def _near(self, rows: Rows, desk: Desk, ended: dict[str, Out]) -> Sequence[int]:
         """For each text the first one that goes on and is near it, or -1."""
         import numpy as np  # a tenth of a second, that few recipes need
 
         from interlace.distill.minhash import HASHES, first_of_each, shingles, signature
 
-        signed = [signature(shingles(text, self.words)) for text in texts]
+        signed = list(self._signed(lambda t: signature(shingles(t, self.words)), rows, desk, ended))
         return first_of_each(np.array(signed, dtype=np.uint32).reshape(-1, HASHES), self.threshold).tolist()
 
 

@@ -5,7 +5,7 @@ no privilege and hold for root too. Seccomp lets through the system calls that p
 process, no signal to one, no socket, no queue, no new program. Landlock holds files: a program reads Python's library
 and nothing else, and writes files only in its folder, where it makes no folders. Memory, time, threads, output and what
 its files occupy, with a name or without, are limited. See `cage_child`. That a file exists elsewhere, and how large it
-is, a program can find out.
+is, a program can find out, and it can hold locks on ranges of files that it may read.
 
 A program shares the interpreter that reports whether it came to its end, so one that is written to deceive can say that
 it passed; `programs` has the tests of one program in another. What it cannot do is reach anything outside.
@@ -128,7 +128,7 @@ def _run(source: str, limits: Limits, folder: Path, inside: Path, wires: Sequenc
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=inside,
-            env={"PYTHONHASHSEED": "0", "PATH": "", "HOME": str(inside), "LANG": "C.UTF-8"},
+            env={"PYTHONHASHSEED": "0", "PATH": "", "HOME": str(inside), "LANG": "C.UTF-8", "MALLOC_ARENA_MAX": "1"},
             pass_fds=(tell, *wires),
             start_new_session=True,
         )

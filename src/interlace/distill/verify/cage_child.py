@@ -13,9 +13,11 @@ import resource
 import signal
 import struct
 import sys
+import threading
 import types
 
 NOT_CAGED, OUT_OF_MEMORY = 97, 98
+STACK = 7 << 18  # bytes of a thread's, so that as many as are allowed fit into the address space
 
 # The system calls that pass, with their numbers on x86_64 and aarch64 ("-": there is none). All others are refused.
 PASSED = """
@@ -212,6 +214,7 @@ def main() -> None:
         say(f"{type(error).__name__}: {error}")
         os._exit(NOT_CAGED)
     say("locked")
+    threading.stack_size(STACK)
     sys.argv[:] = ["program"]
     module = types.ModuleType("program")  # what stands under `if __name__ == "__main__"` is not what is tested
     sys.modules["program"] = sys.modules["__main__"] = module
