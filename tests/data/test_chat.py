@@ -55,7 +55,7 @@ def test_parts_are_the_template_cut_where_an_answer_begins_and_ends(chat):
 
 
 def test_a_template_that_writes_the_past_otherwise_is_refused_but_for_the_last_turn(chat):
-    with pytest.raises(DataError, match=r"writes turn 3 otherwise .*set data.turns = 'last'"):
+    with pytest.raises(DataError, match=r"writes turn 3 differently .*set data.turns = 'last'"):
         chat(FORGETS).parts(TURNS)
     assert [p.text for p in chat(FORGETS).parts(TURNS, "last") if p.learnt] == ["no"]
 

@@ -12,13 +12,21 @@ import torch
 from interlace.base.errors import DataError
 from interlace.data.batches import IGNORE, Batches
 from interlace.data.prepare import prepare
-from interlace.data.sources import Sources, held_out, split_point
+from interlace.data.sources import HeldOutNames, Sources, split_point
 from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 
 
 def read(*paths, **more):
     return list(Sources(list(paths), **more))
+
+
+def held_out(names, share):
+    chosen = HeldOutNames(share)
+    for name in names:
+        chosen.see(name)
+    chosen.check()
+    return {name for name in names if name in chosen}
 
 
 def test_files_folders_jsonl_and_gzip(tmp_path, texts):
