@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from interlace.base.errors import DataError
 from interlace.base.files import user_path
-from interlace.base.text import clean_values
+from interlace.base.text import clean, clean_values
 from interlace.data.chat import Messages, check_messages
 
 LINES = (".jsonl", ".ndjson")
@@ -150,16 +150,15 @@ class Sources:
             something = True
             try:
                 row = json.loads(line)
-                row = clean_values(row) if "\\u" in line else row  # no lone surrogate is written otherwise
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: is not JSON: {error}") from None
             if isinstance(row, dict) and MESSAGES in row and self.text_field not in row:
                 yield _conversation(row, f"{name}:{number}", f"{path}:{number}", len(line))
                 continue
             if not isinstance(row, dict) or not isinstance(row.get(self.text_field), str):
-                keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+                keys = clean(", ".join(row)) if isinstance(row, dict) else type(row).__name__
                 raise DataError(f"{path}:{number}: has no text under '{self.text_field}' (found: {keys}); set --field")
-            if text := row[self.text_field]:
+            if text := clean(row[self.text_field]):
                 for part, piece in _or_whole(cut_long(iter([text]))):
                     yield Document(f"{name}:{number}" if part is None else f"{name}:{number}#{part:05}", piece)
         if not something:
@@ -179,13 +178,13 @@ def _same_names(sources: Sequence[Iterator[tuple[Path, str]]]) -> dict[Path, str
 
 
 def _conversation(row: dict[str, Any], name: str, where: str, size: int) -> Document:
-    if not isinstance(tools := row.get("tools"), list | None):
-        raise DataError(f"{where}: tools must be a list, got {json.dumps(tools)[:100]}")
-    messages = check_messages(row[MESSAGES], where)
     if size > TURNS:
         raise DataError(
             f"{where}: a conversation of {size:,} characters; the most is {TURNS:,}, since it cannot be cut"
         )
+    if not isinstance(tools := clean_values(row.get("tools")), list | None):
+        raise DataError(f"{where}: tools must be a list, got {json.dumps(tools)[:100]}")
+    messages = check_messages(clean_values(row[MESSAGES]), where)
     return Document(name, messages=messages, tools=tools, size=size)
 
 
