@@ -132,6 +132,18 @@ def test_only_answers_are_targets(corpus):
     assert len(seen) == len(split.borders) - 1
 
 
+@pytest.mark.parametrize("name", ["train", "held_out"])
+@pytest.mark.parametrize("change", [lambda s: s.pop("learnt"), lambda s: s.update(learnt=None)])
+def test_one_split_without_marks_is_refused(corpus, name, change):
+    """Else all that was said would be learnt."""
+    path = corpus.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest["splits"][name])
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="one split says what was learnt"):
+        Corpus.open(corpus.folder)
+
+
 def test_batches_are_a_function_of_seed_and_step(corpus):
     split = corpus.splits["train"]
     one, two = Conversations(split, 4, 64, 3), Conversations(split, 4, 64, 3)

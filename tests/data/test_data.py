@@ -167,6 +167,12 @@ def test_every_file_of_a_tokenizer_has_a_checksum(tmp_path, texts, change):
         (out / name).write_bytes(before)
 
 
+def test_a_template_that_was_put_beside_is_found(prepared):
+    (prepared / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(DataError, match=r"chat_template\.jinja: was not there"):
+        Corpus.open(prepared).verify()
+
+
 def test_a_folder_from_before_its_tokenizer_had_checksums_opens_as_it_did(prepared):
     known = Corpus.open(prepared).fingerprint()
     manifest_of(prepared, lambda m: m.pop("files"))

@@ -136,6 +136,8 @@ class Corpus:
         Folders from before the tokenizer's files had checksums are compared without.
         """
         sums = dict(self.manifest.get("files", {}))
+        if sums and (added := self.tokenizer.files.keys() - sums):
+            raise DataError(f"{self.folder / min(added)}: was not there when the text was prepared; remove it")
         for part in self.manifest["splits"].values():
             for entry in (*part["shards"], part["borders"], *([part["learnt"]] if part.get("learnt") else [])):
                 sums[entry["file"]] = entry["sha256"]
@@ -164,6 +166,8 @@ def check_manifest(path: Path, manifest: Any) -> None:
         split = getattr(found.splits, name)
         if sum(shard.tokens for shard in split.shards) != split.tokens:
             raise DataError(f"{path}: is damaged: the shards of {name} do not add up; prepare the data again")
+    if len({split.learnt is None for split in (found.splits.train, found.splits.held_out) if split.documents}) > 1:
+        raise DataError(f"{path}: is damaged: one split says what was learnt, the other not; prepare the data again")
 
 
 def _open_split(folder: Path, part: dict[str, Any], dtype: np.dtype[Any]) -> TokenSplit:
