@@ -37,6 +37,10 @@ interlace data prepare texts/ --tokenizer train:2048 --out data/mine
 interlace data inspect data/mine                # documents, tokens, bytes; the first tokens as text
 ```
 
+A text of more than a million characters is cut where a paragraph, a line or a word ends. A line of JSONL holds at most
+16 MiB, a row with a conversation 8 million characters. Documents end with the token that the tokenizer's files, or
+`config.json` and `generation_config.json` beside them, name; where none does, they get none, and that is said.
+
 A recipe, `mine.toml`; `interlace recipes` lists those that come with interlace, and copies them:
 
 ```toml

@@ -10,7 +10,7 @@ import torch
 
 from interlace.base.errors import ConfigError, DataError
 from interlace.data.batches import IGNORE, Conversations, batches
-from interlace.data.chat import Part
+from interlace.data.chat import Part, read_template
 from interlace.data.prepare import Chat, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokenizer import Tokenizer
@@ -55,9 +55,26 @@ def test_parts_are_the_template_cut_where_an_answer_begins_and_ends(chat):
 
 
 def test_a_template_that_writes_the_past_otherwise_is_refused_but_for_the_last_turn(chat):
-    with pytest.raises(DataError, match=r"writes turn 3 otherwise .*set data.turns = 'last'"):
+    with pytest.raises(DataError, match=r"writes turn 3 differently .*set data.turns = 'last'"):
         chat(FORGETS).parts(TURNS)
     assert [p.text for p in chat(FORGETS).parts(TURNS, "last") if p.learnt] == ["no"]
+
+
+@pytest.mark.parametrize("last", [1, 0, None])
+def test_an_answer_of_no_weight_is_not_held_to_the_rule_for_learnt_ones(chat, last):
+    """Templates that leave thoughts out of earlier turns write those otherwise later, which harms no learnt token."""
+    turns = [{**t, "weight": last if i == len(TURNS) - 1 else 0} for i, t in enumerate(TURNS)]
+    writer = chat(FORGETS)
+    found = writer.parts(turns)
+    assert "".join(p.text for p in found) == writer.render(turns, False)
+    assert [p.text for p in found if p.learnt] == ([] if last == 0 else ["no"])
+    assert [p.text for p in writer.parts(turns, "last") if p.learnt] == ([] if last == 0 else ["no"])
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_mark_of_order_is_no_letter_of_a_template(tmp_path, mark):
+    (tmp_path / "t.jinja").write_bytes(mark + CHATML.encode())
+    assert read_template(str(tmp_path / "t.jinja")) == CHATML
 
 
 def test_a_template_of_a_stranger_cannot_reach_out(chat):
@@ -113,6 +130,18 @@ def test_only_answers_are_targets(corpus):
             seen.append(whole)
     assert len(seen) == len(set(seen)) or len(seen) == len(split.borders) - 1
     assert len(seen) == len(split.borders) - 1
+
+
+@pytest.mark.parametrize("name", ["train", "held_out"])
+@pytest.mark.parametrize("change", [lambda s: s.pop("learnt"), lambda s: s.update(learnt=None)])
+def test_one_split_without_marks_is_refused(corpus, name, change):
+    """Else all that was said would be learnt."""
+    path = corpus.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest["splits"][name])
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="one split says what was learnt"):
+        Corpus.open(corpus.folder)
 
 
 def test_batches_are_a_function_of_seed_and_step(corpus):

@@ -12,13 +12,21 @@ import torch
 from interlace.base.errors import DataError
 from interlace.data.batches import IGNORE, Batches
 from interlace.data.prepare import prepare
-from interlace.data.sources import Sources, held_out, split_point
+from interlace.data.sources import HeldOutNames, Sources, split_point
 from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 
 
 def read(*paths, **more):
     return list(Sources(list(paths), **more))
+
+
+def held_out(names, share):
+    chosen = HeldOutNames(share)
+    for name in names:
+        chosen.see(name)
+    chosen.check()
+    return {name for name in names if name in chosen}
 
 
 def test_files_folders_jsonl_and_gzip(tmp_path, texts):
@@ -121,6 +129,70 @@ def test_damage_is_found(tmp_path, texts):
     Tokenizer.train(["other text"], 280).write(out)
     with pytest.raises(DataError, match="does not match the tokens"):
         Corpus.open(out)
+
+
+@pytest.fixture
+def prepared(tmp_path, texts):
+    prepare(Sources([texts]), "train:300", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def manifest_of(folder, change):
+    found = json.loads((folder / "manifest.json").read_text())
+    change(found)
+    (folder / "manifest.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json"])
+def test_a_tokenizer_s_file_that_was_changed_is_found(prepared, name):
+    (prepared / name).write_text((prepared / name).read_text() + " ")
+    with pytest.raises(DataError, match=rf"{name}: is damaged"):
+        Corpus.open(prepared).verify()
+
+
+@pytest.mark.parametrize("change", ["changed", "removed", "moved"])
+def test_every_file_of_a_tokenizer_has_a_checksum(tmp_path, texts, change):
+    source, out = tmp_path / "tokenizer", tmp_path / "out"
+    (source / "additional_chat_templates").mkdir(parents=True)
+    Tokenizer.train(["some text"], 300).write(source)
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "additional_chat_templates/rag.jinja").write_text("{{ documents }}")
+    prepare(Sources([texts]), str(source / "tokenizer.json"), out)
+    Corpus.open(out).verify()
+    for name in ("chat_template.jinja", "additional_chat_templates/rag.jinja"):
+        before = (out / name).read_bytes()
+        (out / name).unlink() if change != "changed" else (out / name).write_bytes(before + b"x")
+        with pytest.raises(DataError, match=rf"{name}: (is damaged|missing)"):
+            Corpus.open(out).verify()
+        (out / name).write_bytes(before)
+
+
+def test_a_template_that_was_put_beside_is_found(prepared):
+    (prepared / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(DataError, match=r"chat_template\.jinja: was not there"):
+        Corpus.open(prepared).verify()
+
+
+def test_a_folder_from_before_its_tokenizer_had_checksums_opens_as_it_did(prepared):
+    known = Corpus.open(prepared).fingerprint()
+    manifest_of(prepared, lambda m: m.pop("files"))
+    corpus = Corpus.open(prepared)
+    corpus.verify()
+    assert corpus.fingerprint() == known
+
+
+@pytest.mark.parametrize("files", [{"../x": "0" * 64}, {"/etc/passwd": "0" * 64}, {"a": "x"}, {"a/../b": "0" * 64}, []])
+def test_checksums_of_no_files_of_the_folder_are_refused(prepared, files):
+    manifest_of(prepared, lambda m: m.update(files=files))
+    with pytest.raises(DataError, match=r"manifest\.json: is damaged"):
+        Corpus.open(prepared)
+
+
+def test_marks_that_are_null_are_none(prepared):
+    manifest_of(prepared, lambda m: m["splits"]["train"].update(learnt=None, learnt_tokens=None))
+    corpus = Corpus.open(prepared)
+    corpus.verify()
+    assert corpus.splits["train"].learnt is None
 
 
 def test_bad_requests_write_nothing(tmp_path, texts):

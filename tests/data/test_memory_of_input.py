@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from interlace.base.errors import DataError
-from interlace.data.prepare import prepare
-from interlace.data.sources import Sources
+from interlace.data.prepare import _batches, prepare
+from interlace.data.sources import ROW_BYTES, Sources
 from interlace.data.tokens import Corpus
 
 MEGA = 1 << 20
@@ -230,6 +230,49 @@ def test_a_conversation_that_is_too_long_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
     with pytest.raises(DataError, match=r"rows\.jsonl:1"):
         list(Sources([tmp_path / "rows.jsonl"]))
+
+
+TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+
+
+def heavy(key, size):
+    """A row of a conversation whose weight lies in one key."""
+    text = "think " * (size // 6)
+    values = {
+        "tools": {"tools": [{"description": text}]},
+        "other": {"notes": text},
+        "reasoning_content": {"messages": [TALK[0], {**TALK[1], "reasoning_content": text}]},
+        "tool_calls": {"messages": [TALK[0], {**TALK[1], "tool_calls": [{"function": {"arguments": {"a": text}}}]}]},
+    }
+    return json.dumps({"messages": TALK, **values[key]}) + "\n"
+
+
+HEAVY = ("tools", "other", "reasoning_content", "tool_calls")
+
+
+@pytest.mark.parametrize("key", HEAVY)
+def test_a_row_weighs_what_all_its_keys_weigh(tmp_path, key):
+    """Rows are held together up to 256 Ki characters, and one more."""
+    (tmp_path / "rows.jsonl").write_text(heavy(key, 120_000) * 12)
+    found = [len(batch) for batch in _batches(Sources([tmp_path / "rows.jsonl"]))]
+    assert found == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("key", HEAVY)
+def test_a_conversation_is_too_long_whatever_key_makes_it_so(tmp_path, key):
+    (tmp_path / "rows.jsonl").write_text(heavy(key, 10) + heavy(key, 9 * MEGA))
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: a conversation of 9,\d+,\d+ characters"):
+        list(Sources([tmp_path / "rows.jsonl"]))
+
+
+@pytest.mark.parametrize("value", ["[]", "[1]", '{"":{"":{"":{}}}}'])
+def test_the_longest_row_of_many_small_values_takes_less_than_a_gibibyte(tmp_path, value):
+    """Measured on an eighth of it."""
+    many = f"{value}," * (ROW_BYTES // 8 // len(f"{value},"))
+    (tmp_path / "rows.jsonl").write_text('{"text": "\\u0061", "x": [' + many + '0]}\n{"text": "b"}\n')
+    grown, said = peak_mebibytes(READ, tmp_path / "rows.jsonl")
+    assert not said
+    assert 8 * grown < 1024
 
 
 # --- long texts elsewhere ----------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
+from tokenizers import Tokenizer as Fast
 
 from interlace.base.errors import InterlaceError
 from interlace.data.tokenizer import Tokenizer
@@ -109,6 +111,70 @@ def test_a_panic_is_one_sentence(tmp_path, name, capfd):
 @pytest.mark.parametrize("name", list(DAMAGED))
 def test_a_damaged_file_is_one_sentence(tmp_path, name):
     refused(written(tmp_path, DAMAGED[name]))
+
+
+WORDS = {"type": "WordLevel", "unk_token": "<unk>"}
+VANISHES = [
+    {"type": "Replace", "pattern": {"String": "x"}, "content": ""},
+    {"type": "Strip", "content": " ", "start": 0, "stop": 1},
+]
+
+
+def words(vocabulary, decoders):
+    model = {**WORDS, "vocab": {word: i for i, word in enumerate(["<unk>", *vocabulary])}}
+    return {
+        "model": model,
+        "pre_tokenizer": {"type": "Whitespace"},
+        "decoder": {"type": "Sequence", "decoders": decoders},
+    }
+
+
+def test_a_token_that_breaks_the_decoder_alone_is_found_when_the_file_is_opened(tmp_path):
+    with pytest.raises(InterlaceError, match="fails on writing the token 'xx'"):
+        Tokenizer.from_file(written(tmp_path, words(["hello", "xx", "a"], VANISHES)))
+    assert Tokenizer.from_file(written(tmp_path, words(["hello", "a"], VANISHES))).decode([1]) == "hello"
+
+
+USES = {
+    "decode": lambda t: t.decode([2]),
+    "stream": lambda t: list(t.stream([2])),
+    "stream after a text": lambda t: list(t.stream([2], after=[1])),
+    "byte_lengths": lambda t: t.byte_lengths(),
+    "lead_bytes": lambda t: t.lead_bytes([2]),
+}
+
+
+@pytest.mark.parametrize("use", list(USES))
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_panic_of_the_decoder_is_one_sentence_wherever_it_is_used(use, fused):
+    """Of a tokenizer that was made here, and was not opened by a process that may end."""
+    table = words(["hello", "xx"], [VANISHES[0], {"type": "Fuse"}, VANISHES[1]] if fused else VANISHES)
+    tokenizer = Tokenizer(Fast.from_str(json.dumps({"version": "1.0", "added_tokens": [], **table})), None)
+    try:
+        USES[use](tokenizer)
+    except InterlaceError as error:
+        assert "tokenizer: cannot write" in str(error)
+
+
+def test_threads_ask_one_after_another(tmp_path):
+    """Good files by eight threads at once: each gets its own answer."""
+    paths, said = [], []
+    for i in range(8):
+        (tmp_path / str(i)).mkdir()
+        paths.append(written(tmp_path / str(i), words([f"w{i}", *(["xx"] if i % 4 == 3 else [])], VANISHES)))
+
+    def work(path):
+        try:
+            said.append(Tokenizer.from_file(path).decode([1]))
+        except InterlaceError:
+            said.append("refused")
+
+    threads = [threading.Thread(target=work, args=(path,)) for path in paths]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(said) == sorted(["refused" if i % 4 == 3 else f"w{i}" for i in range(8)])
 
 
 SCRIPT = """

@@ -119,7 +119,7 @@ def test_a_trace_is_found_in_the_forms_that_endpoints_give_it(trace, chat):
     assert made.render(turns, False) == "|hello;greet|hi;"
     assert not made.ignored(turns, "|hello;greet|hi;")
     plain = chat(PLAIN)
-    assert plain.ignored(turns, plain.render(turns, False)) == dict.fromkeys(trace, 1)
+    assert plain.ignored(turns, plain.render(turns, False)).total() == 1
 
 
 def test_a_value_that_is_null_is_as_one_that_is_absent(chat):
@@ -342,6 +342,27 @@ def traced(*traces):
 def test_what_a_template_ignores_is_counted(template, row, ignored, tmp_path):
     manifest, _ = prepared(tmp_path, [row], template)
     assert manifest["ignored"] == ignored
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "ignored"),
+    [
+        (PLAIN, [("user", "2+2?", {}), ("assistant", "4", {"reasoning_content": "4"})], {"reasoning_content": 1}),
+        (PLAIN, [("user", "ok go", {}), ("assistant", "4", {"reasoning_content": "go"})], {"reasoning_content": 1}),
+        (PLAIN, [("tool", "5", {"name": "t"}), ("assistant", "4 t", {"tool_call_id": "4"})], "name tool_call_id"),
+        (PLAIN, [("assistant", "a", {"reasoning": "so", "reasoning_details": [{"text": "so"}]})], {"reasoning": 1}),
+        (TRACED, [("assistant", "a", {"reasoning": "so", "reasoning_details": [{"text": "so"}]})], {}),
+        (TRACED, [("assistant", "a", {"reasoning_content": "so", "thinking": "so"})], {}),
+        (TRACED, [("assistant", "a", {"thinking_blocks": [{"thinking": "so"}], "reasoning": ""})], {}),
+        (TRACED, [("assistant", "go", {"reasoning_content": "go"})], {}),
+        (PLAIN, [("assistant", "x" * 60, {"reasoning_content": "x" * 50})], {}),  # is written, as far as can be told
+    ],
+)
+def test_a_value_that_another_text_holds_by_chance_is_not_taken_for_written(template, turns, ignored, chat):
+    messages = [{"role": role, "content": content, **more} for role, content, more in turns]
+    writer = chat(template)
+    found = writer.ignored(messages, writer.render(messages, False))
+    assert found == (dict.fromkeys(ignored.split(), 1) if isinstance(ignored, str) else ignored)
 
 
 def test_traces_that_are_left_out_of_earlier_turns_are_counted_by_turn(tmp_path):

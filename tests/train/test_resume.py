@@ -120,6 +120,11 @@ def manifest(change):
     return damage("data/manifest.json", of)
 
 
+def without(raw, name):
+    """run.toml without one of its tables."""
+    return re.sub(rb"(?ms)^\[%s\]\n.*?(?=^\[|\Z)" % name, b"", raw)
+
+
 def borders(index, value):
     def change(raw):
         found = np.frombuffer(raw, "<i8").copy()
@@ -133,6 +138,18 @@ DAMAGES = {
     "run.toml: not UTF-8": (damage("run.toml", latin), r"run\.toml"),
     "run.toml: empty": (damage("run.toml", lambda _: b""), r"run\.toml"),
     "run.toml: NUL": (damage("run.toml", lambda raw: bytes(len(raw))), r"run\.toml"),
+    "run.toml: checked is a number": (
+        damage("run.toml", lambda raw: b"checked = 5\n" + raw.partition(b"[checked]")[0]),
+        r"run\.toml: checked must be a table",
+    ),
+    "run.toml: machine is a text": (
+        damage("run.toml", lambda raw: b"machine = 'x'\n" + without(raw, b"machine")),
+        r"run\.toml: machine must be a table",
+    ),
+    "run.toml: versions is a list": (
+        damage("run.toml", lambda raw: b"versions = []\n" + without(raw, b"versions")),
+        r"run\.toml: versions must be a table",
+    ),
     "metrics: not UTF-8": (damage("metrics.jsonl", latin), r"metrics\.jsonl"),
     "metrics: a broken line with good ones after it": (line(5, "nope"), r"metrics\.jsonl.*5"),
     "metrics: a broken first line": (line(1, '{"step": 1, "lo'), r"metrics\.jsonl.*1"),
@@ -295,6 +312,11 @@ def test_data_kept_in_the_run_and_replaced_is_refused(made, stopped, tmp_path):
 
 def test_run_toml_holds_a_hash_of_the_data(stopped):
     assert re.search(r'"[0-9a-f]{64}"', (stopped / "run.toml").read_text())
+
+
+def test_a_mark_of_order_before_run_toml_is_no_damage(made, stopped):
+    damage("run.toml", lambda raw: b"\xef\xbb\xbf" + raw)(stopped)
+    assert go_on(made[0], stopped) == 9
 
 
 def test_a_run_from_before_data_were_hashed_goes_on(made, stopped):

@@ -74,3 +74,8 @@ def nearest(word: str, known: Iterable[str], alike: float = 0.5) -> str:
     choices = sorted(known)
     close = difflib.get_close_matches(word, choices, n=1, cutoff=alike)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(choices)}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of other people's code says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from interlace.base.errors import DataError, Failure
+from interlace.base.errors import DataError, Failure, InterlaceError
 
 PARTIAL = ".partial"
 
@@ -25,6 +25,24 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def user_path(text: str | Path, kind: type[InterlaceError] = DataError) -> Path:
+    """A path as people write it: `~` is their home. It need not exist.
+
+    Raises:
+        kind: there is no such user, or the system knows no such path.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except RuntimeError:
+        raise kind(f"{text!s:.100}: there is no such user; write the path out") from None
+    except (OSError, ValueError) as error:
+        raise kind(f"{text!s:.100}: cannot be used: {getattr(error, 'strerror', None) or error}") from None
+    return path
 
 
 @contextmanager
@@ -82,6 +100,10 @@ def new_folder(path: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
 
 def _replace_files(partial: Path, path: Path, stale: Sequence[str]) -> None:
     names = [file.relative_to(partial) for file in sorted(partial.rglob("*"))]
+    for name in names:  # before the first is replaced
+        if os.path.lexists(path / name) and (partial / name).is_dir() != (path / name).is_dir():
+            kind, due = ("folder", "file") if (path / name).is_dir() else ("file", "folder")
+            raise Failure(f"{path / name}: is a {kind} where a {due} is due; move it; nothing was replaced")
     for name in names:
         if (partial / name).is_dir():
             (path / name).mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from interlace.base.errors import ConfigError, nearest
+from interlace.base.files import user_path
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -72,7 +73,7 @@ def read_toml(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
         ConfigError: the file is missing or not TOML, or an override is not dotted.key=value.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(user_path(path, ConfigError).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such {what}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

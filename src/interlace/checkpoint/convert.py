@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from interlace.base.errors import CheckpointError, DataError
-from interlace.base.files import PARTIAL, disk_errors, read_json, sync, write_file
+from interlace.base.files import PARTIAL, disk_errors, read_json, sync, user_path, write_file
 from interlace.base.lock import beside, hold
 from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.checkpoint.folder import INDEX, alongside, read_entries, resolve
@@ -77,7 +77,7 @@ def convert(
         Failure: the disk refuses.
     """
     check_dtype(dtype)
-    target = Path(target)
+    target = user_path(target, CheckpointError)
     with hold(beside(target), target):
         return _convert(resolve(source), target, dtype, shard_bytes, report)
 

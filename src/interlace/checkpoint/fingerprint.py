@@ -18,7 +18,7 @@ def fingerprint(checkpoint: str | Path) -> str:
     Raises:
         CheckpointError: it is no checkpoint.
     """
-    folder = resolve(Path(checkpoint).expanduser())
+    folder = resolve(checkpoint)
     files = [p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors", ".jinja") and p.is_file()]
     parts = {p.relative_to(folder).as_posix(): sha256(p) for p in files if p.name not in NOT_WEIGHTS}
     written = json.dumps(parts, sort_keys=True, separators=(",", ":"))

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from interlace.base import links
 from interlace.base.errors import CheckpointError, DataError
-from interlace.base.files import read_json, step_folders
+from interlace.base.files import read_json, step_folders, user_path
 from interlace.checkpoint.tensors import Entry, read_header, regular_size
 from interlace.data.tokenizer import TOKENIZER_FILES
 
@@ -38,12 +39,7 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
     Raises:
         CheckpointError: there is nothing of the kind.
     """
-    try:
-        path = Path(source).expanduser()
-        found = path.is_dir() or path.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long, or ~ of nobody
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise CheckpointError(f"{source!s:.200}: no such folder: {reason}") from None
+    path = user_path(source, CheckpointError)
     if path.is_dir():
         if os.path.lexists(path / CONFIG):
             return path
@@ -61,7 +57,7 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
         raise CheckpointError(
             f"{path}: holds no config.json and no checkpoints/step-N; name a checkpoint or run folder"
         )
-    if found:
+    if path.exists():
         raise CheckpointError(f"{path}: is a file; name the folder that holds config.json")
     beside = path.parent != Path() and path.parent.is_dir()  # a misspelt local path is not looked for on the hub
     if beside or not HUB_ID.fullmatch(str(source)):
@@ -124,13 +120,7 @@ def alongside(folder: Path) -> dict[str, Path]:
     Raises:
         CheckpointError: one is a link that leaves the folder, or no regular file.
     """
-    found = {}
-    for pattern in BESIDE:
-        named = [folder / pattern] if "*" not in pattern else sorted(folder.glob(pattern))
-        for path in (p for p in named if os.path.lexists(p)):
-            regular_size(inside(folder, path))
-            found[path.relative_to(folder).as_posix()] = path
-    return found
+    return links.alongside(folder, BESIDE, CheckpointError)
 
 
 def shards_of(folder: Path) -> dict[str, str]:
@@ -237,21 +227,9 @@ def _refuse_others(folder: Path) -> None:
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """A file of the folder, refused if it is a link to somewhere else.
-
-    The hub's own cache links from a snapshot to the blobs beside it, which is allowed.
+    """As `interlace.base.links.inside`.
 
     Raises:
         CheckpointError: the file's real place is outside, or it is a link to itself.
     """
-    try:
-        real, home = path.resolve(), folder.resolve()
-    except (OSError, RuntimeError):  # RuntimeError before Python 3.13
-        raise CheckpointError(f"{path}: is a link that leads back to itself; put the file itself here") from None
-    blobs = home.parent.parent / "blobs"  # models--OWNER--NAME/snapshots/REVISION beside models--OWNER--NAME/blobs
-    cached = home.parent.name == "snapshots" and real.is_relative_to(blobs)
-    if not real.is_relative_to(home) and not cached:
-        raise CheckpointError(
-            f"{path}: is a link that leaves its folder, to {real}; refused, copy the file here instead"
-        )
-    return path
+    return links.inside(folder, path, CheckpointError)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from interlace.base.errors import CheckpointError
-from interlace.base.files import new_folder
+from interlace.base.files import new_folder, user_path
 from interlace.checkpoint.family import Family
 from interlace.checkpoint.folder import BESIDE, GENERATION, INDEX, SINGLE, WEIGHTS
 from interlace.checkpoint.load import published_shape, rows_of
@@ -37,7 +37,7 @@ def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES)
         CheckpointError: the model was laid out for decoding with int8 weights.
         Failure: the disk refuses; an earlier checkpoint of that name is left as it was.
     """
-    with new_folder(Path(folder), stale=(*WEIGHTS, *BESIDE)) as partial:
+    with new_folder(user_path(folder, CheckpointError), stale=(*WEIGHTS, *BESIDE)) as partial:
         write_model(model, partial, shard_bytes)
 
 

@@ -12,7 +12,6 @@ import json
 import math
 import operator
 import os
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interlace.base import links
 from interlace.base.errors import CheckpointError
 
 WEIGHTS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -105,15 +105,7 @@ def regular_size(path: Path) -> int:
     Raises:
         CheckpointError: it is missing, or no regular file.
     """
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{path}: is not a regular file; put the file itself here")
-    return status.st_size
+    return links.regular_size(path, CheckpointError)
 
 
 def _table(path: Path, raw: bytes) -> dict[str, Any]:

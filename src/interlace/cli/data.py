@@ -45,11 +45,13 @@ def prepare(
         Print the manifest as JSON.
     """
     from interlace.base.errors import DataError
+    from interlace.base.files import user_path
     from interlace.data.prepare import prepare as run
     from interlace.data.sources import Sources
 
     if not sources:
         raise DataError("SOURCE: required, and not given; name files or folders of text")
+    out = user_path(out)
     read = Sources(sources, field)
     with Meter() as meter:
         manifest = run(read, tokenizer, out, held_out_share=held_out, report=meter.update)

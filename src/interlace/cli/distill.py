@@ -71,7 +71,8 @@ def generate(
     json: bool
         Print one JSON document at the end.
     """
-    from interlace.base.errors import ConfigError
+    from interlace.base.errors import ConfigError, RunError
+    from interlace.base.files import user_path
     from interlace.distill.run import generate as run
 
     if limit is not None and limit < 1:
@@ -79,7 +80,8 @@ def generate(
     if dry_run:
         _print_estimate(recipe, overrides, limit, json)
         return
-    out = out or Path("runs") / (recipe.parent.name if recipe.stem == "recipe" and recipe.parent.name else recipe.stem)
+    stem = recipe.parent.name if recipe.stem == "recipe" and recipe.parent.name else recipe.stem
+    out = user_path(out or Path("runs") / stem, RunError)
     states = [s.strip() for s in retry.split(",") if s.strip()]
     if not (out / "run.toml").is_file():  # it was said when the run was begun
         _say_estimate(recipe, overrides, limit)

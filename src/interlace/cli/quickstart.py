@@ -46,10 +46,13 @@ def quickstart(
     json: bool
         Print one JSON document instead of a table.
     """
+    from interlace.base.errors import RunError
+    from interlace.base.files import user_path
     from interlace.study.quickstart.contest import Watcher
     from interlace.study.quickstart.report import comparison, next_commands, sentence
     from interlace.study.quickstart.run import quickstart as run
 
+    out = user_path(out, RunError)
     with Scoreboard() as board:
         results = run(minutes, out, data, Watcher(stage=board.stage, step=board.step))
     if json:

@@ -39,7 +39,7 @@ def recipes(
     import shutil
 
     from interlace.base.errors import ConfigError, nearest
-    from interlace.base.files import disk_errors
+    from interlace.base.files import disk_errors, user_path
 
     found = {path.stem: path for path in sorted(home().iterdir()) if path.suffix == ".toml" or path.is_dir()}
     if name is None:
@@ -57,7 +57,7 @@ def recipes(
             f"recipes: no recipe is called {name!r}; {nearest(name, found)}; there are: {', '.join(found)}"
         )
     source = found[name]
-    target = out or Path(source.name)
+    target = user_path(out or Path(source.name), ConfigError)
     if target.exists():
         raise ConfigError(f"{target}: exists; name another --out, or remove it")
     with disk_errors(target):

@@ -72,7 +72,8 @@ def tasks(
     """
     from dataclasses import replace
 
-    from interlace.base.errors import ConfigError
+    from interlace.base.errors import ConfigError, RunError
+    from interlace.base.files import user_path
     from interlace.model.device import check_device
     from interlace.study.tasks.grid import Grid, Watcher
     from interlace.study.tasks.registry import task
@@ -93,6 +94,7 @@ def tasks(
             raise ConfigError(f"steps: must be at least 1, got {steps}")
         settings = {n: (s, replace(b, steps=steps)) for n, (s, b) in settings.items()}
     chosen = tuple(models.split(",")) if models else plan.models
+    out = user_path(out, RunError)
     if plan.about:
         err.print(plan.about, style="dim")
     with Meter() as meter:

@@ -105,10 +105,12 @@ def report(
     json: bool
         Print the path and the sentences as one JSON document.
     """
+    from interlace.base.errors import RunError
+    from interlace.base.files import user_path
     from interlace.study.scaling.report import write_report
 
     found = _study(results, how)
-    out = out or (results if results.is_dir() else results.with_suffix(""))
+    out = user_path(out, RunError) if out else (results if results.is_dir() else results.with_suffix(""))
     commands: list[str] = [" ".join(["interlace", *sys.argv[1:]])]
     before: list[str] = []
     if results.is_dir():

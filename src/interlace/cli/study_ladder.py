@@ -57,6 +57,8 @@ def ladder(
     json: bool
         Print one JSON document instead of tables.
     """
+    from interlace.base.errors import RunError
+    from interlace.base.files import user_path
     from interlace.model.device import check_device
     from interlace.study.ladder.estimate import costs, to_dict
     from interlace.study.ladder.plan import read_ladder
@@ -64,7 +66,7 @@ def ladder(
 
     check_device(device)
     plan = read_ladder(file, overrides)
-    folder = out or Path("runs") / file.stem
+    folder = user_path(out or Path("runs") / file.stem, RunError)
     command = " ".join(["interlace", *sys.argv[1:]])
     with Meter() as meter:
 

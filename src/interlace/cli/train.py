@@ -45,6 +45,8 @@ def train(
     json: bool
         Print one JSON document instead of tables.
     """
+    from interlace.base.errors import RunError
+    from interlace.base.files import user_path
     from interlace.evaluate.bits_per_byte import HeldOut
     from interlace.model.device import check_device
     from interlace.train.estimate import estimate
@@ -55,7 +57,7 @@ def train(
 
     check_device(device)
     plan = read_recipe(recipe, overrides)
-    out = out or Path("runs") / recipe.stem
+    out = user_path(out or Path("runs") / recipe.stem, RunError)
     if dry_run:
         check_inputs(plan)
         RunFolder(out).belongs_to(plan.to_dict())

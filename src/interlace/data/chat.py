@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import ConfigError, DataError
+from interlace.base.files import user_path
 from interlace.base.templates import Templates, UnsafeTemplate
-from interlace.data.thoughts import reasoning_of
+from interlace.data.thoughts import REASONING, reasoning_of
 
 RARE = "\ue000"  # of private use: no template holds it
 ROLES = ("system", "user", "assistant", "tool")
@@ -31,6 +31,7 @@ DEFAULT = """\
 
 Messages = Sequence[Mapping[str, Any]]
 TRACES = ("reasoning_content", "reasoning", "thinking")  # names of a thought; templates ask for the first
+LONG = 40  # letters of a value that stands nowhere in a text by chance
 READ = {"role", "content", "weight"}  # keys of a turn that are not counted where a template ignores them
 
 
@@ -85,13 +86,14 @@ class ChatTemplate:
             ConfigError: as `render`.
         """
         answers = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+        wanted = [i for i in (answers if turns == "all" else answers[-1:]) if messages[i].get("weight") != 0]
         values = self._values(messages, False, tools)
         whole, spans = self._templates.spans(self.template, values, "chat template")
         weights = [messages[i].get("weight") != 0 for i in answers]
         if spans:
             spans = _learnt_spans(spans, weights, turns)
         else:
-            spans = self._found(messages, answers if turns == "all" else answers[-1:], whole, tools)
+            spans = self._found(messages, wanted, whole, tools)
         place, parts = 0, []
         for start, stop in spans:
             parts += [Part(whole[place:start], False), Part(whole[start:stop], True)]
@@ -102,7 +104,7 @@ class ChatTemplate:
     def _found(
         self, messages: Messages, answers: Sequence[int], whole: str, tools: Sequence[Any] | None
     ) -> list[tuple[int, int]]:
-        """Where answers stand, by what the template writes of fewer turns."""
+        """Where these answers stand, by what the template writes of fewer turns."""
         spans, place = [], 0
         for i in answers:
             before = self.render(messages[:i], True, tools)
@@ -115,16 +117,15 @@ class ChatTemplate:
                 )
             if not (whole.startswith(after) and len(before) >= place):
                 raise DataError(
-                    f"chat template: writes turn {i + 1} otherwise when other turns follow, so that what was learnt "
-                    "would not be what is asked; set data.turns = 'last'"
+                    f"chat template: writes turn {i + 1} differently once later turns follow, so its tokens in "
+                    "training would differ from those in use; set data.turns = 'last'"
                 )
-            if messages[i].get("weight") != 0:
-                spans.append((len(before), len(after)))
+            spans.append((len(before), len(after)))
             place = len(after)
         return spans
 
     def ignored(self, messages: Messages, text: str, tools: Sequence[Any] | None = None) -> Counter[str]:
-        """How many values of a conversation its template does not write, by their keys.
+        """How many values of a conversation its template does not write, by their keys; a turn's trace is one value.
 
         text: what it writes of the whole.
         """
@@ -132,13 +133,15 @@ class ChatTemplate:
         if tools and self.render(messages, False, None) == text:
             found["tools"] += 1
         for i, turn in enumerate(messages):
-            for key in turn.keys() - READ:
-                value = turn[key]
-                if not value or (isinstance(value, str) and value.strip() and value.strip() in text):
+            traces = [key for key in REASONING if turn.get(key)]
+            others = [[key] for key in turn if key not in (*READ, *REASONING) and turn[key]]
+            for keys in [traces, *others] if traces else others:
+                value = reasoning_of(turn) if keys is traces else turn[keys[0]]
+                if isinstance(value, str) and len(value.strip()) >= LONG and value.strip() in text:
                     continue
-                without = [*messages[:i], {k: v for k, v in turn.items() if k != key}, *messages[i + 1 :]]
+                without = [*messages[:i], {k: v for k, v in turn.items() if k not in keys}, *messages[i + 1 :]]
                 if self.render(without, False, tools) == text:
-                    found[key] += 1
+                    found[keys[0]] += 1
         return found
 
     def end_of_turn(self) -> str:
@@ -235,6 +238,6 @@ def read_template(path: str) -> str:
         ConfigError: it cannot be read.
     """
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return user_path(path, ConfigError).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"data.template: {path}: cannot be read: {error}") from None

@@ -17,6 +17,8 @@ from typing import Any
 from tokenizers import Tokenizer as Fast
 from tokenizers.decoders import Decoder as Library
 
+from interlace.data.strangers import guarded
+
 
 def _byte_letters() -> dict[str, int]:
     """The letter that byte-level tokenizers write each byte with, to the byte."""
@@ -27,6 +29,7 @@ def _byte_letters() -> dict[str, int]:
 
 BYTE_LETTERS = _byte_letters()
 HEX = set("0123456789abcdefABCDEF")
+SAID = "tokenizer: cannot write a token"
 
 
 class Step:
@@ -225,10 +228,10 @@ def _step(table: dict[str, Any], joined: bool) -> Step:
     library = _library(table)
 
     def alone(token: str) -> str:
-        return library.decode([token])
+        return guarded(lambda: library.decode([token]), SAID)
 
     def later(token: str) -> str:
-        return library.decode(["x", token])[1:]
+        return guarded(lambda: library.decode(["x", token]), SAID)[1:]
 
     if joined:
         if kind == "Strip":

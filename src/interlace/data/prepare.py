@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from interlace.base.errors import ConfigError, DataError
-from interlace.base.files import new_folder
+from interlace.base.files import new_folder, sha256, user_path
 from interlace.base.lock import beside, hold
 from interlace.data.chat import DEFAULT, ChatTemplate, Part
 from interlace.data.sources import Document, HeldOutNames, Sources, split_point
@@ -80,12 +80,13 @@ class _Split:
         self._learnt: _Column | None = None  # one byte for each token: 1 where an assistant wrote it
 
     def add(self, ids: list[int], size_bytes: int, learnt: list[bool] | None = None) -> None:
-        if self._shard is None or self.shards[-1]["tokens"] + len(ids) > SHARD_TOKENS:
+        if ids and (self._shard is None or self.shards[-1]["tokens"] + len(ids) > SHARD_TOKENS):
             self._close_shard()
             self._shard = _Column(self.folder / f"{self.name}-{len(self.shards):05}.tokens")
             self.shards.append({"tokens": 0})
-        self._shard.add(np.asarray(ids, dtype=self.dtype))
-        self.shards[-1]["tokens"] += len(ids)
+        if self._shard is not None:
+            self._shard.add(np.asarray(ids, dtype=self.dtype))
+            self.shards[-1]["tokens"] += len(ids)
         if learnt is not None:
             self._learnt = self._learnt or _Column(self.folder / f"{self.name}.learnt")
             self._learnt.add(np.asarray(learnt, dtype=np.uint8))
@@ -99,6 +100,12 @@ class _Split:
         if self._shard is not None:
             self.shards[-1] = {**self._shard.close(), **self.shards[-1]}
             self._shard = None
+
+    def close(self) -> None:
+        """Close what is open, also where writing did not end."""
+        for column in (self._shard, self._borders, self._learnt):
+            if column is not None:
+                column.close()
 
     def manifest(self) -> dict[str, Any]:
         self._close_shard()
@@ -127,7 +134,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Write `out` with train and held-out token shards, borders, the tokenizer and a manifest; return the manifest.
 
-    Takes about 1 GiB of memory at most, whatever the sources hold.
+    Takes about 1 GiB of memory at most, however long a text, a row or a file is.
 
     Args:
         sources: the text.
@@ -143,17 +150,27 @@ def prepare(
         DataError: a source or the tokenizer cannot be used, or `out` holds something; nothing is then written.
         RunError: another process prepares the same folder.
     """
+    out = user_path(out)
     with contextlib.nullcontext() if held else hold(beside(out), out):
         return _prepare(sources, tokenizer, out, held_out_share, chat or Chat(), report, made_for)
 
 
 def check_tokenizer(spec: str) -> None:
     """Raise DataError for a tokenizer that is neither train:N nor a tokenizer.json."""
+    if _entries(spec) is None:
+        Tokenizer.from_file(user_path(spec))
+
+
+def _entries(spec: str) -> int | None:
+    """N of train:N; None for a file."""
     kind, _, size = spec.partition(":")
     if kind != "train":
-        Tokenizer.from_file(Path(spec).expanduser())
-    elif not (size.isascii() and size.isdigit() and len(size) < 10):
-        raise DataError(f"tokenizer: '{spec}' must be a tokenizer.json or train:N with N entries, such as train:4096")
+        return None
+    if not (size.isascii() and size.isdigit() and len(size) < 8):
+        raise DataError(
+            f"tokenizer: '{spec:.100}' must be a tokenizer.json or train:N with N entries, such as train:4096"
+        )
+    return int(size)
 
 
 def _prepare(
@@ -183,6 +200,11 @@ def _prepare(
     learnt_from = _sample(sources, held, total)
     if True not in kinds:
         model = _tokenizer(tokenizer, learnt_from)
+        if model.eos is None:
+            LOG.warning(
+                "tokenizer: names no end of text, so that documents get none and a model does not learn to end one; "
+                "name eos_token in the tokenizer_config.json beside it"
+            )
         return _write(sources, model, held, out, total, report, made_for=made_for)
     model = _tokenizer(tokenizer, learnt_from, _ends(chat.template))
     model.chat_template = chat.template or model.chat_template or DEFAULT
@@ -243,9 +265,12 @@ def _write(
     dtype = np.dtype("<u2" if model.vocabulary <= 1 << 16 else "<u4")
     if out.is_dir():
         out.rmdir()
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, contextlib.ExitStack() as opened:
         model.write(folder)
+        files = {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
         splits = {name: _Split(folder, name, dtype) for name in ("train", "held_out")}
+        for split in splits.values():
+            opened.callback(split.close)
         done = 0
         for batch in _batches(sources):
             ends = [] if model.eos is None else [model.eos]
@@ -260,11 +285,16 @@ def _write(
                     split.add([i for part in ids for i in part], sum(len(p.text.encode()) for p in pieces), learnt)
                 done += _bytes(document)
             report("encoding", done, total)
+        for name, split in splits.items():
+            if not split.tokens:
+                what = "no document" if not split.documents else f"{split.documents:,} documents without a token"
+                raise DataError(f"held_out: {held.share:g} leaves {what} to {name}; give more text, or another share")
         manifest = {
             "format": 1,
             "dtype": dtype.name,
             "tokenizer": {"sha256": model.hash(), "vocabulary": model.vocabulary, "eos": model.eos},
             "splits": {name: split.manifest() for name, split in splits.items()},
+            "files": files,
             "sources": [str(p) for p in sources.paths],
             "skipped": dict(sorted(sources.skipped.items())),
             "ignored": dict(sorted((ignored or {}).items())),
@@ -275,10 +305,8 @@ def _write(
 
 
 def _tokenizer(spec: str, texts: Iterator[str], special: Sequence[str] = ()) -> Tokenizer:
-    kind, _, size = spec.partition(":")
-    if kind != "train":
-        return Tokenizer.from_file(Path(spec).expanduser())
-    return Tokenizer.train(texts, int(size), special)
+    size = _entries(spec)
+    return Tokenizer.from_file(user_path(spec)) if size is None else Tokenizer.train(texts, size, special)
 
 
 def _ends(template: str | None) -> list[str]:
@@ -315,7 +343,7 @@ def _batches(sources: Sources) -> Iterator[list[Document]]:
     size = 0
     for document in sources:
         batch.append(document)
-        size += _bytes(document)
+        size += max(_bytes(document), document.size)
         if size >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
             yield batch
             batch, size = [], 0

@@ -15,15 +15,16 @@ from pathlib import Path, PurePath
 from typing import IO, Any
 
 from interlace.base.errors import DataError
-from interlace.base.text import clean_values
+from interlace.base.files import user_path
+from interlace.base.text import clean, clean_values
 from interlace.data.chat import Messages, check_messages
 
 LINES = (".jsonl", ".ndjson")
 MESSAGES = "messages"  # the key that holds a conversation in JSONL
 PART_BYTES = 16_384  # a lone text file is cut into documents of about this size, at line ends
 LONGEST = 1 << 20  # characters of a document: a longer text is cut where a paragraph, a line or a word ends
-ROW_BYTES = 64 << 20  # of a line of JSONL
-TURNS = 8 << 20  # characters of a conversation, which cannot be cut
+ROW_BYTES = 16 << 20  # of a line of JSONL
+TURNS = 8 << 20  # characters of a conversation's row, which cannot be cut
 BLOCK = 1 << 20  # bytes read at a time
 HEAD = 1 << 16  # bytes in which a NUL says that a file is binary
 
@@ -35,12 +36,14 @@ class Document:
     Attributes:
         messages: the turns, where the text is a conversation that a chat template has yet to write.
         tools: descriptions of the tools that its assistant may call.
+        size: characters of the row that a conversation was read from, all its keys included.
     """
 
     name: str
     text: str = ""
     messages: Messages | None = None
     tools: Sequence[Any] | None = None
+    size: int = 0
 
 
 @dataclass
@@ -54,7 +57,8 @@ class Sources:
         cut: whether a text file that stands alone is cut into parts, each a document.
         skipped: reason by path, filled while reading.
 
-    A document has at most LONGEST characters, and no more than about two are in memory at once.
+    A document has at most LONGEST characters, and no more than about two are in memory at once. Where files of two
+    sources have the same name, the later one's is told apart by the number of its source: book.txt and book.txt@2.
     """
 
     paths: Sequence[Path]
@@ -63,6 +67,7 @@ class Sources:
     cut: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
     _checked: set[tuple[str, int, int]] = field(default_factory=set)
+    _renamed: dict[Path, str] | None = None
 
     def __iter__(self) -> Iterator[Document]:
         """Yield documents.
@@ -70,29 +75,40 @@ class Sources:
         Raises:
             DataError: a source is missing, empty, binary, not UTF-8, or not what its ending says.
         """
-        for path in self.paths:
+        paths = [user_path(path) for path in self.paths]
+        if self._renamed is None:
+            self._renamed = _same_names([self._files(path) for path in paths]) if len(paths) > 1 else {}
+        for path in paths:
             if path.is_dir():
                 yield from self._folder(path)
             elif path.is_file():
-                yield from self._file(path, path.name, alone=True)
+                yield from self._file(path, self._renamed.get(path, path.name), alone=True)
             else:
                 raise DataError(f"{path}: no such file or folder")
 
-    def _folder(self, folder: Path) -> Iterator[Document]:
-        found = False
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder)
+    def _files(self, source: Path) -> Iterator[tuple[Path, str]]:
+        """The files of a source that are wanted, and their names below it."""
+        if not source.is_dir():
+            yield source, source.name
+            return
+        for path in sorted(source.rglob("*")):
+            name = path.relative_to(source)
             hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
-            if hidden or not self.keep(name) or not path.is_file():
-                continue
+            if not hidden and self.keep(name) and path.is_file():
+                yield path, name.as_posix()
+
+    def _folder(self, folder: Path) -> Iterator[Document]:
+        found, renamed = False, self._renamed or {}
+        for path, own in self._files(folder):
+            name = renamed.get(path, own)
             try:
-                for document in self._file(path, name.as_posix(), alone=False):
+                for document in self._file(path, name, alone=False):
                     found = True
                     yield document
             except DataError as error:
                 if is_lines(path):
                     raise
-                self.skipped[name.as_posix()] = str(error).removeprefix(f"{path}: ")
+                self.skipped[name] = str(error).removeprefix(f"{path}: ")
         if not found:
             raise DataError(f"{folder}: holds no text file that is UTF-8 and not empty")
 
@@ -133,32 +149,43 @@ class Sources:
         for number, line in json_lines(path):
             something = True
             try:
-                row = clean_values(json.loads(line))
+                row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}:{number}: is not JSON: {error}") from None
             if isinstance(row, dict) and MESSAGES in row and self.text_field not in row:
-                yield _conversation(row, f"{name}:{number}", f"{path}:{number}")
+                yield _conversation(row, f"{name}:{number}", f"{path}:{number}", len(line))
                 continue
             if not isinstance(row, dict) or not isinstance(row.get(self.text_field), str):
-                keys = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+                keys = clean(", ".join(row)) if isinstance(row, dict) else type(row).__name__
                 raise DataError(f"{path}:{number}: has no text under '{self.text_field}' (found: {keys}); set --field")
-            if text := row[self.text_field]:
+            if text := clean(row[self.text_field]):
                 for part, piece in _or_whole(cut_long(iter([text]))):
                     yield Document(f"{name}:{number}" if part is None else f"{name}:{number}#{part:05}", piece)
         if not something:
             raise DataError(f"{path}: is empty")
 
 
-def _conversation(row: dict[str, Any], name: str, where: str) -> Document:
-    if not isinstance(tools := row.get("tools"), list | None):
-        raise DataError(f"{where}: tools must be a list, got {json.dumps(tools)[:100]}")
-    messages = check_messages(row[MESSAGES], where)
-    size = sum(len(value) for turn in messages for value in turn.values() if isinstance(value, str))
+def _same_names(sources: Sequence[Iterator[tuple[Path, str]]]) -> dict[Path, str]:
+    """Other names for files whose name a file of an earlier source has; the same file again keeps its name."""
+    first: dict[str, Path] = {}
+    renamed: dict[Path, str] = {}
+    for number, files in enumerate(sources, start=1):
+        for path, name in files:
+            known = first.setdefault(name, path)
+            if known != path and known.exists() and path.exists() and not path.samefile(known):
+                renamed.setdefault(path, f"{name}@{number}")
+    return renamed
+
+
+def _conversation(row: dict[str, Any], name: str, where: str, size: int) -> Document:
     if size > TURNS:
         raise DataError(
             f"{where}: a conversation of {size:,} characters; the most is {TURNS:,}, since it cannot be cut"
         )
-    return Document(name, messages=messages, tools=tools)
+    if not isinstance(tools := clean_values(row.get("tools")), list | None):
+        raise DataError(f"{where}: tools must be a list, got {json.dumps(tools)[:100]}")
+    messages = check_messages(clean_values(row[MESSAGES]), where)
+    return Document(name, messages=messages, tools=tools, size=size)
 
 
 def is_lines(path: Path) -> bool:
@@ -349,16 +376,3 @@ class HeldOutNames:
         if not self._chosen:
             return name == self._least
         return split_point(name) < self.share and not (self._chosen == self.count and name == self._most)
-
-
-def held_out(names: Sequence[str], share: float) -> set[str]:
-    """The documents of these names to hold out.
-
-    Raises:
-        DataError: fewer than two, so that none can be.
-    """
-    chosen = HeldOutNames(share)
-    for name in names:
-        chosen.see(name)
-    chosen.check()
-    return {name for name in names if name in chosen}

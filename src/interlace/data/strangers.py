@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer as Fast
 
-from interlace.base.errors import DataError
+from interlace.base.errors import DataError, first_line
 from interlace.base.worker import OutOfBounds, Refused, Worker
 
 CHILD = "interlace.data.tokenizer_child"
@@ -50,15 +51,11 @@ def guarded(call: Callable[[], T], what: str) -> T:
     try:
         return call()
     except Exception as error:  # the library raises bare Exception
-        raise DataError(f"{what}: {_line(error)}") from None
+        raise DataError(f"{what}: {first_line(error)}") from None
     except BaseException as error:
         if type(error).__module__ != PANIC:
             raise
-        raise DataError(f"{what}: it breaks the tokenizers library ({_line(error)})") from None
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise DataError(f"{what}: it breaks the tokenizers library ({first_line(error)})") from None
 
 
 def _is_plain(table: dict[str, Any]) -> bool:
@@ -73,6 +70,7 @@ def _is_plain(table: dict[str, Any]) -> bool:
 
 
 _tried: set[str] = set()
+_turn = threading.Lock()  # one worker for all threads: each waits until the one before has its answer
 
 
 @cache
@@ -85,12 +83,13 @@ def _worker() -> Worker:
 def _try_out(text: str, path: Path | str) -> None:
     """Open and use it in a process that may end; each file once."""
     digest = hashlib.sha256(text.encode()).hexdigest()
-    if digest in _tried:
-        return
-    try:
-        _worker().ask({"tokenizer": text})
-    except Refused as error:
-        raise DataError(f"{path}: is no tokenizer.json: {error}") from None
-    except OutOfBounds as error:
-        raise DataError(f"{path}: breaks the tokenizers library: opening and trying it {error}") from None
-    _tried.add(digest)
+    with _turn:
+        if digest in _tried:
+            return
+        try:
+            _worker().ask({"tokenizer": text})
+        except Refused as error:
+            raise DataError(f"{path}: is no tokenizer.json: {error}") from None
+        except OutOfBounds as error:
+            raise DataError(f"{path}: breaks the tokenizers library: opening and trying it {error}") from None
+        _tried.add(digest)

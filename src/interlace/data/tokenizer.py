@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interlace.base.errors import DataError
 from interlace.base.files import write_file
+from interlace.base.links import alongside, inside
 from interlace.base.text import clean
 from interlace.data.chat import ChatTemplate
 from interlace.data.decoding import Decoding
@@ -24,6 +25,7 @@ from interlace.data.strangers import guarded, open_fast
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 TEMPLATE, PROCESSOR_TEMPLATE = "chat_template.jinja", "chat_template.json"
+CONFIGS, EOS_ID = ("config.json", "generation_config.json"), "eos_token_id"  # of the model, beside its tokenizer
 TOKENIZER_FILES = (
     TOKENIZER,
     TOKENIZER_CONFIG,
@@ -66,6 +68,7 @@ class Tokenizer:
         self.files = dict(files or {})
         self._as_read = (eos, chat_template, bos)
         self._own = (-1, 0)
+        self._says_end = True  # whether its own files name an end of text, or say that it has none
 
     def chat(self) -> ChatTemplate:
         """What writes conversations: the tokenizer's own template, or the default one."""
@@ -99,14 +102,18 @@ class Tokenizer:
     def from_file(path: Path) -> Tokenizer:
         """Read a tokenizer.json, with what the files beside it say.
 
+        Where the tokenizer's own files name no end of text, it is the one of config.json or generation_config.json.
+
         Raises:
-            DataError: it is missing or is no tokenizer, or a file beside it is damaged.
+            DataError: it is missing or is no tokenizer, or a file beside it is damaged or leads out of the folder.
         """
         if not path.is_file():
             raise DataError(f"{path}: no such tokenizer file")
-        beside = [p for pattern in TOKENIZER_FILES[1:] for p in path.parent.glob(pattern) if p.is_file()]
-        files = {TOKENIZER: path} | {p.relative_to(path.parent).as_posix(): p for p in beside}
-        return Tokenizer.from_files(files)
+        inside(path.parent, path)
+        tokenizer = Tokenizer.from_files({**alongside(path.parent, TOKENIZER_FILES[1:]), TOKENIZER: path})
+        if not tokenizer._says_end:
+            tokenizer.eos = next(iter(_ends_beside(path.parent, tokenizer.fast)), tokenizer.eos)
+        return tokenizer
 
     @staticmethod
     def from_files(files: Mapping[str, Path]) -> Tokenizer:
@@ -129,8 +136,11 @@ class Tokenizer:
             kind: next((text for path, table in tables if (text := token_text(table, f"{kind}_token", path))), "")
             for kind in ("eos", "bos")
         }
-        eos = fast.token_to_id(named["eos"] or END_OF_TEXT)
-        return Tokenizer(fast, eos, _template(raw, files), named["bos"], files=raw)
+        none = not named["eos"] and any("eos_token" in table for path, table in tables if path.name == SPECIAL_TOKENS)
+        eos = None if none else fast.token_to_id(named["eos"] or END_OF_TEXT)
+        tokenizer = Tokenizer(fast, eos, _template(raw, files), named["bos"], files=raw)
+        tokenizer._says_end = none or (bool(named["eos"]) and eos is not None)
+        return tokenizer
 
     @staticmethod
     def from_folder(folder: Path) -> Tokenizer | None:
@@ -154,12 +164,15 @@ class Tokenizer:
         """The files, with the end of text, the beginning and the template that this tokenizer now has."""
         new = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config = _table(files[TOKENIZER_CONFIG], TOKENIZER_CONFIG) if TOKENIZER_CONFIG in files else new
-        for key, text in (
-            ("eos_token", self.fast.id_to_token(self.eos) if self.eos is not None else None),
-            ("bos_token", self.bos or None),
+        eos = None if self.eos is None else self.fast.id_to_token(self.eos)
+        for key, text, as_read in (
+            ("eos_token", eos, self.eos == self._as_read[0]),
+            ("bos_token", self.bos or None, self.bos == self._as_read[2]),
         ):
             if token_text(config, key, TOKENIZER_CONFIG) != (text or ""):
                 config = {**config, key: text} if text else {k: v for k, v in config.items() if k != key}
+            if not as_read:
+                files = _with_special(files, key, text)
         if self.chat_template != self._as_read[1] or TOKENIZER_CONFIG not in files:
             files.pop(PROCESSOR_TEMPLATE, None)
             config.pop("chat_template", None)
@@ -312,6 +325,29 @@ def _table(raw: bytes, path: Path | str) -> dict[str, Any]:
     return table
 
 
+def _ends_beside(folder: Path, fast: Fast) -> list[int]:
+    """The ends of text that the model's configs name, of those that the tokenizer has, ids below 0 left out."""
+    configs = alongside(folder, CONFIGS)
+    tables = [(path, _table(path.read_bytes(), path)) for path in configs.values()]
+    inner = [(path, table.get("text_config")) for path, table in tables]
+    found: list[int] = []
+    for path, table in [*inner, *tables]:
+        given = table.get(EOS_ID) if isinstance(table, dict) else None
+        ids = given if isinstance(given, list) else [] if given is None else [given]
+        if any(type(i) is not int for i in ids):
+            raise DataError(f"{path}: {EOS_ID} must be an id or a list of ids, got {given!r:.80}")
+        found += ids
+    return [i for i in found if 0 <= i < 1 << 32 and fast.id_to_token(i) is not None]
+
+
+def _with_special(files: dict[str, bytes], key: str, text: str | None) -> dict[str, bytes]:
+    """The files, special_tokens_map.json naming no other token; null there says that a tokenizer has none."""
+    table = _table(files[SPECIAL_TOKENS], SPECIAL_TOKENS) if SPECIAL_TOKENS in files else {}
+    if text is not None and token_text(table, key, SPECIAL_TOKENS) in ("", text):
+        return files
+    return {**files, SPECIAL_TOKENS: (json.dumps({**table, key: text}, indent=2) + "\n").encode()}
+
+
 def _is_named_template(entry: Any) -> bool:
     return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "template"))
 
@@ -328,13 +364,9 @@ def _template(raw: Mapping[str, bytes], files: Mapping[str, Path]) -> str | None
         if given is None:
             continue
         if isinstance(given, list):  # several by name
-            if wrong := [
-                t
-                for t in given
-                if not (isinstance(t, dict) and isinstance(t.get("template"), str) and isinstance(t.get("name"), str))
-            ]:
+            if wrong := [entry for entry in given if not _is_named_template(entry)]:
                 raise DataError(f"{files[name]}: chat_template holds {wrong[0]!r:.80}, not a name and a template")
-            given = {t.get("name"): t["template"] for t in given}
+            given = {t["name"]: t["template"] for t in given}
         if isinstance(given, dict):
             given = given.get("default")
         if given is not None and not isinstance(given, str):

@@ -16,6 +16,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from tokenizers import Tokenizer
 
+from interlace.base.errors import first_line
+
 MOST_IDS = 64  # for a letter; a text that grows more is an attack
 LITERALS = 500  # of a file, that are tried as texts
 
@@ -28,7 +30,7 @@ def answer(request: dict[str, Any]) -> bool:
     try:
         fast = Tokenizer.from_str(request["tokenizer"])
     except BaseException as error:
-        raise ValueError(_line(error)) from None
+        raise ValueError(first_line(error)) from None
     fast.no_truncation()
     fast.no_padding()
     for text in _texts(json.loads(request["tokenizer"])):
@@ -43,12 +45,20 @@ def answer(request: dict[str, Any]) -> bool:
             except Exception:  # a text that it has no token for, which is no fault of the file
                 continue
             except BaseException as error:
-                raise ValueError(f"fails on the text {text[:20]!r}: {_line(error)}") from None
+                raise ValueError(f"fails on the text {text[:20]!r}: {first_line(error)}") from None
+    _decode_each(fast)
     return True
 
 
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+def _decode_each(fast: Tokenizer) -> None:
+    """Write every token by itself, as ids that come one by one are."""
+    for token, number in fast.get_vocab().items():
+        try:
+            fast.decode([number], skip_special_tokens=False)
+        except Exception:  # as above
+            continue
+        except BaseException as error:
+            raise ValueError(f"fails on writing the token {token[:20]!r}: {first_line(error)}") from None
 
 
 def _texts(table: Any) -> Iterator[str]:

@@ -7,13 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field
 
 from interlace.base.errors import ConfigError, DataError
-from interlace.base.files import read_json, sha256
+from interlace.base.files import read_json, sha256, user_path
 from interlace.base.schema import Closed, validate
 from interlace.data.prepare import MANIFEST
 from interlace.data.tokenizer import Tokenizer
@@ -53,9 +53,13 @@ class TokenSplit:
         return np.concatenate(found)
 
 
+SHA256 = r"^[0-9a-f]{64}$"
+NAME = r"^([\w-][\w.-]*/)?[\w-][\w.-]*$"  # of a file, or of one in a folder below
+
+
 class _File(Closed):
     file: str = Field(pattern=r"^[\w-][\w.-]*$")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str = Field(pattern=SHA256)
 
 
 class _Shard(_File):
@@ -89,6 +93,7 @@ class _Manifest(Closed):
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
     format: Literal[1]
+    files: dict[Annotated[str, Field(pattern=NAME)], Annotated[str, Field(pattern=SHA256)]] = Field(default={})
     dtype: Literal["uint16", "uint32"]
     tokenizer: _TokenizerManifest
     splits: _Splits
@@ -110,6 +115,7 @@ class Corpus:
         Raises:
             DataError: a file is missing or damaged, or the tokenizer is not the one it was made with.
         """
+        folder = user_path(folder)
         manifest = read_json(folder / MANIFEST, "the manifest of a prepared folder")
         check_manifest(folder / MANIFEST, manifest)
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
@@ -125,11 +131,22 @@ class Corpus:
         return Corpus(folder, manifest, tokenizer, splits)
 
     def verify(self) -> None:
-        """Compare every file with its checksum; raises DataError at the first that differs."""
+        """Compare every file with its checksum; raises DataError at the first that differs or is missing.
+
+        Folders from before the tokenizer's files had checksums are compared without.
+        """
+        sums = dict(self.manifest.get("files", {}))
+        if sums and (added := self.tokenizer.files.keys() - sums):
+            raise DataError(f"{self.folder / min(added)}: was not there when the text was prepared; remove it")
         for part in self.manifest["splits"].values():
-            for entry in (*part["shards"], part["borders"], *([part["learnt"]] if "learnt" in part else [])):
-                if sha256(self.folder / entry["file"]) != entry["sha256"]:
-                    raise DataError(f"{self.folder / entry['file']}: is damaged (its checksum differs); prepare again")
+            for entry in (*part["shards"], part["borders"], *([part["learnt"]] if part.get("learnt") else [])):
+                sums[entry["file"]] = entry["sha256"]
+        for name, known in sums.items():
+            path = self.folder / name
+            if not path.is_file():
+                raise DataError(f"{path}: missing; prepare again")
+            if sha256(path) != known:
+                raise DataError(f"{path}: is damaged (its checksum differs); prepare again")
 
     def fingerprint(self) -> str:
         """sha256 of what the tokens are: the same for the same text prepared again, wherever it lay."""
@@ -149,6 +166,8 @@ def check_manifest(path: Path, manifest: Any) -> None:
         split = getattr(found.splits, name)
         if sum(shard.tokens for shard in split.shards) != split.tokens:
             raise DataError(f"{path}: is damaged: the shards of {name} do not add up; prepare the data again")
+    if len({split.learnt is None for split in (found.splits.train, found.splits.held_out) if split.documents}) > 1:
+        raise DataError(f"{path}: is damaged: one split says what was learnt, the other not; prepare the data again")
 
 
 def _open_split(folder: Path, part: dict[str, Any], dtype: np.dtype[Any]) -> TokenSplit:
@@ -176,7 +195,7 @@ def _open_borders(folder: Path, part: dict[str, Any]) -> np.ndarray:
 
 
 def _open_learnt(folder: Path, part: dict[str, Any]) -> np.ndarray | None:
-    if "learnt" not in part:
+    if part.get("learnt") is None:
         return None
     path = folder / part["learnt"]["file"]
     if not path.is_file() or path.stat().st_size != part["tokens"]:

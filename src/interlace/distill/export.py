@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from interlace.base.errors import BackendUnavailable, ConfigError, DataError
-from interlace.base.files import new_folder, sha256
+from interlace.base.errors import BackendUnavailable, ConfigError, DataError, RunError
+from interlace.base.files import new_folder, sha256, user_path
 from interlace.base.schema import validate
 from interlace.base.templates import Templates
 from interlace.base.text import finite
@@ -48,7 +48,7 @@ def export(run: str | Path, out: str | Path, *, parquet: bool = True, tell: Tell
         RunError, DataError: the run cannot be read, or `out` holds something else.
         BackendUnavailable: Parquet is asked for and pyarrow is not installed.
     """
-    folder, out = RunFolder.read(Path(run)), Path(out)
+    folder, out = RunFolder.read(Path(run)), user_path(out, RunError)
     before = _written_before(out)
     settings = validate(Output, folder.about["recipe"].get("output", {}), "output")
     ledger, templates = folder.open_ledger(), Templates()

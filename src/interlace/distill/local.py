@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import ConfigError, Failure, InterlaceError
@@ -64,7 +63,7 @@ class Local:
         from interlace.generate.conversation import end_tokens
         from interlace.generate.engine import lay_out_for_decoding
 
-        model = interlace.load(Path(self.teacher.checkpoint).expanduser(), device=self.teacher.device)
+        model = interlace.load(self.teacher.checkpoint, device=self.teacher.device)
         if model.tokenizer is None:
             raise ConfigError(f"teachers.{self.name}: {self.teacher.checkpoint} has no tokenizer")
         self._model = lay_out_for_decoding(model)

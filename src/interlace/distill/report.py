@@ -11,8 +11,8 @@ from typing import Any
 
 import tomli_w
 
-from interlace.base.errors import Failure
-from interlace.base.files import write_file
+from interlace.base.errors import Failure, RunError
+from interlace.base.files import user_path, write_file
 from interlace.base.page import page, picture, table
 from interlace.base.schema import validate
 from interlace.base.templates import Templates
@@ -70,7 +70,7 @@ def report(run: str | Path, tell: Tell = lambda *_: None, out: str | Path | None
     finally:
         templates.close()
         ledger.close()
-    path = folder.path / "report.html" if out is None else Path(out)
+    path = folder.path / "report.html" if out is None else user_path(out, RunError)
     try:
         write_file(path, page(f"Distillation: {folder.path.name}", [s for s in sections if s]))
     except Failure as error:

@@ -28,7 +28,7 @@ from pydantic import ConfigDict, Field
 
 import interlace
 from interlace.base.errors import ConfigError, DataError, RunError
-from interlace.base.files import disk_errors, write_file
+from interlace.base.files import disk_errors, user_path, write_file
 from interlace.base.schema import Closed, validate
 from interlace.base.templates import Templates
 from interlace.distill.client import Client, Stopped, Tally, Transport
@@ -187,11 +187,12 @@ class RunFolder:
         Raises:
             RunError: it is no such folder, or its run.toml is damaged.
         """
+        path = user_path(path, RunError)
         file = path / RUN
         if not file.is_file():
             raise RunError(f"{path}: holds no {RUN}; name the folder that `interlace distill generate` wrote")
         try:
-            about = tomllib.loads(file.read_text(encoding="utf-8"))
+            about = tomllib.loads(file.read_text(encoding="utf-8-sig"))
             found = validate(_About, about, "")
             steps = {step.get("name", step.get("kind")) for step in found.recipe.steps}
             names = [stage.name for stage in found.stages]
@@ -295,7 +296,7 @@ def generate(
         ConfigError, DataError, RunError: the recipe, its inputs or the folder are wrong; nothing was sent.
         Exhausted: a limit of the budget is reached. Stopped: it was interrupted. Dead: an endpoint is.
     """
-    file = Path(recipe)
+    file = user_path(recipe, ConfigError)
     for state in retry:
         if state not in STATES or state == "ok":
             raise DataError(f"retry: {state!r} is not a state that can be tried again; name {', '.join(STATES[1:])}")
@@ -304,7 +305,7 @@ def generate(
         templates.start()  # while inputs are read
         plan = read_recipe(file, overrides, templates)
         senders = transports(plan)
-        folder = RunFolder.open(Path(out), plan, file, limit)
+        folder = RunFolder.open(user_path(out, RunError), plan, file, limit)
         ledger = Ledger(folder.ledger, folder.id, create=not folder.known)
         open_.callback(ledger.close)
         folder.write()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interlace.base.errors import ConfigError, DataError
+from interlace.base.files import user_path
 from interlace.data.batches import IGNORE, Batch, batches
 from interlace.data.sources import text_blocks
 from interlace.data.tokenizer import Tokenizer
@@ -100,6 +101,7 @@ def score_text(model: HybridLM, file: Path, most_tokens: int = 65_536) -> float:
     """
     if model.tokenizer is None:
         raise ConfigError("model: has no tokenizer, so a text cannot be scored")
+    file = user_path(file)
     read = first_ids(model.tokenizer, file, most_tokens)
     if (largest := max(read, default=0)) >= model.config.vocabulary:
         raise ConfigError(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from interlace.base.errors import ConfigError, DataError, Diverged
-from interlace.base.files import read_json, sha256
+from interlace.base.files import read_json, sha256, user_path
 from interlace.base.lock import hold_folder
 from interlace.checkpoint.fingerprint import fingerprint
 from interlace.checkpoint.folder import resolve
@@ -76,7 +76,7 @@ def open_corpus(data: DataSettings, cache: Path, report: Report = lambda *_: Non
         if not (cache / MANIFEST).is_file():
             template = read_template(data.template) if data.template else None
             chat = Chat(template, data.turns)
-            read = Sources([Path(p).expanduser() for p in data.source], data.field)
+            read = Sources([user_path(p) for p in data.source], data.field)
             prepare(
                 read,
                 data.tokenizer,
@@ -94,7 +94,7 @@ def open_corpus(data: DataSettings, cache: Path, report: Report = lambda *_: Non
 
 def prepared_folder(data: DataSettings) -> Path | None:
     """The prepared folder that a recipe names; None where it names text."""
-    paths = [Path(p).expanduser() for p in data.source]
+    paths = [user_path(p) for p in data.source]
     return paths[0] if len(paths) == 1 and (paths[0] / MANIFEST).is_file() else None
 
 
@@ -102,7 +102,7 @@ def _made_for(data: DataSettings) -> dict[str, Any]:
     """What text prepared from a recipe depends on, but for the text itself."""
     settings = data.model_dump(mode="json", include={"source", "field", "turns", "tokenizer", "held_out"})
     files = {"template": data.template, "tokenizer": "" if data.tokenizer.startswith("train:") else data.tokenizer}
-    hashes = {f"{name}_sha256": sha256(Path(path).expanduser()) for name, path in files.items() if path}
+    hashes = {f"{name}_sha256": sha256(user_path(path)) for name, path in files.items() if path}
     return {**settings, **hashes}
 
 
@@ -117,7 +117,7 @@ def check_inputs(recipe: Recipe) -> None:
     if data.template:
         read_template(data.template)
     if recipe.train.start:
-        describe(resolve(Path(recipe.train.start).expanduser(), weights=False))
+        describe(resolve(recipe.train.start, weights=False))
     folder = prepared_folder(data)
     if folder is not None:
         corpus = Corpus.open(folder)
@@ -125,7 +125,7 @@ def check_inputs(recipe: Recipe) -> None:
         batches_of(corpus.splits["train"], data.rows, data.length, recipe.train.seed)
         return
     for path in data.source:
-        next(iter(Sources([Path(path).expanduser()], data.field)))
+        next(iter(Sources([user_path(path)], data.field)))
     check_tokenizer(data.tokenizer)
 
 
@@ -169,7 +169,7 @@ def build_model(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
 
 
 def _started(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
-    start = Path(recipe.train.start).expanduser()
+    start = recipe.train.start
     model = load(start, dtype=torch.float32, device=device)
     ours, theirs = (config.replace(tokens={}).to_dict() for config in (recipe.model, model.config))
     if ours != theirs:
@@ -192,8 +192,8 @@ def train(recipe: Recipe, out: Path, hooks: Hooks, device: str = "cpu") -> RunFo
     run = RunFolder(out)
     if not run.belongs_to(recipe.to_dict()) or not run.has_begun():
         check_inputs(recipe)
-    with hold_folder(out, wait_seconds=ORPHAN_SECONDS if os.environ.get(PARENT) else 0.0):
-        run = RunFolder.open(out, recipe.to_dict())
+    with hold_folder(run.path, wait_seconds=ORPHAN_SECONDS if os.environ.get(PARENT) else 0.0):
+        run = RunFolder.open(run.path, recipe.to_dict())
         run.remember(machine=facts(device))
         try:
             trainer, corpus = _trainer(recipe, run, hooks, device)

@@ -122,11 +122,11 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     data = read_toml(path, "recipe", overrides)
     train = data.get("train")
     if isinstance(train, dict) and isinstance(start := train.get("start"), str) and start:
-        _from_start(data, Path(start).expanduser())
+        _from_start(data, start)
     return validate(Recipe, data, where="")
 
 
-def _from_start(data: dict[str, Any], start: Path) -> None:
+def _from_start(data: dict[str, Any], start: str) -> None:
     """Fill in what a checkpoint says: its config, and its tokenizer."""
     folder = resolve(start, weights=False)
     data.setdefault("model", describe(folder)[1].to_dict())

@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 
 from interlace.base.errors import ConfigError, DataError, RunError
-from interlace.base.files import read_json, write_file
+from interlace.base.files import read_json, user_path, write_file
 from interlace.base.page import origin, page, picture, table, visible
 from interlace.base.schema import validate
 from interlace.data.prepare import MANIFEST
@@ -136,7 +136,7 @@ def lead(run: RunFolder, config: Mapping[str, Any]) -> str:
 def about_text(run: RunFolder, config: Mapping[str, Any]) -> str:
     """The text that a run was trained on."""
     source = ", ".join(config["data"]["source"])
-    manifests = [run.path / "data" / MANIFEST, *(Path(p).expanduser() / MANIFEST for p in config["data"]["source"])]
+    manifests = [run.path / "data" / MANIFEST, *(user_path(p) / MANIFEST for p in config["data"]["source"])]
     file = next((m for m in manifests if m.is_file()), None)
     if file is None:
         return f"Text: {source}."

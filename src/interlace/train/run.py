@@ -16,7 +16,7 @@ import torch
 
 import interlace
 from interlace.base.errors import RunError
-from interlace.base.files import PARTIAL, disk_errors, new_folder, sha256, step_folders, step_of, write_file
+from interlace.base.files import PARTIAL, disk_errors, new_folder, sha256, step_folders, step_of, user_path, write_file
 from interlace.base.lock import INSIDE
 from interlace.base.machine import machine
 from interlace.ops import native
@@ -43,7 +43,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         """The folder need not exist yet."""
-        self.path = path
+        self.path = user_path(path, RunError)
 
     @staticmethod
     def open(path: Path, config: dict[str, Any]) -> RunFolder:
@@ -115,11 +115,14 @@ class RunFolder:
             RunError: it is damaged.
         """
         try:
-            data = tomllib.loads(self.file.read_text(encoding="utf-8"))
+            data = tomllib.loads(self.file.read_text(encoding="utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
             raise RunError(f"{self.file}: is not TOML: {error}; put it back, or name another --out") from None
         if not data:
             raise RunError(f"{self.file}: is empty; put it back, or name another --out")
+        for name in NOT_CONFIG:
+            if not isinstance(data.get(name, {}), dict):
+                raise RunError(f"{self.file}: {name} must be a table, got {data[name]!r:.80}; put it back")
         return data
 
     def config(self) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import tomli_w
 
-from interlace.base.errors import ConfigError, Failure
-from interlace.base.files import write_file
+from interlace.base.errors import ConfigError, Failure, RunError
+from interlace.base.files import user_path, write_file
 from interlace.base.lock import hold_folder
 from interlace.base.schema import validate
 from interlace.data.batches import Batches
@@ -85,7 +85,8 @@ class LadderRun:
     read: dict[str, tuple[int, Outcome | None]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Check the number of processes."""
+        """Check the folder and the number of processes."""
+        self.out = user_path(self.out, RunError)
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"jobs: must be at least 1, got {self.jobs}")
 
@@ -125,7 +126,7 @@ class LadderRun:
         check_tokenizer(data.tokenizer)
         if "source" in self.ladder.data:
             for path in data.source:
-                next(iter(Sources([Path(path).expanduser()], data.field)))
+                next(iter(Sources([user_path(path)], data.field)))
 
     def _open_text(self) -> None:
         """Prepare the text, and see that it is large enough."""
@@ -151,7 +152,7 @@ class LadderRun:
     def _text(self) -> Path:
         """The folder of tokens: the one that was named, or one made in this folder and kept."""
         data, folder = self.settings, self.out / "data"
-        paths = [Path(p).expanduser() for p in data.source]
+        paths = [user_path(p) for p in data.source]
         if len(paths) == 1 and (paths[0] / MANIFEST).is_file():
             return paths[0]
         if not (folder / MANIFEST).is_file():

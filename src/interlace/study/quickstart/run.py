@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import interlace
-from interlace.base.errors import ConfigError
-from interlace.base.files import read_json, write_file
+from interlace.base.errors import ConfigError, RunError
+from interlace.base.files import read_json, user_path, write_file
 from interlace.base.lock import hold_folder
 from interlace.data.batches import batches
 from interlace.data.prepare import MADE_FOR, MANIFEST, prepare
@@ -52,6 +52,7 @@ def quickstart(minutes: float, out: Path, data: Path | None, watcher: Watcher) -
     """
     if not 0.5 <= minutes <= 10_000:
         raise ConfigError(f"minutes: must lie between 0.5 and 10000, got {minutes:g}")
+    out, data = user_path(out, RunError), None if data is None else user_path(data)
     settings = {"quickstart": {"minutes": minutes, "data": "standard library" if data is None else str(data.resolve())}}
     text = sources(data)
     if not RunFolder(out).belongs_to(settings) and data is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from interlace.base.errors import DataError
+from interlace.base.files import user_path
 from interlace.study.scaling.points import Points, read_csv
 
 RESULTS = "results.csv"
@@ -16,6 +17,7 @@ def read_points(path: Path) -> tuple[Points, Path]:
     Raises:
         DataError: there is none, or it breaks a rule.
     """
+    path = user_path(path)
     file = path / RESULTS if path.is_dir() else path
     if not file.is_file():
         what = (

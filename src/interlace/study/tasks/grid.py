@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from interlace.base.errors import ConfigError, DataError, Failure
-from interlace.base.files import read_json, write_file
+from interlace.base.errors import ConfigError, DataError, Failure, RunError
+from interlace.base.files import read_json, user_path, write_file
 from interlace.base.lock import hold_folder
 from interlace.base.schema import read_toml
 from interlace.study.processes import Job, last_line, run_all
@@ -58,6 +58,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Everything that can be wrong is found before anything runs."""
+        self.out = user_path(self.out, RunError)
         if self.seeds < 1:
             raise ConfigError(f"seeds: must be at least 1, got {self.seeds}")
         if self.jobs is not None and self.jobs < 1:
