@@ -28,7 +28,8 @@ def prepared(tmp_path_factory):
     for i in range(12):
         words = " ".join(f"the {'quick' if j % 3 else 'slow'} fox {i * j % 17} jumps" for j in range(120))
         (folder / "texts" / f"{i:02}.txt").write_text(words)
-    prepare(sources(folder / "texts"), "train:4096", folder / "data")
+    made_for = quickstart_run.made_for(sources(folder / "texts"))
+    prepare(sources(folder / "texts"), "train:4096", folder / "data", made_for=made_for)
     return folder
 
 

@@ -47,8 +47,9 @@ def train(
     """
     from interlace.evaluate.bits_per_byte import HeldOut
     from interlace.model.device import check_device
+    from interlace.train.corpus import check_inputs
     from interlace.train.estimate import estimate
-    from interlace.train.loop import Hooks, check_inputs
+    from interlace.train.loop import Hooks
     from interlace.train.loop import train as run_training
     from interlace.train.recipe import read_recipe
     from interlace.train.run import RunFolder
@@ -125,7 +126,7 @@ def _write_samples(run: Path, checkpoint: Path) -> None:
     from interlace.base.files import write_file
     from interlace.data.tokens import Corpus
     from interlace.generate import engine
-    from interlace.train.loop import prepared_folder
+    from interlace.train.corpus import prepared_folder
     from interlace.train.recipe import DataSettings
     from interlace.train.report import SAMPLES
     from interlace.train.run import RunFolder

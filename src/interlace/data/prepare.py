@@ -26,6 +26,7 @@ SHARD_TOKENS = 1 << 28
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 18, 1024  # text encoded at a time
 LEARNT_BYTES = 12 << 20  # of text that a new tokenizer is learnt from
 PIECE = 1 << 16  # characters of it at a time
+LEAST_ENTRIES = 257  # of a new tokenizer: every byte, and the end of a text
 MANIFEST, MADE_FOR = "manifest.json", "made_for"
 
 Report = Callable[[str, int, int], None]
@@ -152,8 +153,11 @@ def check_tokenizer(spec: str) -> None:
     kind, _, size = spec.partition(":")
     if kind != "train":
         Tokenizer.from_file(Path(spec).expanduser())
-    elif not size.isdigit():
-        raise DataError(f"tokenizer: '{spec}' must be a tokenizer.json or train:N with N entries, such as train:4096")
+    elif not size.isdecimal() or int(size) < LEAST_ENTRIES:
+        raise DataError(
+            f"tokenizer: '{spec}' must be a tokenizer.json, or train:N with N entries, such as train:4096; a byte-level "
+            f"BPE needs at least {LEAST_ENTRIES}"
+        )
 
 
 def _prepare(
