@@ -283,6 +283,29 @@ def test_a_dry_run_refuses_what_does_not_fit(short, texts, tmp_path, monkeypatch
     assert UNFIT[what][1] in capsys.readouterr().err
 
 
+FIELDS = [
+    *(f"model.{name}" for name in ("norm_eps", "init_std", "logits_divisor", "gated_delta.norm_eps")),
+    *(f"train.{name}" for name in ("learning_rate", "weight_decay", "clip", "balance_loss", "balance_rate")),
+]
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_number_of_a_recipe_may_be_without_an_end(short, tmp_path, capsys, field, number):
+    (tmp_path / "r.toml").write_text(tomli_w.dumps(short))
+    assert interlace(["train", str(tmp_path / "r.toml"), f"{field}={number}", "--dry-run"]) == 2
+    assert field.removeprefix("model.") in (said := capsys.readouterr().err)
+    assert "finite" in said
+
+
+@pytest.mark.parametrize("given", ["data.source=", 'data.source=["texts", ""]', "data.tokenizer=", "data.source=  "])
+def test_a_variable_that_is_not_set_is_not_the_folder_here(short, tmp_path, monkeypatch, capsys, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.toml").write_text(tomli_w.dumps(short))
+    assert interlace(["train", "r.toml", given, "--dry-run"]) == 2
+    assert f"{given.partition('=')[0]}: must not be empty" in capsys.readouterr().err
+
+
 # --- the neighbours ----------------------------------------------------------------------------------------------
 
 
@@ -318,6 +341,11 @@ LADDERS = {
     "model.vocabulary=260": "model.vocabulary",
     "model.max_positions=16": "model.max_positions",
     "--out=l.toml/x": "l.toml, which is a file",
+    "ladder.multiples=[inf]": "ladder.multiples",
+    "ladder.tolerance=nan": "ladder.tolerance",
+    "rate.tried=[nan]": "rate.tried",
+    "rate.exponent=inf": "rate.exponent",
+    "data.source=": "data.source: must not be empty",
 }
 
 

@@ -155,8 +155,8 @@ def check_tokenizer(spec: str) -> None:
         Tokenizer.from_file(Path(spec).expanduser())
     elif not size.isdecimal() or int(size) < LEAST_ENTRIES:
         raise DataError(
-            f"tokenizer: '{spec}' must be a tokenizer.json, or train:N with N entries, such as train:4096; a byte-level "
-            f"BPE needs at least {LEAST_ENTRIES}"
+            f"tokenizer: '{spec}' must be a tokenizer.json, or train:N with N entries, such as train:4096; a "
+            f"byte-level BPE needs at least {LEAST_ENTRIES}"
         )
 
 

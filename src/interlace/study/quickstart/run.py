@@ -151,6 +151,9 @@ def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: di
         loser = next(n for n in NAMES if n != winner)
         needed = tokens_to_reach(curves[winner], curves[loser][-1][1])
     rate = sum(1 / models[n]["tokens_per_second"] for n in NAMES)
+    minutes = math.ceil(LEAST_TOKENS * rate / 60 / 0.6)
+    if total >= LEAST_TOKENS and tried < 2:  # it was rates that there was no time for
+        minutes = max(minutes, math.ceil(contest.clock.budget / 60) + 1)
     splits = contest.corpus.manifest["splits"]
     return {
         "winner": winner,
@@ -158,7 +161,7 @@ def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: di
         "tokens_needed": needed,
         "tokens_of_loser": total,
         "least_tokens": LEAST_TOKENS,
-        "least_minutes": math.ceil(LEAST_TOKENS * rate / 60 / 0.6),
+        "least_minutes": minutes,
         "token_ratio": None if needed is None else total / needed,
         "models": models,
         "learning_rates": {"tried": [r for r in RATES if any(d["learning_rate"] == r for d in sweep)], "scores": sweep},
