@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import json
 import sys
 
@@ -12,7 +14,9 @@ from terminal import CTRL_C, ends_well
 import interlace
 from interlace.cli.main import run
 from interlace.data.tokenizer import Tokenizer
+from interlace.generate.conversation import Conversation
 from interlace.model.presets import preset
+from interlace.train.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
 
@@ -26,12 +30,12 @@ def checkpoint(tmp_path):
 
 
 def test_train_says_that_it_goes_on(terminal, recipe, tmp_path):
-    recipe["train"]["tokens"] *= 10_000
+    recipe["train"] |= {"tokens": 200_000 * 192, "checkpoints": 200_000}  # one a step
     (tmp_path / "r.toml").write_text(tomli_w.dumps(recipe))
     screen = terminal("train", "r.toml", "--out", "run", cwd=tmp_path)
     screen.until(r"training .*loss")
     screen.press(CTRL_C)
-    ends_well(screen, screen.end(), last="interrupted.*same command goes on")
+    ends_well(screen, screen.end(), last=r"interrupted; the same command goes on from step-\d+$")
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 1
 
 
@@ -94,27 +98,76 @@ def test_doctor_just_ends(terminal):
     assert "checkpoint" not in screen.text
 
 
-@pytest.mark.parametrize(
-    ("verb", "says"), [("train", "goes on"), ("quickstart", "goes on"), ("generate", "interrupted")]
-)
-def test_the_sentence_is_the_verbs_own(verb, says, monkeypatch, capsys, tmp_path):
-    """Without a terminal: the library that reads the command line leaves the interrupt to us."""
-    import interlace.cli.generate
-    import interlace.cli.quickstart
-    import interlace.train.recipe
+KEPT = {
+    "quickstart": ("interlace.study.quickstart.run.quickstart", "interrupted; the same command goes on"),
+    "study ladder l.toml": ("interlace.study.ladder.plan.read_ladder", "interrupted; the same command goes on"),
+    "study tasks --suite quick": ("interlace.study.tasks.suites.suite", "interrupted; the same command runs the cells"),
+    "distill generate r.toml": ("interlace.distill.run.generate", "interrupted; the same command goes on"),
+    "convert-checkpoint a b": ("interlace.checkpoint.convert.convert", "interrupted; the same command goes on"),
+}
+NOTHING = {
+    "generate x y": "interlace.load",
+    "train r.toml": "interlace.train.recipe.read_recipe",
+    "train r.toml --dry-run": "interlace.train.recipe.read_recipe",
+    "study ladder l.toml --dry-run": "interlace.study.ladder.plan.read_ladder",
+    "study fit p.csv": "interlace.study.scaling.source.read_points",
+    "study report p.csv": "interlace.study.scaling.source.read_points",
+    "distill status r": "interlace.distill.run.status",
+    "distill export r --out d": "interlace.distill.export.export",
+    "distill report r": "interlace.distill.report.report",
+    "distill generate r.toml --dry-run": "interlace.distill.recipe.read_recipe",
+    "data prepare t --tokenizer train:300 --out d": "interlace.data.prepare.prepare",
+}
 
-    def pressed(*args, **more):
+
+def pressed(*args, **more):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("command", [*KEPT, *NOTHING])
+def test_what_is_said_of_an_interrupt_is_true(command, monkeypatch, capsys, tmp_path):
+    """Without a terminal: the library that reads the command line leaves the interrupt to us."""
+    monkeypatch.chdir(tmp_path)
+    place, says = KEPT.get(command) or (NOTHING[command], "interrupted")
+    module, _, name = place.rpartition(".")
+    monkeypatch.setattr(importlib.import_module(module), name, pressed)
+    monkeypatch.setattr("interlace.cli.distill._say_estimate", lambda *_: None)
+    assert run(command.split()) == 130
+    error = capsys.readouterr().err
+    assert error.startswith(f"interlace: {says}")
+    assert error.count("\n") == 1
+    assert ("goes on" in error or "the same" in error) == (command in KEPT)
+
+
+@pytest.mark.parametrize(("after", "says"), [(1, "interlace: interrupted"), (9, "goes on from step-8")])
+def test_train_names_the_checkpoint_that_it_goes_on_from(after, says, recipe, monkeypatch, capsys, tmp_path):
+    """Five checkpoints in twenty steps."""
+    (tmp_path / "r.toml").write_text(tomli_w.dumps(recipe))
+    steps = Trainer.step
+
+    def step(trainer, batch):
+        if trainer.done == after:
+            raise KeyboardInterrupt
+        return steps(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert run(["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run")]) == 130
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.endswith(says)
+
+
+@pytest.mark.parametrize("how", [["--prompt", "x"], ["--prompt", "x", "--json"], []])
+def test_chat_without_somebody_who_talks_is_ended(how, checkpoint, monkeypatch, capsys):
+    def say(talk, text):
+        yield "half an"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(interlace.train.recipe, "read_recipe", pressed)
-    monkeypatch.setattr(interlace, "load", pressed)
-    monkeypatch.setattr("interlace.study.quickstart.run.quickstart", pressed)
-    more = {"train": ["r.toml"], "quickstart": ["--out", str(tmp_path)], "generate": ["x", "y"]}[verb]
-    assert run([verb, *more]) == 130
-    error = capsys.readouterr().err
-    assert says in error
-    assert error.count("\n") == 1
-    assert ("checkpoint" in error or "goes on" in error) == (verb != "generate")
+    monkeypatch.setattr(Conversation, "say", say)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a line\nanother\n"))
+    assert run(["chat", str(checkpoint), *how]) == 130
+    said = capsys.readouterr()
+    assert said.out == ("" if "--json" in how else "half an\n")
+    assert said.err.strip().splitlines()[-1] == "interlace: interrupted"
 
 
 def test_a_worker_is_not_in_the_terminals_foreground():

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import interlace
 from interlace.base.errors import Failure
 from interlace.cli.main import run
 from interlace.cli.recipes import home
+from interlace.cli.train import train
 from interlace.train.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,45 @@ def test_a_recipe_is_copied_whole_and_nothing_is_overwritten(name, tmp_path, cap
     capsys.readouterr()
     assert run(["recipes", name, "--out", str(mine)]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["distill-maths", "distill-refine", "distill-instructions"])
+def test_what_a_copy_begins_with_can_be_run_in_it(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["recipes", name]) == 0
+    assert f"{name}/recipe.toml begins with how to start" in capsys.readouterr().out
+    monkeypatch.chdir(name)
+    said = re.findall(r"^# +interlace (.*)$", Path("recipe.toml").read_text(), re.MULTILINE)
+    assert said[0].endswith("--dry-run")
+    assert run(said[0].split()) == 0
+
+
+def test_the_loop_says_what_it_needs_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["recipes", "distill-loop"]) == 0
+    monkeypatch.chdir("distill-loop")
+    head = re.findall(r"^#   (.*)$", Path("recipe.toml").read_text(), re.MULTILINE)
+    assert head[0] == "python make_problems.py work"
+    subprocess.run([sys.executable, *head[0].split()[1:]], check=True)
+    assert run([*head[1].split()[1:], "--dry-run"]) == 0
+    assert run(head[2].split()[1:]) == 2
+    assert "runs/teacher" in capsys.readouterr().err  # which the command before makes
+    outputs = [re.search(r"--out (\S+)", command)[1] for command in head[1:]]
+    assert outputs == ["runs/teacher", "runs/answers", "data", "runs/student"]
+
+
+def test_the_first_example_of_train_can_be_run(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    command = re.search(r"interlace (train recipes/\S+ .*--dry-run)", train.__doc__)[1]
+    assert run([*command.split(), "--json"]) == 0
+
+
+def test_a_folder_without_a_recipe_is_none(tmp_path, monkeypatch, capsys):
+    shutil.copytree(RECIPES, tmp_path / "interlace/recipes")
+    (tmp_path / "interlace/recipes/__pycache__").mkdir()
+    monkeypatch.setattr(interlace, "__file__", str(tmp_path / "interlace/__init__.py"))
+    assert run(["recipes"]) == 0
+    assert "pycache" not in capsys.readouterr().out
 
 
 def test_a_recipe_that_is_not_there_is_named_with_those_that_are(tmp_path, capsys):

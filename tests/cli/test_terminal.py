@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tomli_w
@@ -163,6 +165,98 @@ def test_a_pipe_gets_one_line_a_row(monkeypatch):
 def test_what_is_long_wraps_at_spaces_alone(monkeypatch, column, text):
     shown = printed(monkeypatch, 80, "t", ["a", column], [["b", text.strip()]], terminal=True)
     assert max((w for w in re.sub(r"\x1b\[[0-9;]*m", "", shown).split()), key=len) == max(text.split(), key=len)
+
+
+PATH = "/a/folder/with/a-long-name" * 6
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_said_breaks_no_path_and_no_command(monkeypatch, terminal):
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=terminal, highlight=False, markup=False)
+    monkeypatch.setattr(output, "out", console)
+    output.say(f"Report: {PATH}")
+    output.say("word " * 40 + "end")
+    output.say("Next: " + "a command " * 20 + "end", whole=True)
+    output.print_table(f"written to {PATH}", ["a"], [["b"]])
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
+    lines = shown.splitlines()
+    assert f"Report: {PATH}" in lines
+    assert f"written to {PATH}" in lines
+    assert "Next: " + "a command " * 20 + "end" in lines
+    assert ("word " * 40 + "end" in lines) is not terminal
+
+
+def test_all_that_is_said_goes_through_one_function():
+    """A line of its own would be broken in a pipe."""
+    folder = Path(output.__file__).parent
+    others = [p for p in folder.glob("*.py") if p.name != "output.py"]
+    found = [f"{p.name}: {line.strip()}" for p in others for line in p.read_text().splitlines() if ".print(" in line]
+    assert [line for line in found if not line.endswith(".print()")] == []
+
+
+def test_words_begin_where_their_column_does(monkeypatch):
+    rows = [["a", "some words", "12"], ["b", "other words that are longer", "3"]]
+    shown = printed(monkeypatch, 80, "t", ["", "about", "rows"], rows, 2).splitlines()
+    assert shown[2].index("some words") == shown[3].index("other words")
+    assert shown[2].rstrip().endswith("12")
+    assert shown[3].rstrip().endswith(" 3")
+
+
+def test_a_document_holds_no_number_that_json_lacks(capsys):
+    output.print_json({"loss": float("nan"), "all": [float("inf"), 1.5], 3: (float("-inf"),)})
+    assert json.loads(capsys.readouterr().out) == {"loss": None, "all": [None, 1.5], "3": [None]}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that takes nothing")
+@pytest.mark.parametrize("json", [[], ["--json"]])
+def test_a_full_disk_behind_standard_output_is_a_sentence(checkpoint, json):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-W", "ignore", "-m", "interlace", "inspect", str(checkpoint), *json]
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert found.stderr == "interlace: standard output: cannot be written: No space left on device\n"
+    assert found.returncode == 1
+
+
+def test_a_reader_that_has_left_is_no_fault(checkpoint):
+    command = f"{sys.executable} -W ignore -m interlace inspect {checkpoint} --json; echo $? >&2"
+    found = subprocess.run(["bash", "-c", f"({command}) | true"], capture_output=True, text=True)
+    assert found.stderr == "0\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "prepare", "", "--tokenizer", "train:300", "--out", "x"],
+        ["data", "prepare", "a", "", "--tokenizer", "train:300", "--out", "x"],
+        ["data", "prepare", "a", "--tokenizer", "", "--out", "x"],
+        ["data", "prepare", "a", "--tokenizer", "train:300", "--out", ""],
+        ["data", "inspect", ""],
+        ["quickstart", "--data", ""],
+        ["quickstart", "--out", " "],
+        ["train", ""],
+        ["train", "r.toml", "--out", ""],
+        ["study", "ladder", "l.toml", "--out="],
+        ["study", "fit", ""],
+        ["study", "report", "p.csv", "--out", ""],
+        ["distill", "status", ""],
+        ["distill", "export", "run", "--out", ""],
+        ["generate", "", "x"],
+        ["generate", "model", "x", "--weights-loss", ""],
+        ["chat", ""],
+        ["inspect", ""],
+        ["convert-checkpoint", "", "x"],
+        ["convert-checkpoint", "x", ""],
+        ["recipes", "hybrid-small", "--out", ""],
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_not_the_folder_here(arguments, tmp_path, monkeypatch, capsys):
+    """As with a variable of the shell that is not set."""
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == 2
+    assert "must not be empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 # Figures

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import interlace
-from interlace.base.errors import ConfigError, ShapeError
+from interlace.base.errors import ConfigError, Failure, ShapeError
 from interlace.base.segments import Segments
 from interlace.data.tokenizer import Tokenizer
 from interlace.generate.batch import generate_batch
@@ -339,3 +339,44 @@ def test_scores_far_out_depend_on_the_distance_alone():
         ]
         scores.append(float((turned[0] * turned[1]).sum()))
     assert scores == pytest.approx([scores[0]] * 3, abs=2e-5)  # 64 products, each right to about 1e-7
+
+
+# Whose value is wrong, what is too large
+
+
+def test_the_release_is_blamed_for_its_own_values_alone(model, tmp_path):
+    interlace.save(model, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"do_sample": true, "top_p": 7, "temperature": 0.5}')
+    loaded = interlace.load(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"^generation_config.json: top_p: .* got 7; correct it, or give top_p$"):
+        interlace.generate(loaded, "the", max_tokens=2)
+    with pytest.raises(ConfigError, match=r"^temperature: must be at least 0, got -1$"):
+        interlace.generate(loaded, "the", max_tokens=2, top_p=0.5, temperature=-1)
+
+
+@pytest.mark.parametrize("wrong", [1 << 70, -1, 300])
+def test_an_id_of_any_size_that_the_vocabulary_lacks_is_named(model, wrong):
+    for make in (
+        lambda: generate_tokens(model, [1, wrong], max_tokens=3),
+        lambda: generate_batch(model, [[1], [2, wrong]], [3, 3], [Sampling()] * 2, [0, 0]),
+    ):
+        with pytest.raises(ShapeError, match=rf"tokens: must lie in \[0, 300\), the model's vocabulary, got {wrong}$"):
+            make()
+
+
+def test_a_state_that_memory_does_not_hold_is_a_failure_in_words(model, monkeypatch):
+    def refused(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 512000000000 bytes")
+
+    monkeypatch.setattr(type(model), "empty_state", refused)
+    talk = Conversation(model, Sampling(), 3)
+    try:
+        for make in (
+            lambda: list(generate_tokens(model, [1, 2], max_tokens=3)),
+            lambda: generate_batch(model, [[1, 2]], [3], [Sampling()], [0]),
+            lambda: list(talk.say("the")),
+        ):
+            with pytest.raises(Failure, match=r"^max_tokens: memory does not hold the state of \d+ tokens"):
+                make()
+    finally:
+        talk.close()

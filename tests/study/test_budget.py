@@ -28,7 +28,8 @@ def prepared(tmp_path_factory):
     for i in range(12):
         words = " ".join(f"the {'quick' if j % 3 else 'slow'} fox {i * j % 17} jumps" for j in range(120))
         (folder / "texts" / f"{i:02}.txt").write_text(words)
-    prepare(sources(folder / "texts"), "train:4096", folder / "data")
+    made_for = quickstart_run.made_for(sources(folder / "texts"))
+    prepare(sources(folder / "texts"), "train:4096", folder / "data", made_for=made_for)
     return folder
 
 
@@ -180,3 +181,26 @@ def test_a_start_that_goes_on_has_the_time_that_is_left(race, monkeypatch):
     restarted = machine.now
     race(4.0)
     assert machine.now - restarted <= 1.3 * 240 - 60
+
+
+def test_a_rate_is_not_tried_where_there_is_no_room_for_it(race, monkeypatch):
+    """Steps take 1.6 times what was measured: two rates fit into the time for the search, and a third does not."""
+    machine = Machine(monkeypatch, lambda n: 0.03 if n < 16 else 0.048, 4e-6)
+    began = []
+
+    def stage(label, *_):
+        if label.startswith("learning rates") and not began:
+            began.append(machine.now)
+
+    results = race(4.0, Watcher(stage=stage))
+    assert len(results["learning_rates"]["tried"]) == 2
+    searched = 2 * 2 * results["plan"]["sweep_steps"] * 0.048
+    assert searched <= 1.25 * contest.SWEEP_SHARE * (240 - began[0])
+
+
+def test_more_minutes_are_named_where_rates_were_not_searched(race, monkeypatch):
+    Machine(monkeypatch, lambda n: 0.05, 1e-3)
+    results = race(1.0)
+    assert results["tokens_of_loser"] >= contest.LEAST_TOKENS
+    assert not results["learning_rates"]["tried"]
+    assert results["least_minutes"] > 1

@@ -191,3 +191,46 @@ def test_the_first_sentence_of_a_study_holds_its_point():
     found = study(simulate(laws, np.geomspace(6e7, 1e9, 4), (10, 20, 40), seeds=2, run_noise=0.001), times=20)
     point, least, most = numbers_of(found.sentences[0])
     assert least <= point <= most < 1
+
+
+# Options and files that are wrong
+
+
+@pytest.fixture
+def dozen(tmp_path):
+    """A file of twelve points."""
+    return table(tmp_path, "N,D,loss,diverged", rows("0"))
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (["--delta", "nan"], "delta: must be positive, got nan"),
+        (["--delta", "inf"], "delta: must be positive, got inf"),
+        (["--delta", "0"], "delta: must be positive"),
+        (["--seed", "-1"], "seed: must not be negative, got -1"),
+        (["--alpha", "nan"], "alpha: must be an exponent between 0 and 4"),
+        (["--tokens-per-parameter", "nan"], "tokens_per_parameter: must be positive"),
+        (["--sizes", "nan"], "sizes: must be positive"),
+        (["--bootstrap", "-1"], "bootstrap: must not be negative"),
+    ],
+)
+def test_an_option_of_a_fit_that_is_no_use_is_one_sentence(option, words, dozen, capsys):
+    assert run(["study", "fit", str(dozen), *option]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_cell_that_is_too_long_is_no_csv(tmp_path, capsys):
+    file = table(tmp_path, "N,D,loss,arch", ["1e6,1e7,2.0,a", f"1e6,1e7,2.0,{'x' * 200_000}"])
+    assert run(["study", "fit", str(file)]) == 2
+    assert "p.csv: line 3: is not CSV: field larger than" in capsys.readouterr().err
+
+
+def test_a_report_of_a_file_without_an_ending_has_a_folder_of_its_own(dozen, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    dozen.rename(tmp_path / "points")
+    assert run(["study", "report", "points", "--bootstrap", "0"]) == 0
+    assert (tmp_path / "points.report" / "report.html").is_file()
+    capsys.readouterr()
+    assert run(["study", "report", "points", "--bootstrap", "0", "--out", "points"]) == 1
+    assert "points: cannot be written" in capsys.readouterr().err

@@ -346,12 +346,34 @@ def test_a_cell_that_fails_says_why(tmp_path, monkeypatch):
         (["--tasks", "parity", "--seeds", "0"], "seeds: must be at least 1, got 0"),
         (["--tasks", "parity", "--steps", "0"], "steps: must be at least 1, got 0"),
         (["--tasks", "parity", "--jobs", "0"], "jobs: must be at least 1, got 0"),
+        (["--tasks", "parity", "--first-seed", "-1"], "first_seed: must lie from 0 to"),
+        (["--tasks", "parity", "--first-seed", str(1 << 63)], "first_seed: must lie from 0 to"),
+        (["--tasks", ""], "'' is not a task"),
+        (["--tasks", "parity", "--models", ""], "'' is not known"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, words, tmp_path, capsys):
     assert run(["study", "tasks", *arguments, "--out", str(tmp_path / "x")]) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("more", "words"), [({"models": ()}, "models: none"), ({"tasks": {}}, "tasks: none")])
+def test_a_grid_of_nothing_is_refused(more, words, tmp_path):
+    setting = (Shape(width=16, depth=1, heads=1, mlp=0), Budget(6, 4))
+    with pytest.raises(ConfigError, match=words):
+        Grid(**{"out": tmp_path / "x", "tasks": {"parity": setting}, "models": ("lstm",), "seeds": 1, **more})
+
+
+def test_what_a_cell_is_stays_written(tmp_path):
+    """It is asked for at every look at the grid."""
+    grid = tiny(tmp_path / "study")
+    cell = grid.pending()[0]
+    stamps = []
+    for _ in range(2):
+        grid.job(cell)
+        stamps.append((tmp_path / "study" / "cells" / cell.name / "cell.json").stat().st_ino)
+    assert stamps[0] == stamps[1]
 
 
 def test_the_verb(tmp_path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -118,6 +119,43 @@ def test_text_prepared_for_a_command_that_failed_is_not_another_s(short, tmp_pat
     assert "fox" not in text_of(out)
 
 
+def more_text(folder):
+    """The remedy of an error that asks for more of it."""
+    for i in range(12):
+        (folder / f"more{i}.txt").write_text(f"many words {i} of another kind " * 60)
+
+
+def test_text_that_was_added_after_a_start_that_failed_is_read(short, tmp_path):
+    few = plan_of(short, **wrong(tmp_path)["too little text"])
+    with pytest.raises(DataError, match="give more text"):
+        go(few, tmp_path / "run")
+    more_text(tmp_path / "few")
+    go(few, tmp_path / "run")
+    assert "another kind" in text_of(tmp_path / "run")
+
+
+def test_text_that_was_changed_before_the_first_step_is_read_anew(short, texts, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(plan_of(short), tmp_path / "run", on_start=interrupted)
+    more_text(texts)
+    go(plan_of(short), tmp_path / "run")
+    assert "another kind" in text_of(tmp_path / "run")
+
+
+def test_a_run_that_has_begun_goes_on_without_its_text(short, texts, tmp_path):
+    tokenizer = tmp_path / "tokenizer.json"
+    prepare(Sources([texts]), "train:300", tmp_path / "tokens")
+    shutil.copy(tmp_path / "tokens" / "tokenizer.json", tokenizer)
+    plan = plan_of(short, data={"tokenizer": str(tokenizer)})
+    go(plan, tmp_path / "run")
+    shutil.rmtree(texts)
+    tokenizer.unlink()
+    assert [m["step"] for m in go(plan, tmp_path / "run").metrics()] == [1, 2]
+
+
 def test_a_folder_that_was_prepared_from_other_text_is_not_taken_for_the_recipe_s(short, tmp_path):
     out = tmp_path / "run"
     prepare(Sources([other_texts(tmp_path)]), "train:300", out / "data")
@@ -225,6 +263,49 @@ def test_a_dry_run_writes_nothing(short, tmp_path, monkeypatch, capsys):
     assert sorted(os.listdir(tmp_path)) == before
 
 
+UNFIT = {
+    "rows longer than the model reads": (["model.max_positions=32"], "model.max_positions"),
+    "a new tokenizer larger than the model": (["data.tokenizer=train:5000"], "the tokenizer has 5000 ids"),
+    "a tokenizer's file larger than the model": (["data.tokenizer=TOKENS", "model.vocabulary=270"], "model.vocabulary"),
+    "a tokenizer without room for every byte": (["data.tokenizer=train:0"], "at least 257"),
+    "a number that int() cannot read": (["data.tokenizer=train:\u00b2"], "train:N"),
+    "a folder below a file": (["--out", "r.toml/x"], "r.toml, which is a file"),
+}
+
+
+@pytest.mark.parametrize("what", list(UNFIT))
+def test_a_dry_run_refuses_what_does_not_fit(short, texts, tmp_path, monkeypatch, capsys, what):
+    monkeypatch.chdir(tmp_path)
+    prepare(Sources([texts]), "train:300", tmp_path / "tokens")
+    (tmp_path / "r.toml").write_text(tomli_w.dumps(short))
+    arguments = [a.replace("TOKENS", "tokens/tokenizer.json") for a in UNFIT[what][0]]
+    assert interlace(["train", "r.toml", *arguments, "--dry-run"]) == 2
+    assert UNFIT[what][1] in capsys.readouterr().err
+
+
+FIELDS = [
+    *(f"model.{name}" for name in ("norm_eps", "init_std", "logits_divisor", "gated_delta.norm_eps")),
+    *(f"train.{name}" for name in ("learning_rate", "weight_decay", "clip", "balance_loss", "balance_rate")),
+]
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_number_of_a_recipe_may_be_without_an_end(short, tmp_path, capsys, field, number):
+    (tmp_path / "r.toml").write_text(tomli_w.dumps(short))
+    assert interlace(["train", str(tmp_path / "r.toml"), f"{field}={number}", "--dry-run"]) == 2
+    assert field.removeprefix("model.") in (said := capsys.readouterr().err)
+    assert "finite" in said
+
+
+@pytest.mark.parametrize("given", ["data.source=", 'data.source=["texts", ""]', "data.tokenizer=", "data.source=  "])
+def test_a_variable_that_is_not_set_is_not_the_folder_here(short, tmp_path, monkeypatch, capsys, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.toml").write_text(tomli_w.dumps(short))
+    assert interlace(["train", "r.toml", given, "--dry-run"]) == 2
+    assert f"{given.partition('=')[0]}: must not be empty" in capsys.readouterr().err
+
+
 # --- the neighbours ----------------------------------------------------------------------------------------------
 
 
@@ -254,30 +335,121 @@ def test_a_ladder_that_could_not_begin_does_not_stand_in_the_way(ladder, tmp_pat
     LadderRun(read_ladder(ladder), tmp_path / "out").open()
 
 
-@pytest.mark.parametrize("override", ["data.source=nowhere/", "data.tokenizer=no.json"])
-def test_a_dry_run_of_a_ladder_looks_at_its_data(ladder, capsys, override):
-    assert interlace(["study", "ladder", str(ladder), override, "--dry-run", "--json"]) == 2
-    assert override.partition("=")[2].strip("/") in capsys.readouterr().err
+LADDERS = {
+    "data.source=nowhere/": "nowhere",
+    "data.tokenizer=no.json": "no.json",
+    "model.vocabulary=260": "model.vocabulary",
+    "model.max_positions=16": "model.max_positions",
+    "--out=l.toml/x": "l.toml, which is a file",
+    "ladder.multiples=[inf]": "ladder.multiples",
+    "ladder.tolerance=nan": "ladder.tolerance",
+    "rate.tried=[nan]": "rate.tried",
+    "rate.exponent=inf": "rate.exponent",
+    "data.source=": "data.source: must not be empty",
+}
 
 
-def test_a_quickstart_on_too_little_text_does_not_stand_in_the_way(texts, tmp_path):
+@pytest.mark.parametrize("change", list(LADDERS))
+def test_a_dry_run_of_a_ladder_looks_at_what_it_needs(ladder, tmp_path, monkeypatch, capsys, change):
+    monkeypatch.chdir(tmp_path)
+    assert interlace(["study", "ladder", "l.toml", change, "--dry-run", "--json"]) == 2
+    assert LADDERS[change] in capsys.readouterr().err
+
+
+def opened(file, out, *overrides):
+    """A ladder with its text prepared, its runs not begun."""
+    from interlace.study.ladder.plan import read_ladder
+    from interlace.study.ladder.run import LadderRun
+
+    LadderRun(read_ladder(file, overrides), out).open()
+    return text_of(out) if (out / "data").is_dir() else ""
+
+
+def test_a_ladder_s_dry_run_looks_whether_a_prepared_folder_fits(ladder, texts, tmp_path, capsys):
+    prepare(Sources([texts]), "train:300", tmp_path / "tokens")
+    dry = ["study", "ladder", str(ladder), f"data.source={tmp_path / 'tokens'}", "--dry-run", "--json"]
+    assert interlace([*dry, "sizes.a.rows=4000"]) == 2
+    assert "data.rows" in capsys.readouterr().err
+    assert interlace([*dry, "model.vocabulary=260"]) == 2
+    assert "model.vocabulary" in capsys.readouterr().err
+
+
+def test_a_ladder_s_dry_run_says_that_the_folder_is_another_s(ladder, tmp_path, capsys):
+    opened(ladder, tmp_path / "out")
+    arguments = ["study", "ladder", str(ladder), "ladder.seeds=2", "--out", str(tmp_path / "out"), "--dry-run"]
+    assert interlace(arguments) == 2
+    assert "ladder.seeds" in capsys.readouterr().err
+
+
+def test_text_prepared_for_a_ladder_that_failed_is_not_another_s(ladder, tmp_path):
+    """The first failed after its text was prepared; the second names other text."""
+    with pytest.raises(InterlaceError, match="rows"):
+        opened(ladder, tmp_path / "out", f"data.source={other_texts(tmp_path)}", "sizes.a.rows=4000")
+    found = opened(ladder, tmp_path / "out")
+    assert "fox" in found
+    assert "lorem" not in found
+
+
+def test_a_ladder_does_not_go_on_with_other_text(ladder, texts, tmp_path):
+    prepare(Sources([texts]), "train:300", tmp_path / "tokens")
+    source = f"data.source={tmp_path / 'tokens'}"
+    opened(ladder, tmp_path / "out", source)
+    shutil.rmtree(tmp_path / "tokens")
+    prepare(Sources([other_texts(tmp_path)]), "train:300", tmp_path / "tokens")
+    with pytest.raises(RunError, match="tokens: the data: is not what this run began with"):
+        opened(ladder, tmp_path / "out", source)
+
+
+def test_a_ladder_that_has_begun_goes_on_without_its_text(ladder, texts, tmp_path):
+    opened(ladder, tmp_path / "out")
+    shutil.rmtree(texts)
+    assert "fox" in opened(ladder, tmp_path / "out")
+
+
+class Enough(Exception):
+    """The race has begun."""
+
+
+def quick(out, text):
+    """A quickstart up to the race."""
     from interlace.study.quickstart.contest import Watcher
     from interlace.study.quickstart.run import quickstart
-
-    class Enough(Exception):
-        """The race has begun."""
 
     def stage(label, *_):
         if label == "measuring speed":
             raise Enough
 
+    with pytest.raises(Enough):
+        quickstart(1.0, out, text, Watcher(stage=stage))
+
+
+def test_a_quickstart_on_too_little_text_does_not_stand_in_the_way(texts, tmp_path):
     (tmp_path / "one.txt").write_text("only one document")
     (tmp_path / "few.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n{"text": "c"}\n')
     for name in ("one.txt", "few.jsonl"):
         with pytest.raises(DataError):
-            quickstart(1.0, tmp_path / "out", tmp_path / name, Watcher(stage=stage))
-    with pytest.raises(Enough):
-        quickstart(1.0, tmp_path / "out", texts, Watcher(stage=stage))
+            quick(tmp_path / "out", tmp_path / name)
+    quick(tmp_path / "out", texts)
+
+
+def test_a_quickstart_reads_the_text_that_was_added(tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in "abc":
+        (few / name).write_text("few words")
+    with pytest.raises(DataError, match="give more text"):
+        quick(tmp_path / "out", few)
+    more_text(few)
+    quick(tmp_path / "out", few)
+
+
+def test_a_quickstart_does_not_go_on_with_other_text(texts, tmp_path):
+    quick(tmp_path / "out", texts)
+    (tmp_path / "out" / "plan.json").write_text("{}")  # from which on it has begun
+    shutil.rmtree(tmp_path / "out" / "data")
+    prepare(Sources([other_texts(tmp_path)]), "train:4096", tmp_path / "out" / "data")
+    with pytest.raises(RunError, match="the data: is not what this run began with"):
+        quick(tmp_path / "out", texts)
 
 
 def test_a_grid_with_a_wrong_device_does_not_stand_in_the_way(tmp_path, capsys):

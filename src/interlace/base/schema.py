@@ -17,9 +17,9 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Closed(BaseModel):
-    """A frozen config with no unknown keys."""
+    """A frozen config with no unknown keys, and no number that is not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def validate(schema: type[M], data: Mapping[str, Any], where: str) -> M:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from interlace.cli.numbers import Whole
-from interlace.cli.output import count, err, print_json, say_recommended
+from interlace.cli.output import count, err, print_json, say, say_recommended
+from interlace.cli.values import Named, Whole
 
 if TYPE_CHECKING:
     from interlace.generate.conversation import Conversation
@@ -18,7 +18,7 @@ HINT = "/new begins again, /quit or Ctrl-D ends"
 
 
 def chat(
-    checkpoint: str,
+    checkpoint: Named,
     *,
     prompt: str | None = None,
     system: str = "",
@@ -88,7 +88,7 @@ def chat(
                 list(pieces)
                 print_json({"messages": talk.messages, "tokens": talk.made_tokens})
             else:
-                _show(talk, prompt)
+                _show(talk, prompt, goes_on=False)
             return
         _turns(talk, system)
     finally:
@@ -101,7 +101,7 @@ def _turns(talk: Conversation, system: str) -> None:
 
     asked_by_hand = sys.stdin.isatty()
     if asked_by_hand:
-        err.print(HINT, style="dim")
+        say(HINT, style="dim", console=err)
     while True:
         try:
             line = input("> ") if asked_by_hand else next(sys.stdin).rstrip("\n")
@@ -115,16 +115,17 @@ def _turns(talk: Conversation, system: str) -> None:
         if not line.strip():
             continue
         try:
-            _show(talk, line)
+            _show(talk, line, goes_on=asked_by_hand)
         except PromptTooLong as error:
-            err.print(f"{error} (/new)")
+            say(f"{error} (/new)", console=err)
         except InterlaceError as error:
             if not asked_by_hand:
                 raise
-            err.print(str(error))
+            say(str(error), console=err)
 
 
-def _show(talk: Conversation, line: str) -> None:
+def _show(talk: Conversation, line: str, goes_on: bool) -> None:
+    """Print an answer as it comes; Ctrl-C breaks it off, and ends the verb unless somebody `goes_on` with the talk."""
     start = time.perf_counter()
     try:
         for piece in talk.say(line):
@@ -133,9 +134,11 @@ def _show(talk: Conversation, line: str) -> None:
     except KeyboardInterrupt:
         sys.stdout.write("\n")
         sys.stdout.flush()
-        err.print("(broken off; the turn is not kept)", style="dim")
+        if not goes_on:
+            raise
+        say("(broken off; the turn is not kept)", style="dim", console=err)
         return
     sys.stdout.write("\n")
     sys.stdout.flush()
     rate = count(talk.made_tokens / max(time.perf_counter() - start, 1e-9))
-    err.print(f"{talk.made_tokens} tokens, {rate} tokens/s", style="dim")
+    say(f"{talk.made_tokens} tokens, {rate} tokens/s", style="dim", console=err)

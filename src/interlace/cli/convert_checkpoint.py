@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from interlace.cli.output import Meter, print_json, print_table, size
+from interlace.cli.values import Named, Place
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
 
 
 def convert_checkpoint(
-    source: str,
-    target: Path,
+    source: Named,
+    target: Place,
     *,
     dtype: str = "auto",
     max_shard_size: str = "5GB",
@@ -72,7 +72,7 @@ def convert_checkpoint(
         ["files", f"{result.shards:,}{earlier}"],
         ["size", size(result.size_bytes)],
     ]
-    print_table(f"{target}: written, read back and compared", ["", ""], rows)
+    print_table(f"{target}: written, read back and compared", ["", ""], rows, words=2)
 
 
 def _bytes(text: str) -> int:

@@ -7,16 +7,17 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from interlace.cli.output import Meter, err, print_json, print_table, size
+from interlace.cli.output import Meter, err, print_json, print_table, say, size
+from interlace.cli.values import Named, Place
 
 app = App(name="data", help="Text to token folders, and a look into them.")
 
 
 @app.command
 def prepare(
-    *sources: Path,
-    tokenizer: str,
-    out: Path,
+    *sources: Place,
+    tokenizer: Named,
+    out: Place,
     field: str = "text",
     held_out: float = 0.05,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -56,14 +57,14 @@ def prepare(
     with Meter() as meter:
         manifest = run(read, tokenizer, out, held_out_share=held_out, report=meter.update)
     for name, reason in list(read.skipped.items())[:3]:
-        err.print(f"skipped {name}: {reason}")
+        say(f"skipped {name}: {reason}", console=err)
     if len(read.skipped) > 3:
-        err.print(f"and {len(read.skipped) - 3} more, listed in {out / 'manifest.json'}")
+        say(f"and {len(read.skipped) - 3} more, listed in {out / 'manifest.json'}", console=err)
     _show(out, manifest, json)
 
 
 @app.command
-def inspect(folder: Path, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def inspect(folder: Place, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     """Show what a prepared folder holds, after comparing every file with its checksum.
 
     Example:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from interlace.cli.numbers import Whole
-from interlace.cli.output import Meter, count, duration, err, print_json, print_table
-from interlace.cli.output import out as console
+from interlace.cli.output import Meter, count, duration, err, print_json, print_table, say
+from interlace.cli.values import Place, Whole
 
 if TYPE_CHECKING:
     from interlace.distill.run import Snapshot
@@ -34,9 +33,9 @@ Flag = Annotated[bool, Parameter(negative="")]
 
 @app.command
 def generate(
-    recipe: Path,
+    recipe: Place,
     *overrides: str,
-    out: Path | None = None,
+    out: Place | None = None,
     limit: Whole | None = None,
     retry: str = "",
     dry_run: Flag = False,
@@ -92,11 +91,11 @@ def generate(
         return
     _print_steps(document)
     said = f"Run: {out}    next: interlace distill export {out} --out DIR; interlace distill report {out}"
-    console.print(said, soft_wrap=True)
+    say(said, whole=True)
 
 
 @app.command
-def status(run: Path, *, json: Flag = False) -> None:
+def status(run: Place, *, json: Flag = False) -> None:
     """How far a run is: rows by step and state, why rows ended, what was spent. Works while it runs.
 
     Examples:
@@ -122,7 +121,7 @@ def status(run: Path, *, json: Flag = False) -> None:
 
 
 @app.command
-def export(run: Path, *, out: Path, parquet: bool = True, json: Flag = False) -> None:
+def export(run: Place, *, out: Place, parquet: bool = True, json: Flag = False) -> None:
     """Write conversations to train on, split by hash, as JSONL and Parquet, with a manifest.
 
     Examples:
@@ -152,13 +151,13 @@ def export(run: Path, *, out: Path, parquet: bool = True, json: Flag = False) ->
     rows = [[name, f"{s['rows']:,}", f"{s['characters']:,}"] for name, s in manifest["splits"].items()]
     print_table(f"written to {out}", ["", "rows", "characters"], rows)
     for reason, number in manifest["left_out"].items():
-        err.print(f"note: {number:,} rows left out: {reason}")
+        say(f"note: {number:,} rows left out: {reason}", console=err)
     if not manifest["finished"]:
-        err.print("note: the run is not finished; export again when it is")
+        say("note: the run is not finished; export again when it is", console=err)
 
 
 @app.command
-def report(run: Path, *, out: Path | None = None, json: Flag = False) -> None:
+def report(run: Place, *, out: Place | None = None, json: Flag = False) -> None:
     """Write report.html: what was made, what was dropped and why, samples to read, topics, and what it cost.
 
     Examples:
@@ -183,7 +182,7 @@ def report(run: Path, *, out: Path | None = None, json: Flag = False) -> None:
     if json:
         print_json({"report": str(path)})
         return
-    console.print(f"Report: {path}", soft_wrap=True)
+    say(f"Report: {path}")
 
 
 def _print_estimate(recipe: Path, overrides: tuple[str, ...], limit: int | None, json: bool) -> None:
@@ -216,7 +215,7 @@ def _print_estimate(recipe: Path, overrides: tuple[str, ...], limit: int | None,
         "USD, at most",
     ]
     print_table("dry run: nothing was sent", columns, rows)
-    console.print("About: answers of half of max_tokens; no row dropped, no retry.", style="dim")
+    say("About: answers of half of max_tokens; no row dropped, no retry.", style="dim")
 
 
 def _say_estimate(recipe: Path, overrides: tuple[str, ...], limit: int | None) -> None:
@@ -228,7 +227,10 @@ def _say_estimate(recipe: Path, overrides: tuple[str, ...], limit: int | None) -
     requests = sum(e.requests for e in found)
     if requests:
         about, most = (_usd(sum(getattr(e, k) for e in found)) for k in ("cost", "most"))
-        err.print(f"up to {requests:,} requests, about {about} USD, at most {most}; what is in the ledger is free")
+        say(
+            f"up to {requests:,} requests, about {about} USD, at most {most}; what is in the ledger is free",
+            console=err,
+        )
 
 
 def _usd(value: float) -> str:
@@ -253,15 +255,16 @@ def _print_steps(document: dict[str, Any]) -> None:
     if shown:
         print_table(
             "why rows ended",
-            ["step", "rows", "state", "reason"],
-            [[step, f"{e['rows']:,}", e["state"], e["reason"][:90]] for step, e in shown],
+            ["step", "state", "reason", "rows"],
+            [[step, e["state"], e["reason"][:90], f"{e['rows']:,}"] for step, e in shown],
+            words=3,
         )
     spent = document["spent"]
     said = f"spent: {spent['requests']:,} requests, {spent['tokens']:,} tokens, {_usd(spent['cost'])} USD"
     if spent["lost_requests"]:
         lost = f"{spent['lost_requests']:,} requests without a usable answer"
         said += f"; perhaps charged too: {lost}, at most {_usd(spent['lost_cost'])} USD"
-    console.print(said)
+    say(said)
 
 
 class Display:
@@ -301,11 +304,11 @@ class Display:
         state = ([s["rows"] for s in now.steps], now.spent.tokens, dict(tally.by_state), tally.reused, now.waits)
         if now.finished or passed > (self._every if state != self._before else max(self._every, SAME_SECONDS)):
             self._last, self._before = time.monotonic(), state
-            err.print(self._line(now), soft_wrap=True)
+            say(self._line(now), console=err)
 
     def say(self, text: str) -> None:
         """A line of its own, above the table."""
-        err.print(text, soft_wrap=True)
+        say(text, console=err)
 
     def _line(self, now: Snapshot) -> str:
         steps = ", ".join(f"{s['step']} {s['rows'].get('ok', 0):,}" for s in now.steps)

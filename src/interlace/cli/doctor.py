@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from interlace.cli.output import Meter, out, print_json, print_table, quantity
+from interlace.cli.output import Meter, print_json, print_table, quantity, say
 
 
 def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")] = False) -> int:
@@ -48,7 +48,7 @@ def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")]
             {"machine": machine, "findings": [{**asdict(f), "good": f.good} for f in findings], "good": not wrong}
         )
         return int(bool(wrong))
-    print_table("machine", ["", ""], [[k, str(v)] for k, v in machine.items()])
+    print_table("machine", ["", ""], [[k, str(v)] for k, v in machine.items()], words=2)
     rows = [
         [
             f"{f.operator} {f.backend}",
@@ -64,20 +64,21 @@ def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")]
         "relative error against the float64 recurrence (or formula), worst case",
         ["operator and backend", "dtype", "values", "gradients", "allowed", ""],
         rows,
+        words=2,
     )
     if wrong:
         names = ", ".join(f"{f.operator} {f.backend} in {f.dtype}" for f in wrong)
-        out.print(f"Do not trust this machine's results: {names} disagrees with the recurrence.", style="bold red")
+        say(f"Do not trust this machine's results: {names} disagrees with the recurrence.", style="bold red")
         return 1
-    out.print(f"All {len(findings)} checks agree with their truth. Not in this build: triton and fla backends.")
+    say(f"All {len(findings)} checks agree with their truth. Not in this build: triton and fla backends.")
     if native.missing:
-        out.print(
+        say(
             f"The native CPU kernels are missing: {native.missing}. Everything works without them, but on a CPU "
             "training takes about twice and decoding about four times as long (docs/LOG.md).",
             style="yellow",
         )
     elif not native.shares_torch_threads():
-        out.print(
+        say(
             "The native kernels do not run on torch's threads, so each waits for the other's to fall asleep: build "
             "interlace with a compiler whose OpenMP runtime is torch's (gcc's, for torch from PyPI on Linux).",
             style="yellow",

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from interlace.cli.numbers import Whole
-from interlace.cli.output import count, err, print_json, say_recommended
+from interlace.cli.output import count, err, print_json, say, say_recommended
+from interlace.cli.values import Named, Place, Whole
 
 
 def generate(
-    checkpoint: str,
+    checkpoint: Named,
     prompt: str,
     *,
     max_tokens: Whole = 256,
@@ -26,7 +25,7 @@ def generate(
     stop: list[str] | None = None,
     dtype: str = "auto",
     weights: str = "auto",
-    weights_loss: Path | None = None,
+    weights_loss: Place | None = None,
     device: str = "cpu",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -97,9 +96,8 @@ def generate(
         before = score_text(model, weights_loss)
         after = score_text(lay_out_for_decoding(model, int8=True), weights_loss)
         loss = {"bits_per_byte": before, "bits_per_byte_int8": after, "bits_per_byte_lost": after - before}
-        err.print(
-            f"int8 weights: {after:.4f} bits per byte instead of {before:.4f} ({after - before:+.4f})", style="dim"
-        )
+        lost = f"{after:.4f} bits per byte instead of {before:.4f} ({after - before:+.4f})"
+        say(f"int8 weights: {lost}", style="dim", console=err)
     drawn: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     say_recommended(recommended(model, **drawn)[1])
     pieces = interlace.generate(model, prompt, max_tokens=max_tokens, seed=seed, stop=stop or [], **drawn)
@@ -120,4 +118,4 @@ def generate(
         print_json(document if loss is None else {**document, "weights": loss})
         return
     sys.stdout.write("\n")
-    err.print(f"{tokens} tokens, {count(tokens / max(seconds, 1e-9))} tokens/s", style="dim")
+    say(f"{tokens} tokens, {count(tokens / max(seconds, 1e-9))} tokens/s", style="dim", console=err)

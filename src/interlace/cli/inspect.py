@@ -8,9 +8,10 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from interlace.cli.output import count, print_json, print_table, size
+from interlace.cli.values import Named
 
 
-def inspect(source: str, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def inspect(source: Named, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     """Parameters, FLOPs per token, and bytes of state and cache by context, beside the same model all attention.
 
     Examples:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import signal
 import sys
 
@@ -35,7 +38,14 @@ GROUPS = {
     "distill": "Make training data with a stronger model, or refine existing text with it.",
 }
 INTERRUPTED = 130  # exit code
-GOES_ON = ("train", "quickstart", "study", "distill", "convert-checkpoint")  # verbs whose work is kept
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a disk that takes no more
+GOES_ON = {  # verbs whose work is kept whenever they end; others say themselves what was kept, or keep nothing
+    "quickstart": "the same command goes on",
+    "study ladder": "the same command goes on",
+    "study tasks": "the same command runs the cells that are left",
+    "distill generate": "the same command goes on",
+    "convert-checkpoint": "the same command goes on",
+}
 
 app = cyclopts.App(
     name="interlace",
@@ -67,6 +77,7 @@ def run(arguments: list[str]) -> int:
     arguments = [a for a in arguments if a != "--traceback"]
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # here, where what it says can still be told
     except cyclopts.CycloptsError as error:
         verb = " ".join(("interlace", *(error.command_chain or ())))
         return _say(f"{error} (see {verb} --help)", 2)
@@ -74,19 +85,45 @@ def run(arguments: list[str]) -> int:
         if traceback:
             raise
         return _say(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        verb = next((a for a in arguments if not a.startswith("-")), "")
-        rest = "; the same command goes on from the last checkpoint" if verb in GOES_ON else ""
-        return _say(f"interrupted{rest}", INTERRUPTED)
+    except KeyboardInterrupt as pressed:
+        rest = str(pressed) or _goes_on(arguments)
+        return _say(f"interrupted; {rest}" if rest else "interrupted", INTERRUPTED)
     except BrokenPipeError:  # the reader, such as `head`, has left
-        sys.stderr.close()
+        _drop_output()
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno in FULL:  # files are written under `disk_errors`
+            _drop_output()
+            return _say(f"standard output: cannot be written: {error.strerror}", 1)
+        if traceback:
+            raise
+        return _unforeseen(error)
     except Exception as error:
         if traceback:
             raise
-        what = f"{type(error).__name__}: {error}"
-        return _say(f"an error that was not foreseen: {what} (run again with --traceback and report it)", 1)
+        return _unforeseen(error)
     return code if isinstance(code, int) else 0
+
+
+def _goes_on(arguments: list[str]) -> str:
+    """What the same command would do, where work is kept."""
+    words = [a for a in arguments if not a.startswith("-")]
+    if "--dry-run" in arguments or "--help" in arguments:
+        return ""
+    return GOES_ON.get(" ".join(words[:2])) or GOES_ON.get(" ".join(words[:1]), "")
+
+
+def _drop_output() -> None:
+    """What is left of standard output goes nowhere, so that Python's own end does not stumble over it."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _unforeseen(error: Exception) -> int:
+    what = f"{type(error).__name__}: {error}"
+    return _say(f"an error that was not foreseen: {what} (run again with --traceback and report it)", 1)
 
 
 def _say(text: str, code: int) -> int:

@@ -7,36 +7,50 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
+
+from interlace.base.text import finite
 
 out = Console(highlight=False, markup=False)  # what a model wrote may hold what looks like markup
 WIDE = 10_000  # columns of a pipe, which wraps nothing
 err = Console(stderr=True, highlight=False, markup=False)
 
 
+def say(text: str | Text, style: str = "", console: Console | None = None, whole: bool = False) -> None:
+    """A sentence on standard output, or on another console: one line in a pipe, lines of whole words on a terminal.
+
+    whole: whether it holds a command, which a terminal that wraps it by itself lets one copy.
+    """
+    console = console or out
+    longest = max((len(word) for word in str(text).split()), default=0)
+    console.print(text, style=style, soft_wrap=whole or not console.is_terminal or longest > console.width)
+
+
 def print_json(document: Any) -> None:
-    """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    """One JSON document on standard output; null stands for what is not finite."""
+    sys.stdout.write(json.dumps(finite(document), indent=2, allow_nan=False) + "\n")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table whose first column is text and whose others are numbers; no word or number is ever cut.
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> None:
+    """A table whose first `words` columns hold words, and the others numbers; no word or number is ever cut.
 
     A pipe gets one line for each row. On a terminal that is too narrow each row becomes a list.
     """
     if title:
-        out.print(title, style="bold")
-    words = [max((len(w) for cell in column for w in cell.split()), default=0) for column in _columns(columns, rows)]
-    if out.is_terminal and sum(words) + 2 * len(words) > out.width:
+        say(title, style="bold")
+    longest = [max((len(w) for cell in column for w in cell.split()), default=0) for column in _columns(columns, rows)]
+    if out.is_terminal and sum(longest) + 2 * len(longest) > out.width:
         _print_lists(columns, rows)
     else:
         table = Table(header_style="bold", box=None, pad_edge=False, show_header=any(columns))
-        for index, (name, longest) in enumerate(zip(columns, words, strict=True)):
-            table.add_column(name, justify="right" if index else "left", min_width=longest, no_wrap=not out.is_terminal)
+        for index, (name, width) in enumerate(zip(columns, longest, strict=True)):
+            side: Literal["left", "right"] = "left" if index < words else "right"
+            table.add_column(name, justify=side, min_width=width, no_wrap=not out.is_terminal)
         for row in rows:
             table.add_row(*row)
         console = out if out.is_terminal else Console(file=out.file, highlight=False, markup=False, width=WIDE)
@@ -63,7 +77,7 @@ def say_recommended(taken: dict[str, Any]) -> None:
     """Which settings of sampling come from the model's release."""
     if taken:
         settings = ", ".join(f"{key} {value}" for key, value in taken.items())
-        err.print(f"sampling from generation_config.json: {settings}", style="dim", soft_wrap=True)
+        say(f"sampling from generation_config.json: {settings}", style="dim", console=err)
 
 
 def count(value: float) -> str:

@@ -14,15 +14,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from interlace.cli.output import Meter, count, duration, err, print_json, print_table
+from interlace.cli.output import Meter, count, duration, err, print_json, print_table, say
 from interlace.cli.output import out as console
+from interlace.cli.values import Place
 
 
 def quickstart(
     *,
     minutes: float = 4.0,
-    out: Path = Path("runs/quickstart"),
-    data: Path | None = None,
+    out: Place = Path("runs/quickstart"),
+    data: Place | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train a hybrid and a transformer side by side on real text, and compare them.
@@ -59,15 +60,15 @@ def quickstart(
         print_json(results)
         return
     for name, model in results["models"].items():
-        console.print(f"A sample of the {name}", style="bold")
-        console.print(Text(model["sample"]), style="dim")
+        say(f"A sample of the {name}", style="bold")
+        say(Text(model["sample"]), style="dim")
         console.print()
     print_table("Compared", *comparison(results))
-    console.print(sentence(results), style="bold")
-    console.print(f"\nReport: {out / 'report.html'}   Plot: {out / 'loss.png'}   ({duration(results['seconds'])})")
-    console.print("\nNext, try:", style="bold")
+    say(sentence(results), style="bold")
+    say(f"\nReport: {out / 'report.html'}   Plot: {out / 'loss.png'}   ({duration(results['seconds'])})")
+    say("\nNext, try:", style="bold")
     for command in next_commands(out, results):
-        console.print(f"  {command}", soft_wrap=True)
+        say(f"  {command}", whole=True)
 
 
 class Scoreboard:
@@ -111,7 +112,7 @@ class Scoreboard:
             self.live.update(self.picture())
         elif time.monotonic() - self.last > 10 or row["step"] == steps:
             self.last = time.monotonic()
-            err.print(f"step {row['step']}/{steps}  {name}: {self.summary(name)}  {self.left()}", soft_wrap=True)
+            say(f"step {row['step']}/{steps}  {name}: {self.summary(name)}  {self.left()}", console=err)
 
     def left(self) -> str:
         """Time until both are done, scores and report included."""

@@ -7,14 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from interlace.cli.output import out as console
-from interlace.cli.output import print_json, print_table
+from interlace.cli.output import print_json, print_table, say
+from interlace.cli.values import Place
 
 
 def recipes(
     name: str | None = None,
     *,
-    out: Path | None = None,
+    out: Place | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """List the recipes that come with interlace, or copy one to start from.
@@ -41,16 +41,15 @@ def recipes(
     from interlace.base.errors import ConfigError, nearest
     from interlace.base.files import disk_errors, user_path
 
-    found = {path.stem: path for path in sorted(home().iterdir()) if path.suffix == ".toml" or path.is_dir()}
+    found = {path.stem: path for path in sorted(home().iterdir()) if path.suffix == ".toml" or any(path.glob("*.toml"))}
     if name is None:
         table = [{"name": n, "kind": kind(p), "about": about(p), "files": files(p)} for n, p in found.items()]
         if json:
             print_json({"recipes": table})
             return
-        print_table(
-            "recipes", ["name", "kind", "about"], [[str(r["name"]), str(r["kind"]), str(r["about"])] for r in table]
-        )
-        console.print("Copy one with: interlace recipes NAME", soft_wrap=True)
+        rows = [[str(r["name"]), str(r["kind"]), str(r["about"])] for r in table]
+        print_table("recipes", ["name", "kind", "about"], rows, words=3)
+        say("Copy one with: interlace recipes NAME")
         return
     if name not in found:
         raise ConfigError(
@@ -69,7 +68,7 @@ def recipes(
     if json:
         print_json({"name": name, "copied": str(target)})
     else:
-        console.print(f"copied to {target}", soft_wrap=True)
+        say(f"copied to {target}; {main_file(target)} begins with how to start")
 
 
 def home() -> Path:

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from interlace.cli.numbers import Whole
-from interlace.cli.output import Meter, duration, err, print_json, print_table
+from interlace.cli.output import Meter, duration, err, print_json, print_table, say
 from interlace.cli.output import out as console
+from interlace.cli.values import Place, Whole
 
 app = App(name="study", help="Comparisons that can be repeated: formal tasks, ladders, scaling laws.")
 VERBS = {  # the first lines of their own help, so that nothing is imported to list them
@@ -33,7 +33,7 @@ def tasks(
     steps: Whole | None = None,
     jobs: Whole | None = None,
     device: str = "cpu",
-    out: Path = Path("runs/tasks"),
+    out: Place = Path("runs/tasks"),
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train small models on formal tasks, several seeds each, and compare what they can learn and carry further.
@@ -85,7 +85,7 @@ def tasks(
     if suite is None and tasks is None:
         raise ConfigError(f"--suite or --tasks: one is required; suites: {', '.join(SUITES)}")
     plan = Suite((), ARMS, 3, "") if suite is None else find(suite)
-    names = tuple(tasks.split(",")) if tasks else plan.tasks
+    names = tuple(tasks.split(",")) if tasks is not None else plan.tasks
     for name in names:
         task(name)
     settings = {name: plan.setting(name) for name in names}
@@ -93,10 +93,10 @@ def tasks(
         if steps < 1:
             raise ConfigError(f"steps: must be at least 1, got {steps}")
         settings = {n: (s, replace(b, steps=steps)) for n, (s, b) in settings.items()}
-    chosen = tuple(models.split(",")) if models else plan.models
+    chosen = tuple(models.split(",")) if models is not None else plan.models
     out = user_path(out, RunError)
     if plan.about:
-        err.print(plan.about, style="dim")
+        say(plan.about, style="dim", console=err)
     with Meter() as meter:
 
         def tell(done: int, total: int, share: float, left: float | None, running: str) -> None:
@@ -111,7 +111,7 @@ def tasks(
         return
     for name, found in results["tasks"].items():
         print_table(name, columns(found), rows(found))
-        console.print(sentence(name, found), style="bold")
+        say(sentence(name, found), style="bold")
         console.print()
-    console.print("Medians over seeds; * beyond training; solved: at least 0.95 at the hardest trained.", style="dim")
-    console.print(f"Report: {report}")
+    say("Medians over seeds; * beyond training; solved: at least 0.95 at the hardest trained.", style="dim")
+    say(f"Report: {report}")

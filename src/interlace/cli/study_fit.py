@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from interlace.cli.numbers import Whole
-from interlace.cli.output import Meter, err, print_json, print_table
-from interlace.cli.output import out as console
+from interlace.cli.output import Meter, err, print_json, print_table, say
+from interlace.cli.values import Place, Whole
 
 if TYPE_CHECKING:
     from interlace.study.scaling.study import Study
@@ -58,7 +57,7 @@ class How:
 HOW = How()
 
 
-def fit(results: Path, *, how: How = HOW, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def fit(results: Place, *, how: How = HOW, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     """Fit L = E + A / N^alpha + B / D^beta, say how sure each coefficient is, and what one architecture saves.
 
     Examples:
@@ -82,9 +81,9 @@ def fit(results: Path, *, how: How = HOW, json: Annotated[bool, Parameter(negati
 
 
 def report(
-    results: Path,
+    results: Place,
     *,
-    out: Path | None = None,
+    out: Place | None = None,
     how: How = HOW,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -110,7 +109,8 @@ def report(
     from interlace.study.scaling.report import write_report
 
     found = _study(results, how)
-    out = user_path(out, RunError) if out else (results if results.is_dir() else results.with_suffix(""))
+    beside = results if results.is_dir() else results.with_suffix("" if results.suffix else ".report")
+    out = user_path(out, RunError) if out else beside
     commands: list[str] = [" ".join(["interlace", *sys.argv[1:]])]
     before: list[str] = []
     if results.is_dir():
@@ -123,10 +123,10 @@ def report(
         print_json({"report": str(path), "sentences": found.sentences, "notes": found.notes})
         return
     for sentence in found.sentences:
-        console.print(sentence, style="bold")
+        say(sentence, style="bold")
     for note in found.notes:
-        err.print(f"note: {note}")
-    console.print(f"Report: {path}")
+        say(f"note: {note}", console=err)
+    say(f"Report: {path}")
 
 
 def _study(results: Path, how: How) -> Study:
@@ -163,7 +163,7 @@ def _print(found: Study) -> None:
     from interlace.study.scaling import report as tables
 
     print_table("L = E + A / N^alpha + B / D^beta, with 95 % intervals", *tables.coefficient_rows(found))
-    console.print(found.optimum, style="dim")
+    say(found.optimum, style="dim")
     if found.savings:
         print_table(
             "tokens and FLOPs saved at equal loss: factors, with 95 % intervals", *tables.saving_rows(found.savings, 1)
@@ -174,6 +174,6 @@ def _print(found: Study) -> None:
         print_table("the largest size, predicted from the others", *tables.held_out_rows(found.held_out))
     print_table("exponent of the best size in the compute", *tables.split_rows(found))
     for sentence in found.sentences:
-        console.print(sentence, style="bold")
+        say(sentence, style="bold")
     for note in found.notes:
-        err.print(f"note: {note}")
+        say(f"note: {note}", console=err)

@@ -8,15 +8,14 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from interlace.cli.numbers import Whole
-from interlace.cli.output import Meter, count, duration, print_json, print_table, size
-from interlace.cli.output import out as console
+from interlace.cli.output import Meter, count, duration, print_json, print_table, say, size
+from interlace.cli.values import Place, Whole
 
 
 def ladder(
-    file: Path,
+    file: Place,
     *overrides: str,
-    out: Path | None = None,
+    out: Place | None = None,
     jobs: Whole | None = None,
     device: str = "cpu",
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -93,18 +92,18 @@ def ladder(
     if json:
         print_json(results)
     elif emit is None:
-        console.print(f"Results: {results['results']}. Next: interlace study report {folder}")
+        say(f"Results: {results['results']}. Next: interlace study report {folder}", whole=True)
     elif jobs_left:
         start = "sbatch" if emit == "slurm" else "bash"
-        console.print(f"{jobs_left} runs can be started: {start} {script}; then give this command again")
+        say(f"{jobs_left} runs can be started: {start} {script}; then give this command again", whole=True)
     else:
-        console.print(f"Nothing is left to run. Next: interlace study report {folder}")
+        say(f"Nothing is left to run. Next: interlace study report {folder}", whole=True)
 
 
 def _print_models(plan: Any) -> None:
     from interlace.study.ladder.estimate import rung_columns, rung_rows
 
-    print_table(f"models, matched in {plan.settings.match}", rung_columns(), rung_rows(plan))
+    print_table(f"models, matched in {plan.settings.match}", rung_columns(), rung_rows(plan), words=2)
 
 
 def _print_costs(plan: Any, document: dict[str, Any]) -> None:
@@ -119,10 +118,10 @@ def _print_costs(plan: Any, document: dict[str, Any]) -> None:
         ]
         for c in document["rungs"]
     ]
-    print_table("one run of each", ["size", "architecture", "FLOPs", "memory", "time, one core"], rows)
+    print_table("one run of each", ["size", "architecture", "FLOPs", "memory", "time, one core"], rows, words=2)
     if not all(c["timed"] for c in document["rungs"]):
-        console.print("* estimated from FLOPs; the others from a few timed steps", style="dim")
-    console.print(
+        say("* estimated from FLOPs; the others from a few timed steps", style="dim")
+    say(
         f"{document['runs']} runs, {count(document['tokens'])} tokens, {count(document['flops'])}FLOPs; about "
         f"{duration(document['seconds'])} with {document['jobs']} at once. Nothing was started.",
         style="bold",

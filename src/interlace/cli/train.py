@@ -7,15 +7,16 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from interlace.cli.output import Meter, count, duration, err, print_json, print_table, quantity, size
+from interlace.cli.output import Meter, count, duration, err, print_json, print_table, quantity, say, size
+from interlace.cli.values import Place
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
 
 
 def train(
-    recipe: Path,
+    recipe: Place,
     *overrides: str,
-    out: Path | None = None,
+    out: Place | None = None,
     device: str = "cpu",
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -26,7 +27,7 @@ def train(
 
     Examples:
 
-        interlace train recipes/hybrid-small.toml --dry-run
+        interlace train recipes/hybrid-small.toml data.source=docs/ --dry-run
 
         interlace train recipes/hybrid-small.toml data.source=texts/ train.learning_rate=1e-3 --out runs/mine
 
@@ -49,8 +50,9 @@ def train(
     from interlace.base.files import user_path
     from interlace.evaluate.bits_per_byte import HeldOut
     from interlace.model.device import check_device
+    from interlace.train.corpus import check_inputs
     from interlace.train.estimate import estimate
-    from interlace.train.loop import Hooks, check_inputs
+    from interlace.train.loop import Hooks
     from interlace.train.loop import train as run_training
     from interlace.train.recipe import read_recipe
     from interlace.train.run import RunFolder
@@ -69,7 +71,7 @@ def train(
     def on_start(done: int, steps: int, batch_tokens: int) -> None:
         state["total"] = steps
         if done:
-            err.print(f"going on from step {done} of {steps}")
+            say(f"going on from step {done} of {steps}", console=err)
 
     def on_step(row: dict[str, Any]) -> None:
         state["last"] |= row
@@ -89,6 +91,9 @@ def train(
         with meter:
             run = run_training(plan, out, hooks, device)
         _write_samples(run.path, run.checkpoints()[-1])
+    except KeyboardInterrupt:
+        kept = RunFolder(out).checkpoints() if state["total"] else []
+        raise KeyboardInterrupt(f"the same command goes on from {kept[-1].name}" if kept else "") from None
     finally:
         if state["total"]:  # not into a folder that was refused
             _write_page(out)
@@ -100,8 +105,8 @@ def train(
     rows = [
         [k, f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v] for k, v in document.items()
     ]
-    print_table("trained", ["", ""], rows)
-    err.print(f"report: {out / 'report.html'}", soft_wrap=True)
+    print_table("trained", ["", ""], rows, words=2)
+    say(f"report: {out / 'report.html'}", console=err)
 
 
 def _write_page(out: Path) -> None:
@@ -116,7 +121,7 @@ def _write_page(out: Path) -> None:
     try:
         write_report(run)
     except InterlaceError as error:
-        err.print(f"report.html was not written: {error}", soft_wrap=True)
+        say(f"report.html was not written: {error}", console=err)
 
 
 def _write_samples(run: Path, checkpoint: Path) -> None:
@@ -127,7 +132,7 @@ def _write_samples(run: Path, checkpoint: Path) -> None:
     from interlace.base.files import write_file
     from interlace.data.tokens import Corpus
     from interlace.generate import engine
-    from interlace.train.loop import prepared_folder
+    from interlace.train.corpus import prepared_folder
     from interlace.train.recipe import DataSettings
     from interlace.train.report import SAMPLES
     from interlace.train.run import RunFolder

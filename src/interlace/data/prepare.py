@@ -26,6 +26,7 @@ SHARD_TOKENS = 1 << 28
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 18, 1024  # text encoded at a time
 LEARNT_BYTES = 12 << 20  # of text that a new tokenizer is learnt from
 PIECE = 1 << 16  # characters of it at a time
+LEAST_ENTRIES = 257  # of a new tokenizer: every byte, and the end of a text
 MANIFEST, MADE_FOR = "manifest.json", "made_for"
 
 Report = Callable[[str, int, int], None]
@@ -157,18 +158,23 @@ def prepare(
 
 def check_tokenizer(spec: str) -> None:
     """Raise DataError for a tokenizer that is neither train:N nor a tokenizer.json."""
-    if _entries(spec) is None:
+    if new_entries(spec) is None:
         Tokenizer.from_file(user_path(spec))
 
 
-def _entries(spec: str) -> int | None:
-    """N of train:N; None for a file."""
+def new_entries(spec: str) -> int | None:
+    """N of train:N; None for a tokenizer's file.
+
+    Raises:
+        DataError: N is no number, or too small.
+    """
     kind, _, size = spec.partition(":")
     if kind != "train":
         return None
-    if not (size.isascii() and size.isdigit() and len(size) < 8):
+    if not (size.isascii() and size.isdigit() and len(size) < 8) or int(size) < LEAST_ENTRIES:
         raise DataError(
-            f"tokenizer: '{spec:.100}' must be a tokenizer.json or train:N with N entries, such as train:4096"
+            f"tokenizer: '{spec:.100}' must be a tokenizer.json, or train:N with N entries, such as train:4096; a "
+            f"byte-level BPE needs at least {LEAST_ENTRIES}"
         )
     return int(size)
 
@@ -305,7 +311,7 @@ def _write(
 
 
 def _tokenizer(spec: str, texts: Iterator[str], special: Sequence[str] = ()) -> Tokenizer:
-    size = _entries(spec)
+    size = new_entries(spec)
     return Tokenizer.from_file(user_path(spec)) if size is None else Tokenizer.train(texts, size, special)
 
 

@@ -135,7 +135,7 @@ class Endpoint:
             import aiohttp
         except ImportError:
             raise BackendUnavailable(
-                "distill: endpoints need aiohttp; install it with `pip install 'interlace[distill]'`"
+                'distill: endpoints need aiohttp; install it with `pip install -e ".[distill]"`'
             ) from None
         self._http = aiohttp
         self._base = teacher.base_url.rstrip("/")

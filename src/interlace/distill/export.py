@@ -201,7 +201,7 @@ class Parquet:
             import pyarrow.parquet
         except ImportError:
             raise BackendUnavailable(
-                "export: Parquet needs pyarrow; `pip install 'interlace[distill]'` brings it, or give --no-parquet"
+                'export: Parquet needs pyarrow; `pip install -e ".[distill]"` brings it, or give --no-parquet'
             ) from None
         turn = pyarrow.struct([(n, pyarrow.string()) for n in ("role", "content", "reasoning_content")])
         self._schema = pyarrow.schema(

@@ -9,7 +9,7 @@ import torch
 
 from interlace.base.errors import ConfigError, PromptTooLong
 from interlace.base.segments import Segments
-from interlace.generate.engine import check_count, checked_prompt, seeded
+from interlace.generate.engine import check_count, checked_prompt, prompt_tokens, room, seeded
 from interlace.generate.replay import Decoder
 from interlace.generate.sampling import Sampling
 from interlace.model.model import HybridLM
@@ -59,11 +59,9 @@ def generate_batch(
     stops = {*model.config.tokens.eos, *ends}
     made = [Made([]) for _ in prompts]
     generators = [seeded(seed) for seed in seeds]
-    tokens = torch.tensor([t for ids in prompts for t in ids])
-    model.check_tokens(tokens)
-    flat = tokens.to(model.device)
+    flat = prompt_tokens(model, [t for ids in prompts for t in ids])
     segments = Segments.from_lengths([len(ids) for ids in prompts])
-    state = model.empty_state(len(prompts), max(len(p) + m for p, m in zip(prompts, max_tokens, strict=True)))
+    state = room(model, len(prompts), max(len(p) + m for p, m in zip(prompts, max_tokens, strict=True)))
     logits, state = model(flat, segments, state, last_only=True)
     live = list(range(len(prompts)))  # which prompt each row of the state belongs to
     decoder = Decoder(model, state)

@@ -9,7 +9,7 @@ import torch
 from interlace.base.errors import ConfigError, PromptTooLong
 from interlace.data.chat import ChatTemplate, split_thought
 from interlace.data.tokenizer import Tokenizer
-from interlace.generate.engine import PREFILL, check_count, check_ids, seeded
+from interlace.generate.engine import PREFILL, check_count, check_ids, room, seeded
 from interlace.generate.replay import Decoder
 from interlace.generate.sampling import Sampling
 from interlace.model.model import HybridLM
@@ -85,7 +85,7 @@ class Conversation:
     def _tokens(self, ids: list[int]) -> Iterator[int]:
         state, done = self._state, len(self._read)
         if state is None or ids[:done] != self._read or done >= len(ids):  # the template wrote the past otherwise
-            state, done = self.model.empty_state(1, len(ids) + self.max_tokens), 0
+            state, done = room(self.model, 1, len(ids) + self.max_tokens), 0
         self._state = None  # an answer that is broken off leaves nothing half read
         rest = torch.tensor(ids[done:], device=self.model.device)
         for part in rest.split(PREFILL):

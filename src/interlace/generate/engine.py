@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interlace.base.errors import ConfigError, PromptTooLong, ShapeError
+from interlace.base.errors import ConfigError, Failure, PromptTooLong, ShapeError
 from interlace.checkpoint.folder import GENERATION
 from interlace.generate.replay import Decoder
 from interlace.generate.sampling import Sampling
 from interlace.generate.stops import Stops
 from interlace.layers.projection import Projections
 from interlace.model.model import HybridLM
+from interlace.model.state import ModelState
 from interlace.ops import native
 
 MOST = 1 << 31  # tokens that may be asked for
@@ -116,7 +117,9 @@ def recommended(model: HybridLM, **given: Any) -> tuple[Sampling, dict[str, Any]
         return Sampling(**chosen), taken
     except ConfigError as error:
         field = str(error).partition(":")[0]
-        raise ConfigError(f"{GENERATION}: {error}; correct it, or give {field}") from None if field in taken else error
+        if field in taken:
+            raise ConfigError(f"{GENERATION}: {error}; correct it, or give {field}") from None
+        raise
 
 
 def lay_out_for_decoding(model: HybridLM, int8: bool = False) -> HybridLM:
@@ -158,6 +161,7 @@ def generate_tokens(
     Raises:
         PromptTooLong: prompt and max_tokens do not fit the model's limit.
         ConfigError: max_tokens, seed or ids are not what they must be. ShapeError: an id is outside the vocabulary.
+        Failure: when the first is asked for: memory does not hold the state.
     """
     check_count("max_tokens", max_tokens)
     ids = checked_prompt(ids)
@@ -168,9 +172,8 @@ def generate_tokens(
             f"prompt: {len(ids)} tokens and max_tokens = {max_tokens} make {total}, but the model's limit is {limit}; "
             "shorten the prompt or lower max_tokens"
         )
-    tokens = torch.tensor(ids)
-    model.check_tokens(tokens)
-    return _tokens(model, tokens.to(model.device), max_tokens, sampling or Sampling(), generator)
+    tokens = prompt_tokens(model, ids)
+    return _tokens(model, tokens, max_tokens, sampling or Sampling(), generator)
 
 
 def check_count(name: str, value: Any) -> None:
@@ -196,6 +199,32 @@ def checked_prompt(ids: Any) -> list[int]:
     return values
 
 
+def prompt_tokens(model: HybridLM, ids: Sequence[int]) -> Tensor:
+    """int64 [len(ids)], on the model's device.
+
+    Raises:
+        ShapeError: an id is outside the vocabulary.
+    """
+    size = model.config.vocabulary
+    if (wrong := next((i for i in ids if not 0 <= i < size), None)) is not None:
+        raise ShapeError(f"tokens: must lie in [0, {size}), the model's vocabulary, got {wrong}")
+    return torch.tensor(ids, device=model.device)
+
+
+def room(model: HybridLM, rows: int, positions: int) -> ModelState:
+    """An empty state for so many tokens.
+
+    Raises:
+        Failure: memory does not hold it.
+    """
+    try:
+        return model.empty_state(rows, positions)
+    except (RuntimeError, MemoryError) as error:
+        raise Failure(
+            f"max_tokens: memory does not hold the state of {positions:,} tokens, the prompt's included; lower it"
+        ) from error
+
+
 def seeded(seed: int | None) -> torch.Generator:
     """A generator of draws, fresh for None.
 
@@ -214,7 +243,7 @@ def seeded(seed: int | None) -> torch.Generator:
 def _tokens(
     model: HybridLM, ids: Tensor, max_tokens: int, sampling: Sampling, generator: torch.Generator
 ) -> Iterator[int]:
-    state = model.empty_state(1, ids.shape[0] + max_tokens)
+    state = room(model, 1, ids.shape[0] + max_tokens)
     with torch.inference_mode():
         for part in ids.split(PREFILL):
             logits, state = model(part, state=state, last_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,21 +11,18 @@ from typing import Any
 
 import torch
 
-from interlace.base.errors import ConfigError, DataError, Diverged
-from interlace.base.files import read_json, sha256, user_path
+from interlace.base.errors import ConfigError, Diverged
 from interlace.base.lock import hold_folder
 from interlace.checkpoint.fingerprint import fingerprint
-from interlace.checkpoint.folder import resolve
-from interlace.checkpoint.load import describe, load
+from interlace.checkpoint.load import load
 from interlace.data.batches import batches as batches_of
-from interlace.data.chat import read_template
-from interlace.data.prepare import MADE_FOR, MANIFEST, Chat, Report, check_tokenizer, prepare
-from interlace.data.sources import Sources
+from interlace.data.prepare import Report
 from interlace.data.tokens import Corpus
 from interlace.model.device import resolve_device
 from interlace.model.model import HybridLM
+from interlace.train.corpus import check_fit, check_inputs, open_corpus
 from interlace.train.precision import choose_precision
-from interlace.train.recipe import DataSettings, Recipe
+from interlace.train.recipe import Recipe
 from interlace.train.run import RunFolder, facts
 from interlace.train.schedule import horizon_steps
 from interlace.train.trainer import Trainer
@@ -51,94 +47,6 @@ class Hooks:
     on_start: Callable[[int, int, int], None] = lambda *_: None
     on_step: Callable[[dict[str, Any]], None] = lambda _: None
     on_data: Report = lambda *_: None
-
-
-def open_corpus(data: DataSettings, cache: Path, report: Report = lambda *_: None, begun: bool = False) -> Corpus:
-    """The prepared folder that a recipe names, or one made from its text in `cache` and kept there, its files checked.
-
-    Args:
-        begun: whether steps were taken with what is in `cache`, which is then not made anew.
-
-    Raises:
-        DataError: the text cannot be used, a file is damaged, or `cache` holds what was prepared for something else.
-    """
-    folder = prepared_folder(data)
-    if folder is None:
-        folder = cache
-        made_for = _made_for(data)
-        if (cache / MANIFEST).is_file() and not begun:
-            known = read_json(cache / MANIFEST, "the manifest of a prepared folder")
-            known = known.get(MADE_FOR) if isinstance(known, dict) else None
-            if known is None:
-                raise DataError(f"{cache}: was not prepared for this recipe; name it as data.source, or remove it")
-            if known != made_for:
-                shutil.rmtree(cache)
-        if not (cache / MANIFEST).is_file():
-            template = read_template(data.template) if data.template else None
-            chat = Chat(template, data.turns)
-            read = Sources([user_path(p) for p in data.source], data.field)
-            prepare(
-                read,
-                data.tokenizer,
-                cache,
-                held_out_share=data.held_out,
-                chat=chat,
-                report=report,
-                made_for=made_for,
-                held=True,
-            )
-    corpus = Corpus.open(folder)
-    corpus.verify()
-    return corpus
-
-
-def prepared_folder(data: DataSettings) -> Path | None:
-    """The prepared folder that a recipe names; None where it names text."""
-    paths = [user_path(p) for p in data.source]
-    return paths[0] if len(paths) == 1 and (paths[0] / MANIFEST).is_file() else None
-
-
-def _made_for(data: DataSettings) -> dict[str, Any]:
-    """What text prepared from a recipe depends on, but for the text itself."""
-    settings = data.model_dump(mode="json", include={"source", "field", "turns", "tokenizer", "held_out"})
-    files = {"template": data.template, "tokenizer": "" if data.tokenizer.startswith("train:") else data.tokenizer}
-    hashes = {f"{name}_sha256": sha256(user_path(path)) for name, path in files.items() if path}
-    return {**settings, **hashes}
-
-
-def check_inputs(recipe: Recipe) -> None:
-    """Look whether a run could begin, before anything is written.
-
-    Raises:
-        DataError, ConfigError, CheckpointError: a source, the tokenizer, the template or the checkpoint to start from
-            is missing or cannot be used, or a prepared folder does not fit.
-    """
-    data = recipe.data
-    if data.template:
-        read_template(data.template)
-    if recipe.train.start:
-        describe(resolve(recipe.train.start, weights=False))
-    folder = prepared_folder(data)
-    if folder is not None:
-        corpus = Corpus.open(folder)
-        check_fit(recipe, corpus)
-        batches_of(corpus.splits["train"], data.rows, data.length, recipe.train.seed)
-        return
-    for path in data.source:
-        next(iter(Sources([user_path(path)], data.field)))
-    check_tokenizer(data.tokenizer)
-
-
-def check_fit(recipe: Recipe, corpus: Corpus) -> None:
-    """Raise ConfigError if the model cannot read this corpus' tokens."""
-    if corpus.tokenizer.vocabulary > recipe.model.vocabulary:
-        raise ConfigError(
-            f"model.vocabulary: is {recipe.model.vocabulary}, but the tokenizer has {corpus.tokenizer.vocabulary} ids; "
-            "raise it, or use a smaller tokenizer"
-        )
-    limit = recipe.model.max_positions
-    if limit is not None and recipe.data.length > limit:
-        raise ConfigError(f"data.length: {recipe.data.length} is past the model's max_positions = {limit}")
 
 
 def steps_of(recipe: Recipe) -> int:

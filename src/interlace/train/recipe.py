@@ -38,6 +38,13 @@ class DataSettings(Closed):
     length: int = Field(default=512, gt=1)
     rows: int = Field(default=8, gt=0)
 
+    @field_validator("source", "tokenizer")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if any(not name.strip() for name in ([value] if isinstance(value, str) else value)):  # "" would be here
+            raise ValueError("must not be empty; is a variable of the shell not set?")
+        return value
+
     @field_validator("source", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
@@ -70,13 +77,13 @@ class TrainSettings(Closed):
 
     tokens: int = Field(gt=0)
     start: str = ""
-    learning_rate: float = Field(default=2e-3, gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(default=2e-3, gt=0)
     warmup: float = Field(default=0.05, ge=0, le=1)
     decay: float = Field(default=0.2, ge=0, le=1)
     horizons: tuple[float, ...] = Field(default=(), strict=False)
-    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.1, ge=0)
     betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
-    clip: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    clip: float = Field(default=1.0, gt=0)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     evaluations: int = Field(default=10, gt=0)

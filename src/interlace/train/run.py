@@ -86,6 +86,8 @@ class RunFolder:
             )
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: exists and is not a run folder; name another --out")
+        if file := next((p for p in self.path.parents if p.exists() and not p.is_dir()), None):
+            raise RunError(f"{self.path}: lies below {file}, which is a file; name another --out")
         if self.path.exists() and any(p for p in self.path.iterdir() if p.name not in EMPTY):
             raise RunError(f"{self.path}: exists and is not a run folder; name another --out")
         return False
@@ -130,14 +132,14 @@ class RunFolder:
         return {key: table for key, table in self.tables().items() if key not in NOT_CONFIG}
 
     def check(self, name: str, found: str, what: str) -> None:
-        """Hold the hash of something that the run reads against the one it began with; it is written down at first.
+        """Hold the hash of something that the run reads against the one it began with; it is written down until then.
 
         Raises:
             RunError: it is another one; `what` names it.
         """
         tables = self.tables()
         known = tables.get("checked", {}).get(name)
-        if known is None:
+        if known is None or (known != found and not self.has_begun()):
             checked = {**tables.get("checked", {}), name: found}
             write_file(self.file, tomli_w.dumps({**tables, "checked": checked}))
         elif known != found:

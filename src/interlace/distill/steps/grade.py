@@ -45,7 +45,7 @@ class Criterion(Closed):
 
     name: str = Field(pattern=r"^[A-Za-z]\w*$")
     text: str = Field(min_length=1)
-    weight: float = Field(default=1.0, allow_inf_nan=False)
+    weight: float = Field(default=1.0)
 
     @field_validator("weight")
     @classmethod

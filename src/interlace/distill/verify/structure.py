@@ -31,7 +31,7 @@ def read_schema(schema: Schema | str | None, folder: Path, where: str) -> Schema
         import jsonschema
     except ImportError:
         raise BackendUnavailable(
-            f"{where}.schema: needs jsonschema; install it with `pip install 'interlace[distill]'`"
+            f'{where}.schema: needs jsonschema; install it with `pip install -e ".[distill]"`'
         ) from None
     try:
         jsonschema.validators.validator_for(found).check_schema(found)

@@ -152,7 +152,7 @@ def about(out: Path) -> tuple[list[str], list[str]]:
     except ConfigError as error:
         raise RunError(f"{RunFolder(out).file}: is not a ladder's: {error}; put it back") from None
     facts = read_facts(out)
-    sections = ["<h2>The ladder</h2>", table(rung_columns(), rung_rows(ladder))]
+    sections = ["<h2>The ladder</h2>", table(rung_columns(), rung_rows(ladder), 2)]
     multiples = ", ".join(f"{m:g}" for m in ladder.settings.multiples)
     train = ", ".join(f"{k} {v}" for k, v in ladder.train.items())
     text = (
@@ -166,10 +166,10 @@ def about(out: Path) -> tuple[list[str], list[str]]:
         sections.append(f"<p>{html.escape(facts['data'])}</p>")
     if facts.get("rates"):
         rows = [
-            [arch, ", ".join(f"{r}: {loss}" for r, loss in x["tried"].items()), f"{x['best']:.3g}", x["note"]]
+            [arch, ", ".join(f"{r}: {loss}" for r, loss in x["tried"].items()), x["note"], f"{x['best']:.3g}"]
             for arch, x in facts["rates"].items()
         ]
-        sections += ["<h3>Learning rates</h3>", table(["architecture", "rate: loss", "best", ""], rows)]
+        sections += ["<h3>Learning rates</h3>", table(["architecture", "rate: loss", "", "best"], rows, 3)]
     return list(facts.get("commands", [])), sections
 
 

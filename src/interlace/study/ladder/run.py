@@ -18,17 +18,15 @@ from interlace.base.files import user_path, write_file
 from interlace.base.lock import hold_folder
 from interlace.base.schema import validate
 from interlace.data.batches import Batches
-from interlace.data.prepare import MANIFEST, check_tokenizer, prepare
 from interlace.data.sources import Sources
-from interlace.data.tokens import Corpus
 from interlace.study.ladder.estimate import Cost, costs, runs, totals
 from interlace.study.ladder.gather import FACTS, Outcome, last_step, outcome, read_facts, write_results
 from interlace.study.ladder.plan import Cell, Ladder
 from interlace.study.ladder.rates import best_rate, rate_at
 from interlace.study.processes import Job, last_line, run_all
 from interlace.study.text import sources as standard_library
-from interlace.train.loop import check_fit, prepared_folder
-from interlace.train.recipe import DataSettings
+from interlace.train.corpus import check_fit, check_inputs, open_corpus
+from interlace.train.recipe import DataSettings, Recipe
 from interlace.train.run import RunFolder
 
 STANDARD_LIBRARY = "the source of Python's standard library"
@@ -106,41 +104,55 @@ class LadderRun:
         fresh = not RunFolder(self.out).file.is_file()
         run = RunFolder.open(self.out, self.ladder.raw)
         try:
-            self._open_text()
+            self._open_text(run)
         except BaseException:
             if fresh:
                 run.withdraw()
             raise
 
     def check(self) -> None:
-        """Look whether the text and the tokenizer are there, before anything is written.
+        """Look whether the ladder could begin, before anything is written; one that has begun only goes on.
 
         Raises:
-            DataError: they are not.
+            RunError: the folder belongs to another ladder.
+            DataError, ConfigError: the text or the tokenizer is not there, or does not fit a model.
         """
-        data = self.settings
-        folder = prepared_folder(data)
-        if folder is not None:
-            Corpus.open(folder)
+        run = RunFolder(self.out)
+        if run.belongs_to(self.ladder.raw) and run.has_begun():
             return
-        check_tokenizer(data.tokenizer)
-        if "source" in self.ladder.data:
-            for path in data.source:
-                next(iter(Sources([user_path(path)], data.field)))
+        for recipe in self._recipes(self.settings):
+            check_inputs(recipe, self._own_text())
 
-    def _open_text(self) -> None:
-        """Prepare the text, and see that it is large enough."""
-        self.corpus = self._text()
-        corpus = Corpus.open(self.corpus)
-        largest = self.ladder.rungs[self.ladder.archs[0], self.ladder.sizes[-1]]
-        recipe = self.ladder.recipe(Cell(largest, 1e-3, 0), str(self.corpus))
-        check_fit(recipe, corpus)
-        train, held_out = corpus.splits["train"].count, corpus.splits["held_out"].count
-        Batches(corpus.splits["train"], max(r.rows for r in self.ladder.rungs.values()), self.ladder.length, 0)
+    def _recipes(self, data: DataSettings) -> list[Recipe]:
+        """Of text like this, the runs of models that are not alike in what they can read, the largest last."""
+        rungs = sorted(self.ladder.rungs.values(), key=lambda r: r.target)
+        alike = {(r.config.vocabulary, r.config.max_positions, r.rows): r for r in rungs}
+        found = []
+        for rung in sorted(alike.values(), key=lambda r: r.target):
+            recipe = self.ladder.recipe(Cell(rung, 1e-3, 0), data.source[0])
+            found.append(recipe.model_copy(update={"data": data.model_copy(update={"rows": rung.rows})}))
+        return found
+
+    def _own_text(self) -> Sources | None:
+        """The standard library's source, where no text is named."""
+        return None if "source" in self.ladder.data else standard_library(None)
+
+    def _open_text(self, run: RunFolder) -> None:
+        """Prepare the text, and see that it is large enough, and the text that the ladder began with."""
+        report, begun = self.watcher.data, run.has_begun()
+        corpus = open_corpus(self.settings, self.out / "data", report, begun, self._own_text())
+        self.corpus = corpus.folder
+        train, held_out = corpus.splits["train"], corpus.splits["held_out"]
+        recipes = self._recipes(self.settings)
+        for recipe in recipes:
+            check_fit(recipe, corpus)
+            Batches(train, recipe.data.rows, recipe.data.length, 0)
+        run.check("data", corpus.fingerprint(), f"{corpus.folder}: the data")
         name = ", ".join(self.settings.source) if "source" in self.ladder.data else STANDARD_LIBRARY
         self.note(
-            data=f"Text: {name}, {train:,} tokens to train on and {held_out:,} held out, vocabulary "
-            f"{corpus.tokenizer.vocabulary:,}; the longest runs read it {recipe.train.tokens / train:.1f} times."
+            data=f"Text: {name}, {train.count:,} tokens to train on and {held_out.count:,} held out, vocabulary "
+            f"{corpus.tokenizer.vocabulary:,}; the longest runs read it {recipes[-1].train.tokens / train.count:.1f} "
+            "times."
         )
 
     @property
@@ -148,17 +160,6 @@ class LadderRun:
         """Of the text; without a source it is the standard library's."""
         given = {k: v for k, v in self.ladder.data.items() if k != "rows"}
         return validate(DataSettings, {"source": STANDARD_LIBRARY, **given}, "data")
-
-    def _text(self) -> Path:
-        """The folder of tokens: the one that was named, or one made in this folder and kept."""
-        data, folder = self.settings, self.out / "data"
-        paths = [user_path(p) for p in data.source]
-        if len(paths) == 1 and (paths[0] / MANIFEST).is_file():
-            return paths[0]
-        if not (folder / MANIFEST).is_file():
-            read = Sources(paths, data.field) if "source" in self.ladder.data else standard_library(None)
-            prepare(read, data.tokenizer, folder, held_out_share=data.held_out, report=self.watcher.data, held=True)
-        return folder
 
     def note(self, **facts: Any) -> None:
         """Keep facts in ladder.json."""

@@ -248,9 +248,9 @@ class Contest:
         """
         file = self.out / "sweep.jsonl"
         done = read_sweep(file)
-        most = self.clock.spent + 1.25 * SWEEP_SHARE * self.clock.left
+        begun, most = self.clock.spent, self.clock.spent + 1.25 * SWEEP_SHARE * self.clock.left
         for rate in RATES if plan.sweep_steps else ():
-            if not plan.fixed and done and self.clock.spent > most - (most - plan.spent_seconds) / len(RATES):
+            if not plan.fixed and done and self.clock.spent > most - (most - begun) / len(RATES):  # one more
                 break
             for name in NAMES:
                 if any(d["model"] == name and d["learning_rate"] == rate for d in done):

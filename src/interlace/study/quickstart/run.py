@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import statistics
 from pathlib import Path
 from typing import Any
 
 import interlace
 from interlace.base.errors import ConfigError, RunError
-from interlace.base.files import read_json, user_path, write_file
+from interlace.base.files import user_path, write_file
 from interlace.base.lock import hold_folder
 from interlace.data.batches import batches
-from interlace.data.prepare import MADE_FOR, MANIFEST, prepare
+from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
 from interlace.generate.engine import generate
@@ -35,6 +34,7 @@ from interlace.study.quickstart.contest import (
 )
 from interlace.study.quickstart.report import write_report
 from interlace.study.text import sources
+from interlace.train.corpus import kept_corpus, stamp
 from interlace.train.run import RunFolder
 
 VOCABULARY = 4096
@@ -65,7 +65,7 @@ def _quickstart(minutes: float, out: Path, text: Sources, settings: dict[str, An
     clock = Clock(60 * minutes, spent_before(out))
     run = RunFolder.open(out, settings)
     try:
-        corpus = _text(text, out, settings, watcher)
+        corpus = _text(text, out, watcher)
     except BaseException:
         run.withdraw()
         raise
@@ -92,27 +92,27 @@ def spent_before(out: Path) -> float:
         return 0.0
 
 
-def _text(text: Sources, out: Path, settings: dict[str, Any], watcher: Watcher) -> Corpus:
+def _text(text: Sources, out: Path, watcher: Watcher) -> Corpus:
     """The text as tokens, prepared once, and enough of it for the race.
 
-    Text of an earlier start that failed before its plan is prepared anew: the command may name other text now.
+    Until there is a plan, text that has changed since an earlier start is prepared anew.
     """
-    folder = out / "data"
-    made_for = {"text": settings["quickstart"]["data"], "tokenizer": f"train:{VOCABULARY}"}
-    if (folder / MANIFEST).is_file() and not (out / PLAN).is_file():
-        known = read_json(folder / MANIFEST, "the manifest of a prepared folder")
-        if not isinstance(known, dict) or known.get(MADE_FOR) != made_for:
-            shutil.rmtree(folder)
-    if not (folder / MANIFEST).is_file():
 
-        def report(what: str, done: int, total: int) -> None:
-            watcher.stage(f"text: {what}", done, total)
+    def report(what: str, done: int, total: int) -> None:
+        watcher.stage(f"text: {what}", done, total)
 
-        prepare(text, f"train:{VOCABULARY}", folder, report=report, held=True, made_for=made_for)
-    corpus = Corpus.open(folder)
-    corpus.verify()
+    def make(wanted: dict[str, Any]) -> None:
+        prepare(text, f"train:{VOCABULARY}", out / "data", report=report, held=True, made_for=wanted)
+
+    corpus = kept_corpus(out / "data", lambda: made_for(text), make, begun=(out / PLAN).is_file())
     batches(corpus.splits["train"], ROWS, LENGTH, SEED)
+    RunFolder(out).check("data", corpus.fingerprint(), f"{corpus.folder}: the data")
     return corpus
+
+
+def made_for(text: Sources) -> dict[str, Any]:
+    """What the tokens of a text depend on."""
+    return {"tokenizer": f"train:{VOCABULARY}", "text": stamp(text)}
 
 
 def best_rate(sweep: list[dict[str, Any]], name: str) -> float:
@@ -152,6 +152,9 @@ def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: di
         loser = next(n for n in NAMES if n != winner)
         needed = tokens_to_reach(curves[winner], curves[loser][-1][1])
     rate = sum(1 / models[n]["tokens_per_second"] for n in NAMES)
+    minutes = math.ceil(LEAST_TOKENS * rate / 60 / 0.6)
+    if total >= LEAST_TOKENS and tried < 2:  # it was rates that there was no time for
+        minutes = max(minutes, math.ceil(contest.clock.budget / 60) + 1)
     splits = contest.corpus.manifest["splits"]
     return {
         "winner": winner,
@@ -159,7 +162,7 @@ def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: di
         "tokens_needed": needed,
         "tokens_of_loser": total,
         "least_tokens": LEAST_TOKENS,
-        "least_minutes": math.ceil(LEAST_TOKENS * rate / 60 / 0.6),
+        "least_minutes": minutes,
         "token_ratio": None if needed is None else total / needed,
         "models": models,
         "learning_rates": {"tried": [r for r in RATES if any(d["learning_rate"] == r for d in sweep)], "scores": sweep},

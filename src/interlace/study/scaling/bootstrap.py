@@ -75,6 +75,8 @@ def bootstrap(
     """
     if kind not in KINDS:
         raise ConfigError(f"bootstrap: must be one of {', '.join(KINDS)}, got {kind!r}")
+    if seed < 0:
+        raise ConfigError(f"seed: must not be negative, got {seed}")
     if times < 20:
         raise ConfigError(f"bootstrap: needs at least 20 resamples for an interval, got {times}")
     check_enough(fit.points, kind)

@@ -122,7 +122,7 @@ def fit(
     """
     structure = plan(points, shared, fixed or {})
     check_identified(points, dict(structure.fixed))
-    if delta <= 0:
+    if not 0 < delta < math.inf:
         raise ConfigError(f"delta: must be positive, got {delta}")
     solved, objective, starts, optima, second = [], 0.0, 0, 1, math.inf
     for part in structure.parts:

@@ -123,14 +123,17 @@ def read_csv(path: Path) -> Points:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     reader = csv.DictReader(text.splitlines())
-    header = [h.strip() for h in reader.fieldnames or []]
+    try:
+        header = [h.strip() for h in reader.fieldnames or []]
+        rows = [(reader.line_num, {(k or "").strip(): (v or "").strip() for k, v in r.items() if k}) for r in reader]
+    except csv.Error as error:
+        raise DataError(f"{path}: line {reader.line_num + 1}: is not CSV: {error}") from None
     missing = [c for c in REQUIRED if c not in header]
     if missing:
         raise DataError(
             f"{path}: column {missing[0]!r} is missing; it has {', '.join(header) or 'no header'}, and N (parameters), "
             f"D (tokens) and loss are needed; {', '.join(OPTIONAL)} are optional"
         )
-    rows = [(reader.line_num, {(k or "").strip(): (v or "").strip() for k, v in row.items() if k}) for row in reader]
     if not rows:
         raise DataError(f"{path}: has a header and no rows")
     bad = {_run_of(line, r) for line, r in rows if _marked(path, line, r.get("diverged", ""))}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from interlace.base.files import write_file
+from interlace.base.files import disk_errors, write_file
 from interlace.base.page import page, picture, table
 from interlace.study.scaling.compare import BELIEVED, Saving, flops_per_token
 from interlace.study.scaling.fit import NAMES, Fit
@@ -268,7 +268,8 @@ def isoflop_figure(study: Study) -> dict[str, bytes]:
 
 def write_report(out: Path, study: Study, commands: Sequence[str], before: Sequence[str] = ()) -> Path:
     """report.html with everything inside, and each figure as PNG and PDF beside it; `before` is HTML for its start."""
-    out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     figures = {"loss": loss_figure(study.fit), "profiles": profile_figure(study)}
     if study.savings:
         figures["savings"] = saving_figure(study.savings)

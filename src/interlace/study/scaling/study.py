@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from interlace.base.errors import ConfigError, DataError
-from interlace.base.text import finite
 from interlace.study.scaling.bootstrap import Kind, Resampled, bootstrap, check_enough
 from interlace.study.scaling.compare import Saving, held_out, nested, saving, verdict
 from interlace.study.scaling.explained import bound_notes, idle_terms, unknown
@@ -110,7 +109,7 @@ class Study:
             "bootstrap": self.times,
             "laws": laws,
             "base": self.base,
-            "savings": [finite({**asdict(s), "verdict": verdict(s)}) for s in self.savings],
+            "savings": [{**asdict(s), "verdict": verdict(s)} for s in self.savings],
             "nested": self.nested,
             "held_out": self.held_out,
             "isoflop": {a: asdict(i) for a, i in self.isoflop.items()},
@@ -168,6 +167,10 @@ def study(
     if base not in archs:
         raise ConfigError(f"base: {base!r} is not among the architectures: {', '.join(archs)}")
     check_identified(points, known)
+    if seed < 0:
+        raise ConfigError(f"seed: must not be negative, got {seed}")
+    if not 0 < delta < math.inf:
+        raise ConfigError(f"delta: must be positive, got {delta}")
     if times < 0:
         raise ConfigError(f"bootstrap: must not be negative, got {times}")
     kinds: list[Kind] = []

@@ -79,9 +79,11 @@ class Cell:
         return Cell(**raw)
 
     def write(self, folder: Path) -> None:
-        """Make the folder."""
+        """Make the folder; what it holds already is not written again."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / "cell.json", json.dumps(asdict(self), indent=2) + "\n")
+        file, text = folder / "cell.json", json.dumps(asdict(self), indent=2) + "\n"
+        if not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != text:
+            write_file(file, text)
 
 
 class Tests:

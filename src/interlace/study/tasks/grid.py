@@ -24,6 +24,7 @@ from interlace.study.tasks.task import Task
 from interlace.train.run import RunFolder
 
 Result = dict[str, Any]
+MOST_SEEDS = 1 << 63
 
 
 @dataclass
@@ -61,6 +62,11 @@ class Grid:
         self.out = user_path(self.out, RunError)
         if self.seeds < 1:
             raise ConfigError(f"seeds: must be at least 1, got {self.seeds}")
+        if not 0 <= self.first_seed <= MOST_SEEDS - self.seeds:
+            raise ConfigError(f"first_seed: must lie from 0 to 2**63 less the seeds, got {self.first_seed}")
+        for name, found in (("tasks", self.tasks), ("models", self.models)):
+            if not found:
+                raise ConfigError(f"{name}: none is named; name at least one")
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"jobs: must be at least 1, got {self.jobs}")
         if len(set(self.models)) < len(self.models):
