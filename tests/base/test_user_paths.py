@@ -106,7 +106,7 @@ def test_what_does_not_exist_is_only_a_path(tmp_path):
 
 @pytest.mark.parametrize("size", ["²", "٣٠٠", "", "-1", "1e3", "9" * 20, "9" * 5000, " 300"])
 def test_a_size_that_is_no_plain_number_is_said(size):
-    with pytest.raises(DataError, match=r"must be a tokenizer\.json or train:N") as caught:
+    with pytest.raises(DataError, match=r"must be a tokenizer\.json, or train:N") as caught:
         check_tokenizer(f"train:{size}")
     assert len(str(caught.value)) < 250
 

@@ -301,7 +301,7 @@ def test_bad_recipes_are_one_sentence(recipe, tmp_path, override, words):
 def test_model_and_data_that_do_not_fit(recipe, tmp_path):
     recipe["model"]["vocabulary"] = 200
     plan = validate(Recipe, recipe, "")
-    with pytest.raises(ConfigError, match=r"model.vocabulary: is 200, but the tokenizer has 2"):
+    with pytest.raises(ConfigError, match=r"model.vocabulary: is 200, but the tokenizer has 300"):
         train(plan, tmp_path / "a", hooks(plan))
     recipe["model"] |= {"vocabulary": 300, "max_positions": 40}
     plan = validate(Recipe, recipe, "")
