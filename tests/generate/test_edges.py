@@ -364,11 +364,12 @@ def test_an_id_of_any_size_that_the_vocabulary_lacks_is_named(model, wrong):
             make()
 
 
-def test_a_state_that_memory_does_not_hold_is_a_failure_in_words(model, monkeypatch):
+@pytest.mark.parametrize("where", ["empty_state", "step"])  # of a model, and of what decodes
+def test_a_state_that_memory_does_not_hold_is_a_failure_in_words(model, monkeypatch, where):
     def refused(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 512000000000 bytes")
 
-    monkeypatch.setattr(type(model), "empty_state", refused)
+    monkeypatch.setattr(type(model) if where == "empty_state" else Decoder, where, refused)
     talk = Conversation(model, Sampling(), 3)
     try:
         for make in (

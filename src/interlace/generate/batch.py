@@ -9,7 +9,7 @@ import torch
 
 from interlace.base.errors import ConfigError, PromptTooLong
 from interlace.base.segments import Segments
-from interlace.generate.engine import check_count, checked_prompt, prompt_tokens, room, seeded
+from interlace.generate.engine import check_count, checked_prompt, memory_for, prompt_tokens, seeded
 from interlace.generate.replay import Decoder
 from interlace.generate.sampling import Sampling
 from interlace.model.model import HybridLM
@@ -61,28 +61,30 @@ def generate_batch(
     generators = [seeded(seed) for seed in seeds]
     flat = prompt_tokens(model, [t for ids in prompts for t in ids])
     segments = Segments.from_lengths([len(ids) for ids in prompts])
-    state = room(model, len(prompts), max(len(p) + m for p, m in zip(prompts, max_tokens, strict=True)))
-    logits, state = model(flat, segments, state, last_only=True)
-    live = list(range(len(prompts)))  # which prompt each row of the state belongs to
-    decoder = Decoder(model, state)
-    while True:
-        drawn = [int(samplings[row].draw(logits[place], generators[row])) for place, row in enumerate(live)]
-        going = []
-        for place, (row, token) in enumerate(zip(live, drawn, strict=True)):
-            if row_done(made[row], max_tokens[row]):
-                continue
-            if token in stops:
-                made[row].ended = True
-                continue
-            made[row].ids.append(token)
-            if not row_done(made[row], max_tokens[row]):
-                going.append(place)
-        if not going:
-            return made
-        if 2 * len(going) <= len(live):  # rows that have ended cost as much as the others
-            live, drawn = [live[p] for p in going], [drawn[p] for p in going]
-            decoder = Decoder(model, decoder.state.select(going))
-        logits = decoder.step(torch.tensor(drawn, device=model.device))
+    longest = max(len(p) + m for p, m in zip(prompts, max_tokens, strict=True))
+    with memory_for(len(prompts) * longest):
+        state = model.empty_state(len(prompts), longest)
+        logits, state = model(flat, segments, state, last_only=True)
+        live = list(range(len(prompts)))  # which prompt each row of the state belongs to
+        decoder = Decoder(model, state)
+        while True:
+            drawn = [int(samplings[row].draw(logits[place], generators[row])) for place, row in enumerate(live)]
+            going = []
+            for place, (row, token) in enumerate(zip(live, drawn, strict=True)):
+                if row_done(made[row], max_tokens[row]):
+                    continue
+                if token in stops:
+                    made[row].ended = True
+                    continue
+                made[row].ids.append(token)
+                if not row_done(made[row], max_tokens[row]):
+                    going.append(place)
+            if not going:
+                return made
+            if 2 * len(going) <= len(live):  # rows that have ended cost as much as the others
+                live, drawn = [live[p] for p in going], [drawn[p] for p in going]
+                decoder = Decoder(model, decoder.state.select(going))
+            logits = decoder.step(torch.tensor(drawn, device=model.device))
 
 
 def row_done(made: Made, most: int) -> bool:

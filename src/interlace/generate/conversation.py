@@ -9,7 +9,7 @@ import torch
 from interlace.base.errors import ConfigError, PromptTooLong
 from interlace.data.chat import ChatTemplate, split_thought
 from interlace.data.tokenizer import Tokenizer
-from interlace.generate.engine import PREFILL, check_count, check_ids, room, seeded
+from interlace.generate.engine import PREFILL, check_count, check_ids, memory_for, seeded
 from interlace.generate.replay import Decoder
 from interlace.generate.sampling import Sampling
 from interlace.model.model import HybridLM
@@ -74,9 +74,10 @@ class Conversation:
             )
         made: list[str] = []
         self.made_tokens = 0
-        for piece in self.tokenizer.stream(self._tokens(ids)):
-            made.append(piece)
-            yield piece
+        with memory_for(len(ids) + self.max_tokens):
+            for piece in self.tokenizer.stream(self._tokens(ids)):
+                made.append(piece)
+                yield piece
         answer, thought = split_thought("".join(made), prompt.rstrip().endswith("<think>"))
         turn = {"role": "assistant", "content": answer}
         self.messages = [*asked, {**turn, "reasoning_content": thought} if thought else turn]
@@ -85,7 +86,7 @@ class Conversation:
     def _tokens(self, ids: list[int]) -> Iterator[int]:
         state, done = self._state, len(self._read)
         if state is None or ids[:done] != self._read or done >= len(ids):  # the template wrote the past otherwise
-            state, done = room(self.model, 1, len(ids) + self.max_tokens), 0
+            state, done = self.model.empty_state(1, len(ids) + self.max_tokens), 0
         self._state = None  # an answer that is broken off leaves nothing half read
         rest = torch.tensor(ids[done:], device=self.model.device)
         for part in rest.split(PREFILL):

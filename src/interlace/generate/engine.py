@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
@@ -16,7 +17,6 @@ from interlace.generate.sampling import Sampling
 from interlace.generate.stops import Stops
 from interlace.layers.projection import Projections
 from interlace.model.model import HybridLM
-from interlace.model.state import ModelState
 from interlace.ops import native
 
 MOST = 1 << 31  # tokens that may be asked for
@@ -161,7 +161,7 @@ def generate_tokens(
     Raises:
         PromptTooLong: prompt and max_tokens do not fit the model's limit.
         ConfigError: max_tokens, seed or ids are not what they must be. ShapeError: an id is outside the vocabulary.
-        Failure: when the first is asked for: memory does not hold the state.
+        Failure: while they are made: memory does not hold the state.
     """
     check_count("max_tokens", max_tokens)
     ids = checked_prompt(ids)
@@ -211,15 +211,14 @@ def prompt_tokens(model: HybridLM, ids: Sequence[int]) -> Tensor:
     return torch.tensor(ids, device=model.device)
 
 
-def room(model: HybridLM, rows: int, positions: int) -> ModelState:
-    """An empty state for so many tokens.
-
-    Raises:
-        Failure: memory does not hold it.
-    """
+@contextmanager
+def memory_for(positions: int) -> Iterator[None]:
+    """Raise Failure, which names max_tokens, where memory does not hold the state of so many tokens."""
     try:
-        return model.empty_state(rows, positions)
-    except (RuntimeError, MemoryError) as error:
+        yield
+    except (RuntimeError, MemoryError) as error:  # the CPU's allocator has no error of its own
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
         raise Failure(
             f"max_tokens: memory does not hold the state of {positions:,} tokens, the prompt's included; lower it"
         ) from error
@@ -243,15 +242,16 @@ def seeded(seed: int | None) -> torch.Generator:
 def _tokens(
     model: HybridLM, ids: Tensor, max_tokens: int, sampling: Sampling, generator: torch.Generator
 ) -> Iterator[int]:
-    state = room(model, 1, ids.shape[0] + max_tokens)
-    with torch.inference_mode():
-        for part in ids.split(PREFILL):
-            logits, state = model(part, state=state, last_only=True)
-    decoder = Decoder(model, state)
-    for made in range(1, max_tokens + 1):
-        token = int(sampling.draw(logits[0], generator))
-        if token in model.config.tokens.eos:
-            return
-        yield token
-        if made < max_tokens:
-            logits = decoder.step(torch.tensor([token], device=ids.device))
+    with memory_for(ids.shape[0] + max_tokens):
+        state = model.empty_state(1, ids.shape[0] + max_tokens)
+        with torch.inference_mode():
+            for part in ids.split(PREFILL):
+                logits, state = model(part, state=state, last_only=True)
+        decoder = Decoder(model, state)
+        for made in range(1, max_tokens + 1):
+            token = int(sampling.draw(logits[0], generator))
+            if token in model.config.tokens.eos:
+                return
+            yield token
+            if made < max_tokens:
+                logits = decoder.step(torch.tensor([token], device=ids.device))
