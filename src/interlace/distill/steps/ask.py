@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -24,7 +24,8 @@ REPAIR = (
 )
 SHORT = 400  # characters; a refusal in words is short
 
-Teachers = tuple[str, ...] | dict[str, float]
+Weight = Annotated[float, Field(allow_inf_nan=True)]  # refused below, in words that name it
+Teachers = tuple[str, ...] | dict[str, Weight]
 
 
 class Asking(Step):
