@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.base import links
-from interlace.base.errors import CheckpointError, DataError
+from interlace.base.errors import CheckpointError, DataError, first_line
 from interlace.base.files import read_json, step_folders, user_path
 from interlace.checkpoint.tensors import Entry, read_header, regular_size
 from interlace.data.tokenizer import TOKENIZER_FILES
@@ -83,8 +83,7 @@ def _fetch(hub_id: str, weights: bool) -> Path:
             snapshot_download(hub_id, allow_patterns=list(WEIGHTS), revision=revision)
         return folder
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{hub_id}: no such folder, and the hub does not give it: {reason}") from None
+        raise CheckpointError(f"{hub_id}: no such folder, and the hub does not give it: {first_line(error)}") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:

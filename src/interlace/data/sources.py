@@ -77,7 +77,7 @@ class Sources:
         """
         paths = [user_path(path) for path in self.paths]
         if self._renamed is None:
-            self._renamed = _same_names([self._files(path) for path in paths]) if len(paths) > 1 else {}
+            self._renamed = _same_names([self.files(path) for path in paths]) if len(paths) > 1 else {}
         for path in paths:
             if path.is_dir():
                 yield from self._folder(path)
@@ -86,7 +86,7 @@ class Sources:
             else:
                 raise DataError(f"{path}: no such file or folder")
 
-    def _files(self, source: Path) -> Iterator[tuple[Path, str]]:
+    def files(self, source: Path) -> Iterator[tuple[Path, str]]:
         """The files of a source that are wanted, and their names below it."""
         if not source.is_dir():
             yield source, source.name
@@ -99,7 +99,7 @@ class Sources:
 
     def _folder(self, folder: Path) -> Iterator[Document]:
         found, renamed = False, self._renamed or {}
-        for path, own in self._files(folder):
+        for path, own in self.files(folder):
             name = renamed.get(path, own)
             try:
                 for document in self._file(path, name, alone=False):

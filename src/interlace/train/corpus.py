@@ -86,11 +86,8 @@ def kept_corpus(
 def stamp(text: Sources) -> str:
     """A hash of the paths, sizes and times of a text's files, which changes when the text does."""
     digest = hashlib.sha256()
-    for source in (path.resolve() for path in text.paths):
-        for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
-            name = path.relative_to(source)
-            if any(part.startswith(".") for part in name.parts) or not text.keep(name) or not path.is_file():
-                continue
+    for source in text.paths:
+        for path in (p for p, _ in text.files(source.resolve()) if p.is_file()):  # a missing one is refused when read
             status = path.stat()
             digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
