@@ -30,10 +30,10 @@ from measure import Apart, compare, describe, median, reading_bytes_per_second, 
 import interlace
 from interlace.base.segments import Segments
 from interlace.data.batches import IGNORE, Batch
-from interlace.generate.engine import generate_tokens, lay_out_for_decoding
-from interlace.generate.sampling import Sampling
+from interlace.generation.sampling import Sampling
+from interlace.generation.text import generate_tokens, lay_out_for_decoding
 from interlace.model.config import ModelConfig
-from interlace.train.precision import matmul_flops_per_second
+from interlace.model.precision import matmul_flops_per_second
 from interlace.train.recipe import TrainSettings
 from interlace.train.trainer import Trainer, parameter_groups
 

@@ -20,10 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from interlace.distill.contamination import Index, judged, read_benchmark, words_of
 from interlace.distill.run import RunFolder, generate
 from interlace.distill.steps.near import Decontaminate
 from interlace.distill.steps.sources import read_rows
+from interlace.text.contamination import Index, judged, read_benchmark, words_of
 
 PAIRS = """buys purchases, buy purchase, bought purchased, sells retails, gets receives, each every, total overall,
 many numerous, kids children, children kids, big large, dad father, mom mother, begins starts, starts begins,

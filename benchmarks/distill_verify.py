@@ -23,11 +23,12 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
-from interlace.base.worker import Worker
 from interlace.distill.steps.sources import read_rows
 from interlace.distill.steps.verify import SYMBOLS
-from interlace.distill.verify import cage, programs
-from interlace.distill.verify.numbers import final_number, same_number
+from interlace.sandbox import cage
+from interlace.sandbox.worker import Worker
+from interlace.verify import programs
+from interlace.verify.numbers import final_number, same_number
 
 PAIRS = Path(__file__).parents[1] / "tests" / "distill"
 FORMS = ("#### {}", "The answer is {}.", "so we get \\boxed{{{}}}", "In all that makes {} of them", "**Answer: {}**")

@@ -24,8 +24,8 @@ import transformers
 from measure import compare, describe, require_truth
 
 import interlace
-from interlace.generate.engine import generate_tokens, lay_out_for_decoding
-from interlace.generate.sampling import Sampling
+from interlace.generation.sampling import Sampling
+from interlace.generation.text import generate_tokens, lay_out_for_decoding
 
 TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 TRUNK = {**TOKENS, "vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}

@@ -36,8 +36,8 @@ def one(name: str, tokens: int) -> dict[str, float]:
     from families import CONFIGS
 
     import interlace
-    from interlace.checkpoint.registry import FAMILIES
-    from interlace.generate.engine import PREFILL
+    from interlace.checkpoint.families.registry import FAMILIES
+    from interlace.generation.text import PREFILL
     from interlace.model.memory import prefill_memory
 
     class Plain:  # families' configs, without importing all that their models need

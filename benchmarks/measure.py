@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from interlace.ops import native
+from interlace.model.precision import matmul_flops_per_second
+from interlace.ops.core import kernels as native
 from interlace.ops.selftest import check
-from interlace.train.precision import matmul_flops_per_second
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from interlace.checkpoint.registry import FAMILIES
+from interlace.checkpoint.families.registry import FAMILIES
 from interlace.model.config import ModelConfig
 from interlace.model.sizes import Sizes, sizes
 

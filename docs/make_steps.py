@@ -20,7 +20,7 @@ from interlace.distill.steps.ask import Asking
 from interlace.distill.steps.base import Step
 from interlace.distill.steps.grade import Criterion
 from interlace.distill.steps.registry import KINDS
-from interlace.distill.teacher import Teacher
+from interlace.distill.teachers.teacher import Teacher
 
 HEAD = """# The tables of a distillation recipe
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from interlace.base.segments import Segments as Segments
     from interlace.checkpoint.load import load as load
     from interlace.checkpoint.save import save as save
-    from interlace.generate.engine import generate as generate
+    from interlace.generation.text import generate as generate
     from interlace.model.config import ModelConfig as ModelConfig
     from interlace.model.model import HybridLM as HybridLM
     from interlace.model.sizes import sizes as sizes
@@ -27,11 +27,12 @@ _HOMES = {
     "ModelConfig": "interlace.model.config",
     "ModelState": "interlace.model.state",
     "Segments": "interlace.base.segments",
+    "generate": "interlace.generation.text",
     "load": "interlace.checkpoint.load",
     "save": "interlace.checkpoint.save",
     "sizes": "interlace.model.sizes",
 }
-_ROOMS = ("generate", "ops")  # reached as attributes; the room `generate` is also the function
+_ROOMS = ("ops",)  # reached as attributes
 
 __all__ = ["HybridLM", "InterlaceError", "ModelConfig", "ModelState", "Segments", "generate", "load", "save", "sizes"]
 

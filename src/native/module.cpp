@@ -302,7 +302,7 @@ void attention_backward(std::vector<Address> in, std::vector<long> sizes, float 
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.doc() = "CPU kernels; interlace.ops.native calls them. An address of 0 stands for an absent tensor.";
+  m.doc() = "CPU kernels; interlace.ops.core.kernels calls them. An address of 0 stands for an absent tensor.";
   m.attr("SNAPSHOT_TOKENS") = SNAPSHOT_TOKENS;
   use("");
   m.def("instruction_sets", &instruction_sets, "Those built here that this processor has, the widest first.");

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import interlace
-from interlace.checkpoint.registry import FAMILIES
+from interlace.checkpoint.families.registry import FAMILIES
 from interlace.checkpoint.save import family_of
 from interlace.model.model import HybridLM
 

@@ -20,7 +20,7 @@ from interlace.base.errors import CheckpointError
 from interlace.checkpoint.load import describe
 from interlace.checkpoint.special import generation_config
 from interlace.data.chat import ChatTemplate, read_template
-from interlace.generate.engine import recommended
+from interlace.generation.text import recommended
 from interlace.model.model import HybridLM, Source
 
 RELEASES = Path(__file__).with_name("releases")

@@ -11,9 +11,9 @@ import interlace
 from interlace.base.errors import InterlaceError
 from interlace.cli.main import run
 from interlace.data.tokenizer import Tokenizer
-from interlace.generate.conversation import Conversation
-from interlace.generate.engine import generate_tokens
-from interlace.generate.sampling import Sampling
+from interlace.generation.conversation import Conversation
+from interlace.generation.sampling import Sampling
+from interlace.generation.text import generate_tokens
 from interlace.model.model import HybridLM
 from interlace.model.presets import preset
 

@@ -14,7 +14,7 @@ from terminal import CTRL_C, ends_well
 import interlace
 from interlace.cli.main import run
 from interlace.data.tokenizer import Tokenizer
-from interlace.generate.conversation import Conversation
+from interlace.generation.conversation import Conversation
 from interlace.model.presets import preset
 from interlace.train.trainer import Trainer
 
@@ -174,7 +174,7 @@ def test_a_worker_is_not_in_the_terminals_foreground():
     """Keys pressed for us are not meant for the process that renders."""
     import os
 
-    from interlace.base.templates import Templates
+    from interlace.sandbox.templates import Templates
 
     templates = Templates()
     try:

@@ -20,8 +20,8 @@ from interlace.cli import output
 from interlace.cli.main import app, run
 from interlace.cli.reference import VERBS
 from interlace.data.tokenizer import Tokenizer
-from interlace.generate.engine import generate_tokens
-from interlace.generate.sampling import Sampling
+from interlace.generation.sampling import Sampling
+from interlace.generation.text import generate_tokens
 from interlace.model.presets import preset
 
 

@@ -15,7 +15,7 @@ from interlace.data.prepare import Chat, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
-from interlace.generate.conversation import end_tokens
+from interlace.generation.conversation import end_tokens
 
 TURNS = [
     {"role": "system", "content": "Be brief."},

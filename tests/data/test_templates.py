@@ -14,9 +14,9 @@ from interlace.data.prepare import Chat, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
-from interlace.generate import conversation
-from interlace.generate.conversation import Conversation, end_tokens
-from interlace.generate.sampling import Sampling
+from interlace.generation import conversation
+from interlace.generation.conversation import Conversation, end_tokens
+from interlace.generation.sampling import Sampling
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from says import says  # noqa: F401 - a fixture
 
-from interlace.base.templates import Templates
+from interlace.sandbox.templates import Templates
 
 SERVER = Path(__file__).with_name("simulator.py")
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from interlace.distill.control import BREAK, Pace, backoff
+from interlace.distill.teachers.rate import BREAK, Pace, backoff
 
 
 class Endpoint:

@@ -12,7 +12,7 @@ import pytest
 
 from interlace.base.errors import InterlaceError
 from interlace.distill.export import export
-from interlace.distill.ledger import Ledger, Limits, Record, Reserve
+from interlace.distill.ledger.ledger import Ledger, Limits, Record, Reserve
 from interlace.distill.report import report
 from interlace.distill.run import RunFolder, generate, status
 from interlace.study.quickstart.contest import Watcher

@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from interlace.cli.distill import Display
-from interlace.distill.client import Dead
 from interlace.distill.run import generate
+from interlace.distill.teachers.client import Dead
 
 
 @pytest.fixture

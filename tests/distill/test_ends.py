@@ -6,9 +6,9 @@ import pytest
 from ledgers import rows_of
 from says import completion, whole
 
-from interlace.distill.client import judge
-from interlace.distill.endpoint import content
 from interlace.distill.run import generate
+from interlace.distill.teachers.client import judge
+from interlace.distill.teachers.endpoint import content
 
 CALL = [{"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}]
 

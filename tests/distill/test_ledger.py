@@ -12,7 +12,7 @@ import pytest
 
 from interlace.base.errors import DataError, Failure
 from interlace.base.text import clean
-from interlace.distill.ledger import Exhausted, Ledger, Limits, NewRow, Record, Reserve, digest
+from interlace.distill.ledger.ledger import Exhausted, Ledger, Limits, NewRow, Record, Reserve, digest
 
 FREE = Limits()
 SMALL = Reserve(100, 0.5)
@@ -96,7 +96,7 @@ def test_a_try_that_may_have_been_charged_stays_taken(ledger):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from interlace.distill.ledger import *
+from interlace.distill.ledger.ledger import *
 l = Ledger(Path(sys.argv[1]), "run")
 for i in range(3): l.claim(f"k{i}", "t", "{}", Reserve(100, 0.5), Limits())
 l.finish(Record("k0", "t", "ok", cost=0.1), Reserve(100, 0.5))

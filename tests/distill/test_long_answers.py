@@ -12,8 +12,8 @@ from interlace.distill.steps.instruct import listed
 from interlace.distill.steps.marks import read_marks
 from interlace.distill.steps.refusals import is_refusal
 from interlace.distill.steps.verify import code_of
-from interlace.distill.verify.numbers import all_numbers, final_number, same_number
-from interlace.distill.verify.structure import as_json
+from interlace.verify.numbers import all_numbers, final_number, same_number
+from interlace.verify.structure import as_json
 
 N = 8000
 SECONDS = 1.0  # of the processor: each takes a few milliseconds where its time is linear, and minutes where it is not

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from interlace.distill.control import Pace
+from interlace.distill.teachers.rate import Pace
 
 LANES = 256  # rows at once
 

@@ -10,9 +10,9 @@ import pytest
 from says import completion, whole
 
 from interlace.base.errors import ConfigError
-from interlace.distill.endpoint import Endpoint, Reply, content
 from interlace.distill.run import RunFolder, generate, status
-from interlace.distill.teacher import Teacher
+from interlace.distill.teachers.endpoint import Endpoint, Reply, content
+from interlace.distill.teachers.teacher import Teacher
 
 BODY = json.dumps(completion()).encode()
 SIZE = f"content-length: {len(BODY)}"

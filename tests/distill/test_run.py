@@ -12,10 +12,10 @@ import pytest
 from ledgers import rows_of
 
 from interlace.base.errors import ConfigError, DataError, Failure, RunError
-from interlace.distill.client import Dead
 from interlace.distill.export import export
-from interlace.distill.ledger import Exhausted, Ledger
+from interlace.distill.ledger.ledger import Exhausted, Ledger
 from interlace.distill.run import RunFolder, generate, status
+from interlace.distill.teachers.client import Dead
 
 FAULTS = {
     "drop": 0.03,
@@ -416,8 +416,8 @@ def test_a_key_is_stripped_checked_and_not_taken_out_of_answers_where_it_is_a_wo
 def test_no_header_of_the_environment_reaches_an_endpoint_and_none_without_a_key(monkeypatch):
     import asyncio
 
-    from interlace.distill.endpoint import Endpoint
-    from interlace.distill.teacher import Teacher
+    from interlace.distill.teachers.endpoint import Endpoint
+    from interlace.distill.teachers.teacher import Teacher
 
     seen = []
 

@@ -10,16 +10,16 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from interlace.distill.client import split_reasoning
-from interlace.distill.contamination import Index, Item
 from interlace.distill.desk import Answer
-from interlace.distill.endpoint import content
 from interlace.distill.export import Unusable, check_turn, export
-from interlace.distill.minhash import first_of_each, shingles, signature
 from interlace.distill.run import RunFolder, generate
 from interlace.distill.steps.ask import Generate
 from interlace.distill.steps.refusals import is_refusal
-from interlace.distill.words import words_of
+from interlace.distill.teachers.client import split_reasoning
+from interlace.distill.teachers.endpoint import content
+from interlace.text.contamination import Index, Item
+from interlace.text.minhash import first_of_each, shingles, signature
+from interlace.text.words import words_of
 
 SIGNS = [
     ("What is C?", "What is C#?"),

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from ledgers import rows_of
 
 from interlace.base.errors import DataError
-from interlace.distill.contamination import Index, Item, coverage, judged
 from interlace.distill.desk import Answer
-from interlace.distill.minhash import HASHES, bands, first_of_each, shingles, signature
 from interlace.distill.report import agreement_rows
 from interlace.distill.run import RunFolder, generate
 from interlace.distill.steps.choose import language_of
 from interlace.distill.steps.grade import Criterion, Grade, agreement
 from interlace.distill.steps.sources import parts
-from interlace.distill.topics import distinct, topics
-from interlace.distill.verify.structure import fitting
-from interlace.distill.words import words_of
+from interlace.text.contamination import Index, Item, coverage, judged
+from interlace.text.minhash import HASHES, bands, first_of_each, shingles, signature
+from interlace.text.topics import distinct, topics
+from interlace.text.words import words_of
+from interlace.verify.structure import fitting
 
 
 def outcome(run, step):
@@ -103,8 +103,8 @@ def test_samples_are_rows_and_reasoning_stays_apart(server, recipe, tmp_path):
     ],
 )
 def test_reasoning_is_found_in_a_field_or_between_tags(message, answer, reasoning):
-    from interlace.distill.client import split_reasoning
-    from interlace.distill.endpoint import content
+    from interlace.distill.teachers.client import split_reasoning
+    from interlace.distill.teachers.endpoint import content
 
     assert split_reasoning(content({"choices": [{"message": message}]})) == (answer, reasoning)
 
@@ -136,9 +136,9 @@ def alone(step, values, client, tmp_path):
     """What a step makes of one row."""
     import asyncio
 
-    from interlace.base.templates import Templates
     from interlace.distill.desk import Desk
-    from interlace.distill.ledger import Row
+    from interlace.distill.ledger.ledger import Row
+    from interlace.sandbox.templates import Templates
 
     templates = Templates()
     desk = Desk(step.name or step.kind, tmp_path, 0, templates, client)
@@ -342,7 +342,7 @@ def test_the_agreement_of_two_judges_is_reported(server, tmp_path):
 
 
 def test_the_best_of_samples_goes_on():
-    from interlace.distill.ledger import Row
+    from interlace.distill.ledger.ledger import Row
 
     best = step_of("best", highest="score")
     family = [

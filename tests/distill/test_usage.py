@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from says import completion, whole
 
-from interlace.distill.ledger import Exhausted
+from interlace.distill.ledger.ledger import Exhausted
 from interlace.distill.run import RunFolder, generate, status
 
 LONG = "It is seven, as was to be shown. " * 60  # about 2,000 letters

@@ -11,8 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import interlace.ops as ops
 from interlace.base.segments import Segments
-from interlace.ops import chunks, native, selftest
-from interlace.ops.attention.state import AttentionState
+from interlace.ops import selftest
+from interlace.ops.core import chunks
+from interlace.ops.core import kernels as native
+from interlace.ops.core.attention_state import AttentionState
 
 ALL = [case for operator in selftest.CASES for case in selftest.cases(operator)]
 VARIANTS = [(case, v) for case in ALL for v in selftest.variants(case.operator)]

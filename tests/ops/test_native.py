@@ -20,12 +20,12 @@ from interlace.ops import (
     gated_delta,
     gated_delta_step,
     linear,
-    native,
     rms_norm,
     selftest,
     short_convolution,
     swiglu,
 )
+from interlace.ops.core import kernels as native
 from interlace.ops.gated_delta import native as gated_delta_native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.missing}")
@@ -59,9 +59,9 @@ def test_without_kernels_everything_works_and_says_so_once():
 import logging, torch
 logging.basicConfig()
 from interlace import HybridLM, generate
-from interlace.generate.engine import generate_tokens, lay_out_for_decoding
+from interlace.generation.text import generate_tokens, lay_out_for_decoding
 from interlace.model.presets import preset
-from interlace.ops import native
+from interlace.ops.core import kernels as native
 assert not native.available() and native.active() == "none"
 model = HybridLM(preset("tiny-hybrid"))
 model(torch.arange(20))[0].sum().backward()
@@ -329,7 +329,7 @@ def test_many_taps_are_refused():
 @every_instruction_set
 def test_attention_steps_over_a_ring_that_wraps(instruction_set):
     """Rows at different positions, a window of 5, grouped heads: the step kernel against the recurrence."""
-    from interlace.ops.attention.state import AttentionState
+    from interlace.ops.core.attention_state import AttentionState
 
     case = selftest.attention_case([30, 30], "ring", 5)
     x = {n: t.float() for n, t in case.tensors.items()}
@@ -395,7 +395,7 @@ def test_shapes_that_would_be_read_out_of_bounds_are_refused():
 
 
 def test_a_state_of_another_layer_is_refused():
-    from interlace.ops.attention.state import AttentionState
+    from interlace.ops.core.attention_state import AttentionState
 
     query, key = torch.zeros(2, 4, 32), torch.zeros(2, 2, 32)
     state = AttentionState.empty(2, 2, 16, 16, None, key, 8)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import interlace
 from interlace.base.segments import Segments
-from interlace.generate.engine import generate_tokens
-from interlace.generate.sampling import Sampling
+from interlace.generation.sampling import Sampling
+from interlace.generation.text import generate_tokens
 
 RELATIVE = 2e-5  # float32, different order of sums
 every_config = pytest.mark.parametrize("name", list(CONFIGS))

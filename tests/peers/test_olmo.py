@@ -74,7 +74,7 @@ def test_other_names_seen_in_the_wild(pair):
     ids=str,
 )
 def test_every_history_of_rope_parameters(parameters, position):
-    from interlace.checkpoint.olmo_hybrid import read_config
+    from interlace.checkpoint.families.olmo_hybrid import read_config
 
     config = json.loads(olmo_hybrid().to_json_string())
     config["rope_parameters"] = parameters
@@ -89,7 +89,7 @@ def test_every_history_of_rope_parameters(parameters, position):
 
 def test_the_7b_has_the_published_number_of_parameters():
     """7,430,870,688 in all, 7,045,519,008 without the input embedding (arXiv 2604.03444)."""
-    from interlace.checkpoint.olmo_hybrid import read_config, slots
+    from interlace.checkpoint.families.olmo_hybrid import read_config, slots
 
     config = read_config(json.loads(transformers.OlmoHybridConfig(rope_parameters=None).to_json_string()))
     size = interlace.sizes(config)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import interlace
 from interlace.checkpoint.convert import convert
+from interlace.checkpoint.families.registry import FAMILIES
 from interlace.checkpoint.load import describe
-from interlace.checkpoint.registry import FAMILIES
 from interlace.checkpoint.save import family_of
 
 TOKENS = torch.arange(30) % 97

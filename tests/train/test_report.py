@@ -91,7 +91,7 @@ def test_the_page_tells_the_text(done):
 
 
 def test_what_a_model_writes_is_shown_and_not_run(recipe, tmp_path, monkeypatch):
-    from interlace.generate import engine
+    from interlace.generation import text as engine
 
     monkeypatch.setattr(engine, "generate", lambda *a, **k: iter(["<script>", "alert(1)</script>"]))
     file = tmp_path / "r.toml"

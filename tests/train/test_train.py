@@ -20,7 +20,7 @@ from interlace.data.batches import IGNORE
 from interlace.evaluate.bits_per_byte import HeldOut
 from interlace.train.estimate import activation_bytes, estimate
 from interlace.train.loop import Hooks, train
-from interlace.train.loss import next_token_loss
+from interlace.train.objectives.next_token import next_token_loss
 from interlace.train.recipe import Recipe, read_recipe
 from interlace.train.run import RunFolder, is_whole
 from interlace.train.schedule import warmup_stable_decay

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from interlace.base.errors import CheckpointError, DataError
 from interlace.base.files import PARTIAL, disk_errors, read_json, sync, user_path, write_file
-from interlace.base.lock import beside, hold
 from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.checkpoint.folder import INDEX, alongside, read_entries, resolve
 from interlace.checkpoint.load import check_sizes, describe, match, published_shape, row_count
@@ -32,6 +31,7 @@ from interlace.layers.projection import Projections
 from interlace.model.config import ModelConfig
 from interlace.model.device import check_dtype
 from interlace.model.model import HybridLM
+from interlace.runs.lock import beside, hold
 
 STATE = "conversion.json"  # in the unfinished folder: what is being converted, so that only the same work goes on
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from interlace.base.errors import CheckpointError, InterlaceError, nearest
+from interlace.checkpoint.families.registry import FAMILIES
 from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.checkpoint.folder import GENERATION, alongside, read_config, read_entries, resolve
 from interlace.checkpoint.names import unknown_name
 from interlace.checkpoint.quantised import refuse_quantised
-from interlace.checkpoint.registry import FAMILIES
 from interlace.checkpoint.special import generation_config, special_tokens
 from interlace.checkpoint.tensors import WEIGHTS, Entry, read_into, same_values
 from interlace.data.tokenizer import TOKENIZER, Tokenizer

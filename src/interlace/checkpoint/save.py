@@ -13,10 +13,10 @@ from torch import Tensor
 
 from interlace.base.errors import CheckpointError
 from interlace.base.files import new_folder, user_path
+from interlace.checkpoint.families.registry import FAMILIES
 from interlace.checkpoint.family import Family
 from interlace.checkpoint.folder import BESIDE, GENERATION, INDEX, SINGLE, WEIGHTS
 from interlace.checkpoint.load import published_shape, rows_of
-from interlace.checkpoint.registry import FAMILIES
 from interlace.checkpoint.tensors import Planned, planned, write_planned
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM, Source

@@ -12,7 +12,7 @@ from interlace.cli.output import count, err, print_json, say, say_recommended
 from interlace.cli.values import Named, Whole
 
 if TYPE_CHECKING:
-    from interlace.generate.conversation import Conversation
+    from interlace.generation.conversation import Conversation
 
 HINT = "/new begins again, /quit or Ctrl-D ends"
 
@@ -70,8 +70,8 @@ def chat(
     """
     import interlace
     from interlace.base.errors import ConfigError
-    from interlace.generate.conversation import Conversation
-    from interlace.generate.engine import lay_out_for_decoding, recommended
+    from interlace.generation.conversation import Conversation
+    from interlace.generation.text import lay_out_for_decoding, recommended
     from interlace.model.device import check_device
 
     if json and prompt is None:

@@ -28,7 +28,7 @@ def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")]
     from dataclasses import asdict
 
     from interlace.model.device import check_device
-    from interlace.ops import native
+    from interlace.ops.core import kernels as native
     from interlace.ops.selftest import check
 
     check_device(device)
@@ -93,11 +93,11 @@ def describe_machine(device: str) -> dict[str, Any]:
 
     import torch
 
-    from interlace.base.machine import memory_bytes, processor
     from interlace.cli.output import size
-    from interlace.distill.verify import cage
-    from interlace.ops import native
-    from interlace.train.precision import choose_precision, matmul_flops_per_second
+    from interlace.model.precision import choose_precision, matmul_flops_per_second
+    from interlace.ops.core import kernels as native
+    from interlace.runs.machine import memory_bytes, processor
+    from interlace.sandbox import cage
     from interlace.train.run import versions
 
     facts: dict[str, Any] = {**versions(), "system": platform.platform(terse=True), "processor": processor()}

@@ -75,9 +75,9 @@ def generate(
     import interlace
     from interlace.base.errors import ConfigError
     from interlace.evaluate.bits_per_byte import score_text
-    from interlace.generate.engine import lay_out_for_decoding, recommended
+    from interlace.generation.text import lay_out_for_decoding, recommended
     from interlace.model.device import check_device
-    from interlace.train.precision import choose_precision
+    from interlace.model.precision import choose_precision
 
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ConfigError(f"dtype: must be auto, float32 or bfloat16, got {dtype!r}")

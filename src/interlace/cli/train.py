@@ -131,7 +131,7 @@ def _write_samples(run: Path, checkpoint: Path) -> None:
     import interlace
     from interlace.base.files import write_file
     from interlace.data.tokens import Corpus
-    from interlace.generate import engine
+    from interlace.generation import text as engine
     from interlace.train.corpus import prepared_folder
     from interlace.train.recipe import DataSettings
     from interlace.train.report import SAMPLES

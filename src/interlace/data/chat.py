@@ -10,8 +10,8 @@ from typing import Any
 
 from interlace.base.errors import ConfigError, DataError
 from interlace.base.files import user_path
-from interlace.base.templates import Templates, UnsafeTemplate
 from interlace.data.thoughts import REASONING, reasoning_of
+from interlace.sandbox.templates import Templates, UnsafeTemplate
 
 RARE = "\ue000"  # of private use: no template holds it
 ROLES = ("system", "user", "assistant", "tool")
@@ -44,7 +44,7 @@ class Part:
 
 
 class ChatTemplate:
-    """Renders conversations in the sandbox of `interlace.base.templates`.
+    """Renders conversations in the sandbox of `interlace.sandbox.templates`.
 
     Attributes:
         template: Jinja, as `transformers` renders it.

@@ -16,10 +16,10 @@ import numpy as np
 
 from interlace.base.errors import ConfigError, DataError
 from interlace.base.files import new_folder, sha256, user_path
-from interlace.base.lock import beside, hold
 from interlace.data.chat import DEFAULT, ChatTemplate, Part
 from interlace.data.sources import Document, HeldOutNames, Sources, split_point
 from interlace.data.tokenizer import END_OF_TEXT, Tokenizer
+from interlace.runs.lock import beside, hold
 
 LOG = logging.getLogger("interlace")
 SHARD_TOKENS = 1 << 28

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from tokenizers import Tokenizer as Fast
 
 from interlace.base.errors import DataError, first_line
-from interlace.base.worker import OutOfBounds, Refused, Worker
+from interlace.sandbox.worker import OutOfBounds, Refused, Worker
 
 CHILD = "interlace.data.tokenizer_child"
 SECONDS, MEMORY_BYTES = 30.0, 3 << 30

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from interlace.base.templates import Templates
-from interlace.base.worker import Workers
-from interlace.distill.ledger import Row, State
+from interlace.distill.ledger.ledger import Row, State
+from interlace.sandbox.templates import Templates
+from interlace.sandbox.worker import Workers
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ class Desk:
         return self.templates.render(template, values, f"steps.{self.step}.{where}")
 
     async def work(self, module: str, request: Any, seconds: float = 5.0) -> Any:
-        """The answer of a process that runs `module`; see `interlace.base.worker`."""
+        """The answer of a process that runs `module`; see `interlace.sandbox.worker`."""
         name = f"{module} {seconds}"
         if name not in self.pools:
             self.pools[name] = Workers(module, os.cpu_count() or 1, seconds)

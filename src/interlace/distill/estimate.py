@@ -7,10 +7,10 @@ from itertools import islice
 from typing import Any
 
 from interlace.base.errors import ConfigError
-from interlace.base.templates import Templates
 from interlace.distill.desk import Desk
 from interlace.distill.recipe import Recipe, Stage
 from interlace.distill.steps.ask import Asking
+from interlace.sandbox.templates import Templates
 
 LOOKED_AT = 50  # rows of a source whose prompts are rendered
 TOKENS_PER_BYTE = 0.3  # of prompts in English

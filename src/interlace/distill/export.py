@@ -14,14 +14,14 @@ from typing import IO, Any
 from interlace.base.errors import BackendUnavailable, ConfigError, DataError, RunError
 from interlace.base.files import new_folder, sha256, user_path
 from interlace.base.schema import validate
-from interlace.base.templates import Templates
 from interlace.base.text import finite
 from interlace.data.chat import ROLES
 from interlace.data.sources import split_point
 from interlace.data.thoughts import THOUGHTS, reasoning_of, table, written
-from interlace.distill.ledger import Ledger, Row
+from interlace.distill.ledger.ledger import Ledger, Row
 from interlace.distill.recipe import Output
 from interlace.distill.run import RunFolder, summary, versions
+from interlace.sandbox.templates import Templates
 
 SPLITS = ("train", "held_out")
 SEPARATORS = re.compile("[\x85\u2028\u2029]")  # that some readers take for ends of lines

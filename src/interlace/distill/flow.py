@@ -12,11 +12,11 @@ from typing import Any
 
 from interlace.base.errors import InterlaceError
 from interlace.base.text import clean_values
-from interlace.distill.client import Client
 from interlace.distill.desk import Desk
-from interlace.distill.ledger import Ledger, NewRow, Row
+from interlace.distill.ledger.ledger import Ledger, NewRow, Row
 from interlace.distill.recipe import Recipe, Stage
 from interlace.distill.steps.base import OF_A_ROW, ended_by
+from interlace.distill.teachers.client import Client
 
 CHUNK = 500  # rows of a source, or ids of rows that wait, at a time
 BEAT_SECONDS = 20.0

@@ -14,11 +14,11 @@ from pydantic import Field, field_validator
 from interlace.base.errors import ConfigError, DataError, nearest
 from interlace.base.files import sha256
 from interlace.base.schema import Closed, read_toml, validate
-from interlace.base.templates import Templates
-from interlace.distill.ledger import Limits, digest
+from interlace.distill.ledger.ledger import Limits, digest
 from interlace.distill.steps.base import Step
 from interlace.distill.steps.registry import KINDS
-from interlace.distill.teacher import Teacher
+from interlace.distill.teachers.teacher import Teacher
+from interlace.sandbox.templates import Templates
 
 TABLES = ("run", "teachers", "steps", "output")
 ABOUT_STEPS = ("name", "kind", "from")

@@ -13,15 +13,15 @@ import tomli_w
 
 from interlace.base.errors import Failure, RunError
 from interlace.base.files import user_path, write_file
-from interlace.base.page import page, picture, table
 from interlace.base.schema import validate
-from interlace.base.templates import Templates
 from interlace.distill.export import Unusable, conversation
-from interlace.distill.ledger import Ledger, Row
+from interlace.distill.ledger.ledger import Ledger, Row
 from interlace.distill.recipe import Output
 from interlace.distill.run import RunFolder, summary, versions
 from interlace.distill.steps.grade import agreement
-from interlace.distill.topics import distinct, topics
+from interlace.runs.page import page, picture, table
+from interlace.sandbox.templates import Templates
+from interlace.text.topics import distinct, topics
 
 LOOKED_AT = 3000  # conversations that lengths, runs and topics are counted on
 SHOWN, SHOWN_DROPPED = 8, 3

@@ -30,12 +30,12 @@ import interlace
 from interlace.base.errors import ConfigError, DataError, RunError
 from interlace.base.files import disk_errors, user_path, write_file
 from interlace.base.schema import Closed, validate
-from interlace.base.templates import Templates
-from interlace.distill.client import Client, Stopped, Tally, Transport
 from interlace.distill.desk import Desk
 from interlace.distill.flow import Flow, outlook, stage_id
-from interlace.distill.ledger import STATES, Ledger, Spent
+from interlace.distill.ledger.ledger import STATES, Ledger, Spent
 from interlace.distill.recipe import Recipe, read_recipe
+from interlace.distill.teachers.client import Client, Stopped, Tally, Transport
+from interlace.sandbox.templates import Templates
 
 RUN, LEDGER = "run.toml", "ledger.sqlite"
 DEPENDENCIES = ("aiohttp", "jinja2", "jsonschema", "sympy", "pyarrow")
@@ -256,7 +256,7 @@ class RunFolder:
 
 def transports(recipe: Recipe) -> dict[str, Transport]:
     """What sends to each teacher that a step may ask; keys are read, nothing is sent."""
-    from interlace.distill.endpoint import Endpoint
+    from interlace.distill.teachers.endpoint import Endpoint
 
     asked = {name for stage in recipe.stages.values() for name in stage.step.asks()}
     made: dict[str, Transport] = {}
@@ -266,7 +266,7 @@ def transports(recipe: Recipe) -> dict[str, Transport]:
         if teacher.kind == "endpoint":
             made[name] = Endpoint(name, teacher)
         else:
-            from interlace.distill.local import Local
+            from interlace.distill.teachers.local import Local
 
             made[name] = Local(name, teacher)
     return made

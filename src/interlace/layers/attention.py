@@ -13,7 +13,7 @@ from interlace.layers.norm import NormStyle
 from interlace.layers.projection import Projections
 from interlace.layers.rope import RopeConfig, rotate
 from interlace.ops.attention.dispatch import attention
-from interlace.ops.attention.state import AttentionState
+from interlace.ops.core.attention_state import AttentionState
 
 
 class AttentionConfig(MixerConfig):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
 from interlace.layers.projection import Projections, without_autocast
-from interlace.ops.attention.state import AttentionState
+from interlace.ops.core.attention_state import AttentionState
 from interlace.ops.long_convolution.dispatch import long_convolution
 from interlace.ops.short_convolution.dispatch import short_convolution
 

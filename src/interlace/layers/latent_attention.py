@@ -16,7 +16,7 @@ from interlace.layers.norm import NormStyle, RMSNorm
 from interlace.layers.projection import Projections
 from interlace.ops.attention.dispatch import attention, compiled_past
 from interlace.ops.attention.ragged import causal
-from interlace.ops.attention.state import AttentionState
+from interlace.ops.core.attention_state import AttentionState
 
 LATENT_EPS = 1e-6  # of the norms inside, whatever the model's own eps is
 EXPANDED_BYTES = 1 << 28  # of keys and values that a prompt's past is expanded to at a time

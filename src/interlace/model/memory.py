@@ -20,7 +20,7 @@ from interlace.base.segments import Segments
 from interlace.layers.base import Stream
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
-from interlace.ops.attention.state import AttentionState
+from interlace.ops.core.attention_state import AttentionState
 
 
 class _Alive(TorchDispatchMode):

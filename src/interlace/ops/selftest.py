@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from interlace.base.segments import Segments
-from interlace.ops import native
 from interlace.ops.attention import dispatch as attention_dispatch
-from interlace.ops.backends import Backend
+from interlace.ops.core import kernels as native
+from interlace.ops.core.backends import Backend
 from interlace.ops.cross_entropy import dispatch as cross_entropy_dispatch
 from interlace.ops.experts import dispatch as experts_dispatch
 from interlace.ops.gated_delta import dispatch as gated_delta_dispatch

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
+from interlace.model.precision import choose_precision, matmul_flops_per_second
 from interlace.model.sizes import sizes
 from interlace.train.loop import steps_of
-from interlace.train.precision import choose_precision, matmul_flops_per_second
 from interlace.train.recipe import Recipe
 
 UTILISATION = 0.35  # share of the matrix-product rate that training reached here, CPU (docs/LOG.md)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from interlace.base.errors import ConfigError, Diverged
-from interlace.base.lock import hold_folder
 from interlace.checkpoint.fingerprint import fingerprint
 from interlace.checkpoint.load import load
 from interlace.data.batches import batches as batches_of
@@ -20,8 +19,9 @@ from interlace.data.prepare import Report
 from interlace.data.tokens import Corpus
 from interlace.model.device import resolve_device
 from interlace.model.model import HybridLM
+from interlace.model.precision import choose_precision
+from interlace.runs.lock import hold_folder
 from interlace.train.corpus import check_fit, check_inputs, open_corpus
-from interlace.train.precision import choose_precision
 from interlace.train.recipe import Recipe
 from interlace.train.run import RunFolder, facts
 from interlace.train.schedule import horizon_steps

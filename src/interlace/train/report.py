@@ -12,12 +12,12 @@ import tomli_w
 
 from interlace.base.errors import ConfigError, DataError, RunError
 from interlace.base.files import read_json, user_path, write_file
-from interlace.base.page import origin, page, picture, table, visible
 from interlace.base.schema import validate
 from interlace.data.prepare import MANIFEST
 from interlace.data.tokens import check_manifest
 from interlace.model.config import ModelConfig
 from interlace.model.sizes import sizes
+from interlace.runs.page import origin, page, picture, table, visible
 from interlace.train.recipe import Recipe
 from interlace.train.run import NOT_CONFIG, RunFolder
 

@@ -17,9 +17,9 @@ import torch
 import interlace
 from interlace.base.errors import RunError
 from interlace.base.files import PARTIAL, disk_errors, new_folder, sha256, step_folders, step_of, user_path, write_file
-from interlace.base.lock import INSIDE
-from interlace.base.machine import machine
-from interlace.ops import native
+from interlace.ops.core import kernels as native
+from interlace.runs.lock import INSIDE
+from interlace.runs.machine import machine
 
 SUMS = "checksums.json"
 KEPT = 2  # checkpoints

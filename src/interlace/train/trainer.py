@@ -20,8 +20,8 @@ from interlace.checkpoint.tensors import read_header, read_into, write
 from interlace.data.batches import Batch
 from interlace.layers.moe import MoE
 from interlace.model.model import HybridLM
-from interlace.ops import native
-from interlace.train.loss import next_token_loss
+from interlace.ops.core import kernels as native
+from interlace.train.objectives.next_token import next_token_loss
 from interlace.train.recipe import TrainSettings
 from interlace.train.schedule import warmup_stable_decay
 

@@ -10,14 +10,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from interlace.base.text import clean_values
-from interlace.base.worker import OutOfBounds, Refused
 from interlace.distill.desk import Answer, Desk, Question
-from interlace.distill.ledger import Row, digest
+from interlace.distill.ledger.ledger import Row, digest
 from interlace.distill.steps.base import Out, Step
 from interlace.distill.steps.refusals import is_refusal
-from interlace.distill.verify.structure import read_schema
+from interlace.sandbox.worker import OutOfBounds, Refused
+from interlace.verify.structure import read_schema
 
-CHECKS = "interlace.distill.verify.child"
+CHECKS = "interlace.verify.child"
 CHECK_SECONDS = 5.0
 REPAIR = (
     "That answer cannot be used: {error}. Answer again with JSON alone that fits the schema, no other text around it."

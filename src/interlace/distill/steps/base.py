@@ -11,8 +11,8 @@ from pydantic import ConfigDict, Field, field_validator
 
 from interlace.base.errors import ConfigError
 from interlace.base.schema import Closed
-from interlace.base.templates import UnsafeTemplate
-from interlace.distill.ledger import Row
+from interlace.distill.ledger.ledger import Row
+from interlace.sandbox.templates import UnsafeTemplate
 
 if TYPE_CHECKING:
     from interlace.distill.desk import Desk

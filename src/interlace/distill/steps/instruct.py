@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from interlace.distill.desk import Desk, Question
-from interlace.distill.ledger import Row
+from interlace.distill.ledger.ledger import Row
 from interlace.distill.steps.ask import Asking
 from interlace.distill.steps.base import OF_A_ROW, Out, Rows, drop, ended_by, text_of
 
@@ -100,7 +100,7 @@ class SelfInstruct(Asking):
 
     async def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
         """Round after round; the same seed and the same answers make the same tasks."""
-        from interlace.distill.minhash import shingles  # brings numpy, that few recipes need
+        from interlace.text.minhash import shingles  # brings numpy, that few recipes need
 
         given = [row.values for row in rows()]
         seeds = [text_of(values.get(self.column)) for values in given]

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator
 
-from interlace.distill.contamination import THRESHOLD, WITH_ANSWER, Index, judged, read_benchmark, to_columns
 from interlace.distill.desk import Desk
-from interlace.distill.ledger import Row, digest
+from interlace.distill.ledger.ledger import Row, digest
 from interlace.distill.steps.base import OF_A_ROW, Out, Rows, Step, drop, ended_by
+from interlace.text.contamination import THRESHOLD, WITH_ANSWER, Index, judged, read_benchmark, to_columns
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class Dedup(Step):
         """For each text the first one that goes on and is near it, or -1."""
         import numpy as np  # a tenth of a second, that few recipes need
 
-        from interlace.distill.minhash import HASHES, first_of_each, shingles, signature
+        from interlace.text.minhash import HASHES, first_of_each, shingles, signature
 
         signed = list(self._signed(lambda t: signature(shingles(t, self.words)), rows, desk, ended))
         return first_of_each(np.array(signed, dtype=np.uint32).reshape(-1, HASHES), self.threshold).tolist()

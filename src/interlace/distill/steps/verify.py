@@ -9,15 +9,16 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from interlace.base.errors import BackendUnavailable
-from interlace.base.worker import OutOfBounds, Refused
 from interlace.distill.desk import Desk
-from interlace.distill.ledger import Row
+from interlace.distill.ledger.ledger import Row
 from interlace.distill.steps.ask import CHECKS
 from interlace.distill.steps.base import Out, Step
-from interlace.distill.verify import cage, programs
-from interlace.distill.verify.structure import read_schema
+from interlace.sandbox import cage
+from interlace.sandbox.worker import OutOfBounds, Refused
+from interlace.verify import programs
+from interlace.verify.structure import read_schema
 
-SYMBOLS = "interlace.distill.verify.symbols"
+SYMBOLS = "interlace.verify.symbols"
 FENCE = re.compile(r"^\s*(```+|~~~+)[ \t]*([\w+-]*)")
 PYTHON = ("python", "py", "python3")
 NEEDS = {

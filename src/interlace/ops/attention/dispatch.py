@@ -10,12 +10,12 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops import native
 from interlace.ops.attention import native as compiled
 from interlace.ops.attention import ragged
 from interlace.ops.attention.recurrent import recurrent
-from interlace.ops.attention.state import AttentionState
-from interlace.ops.backends import Backend, choose
+from interlace.ops.core import kernels as native
+from interlace.ops.core.attention_state import AttentionState
+from interlace.ops.core.backends import Backend, choose
 
 # Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor offsets, float scale, SymInt? window"

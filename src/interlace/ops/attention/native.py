@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops import native
-from interlace.ops.attention.state import AttentionState
-from interlace.ops.native import DTYPES, address, rows
+from interlace.ops.core import kernels as native
+from interlace.ops.core.attention_state import AttentionState
+from interlace.ops.core.kernels import DTYPES, address, rows
 
 # Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor offsets, float scale, SymInt window"

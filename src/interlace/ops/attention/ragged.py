@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from interlace.base.segments import Segments
-from interlace.ops.attention.state import AttentionState
+from interlace.ops.core.attention_state import AttentionState
 
 BLOCK = 1024  # queries that share one mask, where a mask is needed
 

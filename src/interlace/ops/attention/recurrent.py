@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops.attention.state import AttentionState
+from interlace.ops.core.attention_state import AttentionState
 
 
 def recurrent(

@@ -7,10 +7,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops import native
-from interlace.ops.backends import Backend, choose
+from interlace.ops.core import kernels as native
+from interlace.ops.core.backends import Backend, choose
+from interlace.ops.core.kernels import DTYPES, address
 from interlace.ops.cross_entropy.plain import plain
-from interlace.ops.native import DTYPES, address
 
 
 def _run_native(logits: Tensor, targets: Tensor, ignored: int, factor: float) -> Tensor:

@@ -9,11 +9,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops import native
-from interlace.ops.backends import Backend, choose
+from interlace.ops.core import kernels as native
+from interlace.ops.core.backends import Backend, choose
+from interlace.ops.core.kernels import DTYPES
 from interlace.ops.experts import sorted as by_sorting
 from interlace.ops.experts.plain import plain
-from interlace.ops.native import DTYPES
 
 # Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
 _INPUTS = "Tensor x, Tensor chosen, Tensor weights, Tensor first, Tensor second, str activation"

@@ -1,7 +1,7 @@
 """The gated delta rule by chunks: matrix products within a chunk, a short scan over chunks, its own backward.
 
 README.md beside this file derives every line; the names here are the names there. Lanes, chunks and pieces, and how
-numbers are kept: `interlace.ops.chunks`.
+numbers are kept: `interlace.ops.core.chunks`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interlace.ops import chunks
-from interlace.ops.chunks import Piece
+from interlace.ops.core import chunks
+from interlace.ops.core.chunks import Piece
 
 CHUNK = chunks.Grid.CHUNK  # tokens; halves and quarters were slower on AVX2 (docs/LOG.md)
 BLOCK = 16  # rows that are inverted by substitution before blocks are merged by products

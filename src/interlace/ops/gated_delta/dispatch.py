@@ -8,12 +8,12 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops import native
-from interlace.ops.backends import Backend, choose
-from interlace.ops.chunked_operator import define
+from interlace.ops.core import kernels as native
+from interlace.ops.core.backends import Backend, choose
+from interlace.ops.core.chunked_operator import define
+from interlace.ops.core.normalise import normalised
 from interlace.ops.gated_delta import native as compiled
 from interlace.ops.gated_delta.chunked import Grid
-from interlace.ops.gated_delta.normalise import normalised
 from interlace.ops.gated_delta.recurrent import recurrent
 from interlace.ops.gated_delta.step import step
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops import native
-from interlace.ops.native import DTYPES, address
+from interlace.ops.core import kernels as native
+from interlace.ops.core.kernels import DTYPES, address
 
 
 def mixer_step_serves(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops import native
-from interlace.ops.native import DTYPES, address, floats, rows
+from interlace.ops.core import kernels as native
+from interlace.ops.core.kernels import DTYPES, address, floats, rows
 
 SNAPSHOT_TOKENS = 256  # a test holds it to the kernels' own
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interlace.ops import chunks
-from interlace.ops.chunks import Piece
+from interlace.ops.core import chunks
+from interlace.ops.core.chunks import Piece
 from interlace.ops.gated_delta import chunked as gated_delta
 
 LEAF = 4  # tokens whose products are formed pair by pair

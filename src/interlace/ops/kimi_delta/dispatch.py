@@ -7,12 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops import native
-from interlace.ops.backends import Backend, choose
-from interlace.ops.checks import check_recurrence
-from interlace.ops.chunked_operator import define
-from interlace.ops.compiled_rule import compiled
-from interlace.ops.gated_delta.normalise import normalised
+from interlace.ops.core import kernels as native
+from interlace.ops.core.backends import Backend, choose
+from interlace.ops.core.checks import check_recurrence
+from interlace.ops.core.chunked_operator import define
+from interlace.ops.core.compiled_rule import compiled
+from interlace.ops.core.normalise import normalised
 from interlace.ops.kimi_delta.chunked import Grid
 from interlace.ops.kimi_delta.recurrent import recurrent
 from interlace.ops.kimi_delta.step import step

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops.gated_delta.normalise import normalised
+from interlace.ops.core.normalise import normalised
 
 
 def recurrent(

@@ -7,9 +7,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops import native
-from interlace.ops.backends import Backend, choose
-from interlace.ops.native import DTYPES, address
+from interlace.ops.core import kernels as native
+from interlace.ops.core.backends import Backend, choose
+from interlace.ops.core.kernels import DTYPES, address
 
 FEW = 4  # rows; beyond, the library's blocked product is faster
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.attention.state import AttentionState
-from interlace.ops.backends import Backend, choose
+from interlace.ops.core.attention_state import AttentionState
+from interlace.ops.core.backends import Backend, choose
 from interlace.ops.long_convolution import fourier
 from interlace.ops.long_convolution.recurrent import recurrent
 

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops import native
-from interlace.ops.backends import Backend, choose
+from interlace.ops.core import kernels as native
+from interlace.ops.core.backends import Backend, choose
 from interlace.ops.rms_norm import native as compiled
 from interlace.ops.rms_norm.plain import Form, plain
 

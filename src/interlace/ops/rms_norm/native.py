@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.ops import native
-from interlace.ops.native import DTYPES, NONE, address, rows
+from interlace.ops.core import kernels as native
+from interlace.ops.core.kernels import DTYPES, NONE, address, rows
 from interlace.ops.rms_norm.plain import Form
 
 # Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.

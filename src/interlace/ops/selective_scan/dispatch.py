@@ -10,8 +10,8 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops import native
-from interlace.ops.backends import Backend, choose
+from interlace.ops.core import kernels as native
+from interlace.ops.core.backends import Backend, choose
 from interlace.ops.selective_scan import blocked
 from interlace.ops.selective_scan.recurrent import recurrent
 

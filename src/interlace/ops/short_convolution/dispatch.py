@@ -11,8 +11,8 @@ from torch.nn.functional import silu
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops import native
-from interlace.ops.backends import Backend, choose
+from interlace.ops.core import kernels as native
+from interlace.ops.core.backends import Backend, choose
 from interlace.ops.short_convolution import native as compiled
 from interlace.ops.short_convolution import shifted
 from interlace.ops.short_convolution.recurrent import recurrent

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interlace.ops import chunks
-from interlace.ops.chunks import Piece
+from interlace.ops.core import chunks
+from interlace.ops.core.chunks import Piece
 
 
 class Grid(chunks.Grid):

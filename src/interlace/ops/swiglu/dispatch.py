@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops import native
-from interlace.ops.backends import Backend, choose
+from interlace.ops.core import kernels as native
+from interlace.ops.core.backends import Backend, choose
 from interlace.ops.swiglu import native as compiled
 from interlace.ops.swiglu.plain import plain
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.ops import native
-from interlace.ops.native import DTYPES, address
+from interlace.ops.core import kernels as native
+from interlace.ops.core.kernels import DTYPES, address
 
 
 def prepare(gate_up: Tensor) -> list[int]:

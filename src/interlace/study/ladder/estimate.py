@@ -12,11 +12,11 @@ import torch
 from interlace.base.segments import Segments
 from interlace.data.batches import Batch
 from interlace.model.model import HybridLM
+from interlace.model.precision import matmul_flops_per_second
 from interlace.model.sizes import sizes
 from interlace.study.ladder.match import dimension
 from interlace.study.ladder.plan import Ladder, Rung
 from interlace.train.estimate import UTILISATION, activation_bytes
-from interlace.train.precision import matmul_flops_per_second
 from interlace.train.recipe import TrainSettings
 from interlace.train.trainer import Trainer
 

@@ -15,9 +15,9 @@ from pydantic import ConfigDict, Field
 
 from interlace.base.errors import ConfigError, DataError, RunError
 from interlace.base.files import read_json, write_file
-from interlace.base.page import table
 from interlace.base.schema import Closed, validate
 from interlace.model.sizes import sizes
+from interlace.runs.page import table
 from interlace.study.ladder.plan import Cell, Ladder, build
 from interlace.study.scaling.source import RESULTS
 from interlace.train.run import RunFolder

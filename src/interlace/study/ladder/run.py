@@ -15,15 +15,15 @@ import tomli_w
 
 from interlace.base.errors import ConfigError, Failure, RunError
 from interlace.base.files import user_path, write_file
-from interlace.base.lock import hold_folder
 from interlace.base.schema import validate
 from interlace.data.batches import Batches
 from interlace.data.sources import Sources
+from interlace.runs.lock import hold_folder
+from interlace.runs.processes import Job, last_line, run_all
 from interlace.study.ladder.estimate import Cost, costs, runs, totals
 from interlace.study.ladder.gather import FACTS, Outcome, last_step, outcome, read_facts, write_results
 from interlace.study.ladder.plan import Cell, Ladder
 from interlace.study.ladder.rates import best_rate, rate_at
-from interlace.study.processes import Job, last_line, run_all
 from interlace.study.text import sources as standard_library
 from interlace.train.corpus import check_fit, check_inputs, open_corpus
 from interlace.train.recipe import DataSettings, Recipe
@@ -31,7 +31,7 @@ from interlace.train.run import RunFolder
 
 STANDARD_LIBRARY = "the source of Python's standard library"
 TRAIN = (
-    "from interlace.study.processes import die_with_parent; die_with_parent(); "
+    "from interlace.runs.processes import die_with_parent; die_with_parent(); "
     "from interlace.cli.main import main; main()"
 )
 SLURM = """#!/bin/bash

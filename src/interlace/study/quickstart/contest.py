@@ -21,8 +21,8 @@ from interlace.data.tokens import Corpus
 from interlace.evaluate.bits_per_byte import HeldOut
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
+from interlace.model.precision import choose_precision
 from interlace.model.sizes import match_parameters, sizes
-from interlace.train.precision import choose_precision
 from interlace.train.recipe import TrainSettings
 from interlace.train.run import RunFolder
 from interlace.train.trainer import Trainer

@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 
 from interlace.base.files import write_file
-from interlace.base.page import origin, page, picture, table
+from interlace.runs.page import origin, page, picture, table
 from interlace.study.quickstart.contest import NAMES
 from interlace.train.report import curves, loss_plot
 from interlace.train.run import RunFolder, facts

@@ -11,13 +11,13 @@ from typing import Any
 import interlace
 from interlace.base.errors import ConfigError, RunError
 from interlace.base.files import user_path, write_file
-from interlace.base.lock import hold_folder
 from interlace.data.batches import batches
 from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
-from interlace.generate.engine import generate
+from interlace.generation.text import generate
 from interlace.model.sizes import sizes
+from interlace.runs.lock import hold_folder
 from interlace.study.quickstart.contest import (
     LEAST_TOKENS,
     LENGTH,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from interlace.base.files import disk_errors, write_file
-from interlace.base.page import page, picture, table
+from interlace.runs.page import page, picture, table
 from interlace.study.scaling.compare import BELIEVED, Saving, flops_per_token
 from interlace.study.scaling.fit import NAMES, Fit
 from interlace.study.scaling.study import Study

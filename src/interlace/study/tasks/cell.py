@@ -21,7 +21,7 @@ from interlace.base.errors import Diverged
 from interlace.base.files import write_file
 from interlace.data.batches import Batch
 from interlace.model.model import HybridLM
-from interlace.study.processes import die_with_parent
+from interlace.runs.processes import die_with_parent
 from interlace.study.tasks.arms import Shape, config
 from interlace.study.tasks.registry import task as find
 from interlace.study.tasks.task import Sample, Task, packed

@@ -13,9 +13,9 @@ from typing import Any
 
 from interlace.base.errors import ConfigError, DataError, Failure, RunError
 from interlace.base.files import read_json, user_path, write_file
-from interlace.base.lock import hold_folder
 from interlace.base.schema import read_toml
-from interlace.study.processes import Job, last_line, run_all
+from interlace.runs.lock import hold_folder
+from interlace.runs.processes import Job, last_line, run_all
 from interlace.study.tasks import arms
 from interlace.study.tasks.arms import Shape
 from interlace.study.tasks.cell import Budget, Cell, hardest_trained

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.base.files import write_file
-from interlace.base.page import origin, page, picture, table
+from interlace.runs.page import origin, page, picture, table
 from interlace.study.tasks.registry import task as find
 from interlace.train.run import RunFolder, versions
 

@@ -1,0 +1,66 @@
+"""Olmo 2: attention with the norm on the output and QK-norm over the projection; one rope for all layers.
+
+Source: arXiv 2501.00656; huggingface/transformers src/transformers/models/olmo2. Tensor names are those of Olmo 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from interlace.checkpoint.families import olmo3
+from interlace.checkpoint.family import (
+    Family,
+    is_olmo_attention,
+    is_plain_mlp,
+    need,
+    only,
+    plain_trunk,
+    read_mlp,
+    read_rope,
+    read_trunk,
+    rope_parameters,
+    tied_head,
+    used_layers,
+    write_attention,
+    write_rope,
+    write_trunk,
+)
+from interlace.layers.attention import AttentionConfig
+from interlace.layers.mlp import MLPConfig
+from interlace.model.config import ModelConfig
+
+
+def read_config(config: Mapping[str, Any]) -> ModelConfig:
+    """config.json to ours; raises CheckpointError or ConfigError."""
+    trunk, heads = read_trunk(config, eps=1e-5), need(config, "num_attention_heads")
+    attention = {
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "bias": config.get("attention_bias", False),
+        "rope": read_rope(rope_parameters(config, 10_000.0), config),
+        "norm": "output",
+    }
+    tables = {"pattern": ["attention"], "attention": attention, "mlp": read_mlp(config)}
+    return ModelConfig.from_dict({**trunk, **tables}, where="config.json")
+
+
+def write_config(config: ModelConfig) -> dict[str, Any] | None:
+    """Ours to config.json, or None where the family cannot say it."""
+    used, mlps = used_layers(config)
+    attention, mlp = only(used, AttentionConfig), only(mlps, MLPConfig)
+    if attention is None or mlp is None or len(used) != 1 or len(mlps) != 1:
+        return None
+    fits = is_olmo_attention(config, attention) and attention.window is None and attention.position == "rope"
+    if not fits or not is_plain_mlp(mlp) or not plain_trunk(config):
+        return None
+    return {
+        **write_trunk(config),
+        **write_attention(attention),
+        "intermediate_size": mlp.width,
+        "hidden_act": "silu",
+        "rope_parameters": write_rope(attention.rope),
+    }
+
+
+FAMILY = Family("olmo2", "Olmo2ForCausalLM", read_config, write_config, olmo3.slots, optional=tied_head)

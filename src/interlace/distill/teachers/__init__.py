@@ -1,0 +1,1 @@
+"""Who answers: endpoints and local checkpoints, their pace, retries and budgets."""

@@ -1,0 +1,554 @@
+"""Asking: a question goes to the ledger first, then past the budget and the pace to the teacher, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from interlace.base.errors import ConfigError, Failure, InterlaceError
+from interlace.distill.desk import Answer, Question
+from interlace.distill.ledger.ledger import Exhausted, Ledger, Limits, Record, Reserve, State, canonical, digest
+from interlace.distill.teachers.endpoint import (
+    CALLS,
+    CUT,
+    FILTERED,
+    GOOD,
+    Content,
+    Limited,
+    Outcome,
+    Reply,
+    Trouble,
+    content,
+    request_body,
+)
+from interlace.distill.teachers.rate import Pace, Ticket, backoff
+from interlace.distill.teachers.standing import Standing
+from interlace.distill.teachers.teacher import Teacher
+
+TURN_TOKENS = 16  # around each message: roles and marks
+TEMPLATE_TOKENS = 128  # that an endpoint's template may add to a prompt, as long as nothing else was seen
+HIDDEN = 10_000_000  # tokens beyond what was asked for that a count may hold; no model reads or writes more
+DEFAULT_ANSWER_TOKENS = 4096  # reserved where a question sets no max_tokens
+POLL_SECONDS = 0.5
+RECOVER_SECONDS = 5.0
+SAVE_SECONDS = 1.0  # between savings of the limits that were found
+FRESH_SECONDS = 600.0  # for which they are believed
+THOUGHTS = (  # tags that traces stand between
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
+LIMITED_SECONDS = 10.0  # of nothing but rate limits, from which on it is said
+LETTERS_PER_TOKEN = 16  # more than any tokenizer's: fewer tokens than letters / 16 are no count
+
+
+class Stopped(Failure):
+    """The run was asked to stop; nothing new is sent."""
+
+    exit_code = 130
+
+
+class Dead(Failure):
+    """An endpoint has not answered for as long as its table allows."""
+
+
+class Transport(Protocol):
+    """What sends: an endpoint, or a checkpoint in this process."""
+
+    async def send(self, body: dict[str, Any]) -> Outcome:
+        """Send once."""
+
+    async def close(self) -> None:
+        """End."""
+
+
+@dataclass
+class Line:
+    """One teacher: its table, its identity, its pace, and what sends."""
+
+    name: str
+    teacher: Teacher
+    identity: dict[str, str]
+    transport: Transport
+    pace: Pace
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    answers: int = 0
+    answer_tokens: int = 0
+    prompt_bytes: int = 0
+    prompt_tokens: int = 0
+    more_prompt: int = TEMPLATE_TOKENS
+    more_answer: int = 0
+    standing: Standing = field(default_factory=Standing)
+    error: str = ""  # the last one
+    first: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the request that nothing is known before
+    saved: float = 0.0  # when the limits that were found last were
+
+    @property
+    def kept(self) -> str:
+        """The name of its limits in the ledger."""
+        return f"limits of {digest(self.identity)}"
+
+    @property
+    def beyond(self) -> str:
+        """The name, in the ledger, of what its counts hold beyond what was asked for."""
+        return f"beyond of {digest(self.identity)}"
+
+    @property
+    def ended(self) -> str:
+        """The name, in the ledger, of how many questions were refused when a run ended for it."""
+        return f"refused by {digest(self.identity)}"
+
+    def silence(self, now: float) -> str:
+        """What is being waited for where nothing is answered; empty while something is."""
+        patience = f"up to {self.teacher.patience_seconds:g} seconds (teachers.{self.name}.patience_seconds)"
+        if self.pace.dead_for(now) > 0:
+            return f"teachers.{self.name}: {self.teacher.base_url} does not answer ({self.error}); waiting {patience}"
+        if self.pace.limited_for(now) > LIMITED_SECONDS:
+            sent_back = "sends every request back for a rate limit"
+            return f"teachers.{self.name}: {self.teacher.base_url} {sent_back}; waiting {patience}"
+        return ""
+
+    def reserve(self, question: Question) -> Reserve:
+        """The most a question can take: no tokenizer makes more tokens than there are bytes."""
+        prompt = prompt_bytes(question) + self.more_prompt
+        answer = most_answer_tokens(question) + self.more_answer
+        return Reserve(prompt + answer, self.teacher.cost(prompt, answer))
+
+    def learn(self, question: Question, record: Record) -> None:
+        """From an answer: what the next may take, and how far its tokens are beyond what was asked for."""
+        size = prompt_bytes(question)
+        self.answers += 1
+        self.answer_tokens += record.answer_tokens
+        self.prompt_bytes += size
+        self.prompt_tokens += record.prompt_tokens
+        self.more_prompt = max(self.more_prompt, record.prompt_tokens - size)
+        self.more_answer = max(self.more_answer, record.answer_tokens - most_answer_tokens(question))
+
+    def expected(self, question: Question) -> float:
+        """Tokens that a question will about take, from those before it."""
+        size = prompt_bytes(question)
+        prompt = size * (self.prompt_tokens / self.prompt_bytes if self.prompt_bytes else 0.3)
+        most = most_answer_tokens(question)
+        return prompt + (min(self.answer_tokens / self.answers, most) if self.answers else most)
+
+
+@dataclass
+class Request:
+    """A question on its way to one teacher.
+
+    Attributes:
+        asked: the body as the ledger keeps it.
+        reserve: the most it can take.
+        record: what became of it so far.
+    """
+
+    line: Line
+    question: Question
+    body: dict[str, Any]
+    asked: str
+    reserve: Reserve
+    record: Record
+
+
+@dataclass
+class Tally:
+    """What the display shows, of this process alone.
+
+    Attributes:
+        by_state: answers by state, those from the ledger left out.
+        errors: by kind, those that were tried again included.
+        reused: answers that were in the ledger.
+        in_flight: requests that are out.
+    """
+
+    by_state: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    reused: int = 0
+    in_flight: int = 0
+    limited: int = 0
+
+
+class Client:
+    """Asks teachers, each question once."""
+
+    def __init__(
+        self, ledger: Ledger, teachers: Mapping[str, Teacher], transports: Mapping[str, Transport], limits: Limits
+    ):
+        """transports: by the teachers' names."""
+        self.ledger, self.limits = ledger, limits
+        self.lines = {
+            name: Line(name, t, t.identity(), transports[name], Pace(t.connections)) for name, t in teachers.items()
+        }
+        for line in self.lines.values():
+            known = ledger.recall(line.kept)
+            if known is not None and known[0] < FRESH_SECONDS:
+                line.pace.resume(known[1], known[0], time.monotonic())
+            if (beyond := ledger.recall(line.beyond)) is not None:
+                line.more_prompt = max(line.more_prompt, int(beyond[1].get("prompt", 0)))
+                line.more_answer = max(line.more_answer, int(beyond[1].get("answer", 0)))
+                line.standing.known = True  # it is kept with the first answer
+            if (ended := ledger.recall(line.ended)) is not None:
+                line.standing.ended_at(int(ended[1].get("questions", 0)))
+        self.tally = Tally()
+        self.stop: InterlaceError | None = None
+        self._asked: dict[str, asyncio.Future[None]] = {}
+        self._draw = random.Random()
+        self._recovered = time.monotonic()
+        self._ended = asyncio.Event()  # something in flight has
+        self._budget = asyncio.Lock()
+
+    def halt(self, reason: InterlaceError) -> None:
+        """Send nothing new; the first reason counts."""
+        self.stop = self.stop or reason
+        self._ended.set()
+        for line in self.lines.values():
+            line.changed.set()
+
+    async def ask(self, teachers: Sequence[str], question: Question) -> Answer:
+        """The answer of the first teacher that does not fail; the last one's failure if all do.
+
+        Raises:
+            Stopped, Exhausted, Dead: the run is to end.
+        """
+        keys: list[str] = []
+        for name in teachers[:-1]:
+            with contextlib.suppress(Dead):  # its breaker is open: the next in line answers meanwhile
+                record = await self._settle(self.lines[name], question, patient=False)
+                if record.state != "failed":
+                    return self._answer(record, keys)
+                keys.append(record.key)
+        return self._answer(await self._settle(self.lines[teachers[-1]], question, patient=True), keys)
+
+    def key(self, line: Line, question: Question) -> str:
+        """The hash that a question is known by."""
+        parts = {"teacher": line.identity, "messages": list(question.messages), "sampling": question.sampling}
+        return digest({**parts, "schema": question.schema, "sample": question.sample})
+
+    async def _settle(self, line: Line, question: Question, patient: bool) -> Record:
+        """The record of a question: from the ledger, from whoever is just asking it, or from the teacher."""
+        key = self.key(line, question)
+        while True:
+            found = self.ledger.find(key)
+            if found is not None:
+                self.tally.reused += 1
+                return found
+            if key in self._asked:
+                await asyncio.wait([self._asked[key]])
+                continue
+            self._asked[key] = asyncio.get_running_loop().create_future()
+            try:
+                with line.standing.in_hand(key):
+                    made = await self._send(line, key, question, patient)
+            finally:
+                self._asked.pop(key).set_result(None)
+                line.changed.set()
+            if made is not None:
+                return made
+            await self._elsewhere()
+
+    async def _elsewhere(self) -> None:
+        """Another process is asking the same: wait a little, and see whether it has gone."""
+        if self.stop is not None:
+            raise self.stop
+        await asyncio.sleep(POLL_SECONDS)
+        self._recover()
+
+    def _recover(self) -> None:
+        """Now and then, see whether a process has gone that held something."""
+        if time.monotonic() - self._recovered > RECOVER_SECONDS:
+            self._recovered = time.monotonic()
+            self.ledger.recover()
+
+    async def _send(self, line: Line, key: str, question: Question, patient: bool) -> Record | None:
+        """Send until there is an answer, or no more sense in trying; None if another process was faster."""
+        request = self._request(line, key, question)
+        record = request.record
+        began = None
+        while True:
+            async with self._alone(line):
+                if (ticket := await self._claim(request, patient)) is None:
+                    return None
+                began = began or ticket.sent
+                outcome = await self._out(request, ticket)
+            now = time.monotonic()
+            record.seconds = now - began
+            if isinstance(outcome, Reply):
+                return self._answered(request, ticket, outcome, now)
+            if isinstance(outcome, Limited):
+                await self._pause(self._sent_back(request, ticket, outcome, now))
+                continue
+            if self._failed(request, ticket, outcome, now):
+                return record
+            if line.pace.dead_for(now) > 0 and not patient:
+                raise Dead(f"teachers.{line.name}: {outcome.error}")
+            await self._pause(max(backoff(record.tries, self._draw), outcome.retry_after or 0.0))
+
+    def _alone(self, line: Line) -> contextlib.AbstractAsyncContextManager[Any]:
+        """Under a budget, a teacher's first request goes alone: nobody knows yet what its counts will hold."""
+        bound = self.limits.tokens is not None or self.limits.cost is not None
+        known = line.answers or line.teacher.kind == "local" or self.ledger.recall(line.beyond) is not None
+        return contextlib.nullcontext() if known or not bound else line.first
+
+    def _request(self, line: Line, key: str, question: Question) -> Request:
+        body = request_body(line.teacher, question)
+        if line.teacher.kind == "local":  # draws from a seed of its own, so that it answers the same again
+            body["seed"] = int(key[:8], 16)
+        asked = canonical({**body, "sample": question.sample})
+        return Request(line, question, body, asked, line.reserve(question), Record(key, line.name, "failed"))
+
+    async def _claim(self, request: Request, patient: bool) -> Ticket | None:
+        """A place among those in flight and in the budget; None where another process has asked, or is about to."""
+        ticket = await self._turn(request, patient)
+        if (mine := self._in_budget(request, ticket)) is None:
+            async with self._budget:  # one waits for what is held back to come free, the others for the one
+                while mine is None:
+                    if self.stop is not None:
+                        raise self.stop
+                    self._ended.clear()
+                    await self._changed(self._ended, POLL_SECONDS)
+                    self._recover()
+                    ticket = await self._turn(request, patient)
+                    mine = self._in_budget(request, ticket)
+        return ticket if mine else None
+
+    def _in_budget(self, request: Request, ticket: Ticket) -> bool | None:
+        """Whether a request is ours to send; None if the budget may allow it once others in flight have ended."""
+        key, line = request.record.key, request.line
+        mine: bool | None = None
+        request.reserve = line.reserve(request.question)  # as is known by now
+        try:
+            mine = self.ledger.claim(key, line.name, request.asked, request.reserve, self.limits)
+        except Exhausted as error:
+            if not error.passing:
+                self.halt(error)
+                raise
+        finally:
+            if not mine:
+                line.pace.unsent(ticket)
+        return mine
+
+    async def _out(self, request: Request, ticket: Ticket) -> Outcome:
+        """Send once; an error of the whole run gives the claim back."""
+        line = request.line
+        self.tally.in_flight += 1
+        try:
+            with line.standing.in_flight(request.record.key):
+                return await line.transport.send(request.body)
+        except Exception as error:
+            line.pace.unsent(ticket)
+            self.ledger.give_up_try(request.record.key, request.reserve, not isinstance(error, InterlaceError))
+            self.halt(error if isinstance(error, InterlaceError) else Failure(f"teachers.{line.name}: {error!r}"))
+            raise
+        except BaseException:
+            line.pace.unsent(ticket)
+            raise
+        finally:
+            self.tally.in_flight -= 1
+            line.changed.set()
+            self._ended.set()
+
+    def _answered(self, request: Request, ticket: Ticket, reply: Reply, now: float) -> Record:
+        record, line = request.record, request.line
+        record.tries += 1
+        line.standing.answer()
+        self._fill(request, reply)
+        line.pace.success(ticket, record.tokens, now)
+        self.ledger.finish(record, request.reserve)
+        self.tally.by_state[record.state] += 1
+        if now - line.saved > SAVE_SECONDS and (limits := line.pace.limits()):
+            line.saved = now
+            self.ledger.keep(line.kept, limits)
+        return record
+
+    def _sent_back(self, request: Request, ticket: Ticket, outcome: Limited, now: float) -> float:
+        """A rate limit: the seconds that this request waits. The run ends where nothing else has come for long."""
+        line = request.line
+        request.record.waits += 1
+        self.tally.limited += 1
+        own = line.pace.limited(ticket, outcome.kind, outcome.retry_after, now)
+        self.ledger.unclaim(request.record.key, request.reserve)
+        if line.pace.limited_for(now) > line.teacher.patience_seconds + (outcome.retry_after or 0.0):
+            error = Failure(
+                f"teachers.{line.name}: every request to {line.teacher.base_url} of the last "
+                f"{line.pace.limited_for(now):.0f} seconds was sent back for a rate limit "
+                f"({outcome.error or outcome.kind}); what is done is kept: run the same command "
+                f"later, or raise teachers.{line.name}.patience_seconds"
+            )
+            self.halt(error)
+            raise error
+        return own
+
+    def _failed(self, request: Request, ticket: Ticket, outcome: Trouble, now: float) -> bool:
+        """Whether a request that got no answer gets no other try either.
+
+        Raises:
+            ConfigError: whatever is asked ends so.
+        """
+        record, line = request.record, request.line
+        record.tries += 1
+        record.error, record.response, line.error = outcome.error, outcome.raw, outcome.error
+        self.tally.errors[outcome.error.split(":")[0][:40]] += 1
+        self.ledger.give_up_try(record.key, request.reserve, outcome.charged)
+        if outcome.alive:
+            line.pace.answered(ticket)
+        else:
+            line.pace.trouble(ticket, now)
+        passing = outcome.passing
+        if outcome.doubt is not None:
+            if why := line.standing.refuse(record.key, outcome.doubt):
+                self.ledger.keep(line.ended, {"questions": len(line.standing.refused)})
+                error = ConfigError(f"teachers.{line.name}: {why}")
+                self.halt(error)
+                raise error
+            passing = passing or not line.standing.answered  # until it is known whether it is the question
+        if passing and (record.tries < line.teacher.tries or line.pace.dead_for(now) > 0):
+            return False
+        record.state = "refused" if outcome.refused else "failed"
+        self.ledger.fail(record)
+        self.tally.by_state[record.state] += 1
+        return True
+
+    async def _turn(self, request: Request, patient: bool) -> Ticket:
+        """Wait until the pace allows another request.
+
+        Raises:
+            Dead: the endpoint is, and this is the last teacher to ask and has been waited for (`patient`), or is not.
+        """
+        line = request.line
+        while True:
+            if self.stop is not None:
+                raise self.stop
+            now = time.monotonic()
+            wait, dead = line.pace.wait(now), line.pace.dead_for(now)
+            gone = patient and dead > line.teacher.patience_seconds
+            if line.standing.holds_back(request.record.key):
+                wait = float("inf")
+            if wait <= 0 and not gone:
+                return line.pace.start(line.expected(request.question), now)
+            if gone or (dead > 0 and not patient):
+                raise Dead(
+                    f"teachers.{line.name}: {line.teacher.base_url} has not answered for {dead:.1f} seconds "
+                    f"({line.error}); what is done is kept: run the same command when it is back"
+                )
+            line.changed.clear()
+            await self._changed(line.changed, wait)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, but not past the end of the run."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self.stop is not None:
+                raise self.stop
+            await asyncio.sleep(min(left, POLL_SECONDS))
+
+    @staticmethod
+    async def _changed(event: asyncio.Event, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), min(seconds, 5.0))
+
+    def _fill(self, request: Request, reply: Reply) -> None:
+        """State, tokens and cost of an answer."""
+        record, line, question = request.record, request.line, request.question
+        record.response = reply.raw
+        found = content(reply.body)
+        record.state, record.error = judge(found)
+        record.counted, record.prompt_tokens, record.answer_tokens = counted(question, found)
+        record.cost = line.teacher.cost(record.prompt_tokens, record.answer_tokens)
+        before = (line.more_prompt, line.more_answer)
+        line.learn(question, record)
+        if before != (line.more_prompt, line.more_answer) or line.answers == 1:
+            self.ledger.keep(line.beyond, {"prompt": line.more_prompt, "answer": line.more_answer})
+
+    def _answer(self, record: Record, before: Sequence[str]) -> Answer:
+        """What a record says."""
+        try:
+            found = content(json.loads(record.response)) if record.response else None
+        except (ValueError, LookupError, TypeError):
+            found = None  # the last thing a failed request got was no answer
+        text, reasoning = split_reasoning(found) if found else ("", "")
+        return Answer(record.state, text, reasoning, record.error, record.teacher, (*before, record.key))
+
+
+def prompt_bytes(question: Question) -> int:
+    """An upper bound of a prompt's tokens, but for what the endpoint's own template adds."""
+    size = sum(len(m["content"].encode("utf-8", "replace")) + TURN_TOKENS for m in question.messages)
+    return size + (len(canonical(question.schema)) if question.schema is not None else 0)
+
+
+def most_answer_tokens(question: Question) -> int:
+    """An upper bound of an answer's tokens."""
+    limits = [question.sampling.get(name) for name in ("max_tokens", "max_completion_tokens")]
+    return max([int(x) for x in limits if x] or [DEFAULT_ANSWER_TOKENS])
+
+
+def counted(question: Question, found: Content) -> tuple[str, int, int]:
+    """(reported or estimated, prompt tokens, answer tokens) of an answer.
+
+    Each figure counts by itself. One that cannot be is replaced: negative, beyond any answer, or too few for what was
+    written. Tokens that only the total or the details hold (reasoning that is not shown) are the answer's.
+    """
+    size, most = prompt_bytes(question), most_answer_tokens(question)
+    asked = sum(len(m["content"].encode("utf-8", "replace")) for m in question.messages)
+    written = len((found.text + found.reasoning).encode("utf-8", "replace"))
+    least = max(written // LETTERS_PER_TOKEN, int(written > 0))
+    # a quarter of the bytes is usual for English, and a third is careful
+    prompt, answer = size // 3 + 1, max(min(written // 3 + 1, most), written // 8)
+    reported = 0
+    if plausible(found.prompt_tokens, max(asked // LETTERS_PER_TOKEN, 1), 2 * size + HIDDEN):
+        prompt, reported = found.prompt_tokens or 0, reported + 1
+    if plausible(found.answer_tokens, least, most + HIDDEN):
+        answer, reported = found.answer_tokens or 0, reported + 1
+    if plausible(found.total_tokens, 0, 2 * size + most + HIDDEN):
+        answer = max(answer, (found.total_tokens or 0) - prompt)
+    if plausible(found.reasoning_tokens, answer + 1, most + HIDDEN):
+        answer += found.reasoning_tokens or 0
+    return "reported" if reported == 2 else "estimated", prompt, answer
+
+
+def plausible(tokens: int | None, least: int, most: int) -> bool:
+    """Whether a teacher's figure can be."""
+    return tokens is not None and least <= tokens <= most
+
+
+def judge(found: Content) -> tuple[State, str]:
+    """The state of an answer, and why it is not ok: only a known good end is one."""
+    if found.refusal:
+        return "refused", f"the teacher refused: {found.refusal[:200]}"
+    if found.finish in FILTERED:
+        return "refused", f"the endpoint's filter stopped the answer ({found.finish})"
+    if found.finish in CUT:
+        return "truncated", "the answer reached max_tokens"
+    if found.calls or found.finish in CALLS:
+        return "unparsable", f"the answer calls a tool ({found.finish or 'tool_calls'})"
+    if found.finish not in GOOD:
+        return "failed", f"the answer ended with {found.finish[:40]!r}, which is no end that is known"
+    text, reasoning = split_reasoning(found)
+    if not text.strip():
+        return "unparsable", "the answer is empty" + (" after its reasoning" if reasoning else "")
+    return "ok", ""
+
+
+def split_reasoning(found: Content) -> tuple[str, str]:
+    """(answer, reasoning): the trace apart, whether it has a field of its own or stands between tags at the start."""
+    if found.reasoning:
+        return found.text, found.reasoning
+    body = found.text.lstrip()
+    for begin, end in THOUGHTS:
+        if body.startswith(begin):
+            trace, closed, after = body.removeprefix(begin).partition(end)
+            return (after.lstrip() if closed else ""), trace.partition("<|end|>")[0].strip()
+    for begin, end in THOUGHTS:  # some templates open it in the prompt
+        if end in found.text and begin not in found.text:
+            trace, _, after = found.text.partition(end)
+            return after.lstrip(), trace.strip()
+    return found.text, ""

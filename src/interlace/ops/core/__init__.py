@@ -1,0 +1,1 @@
+"""What the operators share: backends, operands, checks, custom operators, chunks."""

@@ -1,0 +1,184 @@
+"""What attention carries from one call to the next: keys and values, per sequence, as far back as they are visible."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from interlace.base.segments import Segments
+from interlace.base.state import UsedOnce
+from interlace.ops.core.kernels import wants_gradients
+
+
+class AttentionState(UsedOnce):
+    """Keys and values of N sequences; a ring of `window` slots where attention slides.
+
+    A token at position p lies in slot p, or p mod window. The state of a call that had no past keeps the flat
+    tokens and lays them out per sequence only when somebody asks, so training pays nothing for it.
+
+    Attributes:
+        window: how many tokens a query sees, itself included; None for all.
+        reserve: slots to allocate when the buffer first grows; 0 to grow by a quarter at a time.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, positions: list[int], window: int | None, reserve: int = 0):
+        """keys [N, capacity, heads, K], values [N, capacity, heads, V]; positions: tokens seen, per sequence."""
+        self._buffers: tuple[Tensor, Tensor] | None = (keys, values)
+        self._positions = positions
+        self._tokens: tuple[Tensor, Tensor, Segments] | None = None
+        self.window, self.reserve = window, reserve
+
+    @staticmethod
+    def empty(
+        rows: int, heads: int, key_dim: int, value_dim: int, window: int | None, like: Tensor, reserve: int = 0
+    ) -> AttentionState:
+        """A state that has seen nothing, in the dtype and on the device of `like`."""
+        keys, values = (like.new_empty(rows, 0, heads, dim) for dim in (key_dim, value_dim))
+        return AttentionState(keys, values, [0] * rows, window, reserve)
+
+    @staticmethod
+    def of_tokens(key: Tensor, value: Tensor, segments: Segments, window: int | None) -> AttentionState:
+        """The state after these tokens [total, heads, ...] of sequences that had no past."""
+        state = AttentionState(key[:0, None], value[:0, None], [], window)
+        state._tokens, state._buffers = (key, value, segments), None
+        return state
+
+    def _lay_out(self) -> tuple[Tensor, Tensor]:
+        if self._buffers is None:
+            assert self._tokens is not None
+            key, value, segments = self._tokens
+            heads, key_dim, value_dim = key.shape[1], key.shape[2], value.shape[2]
+            empty = AttentionState.empty(segments.count, heads, key_dim, value_dim, self.window, key, self.reserve)
+            full = empty.append(key, value, segments)
+            self._buffers, self._positions, self._tokens = full._buffers, full._positions, None
+        assert self._buffers is not None
+        return self._buffers
+
+    @property
+    def keys(self) -> Tensor:
+        """[N, capacity, heads, K]."""
+        return self._lay_out()[0]
+
+    @property
+    def values(self) -> Tensor:
+        """[N, capacity, heads, V]."""
+        return self._lay_out()[1]
+
+    @property
+    def positions(self) -> list[int]:
+        """How many tokens each sequence has seen."""
+        self._lay_out()
+        return self._positions
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def held(self, row: int) -> int:
+        """How many tokens of this sequence are still visible."""
+        return min(self.positions[row], self.window or self.positions[row])
+
+    def past(self, row: int) -> tuple[Tensor, Tensor]:
+        """(keys [held, heads, K], values) of one sequence, oldest first."""
+        held, seen = self.held(row), self.positions[row]
+        if self.window is None or seen <= self.window:
+            return self.keys[row, :held], self.values[row, :held]
+        cut = seen % self.window
+        roll = torch.cat((torch.arange(cut, self.window), torch.arange(cut))).to(self.keys.device)
+        return self.keys[row, roll], self.values[row, roll]
+
+    def append(self, key: Tensor, value: Tensor, segments: Segments) -> AttentionState:
+        """The state after these tokens [total, heads, ...]. In place where autograd allows: self is used up."""
+        self.use()
+        if wants_gradients(key, value, self.keys, self.values):
+            return self._append_functional(key, value, segments)
+        lengths = segments.lengths
+        self._make_room(max(p + t for p, t in zip(self.positions, lengths, strict=True)))
+        if segments.time == 1 and len(set(self.positions)) == 1:
+            slot = self.positions[0] % (self.window or self.positions[0] + 1)
+            self.keys[:, slot], self.values[:, slot] = key, value
+        else:
+            for row, (first, end) in enumerate(segments.spans()):
+                first = max(first, end - (self.window or end))
+                stop = self.positions[row] + lengths[row]
+                slots = torch.arange(stop - (end - first), stop, device=key.device)
+                slots = slots % self.window if self.window else slots
+                self.keys[row].index_copy_(0, slots, key[first:end])
+                self.values[row].index_copy_(0, slots, value[first:end])
+        positions = [p + t for p, t in zip(self.positions, lengths, strict=True)]
+        return AttentionState(self.keys, self.values, positions, self.window, self.reserve)
+
+    @property
+    def room(self) -> int:
+        """How many more tokens of each sequence fit without a larger buffer."""
+        capacity = self.keys.shape[1]
+        if self.window is not None and capacity >= self.window:
+            return 1 << 62
+        return capacity - max(self.positions)
+
+    def count_step(self) -> None:
+        """Count one more token of each sequence, whose key and value are already in the buffers."""
+        self._positions = [p + 1 for p in self.positions]
+
+    def stepped(self) -> AttentionState:
+        """The state with room for one more token of each sequence, counted as seen, which the caller will fill in."""
+        self.use()
+        positions = [p + 1 for p in self.positions]
+        self._make_room(max(positions))
+        return AttentionState(self.keys, self.values, positions, self.window, self.reserve)
+
+    def _make_room(self, tokens: int) -> None:
+        capacity = self.keys.shape[1]
+        needed = min(tokens, self.window or tokens)
+        if needed <= capacity:
+            return
+        grown = max(needed, self.reserve, capacity + capacity // 4)
+        grown = min(grown, self.window or grown)
+
+        def widen(old: Tensor) -> Tensor:
+            new = old.new_empty(old.shape[0], grown, *old.shape[2:])
+            new[:, :capacity] = old
+            return new
+
+        self._buffers = widen(self.keys), widen(self.values)
+
+    def _append_functional(self, key: Tensor, value: Tensor, segments: Segments) -> AttentionState:
+        """`append` that autograd can follow: new buffers, as long as the longest sequence needs."""
+        positions = [p + t for p, t in zip(self.positions, segments.lengths, strict=True)]
+        capacity = max(min(p, self.window or p) for p in positions)
+        buffers = []
+        for new, which in ((key, 0), (value, 1)):
+            rows = []
+            for row, (first, end) in enumerate(segments.spans()):
+                tokens = torch.cat((self.past(row)[which], new[first:end]))
+                tokens = tokens[-min(positions[row], self.window or positions[row]) :]
+                if self.window and positions[row] > self.window:
+                    tokens = tokens.roll(positions[row] % self.window, dims=0)
+                rows.append(torch.nn.functional.pad(tokens, (0, 0, 0, 0, 0, capacity - tokens.shape[0])))
+            buffers.append(torch.stack(rows))
+        return AttentionState(buffers[0], buffers[1], positions, self.window, self.reserve)
+
+    def select(self, rows: Sequence[int]) -> AttentionState:
+        """A copy that holds these sequences, in this order; raises StateUsed."""
+        self.check_unused()
+        index = torch.as_tensor(list(rows), device=self.keys.device)
+        positions = [self.positions[r] for r in rows]
+        return AttentionState(self.keys[index], self.values[index], positions, self.window, self.reserve)
+
+    @staticmethod
+    def concat(states: Sequence[AttentionState]) -> AttentionState:
+        """The sequences of several states, in order; raises StateUsed."""
+        for state in states:
+            state.check_unused()
+        capacity = max(s.keys.shape[1] for s in states)
+
+        def widen(x: Tensor) -> Tensor:
+            return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, capacity - x.shape[1]))
+
+        keys, values = (torch.cat([widen(getattr(s, name)) for s in states]) for name in ("keys", "values"))
+        return AttentionState(
+            keys, values, [p for s in states for p in s.positions], states[0].window, states[0].reserve
+        )

@@ -1,0 +1,159 @@
+"""Work that may hang or eat memory (a stranger's template, a pattern, an equation), in a process that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from typing import Any
+
+from interlace.base.errors import Failure
+
+START_SECONDS = 60.0
+BYTES_PER_SECOND = 2 << 20  # of a request, that it is given on top of its seconds
+MEMORY_BYTES = 1 << 30  # address space of the process beyond what it starts with
+CHILD = "from interlace.sandbox.worker_child import main; main({module!r}, {memory})"
+
+
+class OutOfBounds(Failure):
+    """The work took more time or memory than it was given, or ended its process."""
+
+
+class Refused(Failure):
+    """The work said that its input is wrong; the message is its own."""
+
+
+class Worker:
+    """A process that answers requests one after another; it is started when first asked, and anew after it was killed.
+
+    The module it runs has a function `answer(request)`, which takes and returns plain data and raises ValueError for
+    input that is wrong.
+    """
+
+    def __init__(self, module: str, seconds: float = 5.0, memory_bytes: int = MEMORY_BYTES):
+        """seconds: for one request."""
+        self.module, self.seconds, self.memory_bytes = module, seconds, memory_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+
+    def ask(self, request: Any) -> Any:
+        """The answer to one request.
+
+        Raises:
+            OutOfBounds: it took too long or too much memory; the process is gone, the next request starts another.
+            Refused: the input is wrong.
+        """
+        self.start()
+        raw = json.dumps(request).encode()
+        try:
+            self._wait_until_ready()
+            deadline = time.monotonic() + self.seconds + len(raw) / BYTES_PER_SECOND
+            self._write(len(raw).to_bytes(8, "big") + raw, deadline)
+            size = int.from_bytes(self._read(8, deadline), "big")
+            reply = json.loads(self._read(size, deadline))
+        except TimeoutError:
+            self.close()
+            raise OutOfBounds(f"took longer than {self.seconds:g} seconds and was stopped") from None
+        except (BrokenPipeError, EOFError):
+            self.close()
+            raise OutOfBounds("ended its process") from None
+        except BaseException:  # such as a thread that is interrupted: half an answer must not be taken for the next
+            self.close()
+            raise
+        if "memory" in reply:
+            raise OutOfBounds(f"needed more than {self.memory_bytes >> 20} MiB of memory")
+        if "refused" in reply:
+            raise Refused(reply["refused"])
+        return reply["answer"]
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
+            self._process, self._ready = None, False
+
+    def start(self) -> None:
+        """Start the process if there is none, without waiting for it."""
+        if self._process is not None:
+            return
+        code = CHILD.format(module=self.module, memory=self.memory_bytes)
+        environment = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code],  # nothing is imported from the folder that we are called in
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # keys that are pressed for us, such as Ctrl-C, are not meant for it
+            env=environment | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},  # no secret of ours reaches it
+        )
+
+    def _wait_until_ready(self) -> None:
+        """Starting does not count."""
+        if not self._ready:
+            try:
+                self._read(1, time.monotonic() + START_SECONDS)
+            except (EOFError, TimeoutError):
+                self.close()
+                raise Failure(f"a process for {self.module} could not be started; its error stands above") from None
+            self._ready = True
+
+    def _pipes(self) -> tuple[int, int]:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        return self._process.stdin.fileno(), self._process.stdout.fileno()
+
+    def _write(self, raw: bytes, deadline: float) -> None:
+        file, _ = self._pipes()
+        view = memoryview(raw)
+        while view:
+            if not select.select([], [file], [], max(0.0, deadline - time.monotonic()))[1]:
+                raise TimeoutError
+            view = view[os.write(file, view[: select.PIPE_BUF]) :]
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        _, file = self._pipes()
+        parts = []
+        while size:
+            if not select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError
+            part = os.read(file, min(size, 1 << 20))
+            if not part:
+                raise EOFError
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+
+class Workers:
+    """Some processes of one kind, for a loop of asyncio."""
+
+    def __init__(self, module: str, count: int, seconds: float = 5.0, memory_bytes: int = MEMORY_BYTES):
+        """count: requests that are worked on at once."""
+        self._all = [Worker(module, seconds, memory_bytes) for _ in range(count)]
+        self._free: asyncio.Queue[Worker] | None = None
+
+    async def ask(self, request: Any) -> Any:
+        """As `Worker.ask`, while the loop goes on."""
+        if self._free is None:
+            self._free = asyncio.Queue()
+            for worker in self._all:
+                self._free.put_nowait(worker)
+        worker = await self._free.get()
+        try:
+            return await asyncio.to_thread(worker.ask, request)
+        finally:
+            self._free.put_nowait(worker)
+
+    def close(self) -> None:
+        """End them all."""
+        for worker in self._all:
+            worker.close()

@@ -1,0 +1,1 @@
+"""Words, near-duplicates, contamination, topics and rows of files; no torch."""

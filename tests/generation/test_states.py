@@ -1,0 +1,216 @@
+"""Weights that were laid out are read as they are now; a state that was used up is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import interlace
+from interlace.base.errors import ShapeError
+from interlace.base.segments import Segments
+from interlace.generation.capture import Decoder
+from interlace.generation.text import lay_out_for_decoding
+from interlace.layers.hyena import Hyena
+from interlace.layers.projection import Projections
+from interlace.model.presets import PRESETS, preset
+from interlace.ops import attention
+
+
+def build(name):
+    torch.manual_seed(0)
+    return interlace.HybridLM(preset(name).replace(init_std=0.2)).eval()
+
+
+def packed(model):
+    """Packed whether there are native kernels or not."""
+    lay_out_for_decoding(model)
+    for module in model.modules():
+        if isinstance(module, Projections):
+            module.pack()
+    return model
+
+
+def relative(a, b):
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def by_data(owner, leaf, new):
+    getattr(owner, leaf).data = new
+
+
+def by_parameter(owner, leaf, new):
+    setattr(owner, leaf, torch.nn.Parameter(new))
+
+
+def by_copy(owner, leaf, new):
+    with torch.no_grad():
+        getattr(owner, leaf).copy_(new)
+
+
+def by_assigned_dict(owner, leaf, new):
+    owner.load_state_dict({leaf: new}, strict=False, assign=True)
+
+
+WAYS = [by_data, by_parameter, by_copy, by_assigned_dict]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", ["tiny-hybrid", "tiny-bare", "tiny-kimi", "tiny-granite", "tiny-mamba", "tiny-lstm"])
+def test_every_weight_that_is_replaced_after_the_layout_is_seen(name, way):
+    """One after another: first and later members of each group, biases and single layers all have their turn."""
+    model, fresh = packed(build(name)), build(name)
+    tokens = torch.arange(9)
+    for full in [n for n, _ in model.named_parameters() if n != "embedding.weight"]:
+        path, _, leaf = full.rpartition(".")
+        owner = model.get_submodule(path)
+        old = getattr(owner, leaf)
+        new = old.detach() + 0.3 * torch.randn_like(old)
+        way(owner, leaf, new)
+        with torch.no_grad():
+            fresh.get_parameter(full).copy_(new)
+            assert relative(model(tokens)[0], fresh(tokens)[0]) < 1e-4, full
+
+
+def test_two_weights_that_change_places_are_seen():
+    model = packed(build("tiny-hybrid"))
+    mlp = model.blocks[0].mlp
+    mlp.gate.weight, mlp.up.weight = mlp.up.weight, mlp.gate.weight
+    fresh = interlace.HybridLM(model.config).eval()
+    fresh.load_state_dict(copy.deepcopy(model.state_dict()))
+    with torch.no_grad():
+        assert relative(model(torch.arange(9))[0], fresh(torch.arange(9))[0]) < 1e-4
+
+
+def test_a_weight_replaced_between_two_steps_of_a_decoder_is_seen():
+    """A pass that was taken down holds addresses: it must notice that they are no longer the weights'."""
+    model = lay_out_for_decoding(build("tiny-hybrid"))
+    tokens = torch.arange(12)
+    with torch.no_grad():
+        decoder = Decoder(model, model(tokens[:3], state=model.empty_state(1, 20))[1])
+        decoder.step(tokens[3:4])
+        decoder.step(tokens[4:5])
+        state = decoder.state.fork(0)
+        weight = model.blocks[0].mlp.up.weight
+        weight.data = weight.data + 0.3 * torch.randn_like(weight)
+        fresh = interlace.HybridLM(model.config).eval()
+        fresh.load_state_dict(model.state_dict())
+        found = decoder.step(tokens[5:6]).clone()
+        assert relative(found, fresh(tokens[5:6], state=state)[0]) < 1e-4
+
+
+def test_a_filter_that_is_kept_notices_weights_at_an_old_address():
+    """Hyena keeps its taps by address; a freed address may be given to other values."""
+    model = build("tiny-hyena")
+    layer = next(m for m in model.modules() if isinstance(m, Hyena))
+    with torch.no_grad():
+        for _ in range(100):
+            layer.filter(9)
+            weight, before = layer.mix.weight, layer.mix.weight.data_ptr()
+            for _ in range(2):
+                weight.data = torch.randn(weight.shape)
+            if weight.data_ptr() == before:
+                break
+        torch.testing.assert_close(layer.filter(9), layer._filter(9))
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_models_made_under_inference_mode_run(name):
+    with torch.inference_mode():
+        lay_out_for_decoding(build(name))(torch.arange(5))
+
+
+@pytest.mark.parametrize("how", ["in place", "replaced"])
+def test_a_rounded_head_that_is_tied_follows_its_embedding_or_says_that_it_cannot(how):
+    model = interlace.HybridLM(preset("tiny-hybrid").replace(init_std=0.2, tied_embeddings=True)).eval()
+    weight = lay_out_for_decoding(model, int8=True).embedding.weight
+    with torch.no_grad():
+        new = 0.2 * torch.randn_like(weight)
+        weight.copy_(new) if how == "in place" else setattr(weight, "data", new)
+        try:
+            found = model.logits(torch.eye(model.config.width))
+        except interlace.base.errors.ConfigError as error:
+            assert "int8" in str(error)
+        else:
+            assert relative(found, weight.T) < 0.05
+
+
+def test_rounded_weights_that_get_new_ones_are_not_forgotten():
+    """int8 gives the layers' own weights up: loading others is refused in words, not ignored."""
+    model = lay_out_for_decoding(build("tiny-hybrid"), int8=True)
+    layer = model.blocks[0].mixer.query
+    layer.weight = torch.nn.Parameter(torch.randn(layer.out_features, layer.in_features))
+    with torch.no_grad(), pytest.raises(interlace.base.errors.ConfigError, match="int8"):
+        model(torch.arange(5))
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_a_state_that_was_used_up_is_refused(name, count):
+    model = build(name)
+    tokens = torch.randint(model.config.vocabulary, (30,))
+    with torch.no_grad():
+        _, state = model(tokens[:20], state=model.empty_state(1, 60))
+        _, after = model(tokens[20 : 20 + count], state=state)
+        with pytest.raises(ShapeError, match=r"state.*used.*(fork|select|copy)"):
+            model(tokens[20 : 20 + count], state=state)
+        model(tokens[:1], state=after)
+
+
+@pytest.mark.parametrize("how", ["select", "fork", "concat", "decoder", "gradients"])
+def test_nothing_is_made_of_a_used_up_state(how):
+    model = build("tiny-hybrid")
+    with torch.no_grad():
+        _, state = model(torch.arange(5), state=model.empty_state(1, 20))
+        model(torch.tensor([1]), state=state)
+    with pytest.raises(ShapeError, match=r"state.*used"):
+        if how == "select":
+            state.select([0])
+        elif how == "fork":
+            state.fork(0)
+        elif how == "concat":
+            type(state).concat([state, model.empty_state(1)])
+        elif how == "decoder":
+            Decoder(model, state)
+        else:
+            model(torch.tensor([1]), state=state)
+
+
+def test_a_decoder_uses_its_state_up():
+    model = build("tiny-recurrent")
+    with torch.no_grad():
+        _, state = model(torch.arange(5), state=model.empty_state(1, 20))
+        decoder = Decoder(model, state)
+        decoder.step(torch.tensor([1]))
+        with pytest.raises(ShapeError, match=r"state.*used"):
+            model(torch.tensor([1]), state=state)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_copies_taken_before_go_on_apart(name):
+    model = build(name)
+    tokens = torch.randint(model.config.vocabulary, (30,))
+    with torch.no_grad():
+        _, state = model(tokens[:20], state=model.empty_state(1, 60))
+        kept = state.fork(0)
+        first, _ = model(tokens[20:25], state=state)
+        again, _ = model(tokens[20:25], state=kept)
+    assert relative(again, first) < 1e-5
+
+
+def test_a_call_that_was_refused_uses_nothing_up():
+    model = build("tiny-hybrid")
+    with torch.no_grad():
+        _, state = model(torch.arange(5), state=model.empty_state(1, 20))
+        with pytest.raises(ShapeError):
+            model(torch.arange(4), Segments.from_lengths([2, 2]), state)
+        model(torch.tensor([1]), state=state)
+
+
+def test_the_operators_own_state_is_refused_too():
+    draw = [torch.randn(4, 2, 8) for _ in range(3)]
+    _, state = attention(*draw)
+    attention(*(x[:1] for x in draw), state=state)
+    with pytest.raises(ShapeError, match=r"state.*used"):
+        attention(*(x[:1] for x in draw), state=state)
