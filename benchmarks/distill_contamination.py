@@ -22,8 +22,8 @@ from pathlib import Path
 
 from interlace.distill.run import RunFolder, generate
 from interlace.distill.steps.near import Decontaminate
-from interlace.distill.steps.sources import read_rows
 from interlace.text.contamination import Index, judged, read_benchmark, words_of
+from interlace.text.rows import read_rows
 
 PAIRS = """buys purchases, buy purchase, bought purchased, sells retails, gets receives, each every, total overall,
 many numerous, kids children, children kids, big large, dad father, mom mother, begins starts, starts begins,

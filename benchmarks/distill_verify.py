@@ -23,10 +23,10 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
-from interlace.distill.steps.sources import read_rows
 from interlace.distill.steps.verify import SYMBOLS
 from interlace.sandbox import cage
 from interlace.sandbox.worker import Worker
+from interlace.text.rows import read_rows
 from interlace.verify import programs
 from interlace.verify.numbers import final_number, same_number
 

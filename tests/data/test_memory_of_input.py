@@ -12,8 +12,9 @@ import pytest
 
 from interlace.base.errors import DataError
 from interlace.data.prepare import _batches, prepare
-from interlace.data.sources import ROW_BYTES, Sources
+from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
+from interlace.text.rows import ROW_BYTES
 
 MEGA = 1 << 20
 LONGEST = 2 * MEGA  # characters that a document may have, and more than is needed to keep what belongs together
@@ -24,7 +25,7 @@ from interlace.base.errors import InterlaceError
 from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
 from interlace.data.tokenizer import Tokenizer
-from interlace.distill.steps.sources import read_rows
+from interlace.text.rows import read_rows
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return int(next(x for x in lines if x.startswith("VmHWM")).split()[1]) / 1024

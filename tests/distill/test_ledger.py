@@ -11,8 +11,8 @@ import threading
 import pytest
 
 from interlace.base.errors import DataError, Failure
-from interlace.base.text import clean
-from interlace.distill.ledger.ledger import Exhausted, Ledger, Limits, NewRow, Record, Reserve, digest
+from interlace.base.text import clean, digest
+from interlace.distill.ledger.ledger import Exhausted, Ledger, Limits, NewRow, Record, Reserve
 
 FREE = Limits()
 SMALL = Reserve(100, 0.5)

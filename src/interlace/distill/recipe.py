@@ -14,7 +14,8 @@ from pydantic import Field, field_validator
 from interlace.base.errors import ConfigError, DataError, nearest
 from interlace.base.files import sha256
 from interlace.base.schema import Closed, read_toml, validate
-from interlace.distill.ledger.ledger import Limits, digest
+from interlace.base.text import digest
+from interlace.distill.ledger.ledger import Limits
 from interlace.distill.steps.base import Step
 from interlace.distill.steps.registry import KINDS
 from interlace.distill.teachers.teacher import Teacher

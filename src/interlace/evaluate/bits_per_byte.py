@@ -11,10 +11,10 @@ from torch import Tensor
 from interlace.base.errors import ConfigError, DataError
 from interlace.base.files import user_path
 from interlace.data.batches import IGNORE, Batch, batches
-from interlace.data.sources import text_blocks
 from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 from interlace.model.model import HybridLM
+from interlace.text.rows import text_blocks
 
 BLOCK = 1024  # tokens whose logits exist at a time
 CHARACTERS = (8, 256)  # of a text that are read for each token that is scored: at first, at most

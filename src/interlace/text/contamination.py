@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import DataError
-from interlace.distill.steps.base import text_of
-from interlace.distill.steps.sources import read_rows
+from interlace.base.text import text_of
+from interlace.text.rows import read_rows
 from interlace.text.words import words_of
 from interlace.verify.final import final_answer
 from interlace.verify.numbers import same_number

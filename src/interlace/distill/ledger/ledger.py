@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import math
 import os
@@ -27,7 +26,7 @@ from typing import Any, Literal
 
 from interlace.base.errors import DataError, Failure
 from interlace.base.files import disk_errors
-from interlace.base.text import clean
+from interlace.base.text import canonical, clean
 from interlace.runs.lock import born
 
 State = Literal["ok", "truncated", "refused", "unparsable", "failed"]
@@ -76,16 +75,6 @@ DROP INDEX uses_stage;
 CREATE INDEX uses_row ON uses (stage, row);
 CREATE TABLE kept (name TEXT PRIMARY KEY, saved REAL, value TEXT);
 """
-
-
-def canonical(value: Any) -> str:
-    """JSON that is the same for equal values: sorted keys, no spaces, everything beyond ASCII escaped."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def digest(value: Any) -> str:
-    """32 hexadecimal digits that stand for plain data."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
 
 
 @dataclass

@@ -123,12 +123,3 @@ class Step(Closed):
     def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
         """For a step that sees all rows: what becomes of them, in order."""
         raise NotImplementedError
-
-
-def text_of(value: Any) -> str:
-    """A column as text: strings as they are, nothing for None, and anything else as JSON."""
-    import json
-
-    if isinstance(value, str):
-        return value
-    return "" if value is None else json.dumps(value, ensure_ascii=False)

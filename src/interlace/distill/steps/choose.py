@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from interlace.base.text import text_of
 from interlace.distill.desk import Desk
 from interlace.distill.ledger.ledger import Row
 from interlace.distill.steps.ask import CHECKS
-from interlace.distill.steps.base import OF_A_ROW, Out, Rows, Step, drop, ended_by, text_of
+from interlace.distill.steps.base import OF_A_ROW, Out, Rows, Step, drop, ended_by
 from interlace.sandbox.worker import OutOfBounds, Refused
 from interlace.verify.final import find
 from interlace.verify.numbers import final_number

@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from interlace.base.text import text_of
 from interlace.distill.desk import Desk, Question
 from interlace.distill.ledger.ledger import Row
 from interlace.distill.steps.ask import Asking
-from interlace.distill.steps.base import OF_A_ROW, Out, Rows, drop, ended_by, text_of
+from interlace.distill.steps.base import OF_A_ROW, Out, Rows, drop, ended_by
 
 NUMBERED = re.compile(r"\s{0,8}\d{1,4}[.):]\s{0,8}")
 MORE = """Here are some tasks:

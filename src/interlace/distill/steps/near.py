@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator
 
+from interlace.base.text import digest
 from interlace.distill.desk import Desk
-from interlace.distill.ledger.ledger import Row, digest
+from interlace.distill.ledger.ledger import Row
 from interlace.distill.steps.base import OF_A_ROW, Out, Rows, Step, drop, ended_by
 from interlace.text.contamination import THRESHOLD, WITH_ANSWER, Index, judged, read_benchmark, to_columns
 

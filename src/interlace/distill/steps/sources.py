@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from itertools import product
@@ -12,9 +11,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from interlace.base.errors import DataError
-from interlace.data.sources import Sources, json_lines
+from interlace.data.sources import Sources
 from interlace.distill.desk import Desk
 from interlace.distill.steps.base import Step
+from interlace.text.rows import read_rows
 
 LOOKED_AT = 1000  # rows whose keys are taken for the columns of a file
 
@@ -29,24 +29,6 @@ class Feeding(Step):
     FEEDS: ClassVar[bool] = True
 
     limit: int | None = Field(default=None, gt=0)
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file, also packed by gzip, one line in memory at a time.
-
-    Raises:
-        DataError: the file is missing, or a line is too long or no object; the message names it.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    for number, line in json_lines(path):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: is a {type(row).__name__}, not an object with named columns")
-        yield row
 
 
 class Jsonl(Feeding):

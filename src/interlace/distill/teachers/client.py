@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from interlace.base.errors import ConfigError, Failure, InterlaceError
+from interlace.base.text import canonical, digest
 from interlace.distill.desk import Answer, Question
-from interlace.distill.ledger.ledger import Exhausted, Ledger, Limits, Record, Reserve, State, canonical, digest
+from interlace.distill.ledger.ledger import Exhausted, Ledger, Limits, Record, Reserve, State
 from interlace.distill.teachers.endpoint import (
     CALLS,
     CUT,

@@ -14,10 +14,9 @@ from urllib.request import getproxies
 
 import interlace
 from interlace.base.errors import BackendUnavailable, Failure
-from interlace.base.text import clean
+from interlace.base.text import canonical, clean
 from interlace.data.thoughts import reasoning_of, table, written
 from interlace.distill.desk import Question
-from interlace.distill.ledger.ledger import canonical
 from interlace.distill.teachers.rate import BREAK, Kind
 from interlace.distill.teachers.standing import FEW, Doubt
 from interlace.distill.teachers.teacher import Teacher
