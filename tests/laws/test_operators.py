@@ -15,13 +15,15 @@ from interlace.ops import selftest
 from interlace.ops.core import chunks
 from interlace.ops.core import kernels as native
 from interlace.ops.core.attention_state import AttentionState
+from interlace.ops.core.cases import Case, recurrence_case
+from interlace.ops.core.operands import Recurrence
 
-ALL = [case for operator in selftest.CASES for case in selftest.cases(operator)]
+ALL = [case for operator in selftest.OPERATORS for case in selftest.cases(operator)]
 VARIANTS = [(case, v) for case in ALL for v in selftest.variants(case.operator)]
 
 
 def label(value):
-    return f"{value.operator}: {value.label}" if isinstance(value, selftest.Case) else str(value)
+    return f"{value.operator}: {value.label}" if isinstance(value, Case) else str(value)
 
 
 @pytest.mark.parametrize(("case", "variant"), VARIANTS, ids=label)
@@ -99,7 +101,7 @@ def cut(case, tensors, lengths, pieces):
 def test_any_cut_carries_the_state(operator, extra, pieces, kernels, dtype):
     """Law 3, on ragged segments that are all cut; with as many pieces as tokens where a segment is that short."""
     lengths = [37, 5, 70]
-    case = selftest.CASES[operator](lengths, "cut, state" if extra else "cut", extra)
+    case = selftest.OPERATORS[operator].build(lengths, "cut, state" if extra else "cut", extra)
     with torch.no_grad(), running(kernels):
         truth = case.call(case.truth, case.tensors)
         found, state = cut(case, given(case, dtype), lengths, pieces)
@@ -113,7 +115,7 @@ def test_any_cut_carries_the_state(operator, extra, pieces, kernels, dtype):
 def test_token_by_token_equals_prefill(operator, kernels, dtype):
     """Law 5: one token for each of three sequences at a time, which takes the step kernels."""
     lengths = [70, 70, 70]
-    case = selftest.CASES[operator](lengths, "tokens, state", True)
+    case = selftest.OPERATORS[operator].build(lengths, "tokens, state", True)
     with torch.no_grad(), running(kernels):
         truth = case.call(case.truth, case.tensors)
         found, _ = cut(case, given(case, dtype), lengths, 70)
@@ -125,7 +127,7 @@ def test_token_by_token_equals_prefill(operator, kernels, dtype):
 def test_packed_segments_equal_separate_runs(operator, kernels, dtype):
     """Law 4, with one sequence so large that a leak of 1e-90 of it (in float32, of 1e-30) would show."""
     lengths = [3, 1, 66, 20]
-    case = selftest.CASES[operator](lengths, "packed", False)
+    case = selftest.OPERATORS[operator].build(lengths, "packed", False)
     tensors = given(case, dtype)
     poisoned = "value" if "value" in tensors else "x"
     tensors[poisoned] = tensors[poisoned].clone()
@@ -147,7 +149,7 @@ def test_packed_segments_equal_separate_runs(operator, kernels, dtype):
 @pytest.mark.parametrize("operator", selftest.MIXERS)
 def test_gradients_pass_through_a_cut(operator, kernels, dtype):
     """Law 3, gradients: two calls with a carried state against one."""
-    case = selftest.CASES[operator]([40], "whole", False)
+    case = selftest.OPERATORS[operator].build([40], "whole", False)
     results = []
     for cuts in ([40], [23, 17]):
         inputs = {n: x.to(dtype).requires_grad_() for n, x in case.tensors.items()}
@@ -171,12 +173,11 @@ def test_flops_of_the_chunked_form_are_what_is_predicted(operator):
     H, G, K, V, T = 2, 4, 12, 20, 256
     chunked = importlib.import_module(f"interlace.ops.{operator}.chunked")
     flops = importlib.import_module(f"interlace.ops.{operator}.flops").flops_per_token_and_head
-    case = selftest.recurrence_case(operator, [T], "flops", True)
-    inputs = [
-        case.tensors[n] for n in ("query", "key", "value", "log_decay", "step" if "space" in operator else "beta")
-    ]
+    case = recurrence_case(operator, [T], "flops", True)
+    names = ("query", "key", "value", "log_decay", "step" if "space" in operator else "beta")
+    segments = Segments.from_lengths([T])
+    x = Recurrence.of([case.tensors[n] for n in names], segments, case.tensors["state"], 1.0)
     with FlopCounterMode(display=False) as counter:
-        offsets = torch.tensor([0, T], dtype=torch.int32)
-        chunks.forward(chunked.Grid, *inputs, offsets, case.tensors["state"], 1.0, T)
+        chunks.forward(chunked.Grid, x)
     group = () if operator == "kimi_delta" else (G // H,)
     assert counter.get_total_flops() == T * G * flops(K, V, *group)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from interlace import ops
 from interlace.base.errors import BackendUnavailable, ConfigError, ShapeError
 from interlace.base.segments import Segments
 from interlace.ops import attention, gated_delta, selftest, short_convolution
+from interlace.ops.core.backends import ANY, Backend, announce, choose
+from interlace.ops.gated_delta.cases import gated_delta_case
 
 
 @pytest.fixture
 def x():
-    return selftest.gated_delta_case([9], "plain", False).tensors
+    return gated_delta_case([9], "plain", False).tensors
 
 
 def test_log_decay_above_zero(x):
@@ -37,8 +42,8 @@ def test_gated_delta_state_and_segments(x):
 
 
 def test_backends_by_name(x):
-    with pytest.raises(BackendUnavailable, match=r"'triton'.*not contain"):
-        gated_delta(**x, backend="triton")
+    with pytest.raises(BackendUnavailable, match=r"'native'.*not float64"):
+        gated_delta(**x, backend="native")
     with pytest.raises(ConfigError, match=r"'chunkd' is unknown; did you mean 'chunked'"):
         gated_delta(**x, backend="chunkd")
 
@@ -73,15 +78,75 @@ def test_no_decay_at_minus_infinity_forgets_everything(x):
     torch.testing.assert_close(state, last)
 
 
+@pytest.mark.parametrize("operator", ["gated_delta", "kimi_delta", "state_space"])
+@pytest.mark.parametrize("shape", [(9, 0, 12), (9, 2, 0), (0, 2, 12)], ids=str)
+def test_nothing_to_compute_is_named(operator, shape):
+    """No heads, no channels or no tokens: a ShapeError, and no division by zero."""
+    tokens, _, key_dim = shape
+    run = getattr(ops, operator).__wrapped__
+    query, value, gate = torch.zeros(shape), torch.zeros(tokens, 4, 20), torch.zeros(tokens, 4)
+    decay = torch.zeros(tokens, 4, key_dim) if operator == "kimi_delta" else gate
+    with pytest.raises(ShapeError):
+        run(query, query, value, decay, gate)
+
+
+def test_one_token_of_no_heads_is_named():
+    query, value, gate = torch.zeros(1, 0, 12), torch.zeros(1, 4, 20), torch.zeros(1, 4)
+    with pytest.raises(ShapeError, match="gated_delta_step: value has shape"):
+        ops.gated_delta_step.__wrapped__(query, query, value, gate, gate, torch.zeros(1, 4, 12, 20))
+
+
+def absent():
+    raise BackendUnavailable("not built")
+
+
+TABLE = (
+    Backend("few", lambda: lambda *_: "few", ("cpu",), rows=2),
+    Backend("absent", absent),
+    Backend("slow", lambda: lambda *_: "slow", slow_on=(ANY,)),
+)
+
+
+def test_the_first_row_that_serves_is_taken(caplog):
+    """Limits of rows are kept without a word; what is missing is announced, once."""
+    announce.cache_clear()
+    two, three = torch.zeros(2, 1), torch.zeros(3, 1)
+    assert choose("op", TABLE, "auto", two)(two) == "few"
+    assert not caplog.messages
+    for _ in range(2):
+        assert choose("op", TABLE, "auto", three)(three) == "slow"
+    assert caplog.messages == ["backend 'absent' cannot serve op (not built); taking a slower one"]
+    with pytest.raises(BackendUnavailable, match="'absent' cannot serve this call: not built"):
+        choose("op", TABLE, "absent", two)
+    assert choose("op", TABLE, "few", three)(three) == "few"
+
+
+def test_a_fallback_is_announced_on_any_device(caplog):
+    """Here one that no backend of ours knows but the last."""
+    announce.cache_clear()
+    elsewhere = SimpleNamespace(device=torch.device("cuda"), shape=(2, 1))
+    assert choose("op", TABLE, "auto", elsewhere)(elsewhere) == "slow"
+    assert caplog.messages[0].startswith("backend 'few' cannot serve op (it serves tensors on cpu, not on cuda)")
+
+
+def test_a_backend_is_loaded_when_first_asked_for():
+    asked = []
+    lazy = Backend("lazy", lambda: asked.append(1) or (lambda *_: "lazy"))
+    assert not asked
+    for _ in range(2):
+        assert choose("op", (lazy,), "auto", torch.zeros(1))() == "lazy"
+    assert asked == [1]
+
+
 def test_doctor_notices_a_wrong_backend(monkeypatch):
     """A backend that is off by a thousandth is found."""
     from interlace.ops.gated_delta import dispatch
 
-    def slightly_wrong(*args):
-        out, state = dispatch._run_chunked(*args)
+    def slightly_wrong(x):
+        out, state = dispatch._chunked(x)
         return out * 1.001, state
 
-    wrong = tuple(dispatch.Backend("chunked", slightly_wrong) if b.name == "chunked" else b for b in dispatch.BACKENDS)
+    wrong = tuple(Backend("chunked", lambda: slightly_wrong) if b.name == "chunked" else b for b in dispatch.BACKENDS)
     monkeypatch.setattr(dispatch, "BACKENDS", wrong)
-    case = selftest.gated_delta_case([70], "x", True)
+    case = gated_delta_case([70], "x", True)
     assert selftest.errors(case, selftest.Variant("chunked"), torch.float32)[0] > selftest.TOLERANCE[torch.float32]

@@ -25,11 +25,15 @@ from interlace.ops import (
     short_convolution,
     swiglu,
 )
+from interlace.ops.attention.cases import attention_case
 from interlace.ops.core import kernels as native
+from interlace.ops.core.cases import recurrence_case
 from interlace.ops.gated_delta import native as gated_delta_native
+from interlace.ops.gated_delta.cases import gated_delta_case
+from interlace.ops.short_convolution.cases import short_convolution_case
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.missing}")
-COMPILED = [name for name in selftest.CASES if any(v.backend == "native" for v in selftest.variants(name))]
+COMPILED = [name for name in selftest.OPERATORS if any(v.backend == "native" for v in selftest.variants(name))]
 every_instruction_set = pytest.mark.parametrize("instruction_set", native.instruction_sets())
 NATIVE = selftest.Variant("native", native.active())
 
@@ -44,12 +48,12 @@ def in_a_process(code, **environment):
 
 @every_instruction_set
 def test_the_environment_forces_an_instruction_set(instruction_set):
-    done = in_a_process("from interlace.ops import native; print(native.active())", INTERLACE_NATIVE=instruction_set)
+    done = in_a_process("from interlace.ops.core import kernels; print(kernels.active())", INTERLACE_NATIVE=instruction_set)
     assert done.stdout.strip() == instruction_set, done.stderr
 
 
 def test_an_unknown_instruction_set_is_named():
-    done = in_a_process("from interlace.ops import native", INTERLACE_NATIVE="avx1024")
+    done = in_a_process("from interlace.ops.core import kernels", INTERLACE_NATIVE="avx1024")
     assert "INTERLACE_NATIVE: 'avx1024' is not an instruction set of this processor and build" in done.stderr
     assert "portable" in done.stderr or "did you mean" in done.stderr
 
@@ -93,7 +97,7 @@ def test_they_run_on_torchs_threads():
 
 
 def test_constants_agree_with_the_kernels():
-    assert native.kernels().SNAPSHOT_TOKENS == gated_delta_native.SNAPSHOT_TOKENS
+    assert native.module().SNAPSHOT_TOKENS == gated_delta_native.SNAPSHOT_TOKENS
 
 
 @every_instruction_set
@@ -105,7 +109,7 @@ def test_the_same_bits_for_any_number_of_threads(instruction_set):
             found = []
             with native.using(instruction_set):
                 for operator in COMPILED:
-                    case = selftest.CASES[operator]([70, 1, 300], "threads", True)
+                    case = selftest.OPERATORS[operator].build([70, 1, 300], "threads", True)
                     values, gradients = selftest.outputs_and_gradients(
                         case, "native", torch.bfloat16, torch.bfloat16, "cpu"
                     )
@@ -136,36 +140,36 @@ def holds(case, dtype):
 @given(lengths, st.integers(1, 3), st.integers(1, 3), sizes, sizes, st.booleans(), dtypes, st.integers(0, 99))
 def test_recurrences_of_any_shape(lengths, H, group, K, V, with_state, dtype, seed):
     for rule in ("gated_delta", "kimi_delta", "state_space"):
-        holds(selftest.recurrence_case(rule, lengths, "drawn", with_state, seed, (H, H * group, K, V)), dtype)
+        holds(recurrence_case(rule, lengths, "drawn", with_state, seed, (H, H * group, K, V)), dtype)
 
 
 @DRAWN
 @given(lengths, sizes, st.integers(1, 9), st.booleans(), dtypes, st.integers(0, 99))
 def test_short_convolution_of_any_shape(lengths, D, W, with_state, dtype, seed):
-    holds(selftest.short_convolution_case(lengths, "drawn", with_state, seed, (D, W)), dtype)
+    holds(short_convolution_case(lengths, "drawn", with_state, seed, (D, W)), dtype)
 
 
 @DRAWN
 @given(lengths, st.integers(1, 3), st.integers(1, 3), sizes, sizes, st.none() | st.integers(1, 80), dtypes)
 def test_attention_of_any_shape(lengths, J, group, K, V, window, dtype):
-    holds(selftest.attention_case([n * 2 for n in lengths], "drawn", window, 0, (J * group, J, K, V)), dtype)
+    holds(attention_case([n * 2 for n in lengths], "drawn", window, 0, (J * group, J, K, V)), dtype)
 
 
 @pytest.mark.slow
 def test_long_segments_start_backward_from_snapshots():
     """Several snapshots in one segment, none in its neighbours, borders that are no multiples of anything."""
     for dtype in (torch.float32, torch.bfloat16):
-        holds(selftest.gated_delta_case([7, 1030, 255, 256, 257], "snapshots", True), dtype)
+        holds(gated_delta_case([7, 1030, 255, 256, 257], "snapshots", True), dtype)
 
 
 @pytest.mark.slow
 def test_heads_far_larger_than_the_caches():
-    holds(selftest.gated_delta_case([40, 33], "huge", True, 0, (1, 1, 600, 900)), torch.float32)
-    holds(selftest.attention_case([130], "huge", None, 0, (1, 1, 700, 500)), torch.float32)
+    holds(gated_delta_case([40, 33], "huge", True, 0, (1, 1, 600, 900)), torch.float32)
+    holds(attention_case([130], "huge", None, 0, (1, 1, 700, 500)), torch.float32)
 
 
 def test_only_the_final_state_is_differentiated():
-    x = {n: t.float().requires_grad_() for n, t in selftest.gated_delta_case([300, 5], "final", True).tensors.items()}
+    x = {n: t.float().requires_grad_() for n, t in gated_delta_case([300, 5], "final", True).tensors.items()}
     segments = Segments.from_lengths([300, 5])
     found, want = (
         torch.autograd.grad(gated_delta(**x, segments=segments, normalise=True, backend=b)[1].sum(), list(x.values()))
@@ -197,7 +201,7 @@ def of_wider_rows(x):
 @pytest.mark.parametrize("operator", [n for n in COMPILED if n not in ("cross_entropy_", "linear")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_any_layout_in_memory(operator, laid, dtype):
-    case = selftest.CASES[operator]([33, 2], "layout", True)
+    case = selftest.OPERATORS[operator].build([33, 2], "layout", True)
     plain = {n: x.to(selftest.given_dtype(operator, n, dtype)) for n, x in case.tensors.items()}
     with torch.no_grad():
         want = case.call("native", plain)
@@ -217,7 +221,7 @@ def test_what_must_lie_in_one_piece_says_so():
 
 
 def test_expanded_tensors_are_read_and_never_written():
-    x = selftest.gated_delta_case([20], "expanded", False).tensors
+    x = gated_delta_case([20], "expanded", False).tensors
     one = {n: t[:1].float() for n, t in x.items()}
     spread = {n: t.expand(20, *t.shape[1:]).requires_grad_() for n, t in one.items()}
     copied = {n: t.repeat(20, *[1] * (t.ndim - 1)).requires_grad_() for n, t in one.items()}
@@ -233,7 +237,7 @@ def test_expanded_tensors_are_read_and_never_written():
 
 
 def test_a_state_that_is_given_is_not_changed():
-    case = selftest.gated_delta_case([1, 1], "given", True)
+    case = gated_delta_case([1, 1], "given", True)
     x = {n: t.float() for n, t in case.tensors.items()}
     before = x["state"].clone()
     with torch.no_grad():
@@ -247,7 +251,7 @@ def test_a_state_that_is_given_is_not_changed():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
 def test_other_dtypes_are_refused_by_name_and_served_by_auto(dtype):
-    x = {n: t.to(dtype) for n, t in selftest.gated_delta_case([5], "dtype", False).tensors.items()}
+    x = {n: t.to(dtype) for n, t in gated_delta_case([5], "dtype", False).tensors.items()}
     with pytest.raises(BackendUnavailable, match=str(dtype).removeprefix("torch.")):
         gated_delta(**x, backend="native")
     assert gated_delta(**x)[0].dtype == dtype
@@ -264,7 +268,7 @@ def test_what_is_not_finite_spreads_as_in_the_recurrence(rule, name, bad, instru
     if name == "strength":
         name = "step" if rule == "state_space" else "beta"
     lengths, operator = [40, 70, 20], getattr(ops, rule)
-    x = {n: t.float() for n, t in selftest.recurrence_case(rule, lengths, "bad", True).tensors.items()}
+    x = {n: t.float() for n, t in recurrence_case(rule, lengths, "bad", True).tensors.items()}
     x[name] = x[name].clone()
     place = (1, 0, 3, 5) if name == "state" else (75, *[0] * (x[name].ndim - 1))
     x[name][place] = bad
@@ -287,7 +291,7 @@ def test_a_choice_of_no_expert_is_refused():
 
 def test_gradients_of_other_sequences_stay_finite():
     lengths = [40, 70, 20]
-    x = {n: t.float().requires_grad_() for n, t in selftest.gated_delta_case(lengths, "bad", True).tensors.items()}
+    x = {n: t.float().requires_grad_() for n, t in gated_delta_case(lengths, "bad", True).tensors.items()}
     with torch.no_grad():
         x["value"][75] = torch.nan
     out, _ = gated_delta(**x, segments=Segments.from_lengths(lengths), normalise=True, backend="native")
@@ -331,7 +335,7 @@ def test_attention_steps_over_a_ring_that_wraps(instruction_set):
     """Rows at different positions, a window of 5, grouped heads: the step kernel against the recurrence."""
     from interlace.ops.core.attention_state import AttentionState
 
-    case = selftest.attention_case([30, 30], "ring", 5)
+    case = attention_case([30, 30], "ring", 5)
     x = {n: t.float() for n, t in case.tensors.items()}
     want = case.call("recurrent", case.tensors)[0]
     state = AttentionState.empty(2, 2, 12, 20, 5, x["key"])
@@ -351,7 +355,7 @@ def test_attention_steps_over_a_ring_that_wraps(instruction_set):
 @every_instruction_set
 @pytest.mark.parametrize("window", [None, 5])
 def test_attention_carries_what_is_not_finite_forward_only(instruction_set, window):
-    case = selftest.attention_case([40, 90], "bad", window)
+    case = attention_case([40, 90], "bad", window)
     x = {n: t.float() for n, t in case.tensors.items()}
     x["value"][75, 0] = torch.nan
     with torch.no_grad(), native.using(instruction_set):
@@ -416,7 +420,7 @@ def test_rms_norm_of_any_rank():
 
 
 def test_borders_of_another_dtype():
-    x = {n: t.float() for n, t in selftest.gated_delta_case([5, 4], "borders", False).tensors.items()}
+    x = {n: t.float() for n, t in gated_delta_case([5, 4], "borders", False).tensors.items()}
     wide = Segments(torch.tensor([0, 5, 9]), 9)
     for a, b in zip(
         gated_delta(**x, segments=wide), gated_delta(**x, segments=Segments.from_lengths([5, 4])), strict=True
@@ -425,7 +429,7 @@ def test_borders_of_another_dtype():
 
 
 def test_a_state_changed_under_a_graph_is_noticed():
-    x = {n: t.float() for n, t in selftest.gated_delta_case([1], "version", True).tensors.items()}
+    x = {n: t.float() for n, t in gated_delta_case([1], "version", True).tensors.items()}
     x["query"].requires_grad_()
     out, _ = gated_delta(**x)
     with torch.no_grad():

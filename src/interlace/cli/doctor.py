@@ -28,7 +28,7 @@ def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")]
     from dataclasses import asdict
 
     from interlace.model.device import check_device
-    from interlace.ops.core import kernels as native
+    from interlace.ops.core import kernels
     from interlace.ops.selftest import check
 
     check_device(device)
@@ -70,14 +70,14 @@ def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")]
         names = ", ".join(f"{f.operator} {f.backend} in {f.dtype}" for f in wrong)
         say(f"Do not trust this machine's results: {names} disagrees with the recurrence.", style="bold red")
         return 1
-    say(f"All {len(findings)} checks agree with their truth. Not in this build: triton and fla backends.")
-    if native.missing:
+    say(f"All {len(findings)} checks agree with their truth.")
+    if kernels.missing:
         say(
-            f"The native CPU kernels are missing: {native.missing}. Everything works without them, but on a CPU "
+            f"The native CPU kernels are missing: {kernels.missing}. Everything works without them, but on a CPU "
             "training takes about twice and decoding about four times as long (docs/LOG.md).",
             style="yellow",
         )
-    elif not native.shares_torch_threads():
+    elif not kernels.shares_torch_threads():
         say(
             "The native kernels do not run on torch's threads, so each waits for the other's to fall asleep: build "
             "interlace with a compiler whose OpenMP runtime is torch's (gcc's, for torch from PyPI on Linux).",
@@ -95,16 +95,16 @@ def describe_machine(device: str) -> dict[str, Any]:
 
     from interlace.cli.output import size
     from interlace.model.precision import choose_precision, matmul_flops_per_second
-    from interlace.ops.core import kernels as native
+    from interlace.ops.core import kernels
     from interlace.runs.machine import memory_bytes, processor
     from interlace.sandbox import cage
     from interlace.train.run import versions
 
     facts: dict[str, Any] = {**versions(), "system": platform.platform(terse=True), "processor": processor()}
     facts["instructions"] = torch.backends.cpu.get_cpu_capability()
-    facts["native kernels"] = native.active() if native.available() else f"none: {native.missing}"
-    if native.available():
-        facts["native kernels built"] = ", ".join(native.instruction_sets())
+    facts["native kernels"] = kernels.active() if kernels.available() else f"none: {kernels.missing}"
+    if kernels.available():
+        facts["native kernels built"] = ", ".join(kernels.instruction_sets())
     facts["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} cores"
     facts["memory"] = size(memory_bytes()) if memory_bytes() else "unknown"
     if torch.cuda.is_available():

@@ -17,7 +17,7 @@ from interlace.base.segments import Segments
 from interlace.layers.base import Stream
 from interlace.model.model import HybridLM
 from interlace.model.state import ModelState
-from interlace.ops.core import kernels as native
+from interlace.ops.core import kernels
 from interlace.ops.core.attention_state import AttentionState
 
 UNTRIED = "no pass was made yet"
@@ -78,8 +78,8 @@ class Decoder:
         """model: laid out for decoding or not; state: used up."""
         state.check_kinds(model.kinds)
         self.model, self.state = model, ModelState(state.use().layers, state.positions.clone(), state.kinds)
-        self.recording: native.Recording | None = None
-        self.reason = UNTRIED if native.available() else native.missing
+        self.recording: kernels.Recording | None = None
+        self.reason = UNTRIED if kernels.available() else kernels.missing
         self.segments = Segments.equal(state.count, 1)
         self.x = model.embed(torch.zeros(state.count, dtype=torch.int64, device=model.device))
         self.logits: Tensor
@@ -132,7 +132,7 @@ class Decoder:
     def _first(self, tokens: Tensor) -> Tensor:
         self._read(tokens)
         stream = Stream(self.segments, self.state.positions.to(self.model.device))
-        with native.recording() as recording, _Foreign() as foreign:
+        with kernels.recording() as recording, _Foreign() as foreign:
             hidden, layers = self.model.body(self.x, stream, self.state.use().layers)
             self.logits = self.model.logits(hidden)
         self.state = ModelState(layers, self.state.positions + 1, self.state.kinds)

@@ -17,7 +17,7 @@ from interlace.generation.sampling import Sampling
 from interlace.generation.stops import Stops
 from interlace.layers.projection import Projections
 from interlace.model.model import HybridLM
-from interlace.ops.core import kernels as native
+from interlace.ops.core import kernels
 
 MOST = 1 << 31  # tokens that may be asked for
 PREFILL = 4096  # prompt tokens read at a time, which bounds memory
@@ -135,9 +135,9 @@ def lay_out_for_decoding(model: HybridLM, int8: bool = False) -> HybridLM:
     """
     on_cpu = model.device.type == "cpu"
     for module in model.modules():
-        if isinstance(module, Projections) and (int8 or (on_cpu and native.available())):
+        if isinstance(module, Projections) and (int8 or (on_cpu and kernels.available())):
             module.pack(int8)
-        elif isinstance(module, nn.Linear) and on_cpu and not native.available():
+        elif isinstance(module, nn.Linear) and on_cpu and not kernels.available():
             weight: Tensor = module.weight
             if weight.dtype == torch.float32 and weight.numel():
                 weight.data = weight.data.t().contiguous().t()

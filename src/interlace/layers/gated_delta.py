@@ -12,9 +12,12 @@ from interlace.layers.norm import GatedRMSNorm, NormStyle
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
-from interlace.ops.gated_delta.dispatch import gated_delta_unchecked
+from interlace.ops.core import kernels
+from interlace.ops.core.backends import Backend, choose
+from interlace.ops.core.operands import Recurrence
+from interlace.ops.gated_delta.dispatch import run
 from interlace.ops.gated_delta.flops import flops_per_token_and_head
-from interlace.ops.gated_delta.mixer_step import mixer_step, mixer_step_serves
+from interlace.ops.gated_delta.mixer_step import MixerStep, mixer_step, refuses
 from interlace.ops.short_convolution.dispatch import short_convolution
 
 
@@ -125,55 +128,75 @@ class GatedDelta(Projections):
 
     def forward(self, x: Tensor, stream: Stream, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
         """x [total, D] to ([total, D], the state after these tokens)."""
-        c, G, (key, _, value) = self.config, self.config.groups, self.config.channels
         if state is not None:
             state.check_unused()
-        projected = self.project("query", x)
-        taps = self.convolution.to(projected.dtype)
-        if self.steps(projected, taps, stream, state):
-            assert state is not None
-            after = RecurrentState(state.window, state.memory)
-            return self.project("output", self.step(projected, taps, state.use())), after
+        operands = (self.project("query", x), self, stream, state)
+        out, after = choose("gated_delta layer", BACKENDS, "auto", *operands)(*operands)
+        return self.project("output", out), after
+
+    def by_operators(
+        self, projected: Tensor, stream: Stream, state: RecurrentState | None
+    ) -> tuple[Tensor, RecurrentState]:
+        """All between the projections, [total, 2 H K + 2 G V + 2 G] to [total, G V]."""
+        c, G, (key, _, value) = self.config, self.config.groups, self.config.channels
         mixed, gate, decay, beta = projected.split((2 * key + value, value, G, G), dim=-1)
-        before = (None, None) if state is None else (state.window, state.memory)
-        mixed, window = short_convolution(mixed, taps, segments=stream.segments, state=before[0])
+        window, memory = (None, None) if state is None else (state.window, state.memory)
+        taps = self.convolution.to(projected.dtype)
+        mixed, window = short_convolution(mixed, taps, segments=stream.segments, state=window)
         both, value_heads = mixed.split((2 * key, value), dim=-1)
         query_heads, key_heads = both.unflatten(-1, (-1, c.key_dim)).chunk(2, dim=1)
         beta = beta.sigmoid() * (2 if c.negative_eigenvalues else 1)
         log_decay = -self.A_log.exp() * softplus(decay.to(self.dt_bias.dtype) + self.dt_bias)
         inputs = (query_heads, key_heads, value_heads.unflatten(-1, (-1, c.value_dim)), log_decay, beta)
-        out, memory = gated_delta_unchecked(*inputs, stream.segments, before[1], normalise=True)
+        out, memory = run(Recurrence.of(inputs, stream.segments, memory, normalise=True))
         out = self.norm(out, gate.unflatten(-1, (-1, c.value_dim)))
-        return self.project("output", out.flatten(1)), RecurrentState(window, memory)
+        return out.flatten(1), RecurrentState(window, memory)
 
-    def steps(self, projected: Tensor, taps: Tensor, stream: Stream, state: RecurrentState | None) -> bool:
-        """Whether this is one token per sequence that the fused step can serve."""
-        return (
-            state is not None
-            and stream.segments.time == 1
-            and mixer_step_serves(
-                projected,
-                taps,
-                self.norm.weight,
-                (self.A_log, self.dt_bias),
-                state.window,
-                state.memory,
-                self.config.heads,
-            )
-        )
-
-    def step(self, projected: Tensor, taps: Tensor, state: RecurrentState) -> Tensor:
-        """One token per sequence between the projections, [N, G V]; the state is changed in place, being used up."""
-        c = self.config
-        return mixer_step(
-            projected,
-            taps,
-            self.norm.weight,
-            self.A_log,
-            self.dt_bias,
-            state.window,
-            state.memory,
-            heads=c.heads,
-            negative_eigenvalues=c.negative_eigenvalues,
+    def step(self, projected: Tensor, state: RecurrentState) -> MixerStep:
+        """The operands of the fused step."""
+        return MixerStep(
+            projected=projected,
+            taps=self.convolution.to(projected.dtype),
+            norm=self.norm.weight,
+            A_log=self.A_log,
+            dt_bias=self.dt_bias,
+            window=state.window,
+            memory=state.memory,
+            heads=self.config.heads,
+            negative_eigenvalues=self.config.negative_eigenvalues,
             eps=self.norm.eps,
         )
+
+
+def _is_step(_: Tensor, layer: GatedDelta, stream: Stream, state: RecurrentState | None) -> bool:
+    """Whether this is one token per sequence, without gradients."""
+    traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return state is not None and stream.segments.time == 1 and not traced
+
+
+def _fused(
+    projected: Tensor, layer: GatedDelta, stream: Stream, state: RecurrentState
+) -> tuple[Tensor, RecurrentState]:
+    """All between the projections in one call; the state is changed in place, being used up."""
+    return mixer_step(layer.step(projected, state.use())), RecurrentState(state.window, state.memory)
+
+
+def _operators(
+    projected: Tensor, layer: GatedDelta, stream: Stream, state: RecurrentState | None
+) -> tuple[Tensor, RecurrentState]:
+    return layer.by_operators(projected, stream, state)
+
+
+BACKENDS = (
+    kernels.backend(
+        lambda: _fused,
+        lambda projected, layer, stream, state: refuses(layer.step(projected, state)),
+        ("cpu",),
+        when=_is_step,
+    ),
+    Backend(
+        "operators",
+        lambda: _operators,
+        slow_on=("cpu",),
+    ),
+)

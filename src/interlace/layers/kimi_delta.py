@@ -12,7 +12,8 @@ from interlace.layers.norm import GatedRMSNorm, NormStyle
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
-from interlace.ops.kimi_delta.dispatch import kimi_delta_unchecked
+from interlace.ops.core.operands import Recurrence
+from interlace.ops.kimi_delta.dispatch import run
 from interlace.ops.kimi_delta.flops import flops_per_token_and_head
 from interlace.ops.short_convolution.dispatch import short_convolution
 
@@ -141,6 +142,6 @@ class KimiDelta(Projections):
         log_decay = -self.A_log.exp()[:, None] * softplus(decay).unflatten(-1, (c.heads, -1))
         beta = beta.sigmoid() * (2 if c.negative_eigenvalues else 1)
         inputs = (queries, keys, values.unflatten(-1, (-1, c.value_dim)), log_decay, beta)
-        out, memory = kimi_delta_unchecked(*inputs, stream.segments, memory, normalise=True)
+        out, memory = run(Recurrence.of(inputs, stream.segments, memory, normalise=True))
         gate = self.project("gate_up", gate).unflatten(-1, (-1, c.value_dim))
         return self.project("output", self.norm(out, gate).flatten(1)), RecurrentState(window, memory)

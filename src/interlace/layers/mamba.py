@@ -12,7 +12,8 @@ from interlace.layers.norm import NormStyle
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
-from interlace.ops.selective_scan.dispatch import selective_scan_unchecked
+from interlace.ops.selective_scan.dispatch import run
+from interlace.ops.selective_scan.operands import Scan
 from interlace.ops.short_convolution.dispatch import short_convolution
 
 
@@ -113,6 +114,7 @@ class Mamba(Projections):
         sizes = (c.step_rank, c.state_dim, c.state_dim)
         step, B, C = self.project("selection", mixed).split(sizes, dim=-1)
         step = softplus(self.project("step", step).to(self.dt_bias.dtype) + self.dt_bias)
-        out, memory = selective_scan_unchecked(mixed, step, -self.A_log.exp(), B, C, stream.segments, memory)
+        segments = stream.segments
+        out, memory = run(Scan(mixed, step, -self.A_log.exp(), B, C, segments.offsets, memory, segments.time or 0))
         out = (out + self.D.to(out.dtype) * mixed) * silu(gate)
         return self.project("output", out), RecurrentState(window, memory)

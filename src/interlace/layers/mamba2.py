@@ -12,8 +12,9 @@ from interlace.layers.norm import GroupedGatedRMSNorm, NormStyle
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
+from interlace.ops.core.operands import Recurrence
 from interlace.ops.short_convolution.dispatch import short_convolution
-from interlace.ops.state_space.dispatch import state_space_unchecked
+from interlace.ops.state_space.dispatch import run
 from interlace.ops.state_space.flops import flops_per_token_and_head
 
 
@@ -140,6 +141,7 @@ class Mamba2(Projections):
             largest = torch.finfo(step.dtype).max  # a release says 1e308 for no limit
             step = step.clamp(c.min_step, None if c.max_step is None else min(c.max_step, largest))
         log_decay = -self.A_log.exp() * step
-        out, memory = state_space_unchecked(query, key, value, log_decay, step, stream.segments, memory)
+        inputs = (query, key, value, log_decay, step)
+        out, memory = run(Recurrence.of(inputs, stream.segments, memory, scale=1.0))
         out = out + self.D.to(out.dtype)[:, None] * value
         return self.project("output", self.norm(out.flatten(1), gate)), RecurrentState(window, memory)

@@ -17,7 +17,7 @@ import torch
 import interlace
 from interlace.base.errors import RunError
 from interlace.base.files import PARTIAL, disk_errors, new_folder, sha256, step_folders, step_of, user_path, write_file
-from interlace.ops.core import kernels as native
+from interlace.ops.core import kernels
 from interlace.runs.lock import INSIDE
 from interlace.runs.machine import machine
 
@@ -34,8 +34,8 @@ def versions() -> dict[str, str]:
 
 def facts(device: str) -> dict[str, Any]:
     """The machine that a run is trained on."""
-    kernels = native.active() if native.available() else f"none: {native.missing}"
-    return {**machine(), "device": device, "threads": torch.get_num_threads(), "native_kernels": kernels}
+    active = kernels.active() if kernels.available() else f"none: {kernels.missing}"
+    return {**machine(), "device": device, "threads": torch.get_num_threads(), "native_kernels": active}
 
 
 class RunFolder:

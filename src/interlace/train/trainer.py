@@ -20,7 +20,7 @@ from interlace.checkpoint.tensors import read_header, read_into, write
 from interlace.data.batches import Batch
 from interlace.layers.moe import MoE
 from interlace.model.model import HybridLM
-from interlace.ops.core import kernels as native
+from interlace.ops.core import kernels
 from interlace.train.objectives.next_token import next_token_loss
 from interlace.train.recipe import TrainSettings
 from interlace.train.schedule import warmup_stable_decay
@@ -66,7 +66,7 @@ class Trainer:
 
     def __init__(self, model: HybridLM, settings: TrainSettings, steps: int, precision: str = "float32"):
         """precision: "float32" or "bfloat16", of the matrix products."""
-        native.keep_memory()
+        kernels.keep_memory()
         self.model, self.settings, self.steps, self.precision = model, settings, steps, precision
         self.done = 0
         self.mixtures = [m for m in model.modules() if isinstance(m, MoE)]

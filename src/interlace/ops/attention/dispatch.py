@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -10,53 +10,24 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.attention import native as compiled
-from interlace.ops.attention import ragged
+from interlace.ops.attention import native, ragged
 from interlace.ops.attention.recurrent import recurrent
-from interlace.ops.core import kernels as native
+from interlace.ops.core import kernels
 from interlace.ops.core.attention_state import AttentionState
-from interlace.ops.core.backends import Backend, choose
+from interlace.ops.core.backends import ANY, Backend, choose
+from interlace.ops.core.custom_op import Signature, custom_op
 
-# Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
-_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor offsets, float scale, SymInt? window"
-
-
-@torch.library.custom_op("interlace::ragged_attention", mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
-def _ragged(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale: float, window: int | None) -> Tensor:
-    return ragged.fresh(query, key, value, offsets, 0, scale, window).contiguous()
-
-
-@_ragged.register_fake
-def _ragged_fake(query, key, value, offsets, scale, window):  # type: ignore[no-untyped-def]
-    return value.new_empty(*query.shape[:2], value.shape[2])
-
-
-@torch.library.custom_op(
-    "interlace::ragged_attention_backward",
-    mutates_args=(),
-    schema=f"(Tensor d_out, {_INPUTS}) -> (Tensor, Tensor, Tensor)",
+_ragged = custom_op(
+    "ragged_attention",
+    Signature(
+        "Tensor query, Tensor key, Tensor value, Tensor offsets, float scale, SymInt? window",
+        ("query", "key", "value"),
+        outputs=1,
+    ),
+    lambda query, key, value, offsets, *rest: ragged.fresh(query, key, value, offsets, 0, *rest).contiguous(),
+    ragged.fresh_back,
+    lambda query, key, value, *_: value.new_empty(*query.shape[:2], value.shape[2]),
 )
-def _ragged_backward(
-    d_out: Tensor, query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale: float, window: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return ragged.fresh_back(d_out, query, key, value, offsets, scale, window)
-
-
-@_ragged_backward.register_fake
-def _ragged_backward_fake(d_out, query, key, value, offsets, scale, window):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, ctx.scale, ctx.window = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _autograd(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-    return *_ragged_backward(d_out, *ctx.saved_tensors, ctx.scale, ctx.window), None, None, None
-
-
-_ragged.register_autograd(_autograd, setup_context=_setup_context)
 
 
 def _run_fused(
@@ -94,8 +65,8 @@ def _run_recurrent(
 
 def compiled_past(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
     """One sequence's newest tokens over all it has seen, [T, H, V]: by the kernel where it can, else by torch's."""
-    if query.shape[0] > 1 and compiled.serves_past(query, key, value):
-        return compiled.after_past(query, key, value, scale, window)
+    if query.shape[0] > 1 and native.serves_past(query, key, value):
+        return native.after_past(query, key, value, scale, window)
     return ragged.after_past(query, key, value, scale, window)
 
 
@@ -109,17 +80,17 @@ def _run_native(
     window: int | None,
 ) -> tuple[Tensor, AttentionState]:
     if state is None:
-        out = compiled.fresh(query, key, value, segments, scale, window)
+        out = native.fresh(query, key, value, segments, scale, window)
         return out, AttentionState.of_tokens(key, value, segments, window)
-    if compiled.serves(query, key, value, segments, state):
-        return compiled.step(query, key, value, state, scale)
+    if native.serves(query, key, value, segments, state):
+        return native.step(query, key, value, state, scale)
     return ragged.cached(query, key, value, segments, state, scale, compiled_past)
 
 
 BACKENDS = (
-    Backend("native", _run_native if native.available() else None, compiled.refuses, native.DEVICES, native.missing),
-    Backend("chunked", _run_fused),
-    Backend("recurrent", _run_recurrent),
+    kernels.backend(lambda: _run_native, native.refuses),
+    Backend("chunked", lambda: _run_fused, slow_on=("cpu",)),
+    Backend("recurrent", lambda: _run_recurrent, slow_on=(ANY,)),
 )
 
 
@@ -176,5 +147,6 @@ def attention(
                 f"attention: state keeps keys and values of {list(sizes[0])} and {list(sizes[1])}, but key has shape "
                 f"{list(key.shape)} and value {list(value.shape)}; it was made for another layer"
             )
-    run = choose("attention", BACKENDS, backend, query, key, value)
-    return run(query, key, value, segments, state, float(K**-0.5 if scale is None else scale), window)
+    operands = (query, key, value, segments, state, float(K**-0.5 if scale is None else scale), window)
+    run: Callable[..., tuple[Tensor, AttentionState]] = choose("attention", BACKENDS, backend, *operands)
+    return run(*operands)

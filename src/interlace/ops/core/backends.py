@@ -1,4 +1,4 @@
-"""How an operator picks one of its implementations."""
+"""How an operator picks an implementation: a table of rows, the fastest first, each loaded when first asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from interlace.base.errors import BackendUnavailable, ConfigError, nearest
 
 log = logging.getLogger("interlace")
 
+ANY = "any"
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -21,25 +24,41 @@ class Backend:
 
     Attributes:
         name: what the `backend` argument says.
-        run: the implementation; None where this build has none.
-        refuses: given the call's tensors, the reason why it cannot serve them, or None if it can.
-        devices: the types of device it serves; empty for any.
-        missing: why there is no `run`, where one could be expected.
+        load: returns the implementation; raises BackendUnavailable where this machine has none.
+        devices: the types of device that it serves; empty for any.
+        refuses: given the call's arguments, why it cannot serve them, or None if it can.
+        rows: "auto" passes it over, without a word, for more rows of the first argument than this; None for no limit.
+        when: "auto" passes it over, without a word, for arguments of which this is false.
+        slow_on: types of device on which "auto" announces that it had to take this one; (ANY,) for all.
     """
 
     name: str
-    run: Callable[..., Any] | None
-    refuses: Callable[..., str | None] = lambda *_: None
+    load: Callable[[], Callable[..., Any]]
     devices: tuple[str, ...] = ()
-    missing: str = ""
+    refuses: Callable[..., str | None] = lambda *_: None
+    rows: int | None = None
+    when: Callable[..., bool] = lambda *_: True
+    slow_on: tuple[str, ...] = ()
 
-    def obstacle(self, *tensors: Any) -> str | None:
-        """Why it cannot serve a call on these tensors, or None."""
-        if self.run is None:
-            return self.missing or "this build does not contain it"
-        if self.devices and tensors[0].device.type not in self.devices:
-            return f"it serves tensors on {' and '.join(self.devices)}, not on {tensors[0].device.type}"
-        return self.refuses(*tensors)
+    @cached_property
+    def loaded(self) -> tuple[Callable[..., Any] | None, str]:
+        """(the implementation, "") or (None, why this machine has none)."""
+        try:
+            return self.load(), ""
+        except BackendUnavailable as error:
+            return None, str(error)
+
+    def obstacle(self, *arguments: Any) -> str | None:
+        """Why it cannot serve a call with these arguments, or None."""
+        device = arguments[0].device.type
+        if self.devices and device not in self.devices:
+            return f"it serves tensors on {' and '.join(self.devices)}, not on {device}"
+        run, missing = self.loaded
+        return missing if run is None else self.refuses(*arguments)
+
+    def wanted(self, *arguments: Any) -> bool:
+        """Whether "auto" considers it for a call with these arguments."""
+        return (self.rows is None or arguments[0].shape[0] <= self.rows) and self.when(*arguments)
 
 
 @functools.cache
@@ -48,28 +67,42 @@ def announce(message: str) -> None:
     log.warning(message)
 
 
-def choose(operator: str, backends: Sequence[Backend], backend: str, *tensors: Any) -> Callable[..., Any]:
-    """The implementation that `backend` names, or for "auto" the first in order that can serve these tensors.
+def choose(operator: str, backends: Sequence[Backend], backend: str, *arguments: Any) -> Callable[..., Any]:
+    """The implementation that `backend` names, or for "auto" the first in order that can serve these arguments.
+
+    Args:
+        arguments: of the call; the first one tells the device.
 
     Raises:
         ConfigError: no backend has this name.
         BackendUnavailable: the named backend cannot serve the call.
     """
     if backend == "auto":
-        for candidate in backends:
-            if candidate.devices and tensors[0].device.type not in candidate.devices:
-                continue
-            reason = candidate.obstacle(*tensors)
-            if candidate.run is not None and reason is None:
-                return candidate.run
-            expected = candidate.run is not None or candidate.missing
-            if expected and not torch.compiler.is_compiling():
-                announce(f"backend '{candidate.name}' cannot serve {operator} ({reason}); taking a slower one")
-        raise BackendUnavailable(f"{operator}: no backend can serve this call")
+        return _first(operator, backends, *arguments)
     named = {b.name: b for b in backends}
     if backend not in named:
         raise ConfigError(f"{operator}: backend '{backend}' is unknown; {nearest(backend, ['auto', *named])}")
-    run, reason = named[backend].run, named[backend].obstacle(*tensors)
-    if run is None or reason is not None:
+    if reason := named[backend].obstacle(*arguments):
         raise BackendUnavailable(f"{operator}: backend '{backend}' cannot serve this call: {reason}; use 'auto'")
+    run = named[backend].loaded[0]
+    assert run is not None
     return run
+
+
+def _first(operator: str, backends: Sequence[Backend], *arguments: Any) -> Callable[..., Any]:
+    passed: list[tuple[str, str]] = []
+    for candidate in backends:
+        if not candidate.wanted(*arguments):
+            continue
+        reason = candidate.obstacle(*arguments)
+        run = candidate.loaded[0]
+        if reason is not None or run is None:
+            passed.append((candidate.name, reason or ""))
+            continue
+        if passed and candidate.slow_on and not torch.compiler.is_compiling():
+            device = arguments[0].device.type
+            if device != "meta" and (device in candidate.slow_on or ANY in candidate.slow_on):
+                for name, why in passed:
+                    announce(f"backend '{name}' cannot serve {operator} ({why}); taking a slower one")
+        return run
+    raise BackendUnavailable(f"{operator}: no backend can serve this call")

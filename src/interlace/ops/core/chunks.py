@@ -17,6 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from interlace.ops.core.operands import Recurrence
+
 FORGOTTEN = -2000.0  # exp of it is 0 even in float64, and sums of it stay finite where -inf would give nan
 
 
@@ -48,24 +50,21 @@ def pieces_of(spans: list[tuple[int, int]], start: int, stop: int, size: int) ->
 class Grid:
     """One run of equal chunks on every lane, with all that a scan over its pieces needs.
 
-    A rule inherits this. Its constructor takes query, key [lanes, H, n, C, K], value [lanes, G, n, C, V], log decay
-    (float64) and the strength of each write [lanes, G, n, C], a scale and the pieces. `scan` runs them in order;
-    `scan_back` runs them in reverse and returns the gradients of those five, and that of the state the grid began with.
+    A rule inherits this. Its constructor takes five parts, a scale and the pieces: query, key [lanes, H, n, C, K],
+    value [lanes, G, n, C, V], log decay (float64) and the strength of each write [lanes, G, n, C]. `scan` runs the
+    pieces in order; `scan_back` runs them in reverse and returns the gradients of the five parts, and that of the
+    state the grid began with.
     """
 
     CHUNK = 64  # tokens
     WORKING_SET = 8192  # tokens x value heads that are worked on at a time
 
-    def __init__(self, lanes: int, H: int, G: int, n: int, C: int, dtype: torch.dtype, pieces: list[Piece]):
-        """H query and key heads, G value heads; arithmetic in `dtype`."""
-        self.lanes, self.n, self.C, self.dtype, self.pieces = lanes, n, C, dtype, pieces
-        self.group = G // H
+    def __init__(self, parts: Sequence[Tensor], scale: float, pieces: list[Piece]):
+        """Sizes alone; a rule adds what its scan uses."""
+        query, _, value, _, _ = parts
+        self.lanes, H, self.n, self.C, _ = query.shape
+        self.group, self.dtype, self.scale, self.pieces = value.shape[1] // H, query.dtype, scale, pieces
         self.entries: list[Tensor | None] = []  # the state each piece starts from
-
-    @classmethod
-    def of(cls, parts: Sequence[Tensor], scale: float, pieces: list[Piece]) -> Grid:
-        """The grid of these five tensors."""
-        return cls(*parts, scale, pieces)  # type: ignore[arg-type, call-arg]
 
     def scan(self, initial: Tensor | None, carried: Tensor | None, finals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Run the pieces in order; (out [L, n, C, V], the last state), L = lanes x G; ended segments go to `finals`."""
@@ -131,33 +130,23 @@ class Grid:
         return d_G
 
 
-def grids(
-    rule: type[Grid],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    offsets: Tensor,
-    time: int,
-    scale: float,
-) -> Iterator[Grid]:
+def grids(rule: type[Grid], x: Recurrence) -> Iterator[Grid]:
     """Cut the flat axis into lanes and chunks: a grid of whole chunks, and one for what remains."""
-    spans = [(0, time)] if time else list(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
-    lanes, T = (offsets.shape[0] - 1, time) if time else (1, q.shape[0])
-    dtype = torch.promote_types(v.dtype, torch.float32)
+    total, time = x.query.shape[0], x.time
+    spans = [(0, time)] if time else x.spans()
+    lanes, T = (x.rows, time) if time else (1, total)
 
-    def lay(x: Tensor, to: torch.dtype) -> Tensor:  # [total, heads, ...] -> [lanes, heads, T, ...]
-        return x.unflatten(0, (lanes, T)).transpose(1, 2).to(to)
+    def lay(y: Tensor, to: torch.dtype) -> Tensor:  # [total, heads, ...] -> [lanes, heads, T, ...]
+        return y.unflatten(0, (lanes, T)).transpose(1, 2).to(to)
 
-    q, k, v, beta, g = lay(q, dtype), lay(k, dtype), lay(v, dtype), lay(beta, dtype), lay(g, torch.float64)
-    g = g.clamp(min=FORGOTTEN)
+    q, k, v, beta = (lay(y, x.dtype) for y in (x.query, x.key, x.value, x.strength))
+    g = lay(x.log_decay, torch.float64).clamp(min=FORGOTTEN)
     whole = T - T % rule.CHUNK
     for start, stop, size in ((0, whole, rule.CHUNK), (whole, T, T - whole)):
         if stop > start:
             pieces = pieces_of(spans, start, stop, size)
-            parts = [x[:, :, start:stop].unflatten(2, (-1, size)).contiguous() for x in (q, k, v, g, beta)]
-            yield rule.of(parts, scale, pieces)
+            parts = [y[:, :, start:stop].unflatten(2, (-1, size)).contiguous() for y in (q, k, v, g, beta)]
+            yield rule(parts, x.scale, pieces)
 
 
 def lay_states(state: Tensor | None, time: int, dtype: torch.dtype) -> Tensor | None:
@@ -183,31 +172,19 @@ def head_blocks(rule: type[Grid], q: Tensor, v: Tensor) -> list[tuple[slice, sli
     return [(slice(h, h + heads), slice(h * group, (h + heads) * group)) for h in range(0, H, heads)]
 
 
-def run(
-    rule: type[Grid],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    offsets: Tensor,
-    state: Tensor | None,
-    scale: float,
-    time: int,
-) -> tuple[Tensor, Tensor, list[Grid]]:
+def run(rule: type[Grid], x: Recurrence) -> tuple[Tensor, Tensor, list[Grid]]:
     """Outputs [total, G, V], final states [N, G, K, V], and the grids, which hold what a backward needs."""
-    dtype = torch.promote_types(v.dtype, torch.float32)
-    initial = lay_states(state, time, dtype)
+    initial = lay_states(x.state, x.time, x.dtype)
     outputs: list[Tensor] = []
     finals: list[Tensor] = []
     used: list[Grid] = []
     S = None
-    for grid in grids(rule, q, k, v, g, beta, offsets, time, scale):
+    for grid in grids(rule, x):
         out, S = grid.scan(initial, S, finals)
         outputs.append(grid.heads(out))
         used.append(grid)
-    final = torch.stack(finals).view(offsets.shape[0] - 1, v.shape[1], k.shape[2], v.shape[2])
-    return unlay(outputs, v.dtype), final, used
+    final = torch.stack(finals).view(x.rows, x.value.shape[1], x.key.shape[2], x.value.shape[2])
+    return unlay(outputs, x.value.dtype), final, used
 
 
 def run_back(
@@ -230,52 +207,25 @@ def run_back(
     return joined, None if d_initial is None or state is None else d_initial.view(state.shape)
 
 
-def forward(
-    rule: type[Grid],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    offsets: Tensor,
-    state: Tensor | None,
-    scale: float,
-    time: int,
-) -> tuple[Tensor, Tensor]:
+def forward(rule: type[Grid], x: Recurrence) -> tuple[Tensor, Tensor]:
     """Outputs [total, G, V] in value's dtype and final states [N, G, K, V]."""
-    out = torch.empty_like(v, memory_format=torch.contiguous_format)
-    dtype = torch.promote_types(v.dtype, torch.float32)
-    final = v.new_empty(offsets.shape[0] - 1, v.shape[1], k.shape[2], v.shape[2], dtype=dtype)
-    for hs, gs in head_blocks(rule, q, v):
-        initial = None if state is None else state[:, gs]
-        some = run(rule, q[:, hs], k[:, hs], v[:, gs], g[:, gs], beta[:, gs], offsets, initial, scale, time)
-        out[:, gs], final[:, gs] = some[:2]
+    out = torch.empty_like(x.value, memory_format=torch.contiguous_format)
+    final = x.value.new_empty(x.rows, x.value.shape[1], x.key.shape[2], x.value.shape[2], dtype=x.dtype)
+    for hs, gs in head_blocks(rule, x.query, x.value):
+        out[:, gs], final[:, gs] = run(rule, x.of_heads(hs, gs))[:2]
     return out, final
 
 
-def backward(
-    rule: type[Grid],
-    d_out: Tensor,
-    d_final: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    offsets: Tensor,
-    state: Tensor | None,
-    scale: float,
-    time: int,
-) -> tuple[Tensor, ...]:
-    """Gradients of (query, key, value, log_decay, beta, state); everything but the inputs is computed again."""
-    grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, g, beta)]
-    d_state = q.new_zeros(0) if state is None else torch.empty_like(state)
+def backward(rule: type[Grid], d_out: Tensor, d_final: Tensor | None, x: Recurrence) -> tuple[Tensor, ...]:
+    """Gradients of (query, key, value, log_decay, strength, state); everything but the inputs is computed again."""
+    inputs = (x.query, x.key, x.value, x.log_decay, x.strength)
+    grads = [torch.empty_like(y, memory_format=torch.contiguous_format) for y in inputs]
+    d_state = x.query.new_zeros(0) if x.state is None else torch.empty_like(x.state)
     shared: dict[int, list[Tensor]] = {}  # of a key head whose group is worked on in parts
-    for hs, gs in head_blocks(rule, q, v):
-        initial = None if state is None else state[:, gs]
+    for hs, gs in head_blocks(rule, x.query, x.value):
+        some = x.of_heads(hs, gs)
         due = None if d_final is None else d_final[:, gs]
-        used = run(rule, q[:, hs], k[:, hs], v[:, gs], g[:, gs], beta[:, gs], offsets, initial, scale, time)[2]
-        parts, d_initial = run_back(d_out[:, gs], due, used, initial, time)
+        parts, d_initial = run_back(d_out[:, gs], due, run(rule, some)[2], some.state, x.time)
         if hs.start in shared:
             parts[:2] = [old + new for old, new in zip(shared[hs.start], parts[:2], strict=True)]
         shared = {hs.start: parts[:2]}

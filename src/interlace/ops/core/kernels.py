@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.base.errors import ConfigError, nearest
+from interlace.base.errors import BackendUnavailable, ConfigError, nearest
+from interlace.ops.core.backends import Backend
 
 VARIABLE = "INTERLACE_NATIVE"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -58,8 +59,8 @@ def available() -> bool:
     return _module is not None
 
 
-def kernels() -> Any:
-    """The compiled module, or what takes down its calls; only where `available`."""
+def module() -> Any:
+    """The compiled module, or what captures its calls; only where `available`."""
     assert _module is not None, missing
     return _thread.recording or _module
 
@@ -124,6 +125,22 @@ def refuses(*tensors: Tensor | None) -> str | None:
     return f"the tensors lie on {' and '.join(sorted(devices))}" if len(devices) > 1 else None
 
 
+def backend(
+    load: Callable[[], Callable[..., Any]],
+    refuses: Callable[..., str | None] = refuses,
+    devices: tuple[str, ...] = DEVICES,
+    **how: Any,
+) -> Backend:
+    """The row "native" of an operator's table; `how` is more of `Backend`."""
+
+    def loaded() -> Callable[..., Any]:
+        if not available():
+            raise BackendUnavailable(missing)
+        return load()
+
+    return Backend("native", loaded, devices, refuses, **how)
+
+
 def address(x: Tensor | None) -> int:
     """Where a tensor's first element lies; NONE for None."""
     if x is None:
@@ -134,7 +151,7 @@ def address(x: Tensor | None) -> int:
 
 
 class Recording:
-    """Kernel calls that were taken down, to be made again at the same addresses: nothing is allocated or looked up.
+    """Kernel calls that were captured, to be made again at the same addresses: nothing is allocated or looked up.
 
     Attributes:
         calls: the kernels and their arguments, in order.
@@ -149,7 +166,7 @@ class Recording:
         self.counters: list[Tensor] = []
 
     def __getattr__(self, name: str) -> Any:
-        """A kernel that is taken down and then run."""
+        """A kernel that is captured and then run."""
         kernel = getattr(_module, name)
 
         def call(*arguments: Any) -> Any:
@@ -167,7 +184,7 @@ class Recording:
 
 
 class _Thread(threading.local):
-    recording: Recording | None = None  # what one thread takes down is no other's
+    recording: Recording | None = None  # what one thread captures is no other's
 
 
 _thread = _Thread()
@@ -175,7 +192,7 @@ _thread = _Thread()
 
 @contextmanager
 def recording() -> Iterator[Recording]:
-    """Take down the kernel calls made inside the block, which run as always."""
+    """Capture the kernel calls made inside the block, which run as always."""
     _thread.recording = recording = Recording()
     try:
         yield recording

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops.core import kernels as native
-from interlace.ops.core.backends import Backend, choose
+from interlace.ops.core import kernels
+from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.core.kernels import DTYPES, address
 from interlace.ops.cross_entropy.plain import plain
 
@@ -16,18 +19,18 @@ from interlace.ops.cross_entropy.plain import plain
 def _run_native(logits: Tensor, targets: Tensor, ignored: int, factor: float) -> Tensor:
     targets, losses = targets.contiguous(), logits.new_empty(logits.shape[0], dtype=torch.float32)
     sizes = [DTYPES[logits.dtype], *logits.shape, ignored, factor, torch.get_num_threads()]
-    native.kernels().cross_entropy(address(logits), address(targets), *sizes, address(losses))
+    kernels.module().cross_entropy(address(logits), address(targets), *sizes, address(losses))
     torch.autograd.graph.increment_version(logits)
     return losses
 
 
-def _refuses(logits: Tensor) -> str | None:
-    return native.refuses(logits) if logits.is_contiguous() else "logits are not contiguous"
+def _refuses(logits: Tensor, *_: Any) -> str | None:
+    return kernels.refuses(logits) if logits.is_contiguous() else "logits are not contiguous"
 
 
 BACKENDS = (
-    Backend("native", _run_native if native.available() else None, _refuses, ("cpu",), native.missing),
-    Backend("plain", plain),
+    kernels.backend(lambda: _run_native, _refuses, ("cpu",)),
+    Backend("plain", lambda: plain, slow_on=(ANY,)),
 )
 
 
@@ -66,4 +69,6 @@ def cross_entropy_(
             raise ShapeError(
                 f"cross_entropy_: targets must lie in [0, {logits.shape[1]}) or be {ignored}, got {low} to {high}"
             )
-    return choose("cross_entropy_", BACKENDS, backend, logits)(logits, targets, ignored, factor)
+    operands = (logits, targets, ignored, factor)
+    run: Callable[..., Tensor] = choose("cross_entropy_", BACKENDS, backend, *operands)
+    return run(*operands)

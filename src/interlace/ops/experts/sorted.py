@@ -9,9 +9,12 @@ from torch import Tensor
 from torch.nn.functional import relu, silu
 
 from interlace.base.errors import ShapeError
+from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.experts.plain import act
 
 LARGEST = 1024  # rows of one product
+INPUTS = "Tensor x, Tensor chosen, Tensor weights, Tensor first, Tensor second, str activation"
+GRADIENTS = ("x", "weights", "first", "second")
 
 
 def by_expert(chosen: Tensor, experts: int) -> Iterator[tuple[int, Tensor]]:
@@ -77,3 +80,11 @@ def backward(
         d_first[expert] += d_hidden.T @ inputs
         d_x.index_add_(0, tokens, (d_hidden @ A).to(d_x.dtype))
     return d_x.to(x.dtype), d_weights, d_first, d_second
+
+
+def shapes(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, activation: str) -> Tensor:
+    """The output, with nothing in it."""
+    return x.new_empty(x.shape[0], second.shape[1])
+
+
+run = custom_op("experts", Signature(INPUTS, GRADIENTS, outputs=1), forward, backward, shapes)

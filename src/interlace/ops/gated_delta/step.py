@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from interlace.ops.core.operands import Recurrence
 
-def step(
-    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
+
+def step(x: Recurrence) -> tuple[Tensor, Tensor]:
     """The recurrence for one token per sequence, all sequences at once; no autograd.
 
     The old state is read once for both k and q, using o = scale (exp(log_decay) S^T q + (k . q) w),
@@ -16,8 +16,8 @@ def step(
 
     Shapes: query, key [N, H, K]; value [N, G, V]; log_decay, beta [N, G]; state [N, G, K, V], not changed.
     """
-    dtype = torch.promote_types(value.dtype, torch.float32)
-    N, G, V = value.shape
+    query, key, value, log_decay, beta, _, state, scale, _, _ = x.unit()
+    dtype, (N, G, V) = x.dtype, value.shape
     H, K = key.shape[1:]
     k, q = key.to(dtype), query.to(dtype)
     overlap = (k * q).sum(-1, keepdim=True)

@@ -7,12 +7,13 @@ between them, where both exponents are at most 0, and pair by pair only for the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from interlace.ops.core import chunks
+from interlace.ops.core import delta_scan
 from interlace.ops.core.chunks import Piece
-from interlace.ops.gated_delta import chunked as gated_delta
 
 LEAF = 4  # tokens whose products are formed pair by pair
 
@@ -83,16 +84,15 @@ def products_back(d_P: Tensor, a: Tensor, b: Tensor, G: Tensor) -> tuple[Tensor,
     return d_a, d_b
 
 
-class Grid(gated_delta.Grid):
+class Grid(delta_scan.Grid):
     """Kimi Delta Attention on one run of chunks; `into` and `out_of` [L, n, C, K] differ by channel."""
 
     WORKING_SET = 4096
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float, pieces: list[Piece]):
+    def __init__(self, parts: Sequence[Tensor], scale: float, pieces: list[Piece]):
         """q, k [lanes, H, n, C, K]; v [lanes, G, n, C, V]; g [lanes, G, n, C, K] in float64; beta [lanes, G, n, C]."""
-        lanes, H, n, C, _ = q.shape
-        chunks.Grid.__init__(self, lanes, H, v.shape[1], n, C, q.dtype, pieces)
-        self.scale = scale
+        super().__init__(parts, scale, pieces)
+        q, k, v, g, beta = parts
         self.q, self.k = self.spread(q), self.spread(k)
         self.v, self.beta = v.flatten(0, 1), beta.flatten(0, 1).unsqueeze(-1)
         self.G = g.flatten(0, 1).cumsum(-2)

@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops.core import kernels as native
-from interlace.ops.core.backends import Backend, choose
-from interlace.ops.core.checks import check_recurrence
-from interlace.ops.core.chunked_operator import define
-from interlace.ops.core.compiled_rule import compiled
-from interlace.ops.core.normalise import normalised
+from interlace.ops.core import kernels, rules
+from interlace.ops.core.backends import ANY, Backend, choose
+from interlace.ops.core.operands import Recurrence
 from interlace.ops.kimi_delta.chunked import Grid
 from interlace.ops.kimi_delta.recurrent import recurrent
-from interlace.ops.kimi_delta.step import step
+from interlace.ops.kimi_delta.step import step as one_token
 
-_chunked = define("kimi_delta", Grid)
-
-
-def _run_chunked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    segments: Segments,
-    state: Tensor | None,
-    scale: float,
-    normalise: bool,
-) -> tuple[Tensor, Tensor]:
-    if normalise:
-        query, key = normalised(query), normalised(key)
-    if segments.time == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return step(query, key, value, log_decay, beta, state, scale)
-    return _chunked(query, key, value, log_decay, beta, segments.offsets, state, scale, segments.time or 0)
-
-
-_native = compiled("kimi_delta", Grid) if native.available() else None
+_chunked = rules.chunked("kimi_delta", Grid, one_token)
 BACKENDS = (
-    Backend("native", _native, native.refuses, native.DEVICES, native.missing),
-    Backend("chunked", _run_chunked),
-    Backend("recurrent", recurrent),
+    kernels.backend(lambda: rules.native("kimi_delta", Grid), rules.refuses),
+    Backend("chunked", lambda: _chunked, slow_on=(ANY,)),
+    Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),
 )
 
 
@@ -82,24 +57,11 @@ def kimi_delta(
     Source: arXiv 2510.26692; README.md beside this file derives the chunked form.
     """
     segments = segments or Segments.from_lengths([query.shape[0]])
-    gates = {"log_decay": log_decay, "beta": beta}
-    check_recurrence("kimi_delta", query, key, value, gates, segments, state, per_channel="log_decay")
-    return kimi_delta_unchecked(query, key, value, log_decay, beta, segments, state, scale, normalise, backend)
+    x = Recurrence.of((query, key, value, log_decay, beta), segments, state, scale, normalise)
+    x.check("kimi_delta", segments.total, by_channel=True)
+    return run(x, backend)
 
 
-def kimi_delta_unchecked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    segments: Segments,
-    state: Tensor | None,
-    scale: float | None = None,
-    normalise: bool = False,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """`kimi_delta` for callers that built their arguments themselves, as the layer does."""
-    scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
-    run = choose("kimi_delta", BACKENDS, backend, query, key, value)
-    return run(query, key, value, log_decay, beta, segments, state, scale, normalise)
+def run(x: Recurrence, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """`kimi_delta` for callers that built its operands themselves, as the layer does."""
+    return choose("kimi_delta", BACKENDS, backend, x)(x)

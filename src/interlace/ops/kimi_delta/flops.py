@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from interlace.ops.gated_delta.flops import flops_per_token_and_head as scalar_decay
+from interlace.ops.core.delta_scan import flops_per_token_and_head as scalar_decay
 from interlace.ops.kimi_delta.chunked import LEAF, Grid
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from interlace.ops.core.operands import Recurrence
 
-def step(
-    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
+
+def step(x: Recurrence) -> tuple[Tensor, Tensor]:
     """The recurrence for one token per sequence, all sequences at once; no autograd.
 
     Shapes: query, key [N, H, K]; value [N, G, V]; log_decay [N, G, K]; beta [N, G]; state [N, G, K, V], not changed.
     """
-    dtype = torch.promote_types(value.dtype, torch.float32)
+    query, key, value, log_decay, beta, _, state, scale, _, _ = x.unit()
+    dtype = x.dtype
     group = value.shape[1] // key.shape[1]
-    k, q = (x.to(dtype).repeat_interleave(group, dim=1) for x in (key, query))
+    k, q = (y.to(dtype).repeat_interleave(group, dim=1) for y in (key, query))
     write = value.to(dtype)
     if state is not None:
         S = state.to(dtype) * log_decay.to(dtype).exp().unsqueeze(-1)

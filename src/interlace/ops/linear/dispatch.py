@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops.core import kernels as native
+from interlace.ops.core import kernels
 from interlace.ops.core.backends import Backend, choose
 from interlace.ops.core.kernels import DTYPES, address
 
@@ -26,7 +28,7 @@ def _run_native(x: Tensor, weight: Tensor, residual: Tensor | None, scales: Tens
     out = x.new_empty(x.shape[0], weight.shape[0])
     sizes = (DTYPES[x.dtype], x.shape[0], *weight.shape, torch.get_num_threads())
     operands = (address(x), address(weight), address(residual), address(scales))
-    native.kernels().linear(*operands, *sizes, address(out))
+    kernels.module().linear(*operands, *sizes, address(out))
     return out
 
 
@@ -41,12 +43,16 @@ def _refuses(x: Tensor, weight: Tensor, residual: Tensor | None, scales: Tensor 
     operands = [y for y in (weight, residual, scales) if y is not None]
     if any(y.device.type != "cpu" for y in operands):
         return "not all tensors lie on the CPU"
-    return native.refuses(x) if weight.is_contiguous() else "the weight is not contiguous"
+    return kernels.refuses(x) if weight.is_contiguous() else "the weight is not contiguous"
+
+
+def _without_gradients(*_: Tensor | None) -> bool:
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 BACKENDS = (
-    Backend("native", _run_native if native.available() else None, _refuses, ("cpu",), native.missing),
-    Backend("plain", _plain),
+    kernels.backend(lambda: _run_native, _refuses, ("cpu",), rows=FEW, when=_without_gradients),
+    Backend("plain", lambda: _plain, slow_on=("cpu",)),
 )
 
 
@@ -77,7 +83,5 @@ def linear(
         if tensor is not None and tensor.shape != shape:
             raise ShapeError(f"linear: {name} has shape {list(tensor.shape)}, but it must be {list(shape)}")
     operands = (x, weight, residual, scales)
-    if backend != "auto":
-        return choose("linear", BACKENDS, backend, *operands)(*operands)
-    few = x.shape[0] <= FEW and BACKENDS[0].obstacle(*operands) is None
-    return _run_native(*operands) if few else _plain(*operands)
+    run: Callable[..., Tensor] = choose("linear", BACKENDS, backend, *operands)
+    return run(*operands)

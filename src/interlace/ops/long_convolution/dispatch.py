@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,53 +9,11 @@ from torch import Tensor
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
 from interlace.ops.core.attention_state import AttentionState
-from interlace.ops.core.backends import Backend, choose
+from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.long_convolution import fourier
 from interlace.ops.long_convolution.recurrent import recurrent
 
-# Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
-_INPUTS = "Tensor x, Tensor taps, Tensor offsets, SymInt time"
-
-
-@torch.library.custom_op("interlace::long_convolution", mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
-def _fourier(x: Tensor, taps: Tensor, offsets: Tensor, time: int) -> Tensor:
-    return fourier.forward(x, taps, offsets, time)
-
-
-@_fourier.register_fake
-def _fourier_fake(x, taps, offsets, time):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-@torch.library.custom_op(
-    "interlace::long_convolution_backward", mutates_args=(), schema=f"(Tensor d_out, {_INPUTS}) -> (Tensor, Tensor)"
-)
-def _backward(d_out: Tensor, x: Tensor, taps: Tensor, offsets: Tensor, time: int) -> tuple[Tensor, Tensor]:
-    return fourier.backward(d_out, x, taps, offsets, time)
-
-
-@_backward.register_fake
-def _backward_fake(d_out, x, taps, offsets, time):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, taps))
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.time = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _autograd(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(d_out.contiguous(), *ctx.saved_tensors, ctx.time), None, None
-
-
-_fourier.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def _run_fourier(x: Tensor, taps: Tensor, segments: Segments) -> Tensor:
-    return _fourier(x, taps, segments.offsets, segments.time or 0)
-
-
-BACKENDS = (Backend("fourier", _run_fourier), Backend("recurrent", recurrent))
+BACKENDS = (Backend("fourier", lambda: fourier.run), Backend("recurrent", lambda: recurrent, slow_on=(ANY,)))
 
 
 def long_convolution(
@@ -97,7 +53,7 @@ def long_convolution(
             f"long_convolution: taps has shape {list(taps.shape)}, but it must be [L, {x.shape[1]}] with L at least "
             f"{longest}, the longest sequence"
         )
-    run = choose("long_convolution", BACKENDS, backend, x, taps)
+    run = choose("long_convolution", BACKENDS, backend, x, taps, segments)
     kept = x.unsqueeze(1)
     if state is None:
         return run(x, taps, segments), AttentionState.of_tokens(kept, kept[..., :0], segments, None)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from interlace.ops.short_convolution.shifted import views
+from interlace.base.segments import Segments
+from interlace.ops.core.custom_op import Signature, custom_op
+from interlace.ops.core.views import views
 
 
 def points(T: int) -> int:
@@ -44,3 +46,21 @@ def backward(d_out: Tensor, x: Tensor, taps: Tensor, offsets: Tensor, time: int)
         shared = (d_spectrum * torch.fft.rfft(source.to(dtype), n, dim=1).conj()).sum(0)
         d_taps[:T] += torch.fft.irfft(shared, n, dim=0)[:T]
     return d_x, d_taps.to(taps.dtype)
+
+
+def _shapes(x: Tensor, taps: Tensor, offsets: Tensor, time: int) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+_operator = custom_op(
+    "long_convolution",
+    Signature("Tensor x, Tensor taps, Tensor offsets, SymInt time", ("x", "taps"), outputs=1),
+    forward,
+    backward,
+    _shapes,
+)
+
+
+def run(x: Tensor, taps: Tensor, segments: Segments) -> Tensor:
+    """`long_convolution` on any device."""
+    return _operator(x, taps, segments.offsets, segments.time or 0)

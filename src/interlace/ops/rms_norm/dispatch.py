@@ -7,14 +7,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops.core import kernels as native
-from interlace.ops.core.backends import Backend, choose
-from interlace.ops.rms_norm import native as compiled
-from interlace.ops.rms_norm.plain import Form, plain
+from interlace.ops.core import kernels
+from interlace.ops.core.backends import ANY, Backend, choose
+from interlace.ops.rms_norm import native
+from interlace.ops.rms_norm.operands import Form, Operands
+from interlace.ops.rms_norm.plain import plain
 
 BACKENDS = (
-    Backend("native", compiled.run if native.available() else None, native.refuses, native.DEVICES, native.missing),
-    Backend("plain", plain),
+    kernels.backend(lambda: native.run, native.refuses),
+    Backend("plain", lambda: plain, slow_on=(ANY,)),
 )
 
 
@@ -65,6 +66,6 @@ def rms_norm(
         raise ShapeError(f"rms_norm: activation must be 'silu' or 'sigmoid', got {activation!r}")
     if x.shape[-1] < 1:
         raise ShapeError(f"rms_norm: x has shape {list(x.shape)}, but its rows must hold something")
-    dtype = dtype or x.dtype
-    run = choose("rms_norm", BACKENDS, backend, x, weight, before, gate, after, x.new_empty(0, dtype=dtype))
-    return run(x, weight, Form(float(eps), float(offset), activation, gate_first), before, gate, after, dtype)
+    form = Form(float(eps), float(offset), activation, gate_first)
+    operands = Operands(x, weight, before, gate, after, form, dtype or x.dtype)
+    return choose("rms_norm", BACKENDS, backend, operands)(operands)

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn.functional import sigmoid, silu
 
-
-class Form(NamedTuple):
-    """Which of its variants the norm is.
-
-    Attributes:
-        eps: keeps a row of zeros finite.
-        offset: added to the weight (1 where the weight is stored as its difference from 1).
-        activation: of the gate, "silu" or "sigmoid".
-        gate_first: whether the gate opens what is normalised, and not the result.
-    """
-
-    eps: float
-    offset: float = 0.0
-    activation: str = "silu"
-    gate_first: bool = False
+from interlace.ops.rms_norm.operands import Operands
 
 
-def plain(
-    x: Tensor,
-    weight: Tensor,
-    form: Form,
-    before: Tensor | None,
-    gate: Tensor | None,
-    after: Tensor | None,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
+def plain(operands: Operands) -> tuple[Tensor, Tensor]:
     """s = x + before; out = (weight + offset) s / sqrt(mean(s^2) + eps) act(gate) + after; float32 statistics."""
+    x, weight, before, gate, after, form, dtype = operands
     wide = torch.promote_types(x.dtype, torch.float32)
     s = x if before is None else (x.to(wide) + before.to(wide)).to(x.dtype)
     y = s.to(wide)

@@ -8,8 +8,13 @@ beside this file has the gradients, which are the same scan in reverse.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from interlace.ops.core.custom_op import Signature, custom_op
+from interlace.ops.selective_scan.operands import GRADIENTS, INPUTS, Scan, shapes
 
 CHUNK = 64  # tokens walked in turn
 BLOCK_ELEMENTS = 1 << 22  # tokens x channels x state that exist at a time
@@ -55,13 +60,11 @@ def states(
     return decay, kept, scan(kept, write)
 
 
-def forward(
-    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, offsets: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Outputs [total, D] in x's dtype and final states [N, D, K]."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    final = x.new_empty(offsets.shape[0] - 1, *A.shape, dtype=dtype)
+def forward(*operands: Any) -> tuple[Tensor, Tensor]:
+    """Outputs [total, D] in x's dtype and final states [N, D, K]; `operands` are a Scan's."""
+    x, step, A, B, C, offsets, state, _ = s = Scan(*operands)
+    out, final = shapes(*s)
+    dtype = s.dtype
     starts, ends = offsets[:-1].long(), offsets[1:].long() - 1
     B, C = B.to(dtype), C.to(dtype)
     for d in blocks(x.shape[0], *A.shape):
@@ -72,19 +75,10 @@ def forward(
     return out, final
 
 
-def backward(
-    d_out: Tensor,
-    d_final: Tensor | None,
-    x: Tensor,
-    step: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    offsets: Tensor,
-    state: Tensor | None,
-) -> tuple[Tensor, ...]:
+def backward(d_out: Tensor, d_final: Tensor | None, *operands: Any) -> tuple[Tensor, ...]:
     """Gradients of (x, step, A, B, C, state); the states are computed again."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    x, step, A, B, C, offsets, state, _ = s = Scan(*operands)
+    dtype = s.dtype
     d_x, d_step = (torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, step))
     d_A = torch.empty_like(A, memory_format=torch.contiguous_format)
     wide_B, wide_C = B.to(dtype), C.to(dtype)
@@ -112,3 +106,17 @@ def backward(
         if state is not None:
             d_state[:, d] = (d_h[starts] * decay[starts]).to(state.dtype)
     return d_x, d_step, d_A, d_B.to(B.dtype), d_C.to(C.dtype), d_state
+
+
+_operator = custom_op("selective_scan", Signature(INPUTS, GRADIENTS), forward, backward, shapes)
+
+
+def run(s: Scan) -> tuple[Tensor, Tensor]:
+    """`selective_scan` on any device."""
+    if s.time != 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _operator(*s)
+    x, step, A, B, C = (y.to(s.dtype) for y in (s.x, s.step, s.A, s.B, s.C))
+    h = step.unsqueeze(-1) * x.unsqueeze(-1) * B.unsqueeze(1)
+    if s.state is not None:
+        h.addcmul_(torch.exp(step.unsqueeze(-1) * A), s.state.to(s.dtype))
+    return (h @ C.unsqueeze(-1)).squeeze(-1).to(s.x.dtype), h

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -10,126 +10,23 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.core import kernels as native
-from interlace.ops.core.backends import Backend, choose
+from interlace.ops.core import kernels
+from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.selective_scan import blocked
+from interlace.ops.selective_scan.operands import Scan
 from interlace.ops.selective_scan.recurrent import recurrent
 
-# Written out, since the shape checks of the tests wrap these functions and hide their annotations from torch.
-_INPUTS = "Tensor x, Tensor step, Tensor A, Tensor B, Tensor C, Tensor offsets, Tensor? state"
-_GRADIENTS = ", ".join(["Tensor"] * 6)
 
+def _native() -> Callable[[Scan], tuple[Tensor, Tensor]]:
+    from interlace.ops.selective_scan import native
 
-@torch.library.custom_op("interlace::selective_scan", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
-def _blocked(
-    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, offsets: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return blocked.forward(x, step, A, B, C, offsets, state)
-
-
-@_blocked.register_fake
-def _blocked_fake(x, step, A, B, C, offsets, state):  # type: ignore[no-untyped-def]
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    final = x.new_empty(offsets.shape[0] - 1, *A.shape, dtype=dtype)
-    return torch.empty_like(x, memory_format=torch.contiguous_format), final
-
-
-@torch.library.custom_op(
-    "interlace::selective_scan_backward",
-    mutates_args=(),
-    schema=f"(Tensor d_out, Tensor? d_final, {_INPUTS}) -> ({_GRADIENTS})",
-)
-def _backward(
-    d_out: Tensor,
-    d_final: Tensor | None,
-    x: Tensor,
-    step: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    offsets: Tensor,
-    state: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return blocked.backward(d_out, d_final, x, step, A, B, C, offsets, state)  # type: ignore[return-value]
-
-
-@_backward.register_fake
-def _backward_fake(d_out, d_final, x, step, A, B, C, offsets, state):  # type: ignore[no-untyped-def]
-    like = [torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, step, A, B, C)]
-    return *like, x.new_empty(0) if state is None else torch.empty_like(state)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs)
-    ctx.set_materialize_grads(False)
-
-
-def _autograd(ctx: Any, d_out: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
-    *inputs, offsets, state = ctx.saved_tensors
-    d_out = torch.zeros_like(inputs[0]) if d_out is None else d_out
-    *grads, d_state = _backward(d_out.contiguous(), d_final, *inputs, offsets, state)
-    return *grads, None, None if state is None else d_state
-
-
-_blocked.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def _run_blocked(
-    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, segments: Segments, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    if segments.time != 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return _blocked(x, step, A, B, C, segments.offsets, state)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    steps = step.to(dtype).unsqueeze(-1)
-    h = steps * x.to(dtype).unsqueeze(-1) * B.to(dtype).unsqueeze(1)
-    if state is not None:
-        h.addcmul_(torch.exp(steps * A.to(dtype)), state.to(dtype))
-    return (h @ C.to(dtype).unsqueeze(-1)).squeeze(-1).to(x.dtype), h
-
-
-def _compiled(
-    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, offsets: Tensor | None, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """By the kernel; without offsets every token is a segment."""
-    x, B, C = (native.rows(y.to(x.dtype)) for y in (x, B, C))
-    step, A = native.floats(step), native.floats(A)
-    before = None if state is None else native.floats(state)
-    count = x.shape[0] if offsets is None else offsets.shape[0] - 1
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    final = x.new_empty(count, *A.shape, dtype=torch.float32)
-    tensors = (x, step, A, B, C, None if offsets is None else native.borders(offsets), before)
-    sizes = [count, *A.shape, *(y.stride(0) for y in (x, B, C)), native.DTYPES[x.dtype], torch.get_num_threads()]
-    native.kernels().selective_scan(
-        [native.address(y) for y in tensors], sizes, native.address(out), native.address(final)
-    )
-    return out, final
-
-
-@torch.library.custom_op(
-    "interlace::selective_scan_native", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)", device_types="cpu"
-)
-def _native(
-    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, offsets: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    return _compiled(x, step, A, B, C, offsets, state)
-
-
-_native.register_fake(_blocked_fake)
-_native.register_autograd(_autograd, setup_context=_setup_context)
-
-
-def _run_native(
-    x: Tensor, step: Tensor, A: Tensor, B: Tensor, C: Tensor, segments: Segments, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    if native.wants_graph(x, step, A, B, C, state):
-        return _native(x, step, A, B, C, segments.offsets, state)
-    return _compiled(x, step, A, B, C, None if segments.time == 1 else segments.offsets, state)
+    return native.run
 
 
 BACKENDS = (
-    Backend("native", _run_native if native.available() else None, native.refuses, native.DEVICES, native.missing),
-    Backend("chunked", _run_blocked),
-    Backend("recurrent", recurrent),
+    kernels.backend(_native, lambda x: kernels.refuses(x.x, x.step)),
+    Backend("chunked", lambda: blocked.run, slow_on=(ANY,)),
+    Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),
 )
 
 
@@ -177,18 +74,9 @@ def selective_scan(
             raise ShapeError(f"selective_scan: {name} has shape {list(tensor.shape)}, but it must be {list(shape)}")
     if not torch.compiler.is_compiling() and bool((A > 0).any()):
         raise ShapeError(f"selective_scan: A must be at most 0 (the state would grow), got {float(A.max()):.4g}")
-    return selective_scan_unchecked(x, step, A, B, C, segments, state, backend)
+    return run(Scan(x, step, A, B, C, segments.offsets, state, segments.time or 0), backend)
 
 
-def selective_scan_unchecked(
-    x: Tensor,
-    step: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    segments: Segments,
-    state: Tensor | None,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """`selective_scan` for callers that built their arguments themselves, as the layer does."""
-    return choose("selective_scan", BACKENDS, backend, x, step)(x, step, A, B, C, segments, state)
+def run(x: Scan, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """`selective_scan` for callers that built its operands themselves, as the layer does."""
+    return choose("selective_scan", BACKENDS, backend, x)(x)

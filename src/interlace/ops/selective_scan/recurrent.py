@@ -6,33 +6,25 @@ Euler for B).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from interlace.base.segments import Segments
+from interlace.ops.selective_scan.operands import Scan
 
 
-def recurrent(
-    x: Float[Tensor, "total D"],
-    step: Float[Tensor, "total D"],
-    A: Float[Tensor, "D K"],
-    B: Float[Tensor, "total K"],
-    C: Float[Tensor, "total K"],
-    segments: Segments,
-    state: Float[Tensor, "N D K"] | None,
-) -> tuple[Float[Tensor, "total D"], Float[Tensor, "N D K"]]:
+def recurrent(s: Scan) -> tuple[Tensor, Tensor]:
     """h <- exp(step A) h + step x B;  out = h C, for each token in turn.
 
     Runs in the inputs' dtype, float32 at least; differentiable by plain autograd.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    inputs, steps, decay, keys, queries = (y.to(dtype) for y in (x, step, A, B, C))
+    x, step, A, B, C = (y.to(s.dtype) for y in (s.x, s.step, s.A, s.B, s.C))
     outputs, states = [], []
-    for row, (first, end) in enumerate(segments.spans()):
-        h = inputs.new_zeros(decay.shape) if state is None else state[row].to(dtype)
+    for row, (first, end) in enumerate(pairwise(s.offsets.tolist())):
+        h = x.new_zeros(A.shape) if s.state is None else s.state[row].to(s.dtype)
         for t in range(first, end):
-            h = torch.exp(steps[t, :, None] * decay) * h + torch.outer(steps[t] * inputs[t], keys[t])
-            outputs.append(h @ queries[t])
+            h = torch.exp(step[t, :, None] * A) * h + torch.outer(step[t] * x[t], B[t])
+            outputs.append(h @ C[t])
         states.append(h)
-    return torch.stack(outputs).to(x.dtype), torch.stack(states)
+    return torch.stack(outputs).to(s.x.dtype), torch.stack(states)

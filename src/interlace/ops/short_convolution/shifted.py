@@ -5,18 +5,15 @@ Segments never mix: each is cut from the flat axis as a view, with its own histo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-
-def views(x: Tensor, offsets: Tensor, time: int) -> list[tuple[slice, Tensor]]:
-    """(rows of the state, [rows, T, D] view of the flat axis) for all segments at once, or one by one."""
-    N = offsets.shape[0] - 1
-    if time:
-        return [(slice(0, N), x.unflatten(0, (N, time)))]
-    bounds = offsets.tolist()
-    return [(slice(n, n + 1), x[bounds[n] : bounds[n + 1]].unsqueeze(0)) for n in range(N)]
+from interlace.ops.core.custom_op import Signature, custom_op
+from interlace.ops.core.views import views
+from interlace.ops.short_convolution.operands import GRADIENTS, INPUTS, Convolution, shapes
 
 
 def convolve(x: Tensor, taps: Tensor, past: Tensor | None, out: Tensor) -> None:
@@ -58,61 +55,63 @@ def last_rows(x: Tensor, past: Tensor | None, history: int) -> Tensor:
     return torch.cat((old[:, T:], x), dim=1)
 
 
-def forward(
-    x: Tensor, weight: Tensor, offsets: Tensor, state: Tensor | None, activated: bool, biased: bool, time: int
-) -> tuple[Tensor, Tensor]:
-    """(out [total, D], windows [N, W-1, D]); arithmetic in float32 at least."""
-    y = linear(x, weight, offsets, state, biased, time)
-    history = weight.shape[1] - biased - 1
+def forward(*operands: Any) -> tuple[Tensor, Tensor]:
+    """(out [total, D], windows [N, W-1, D]); arithmetic in float32 at least. `operands` are a Convolution's."""
+    c = Convolution(*operands)
+    y = linear(c)
     windows = [
-        last_rows(view, None if state is None else state[rows].to(x.dtype), history)
-        for rows, view in views(x, offsets, time)
+        last_rows(view, None if c.state is None else c.state[rows].to(c.x.dtype), c.history)
+        for rows, view in views(c.x, c.offsets, c.time)
     ]
-    return (silu(y) if activated else y).to(x.dtype), torch.cat(windows).clone()
+    return (silu(y) if c.activated else y).to(c.x.dtype), torch.cat(windows).clone()
 
 
-def linear(x: Tensor, weight: Tensor, offsets: Tensor, state: Tensor | None, biased: bool, time: int) -> Tensor:
+def linear(c: Convolution) -> Tensor:
     """The convolution before its activation, [total, D] in float32 at least."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    x, columns = x.to(dtype), weight.to(dtype).T.contiguous()
-    taps = columns[: columns.shape[0] - biased]
+    x, columns = c.x.to(c.dtype), c.weight.to(c.dtype).T.contiguous()
+    taps = columns[: columns.shape[0] - c.biased]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for (rows, source), (_, target) in zip(views(x, offsets, time), views(y, offsets, time), strict=True):
-        convolve(source, taps, None if state is None else state[rows].to(dtype), target)
-    return y.add_(columns[-1]) if biased else y
+    for (rows, source), (_, target) in zip(views(x, c.offsets, c.time), views(y, c.offsets, c.time), strict=True):
+        convolve(source, taps, None if c.state is None else c.state[rows].to(c.dtype), target)
+    return y.add_(columns[-1]) if c.biased else y
 
 
-def backward(
-    d_out: Tensor,
-    d_windows: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    offsets: Tensor,
-    state: Tensor | None,
-    activated: bool,
-    biased: bool,
-    time: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(d_out: Tensor, d_windows: Tensor | None, *operands: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and state (empty if None); the pre-activation is computed again."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
+    c = Convolution(*operands)
+    dtype, state = c.dtype, c.state
     d = d_out.to(dtype)
-    if activated:
-        d = torch.ops.aten.silu_backward(d, linear(x, weight, offsets, state, biased, time))
-    source, columns = x.to(dtype), weight.to(dtype).T.contiguous()
+    if c.activated:
+        d = torch.ops.aten.silu_backward(d, linear(c))
+    source, columns = c.x.to(dtype), c.weight.to(dtype).T.contiguous()
     dx, dcolumns = torch.empty_like(source, memory_format=torch.contiguous_format), torch.zeros_like(columns)
-    taps, dtaps = (c[: c.shape[0] - biased] for c in (columns, dcolumns))
-    if biased:
+    taps, dtaps = (y[: y.shape[0] - c.biased] for y in (columns, dcolumns))
+    if c.biased:
         dcolumns[-1] = d.sum(0)
     dpast = None if state is None else torch.zeros_like(state, dtype=dtype)
-    parts = zip(*(views(z, offsets, time) for z in (d.contiguous(), source, dx)), strict=True)
+    parts = zip(*(views(z, c.offsets, c.time) for z in (d.contiguous(), source, dx)), strict=True)
     for (rows, dv), (_, xv), (_, dxv) in parts:
         past = None if state is None else state[rows].to(dtype)
         convolve_back(dv, xv, taps, past, dxv, dtaps, None if dpast is None else dpast[rows])
         if d_windows is not None:
-            history, T = taps.shape[0] - 1, xv.shape[1]
-            kept = min(history, T)
-            dxv[:, T - kept :] += d_windows[rows, history - kept :]
-            if dpast is not None and history > T:
-                dpast[rows, T:] += d_windows[rows, : history - T]
-    d_state = x.new_zeros(0) if dpast is None or state is None else dpast.to(state.dtype)
-    return dx.to(x.dtype), dcolumns.T.contiguous().to(weight.dtype), d_state
+            T = xv.shape[1]
+            kept = min(c.history, T)
+            dxv[:, T - kept :] += d_windows[rows, c.history - kept :]
+            if dpast is not None and c.history > T:
+                dpast[rows, T:] += d_windows[rows, : c.history - T]
+    d_state = c.x.new_zeros(0) if dpast is None or state is None else dpast.to(state.dtype)
+    return dx.to(c.x.dtype), dcolumns.T.contiguous().to(c.weight.dtype), d_state
+
+
+_operator = custom_op("short_convolution", Signature(INPUTS, GRADIENTS), forward, backward, shapes)
+
+
+def run(c: Convolution) -> tuple[Tensor, Tensor]:
+    """`short_convolution` on any device."""
+    if c.time != 1 or torch.is_grad_enabled() or c.state is None or torch.compiler.is_compiling():
+        return _operator(*c)
+    window = torch.cat((c.state, c.x.unsqueeze(1)), dim=1)
+    taps = c.weight[:, : c.weight.shape[1] - c.biased]
+    y = (window * taps.T).sum(1, dtype=c.dtype)
+    y = y + c.weight[:, -1] if c.biased else y
+    return (silu(y) if c.activated else y).to(c.x.dtype), window[:, 1:]

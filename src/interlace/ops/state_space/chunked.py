@@ -6,6 +6,8 @@ and the states of a group lie side by side: [LH, K, r V], LH = lanes x H, r valu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,11 +20,11 @@ class Grid(chunks.Grid):
 
     WORKING_SET = 32_768
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, step: Tensor, scale: float, pieces: list[Piece]):
+    def __init__(self, parts: Sequence[Tensor], scale: float, pieces: list[Piece]):
         """q, k [lanes, H, n, C, K]; v [lanes, G, n, C, V]; g, step [lanes, G, n, C], g in float64."""
-        lanes, H, n, C, _ = q.shape
-        super().__init__(lanes, H, v.shape[1], n, C, q.dtype, pieces)
-        self.scale, self.q, self.k = scale, q.flatten(0, 1), k.flatten(0, 1)
+        super().__init__(parts, scale, pieces)
+        q, k, v, g, step = parts
+        self.q, self.k = q.flatten(0, 1), k.flatten(0, 1)
         self.v, self.step = self.side_by_side(v.flatten(0, 1)), self.side_by_side(step.flatten(0, 1)).unsqueeze(-1)
         self.decays(self.side_by_side(g.flatten(0, 1)))
         self.M = scale * (self.q @ self.k.transpose(-1, -2)).unsqueeze(2) * self.D

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops.core import kernels as native
-from interlace.ops.core.backends import Backend, choose
-from interlace.ops.core.checks import check_recurrence
-from interlace.ops.core.chunked_operator import define
-from interlace.ops.core.compiled_rule import compiled
+from interlace.ops.core import kernels, rules
+from interlace.ops.core.backends import ANY, Backend, choose
+from interlace.ops.core.operands import Recurrence
 from interlace.ops.state_space.chunked import Grid
 from interlace.ops.state_space.recurrent import recurrent
 from interlace.ops.state_space.step import step as one_token
 
-_chunked = define("state_space", Grid)
-
-
-def _run_chunked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    step: Tensor,
-    segments: Segments,
-    state: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    if segments.time == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return one_token(query, key, value, log_decay, step, state, scale)
-    return _chunked(query, key, value, log_decay, step, segments.offsets, state, scale, segments.time or 0)
-
-
-_native = compiled("state_space", Grid) if native.available() else None
+_chunked = rules.chunked("state_space", Grid, one_token)
 BACKENDS = (
-    Backend("native", _native, native.refuses, native.DEVICES, native.missing),
-    Backend("chunked", _run_chunked),
-    Backend("recurrent", recurrent),
+    kernels.backend(lambda: rules.native("state_space", Grid), rules.refuses),
+    Backend("chunked", lambda: _chunked, slow_on=(ANY,)),
+    Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),
 )
 
 
@@ -76,22 +55,11 @@ def state_space(
     Source: arXiv 2405.21060; README.md beside this file derives the chunked form.
     """
     segments = segments or Segments.from_lengths([query.shape[0]])
-    gates = {"log_decay": log_decay, "step": step}
-    check_recurrence("state_space", query, key, value, gates, segments, state)
-    return state_space_unchecked(query, key, value, log_decay, step, segments, state, scale, backend)
+    x = Recurrence.of((query, key, value, log_decay, step), segments, state, scale)
+    x.check("state_space", segments.total, strength="step")
+    return run(x, backend)
 
 
-def state_space_unchecked(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    log_decay: Tensor,
-    step: Tensor,
-    segments: Segments,
-    state: Tensor | None,
-    scale: float = 1.0,
-    backend: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """`state_space` for callers that built their arguments themselves, as the layer does."""
-    run = choose("state_space", BACKENDS, backend, query, key, value)
-    return run(query, key, value, log_decay, step, segments, state, float(scale))
+def run(x: Recurrence, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """`state_space` for callers that built its operands themselves, as the layer does."""
+    return choose("state_space", BACKENDS, backend, x)(x)

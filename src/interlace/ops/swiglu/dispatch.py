@@ -6,14 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops.core import kernels as native
-from interlace.ops.core.backends import Backend, choose
-from interlace.ops.swiglu import native as compiled
+from interlace.ops.core import kernels
+from interlace.ops.core.backends import ANY, Backend, choose
+from interlace.ops.swiglu import native
 from interlace.ops.swiglu.plain import plain
 
 BACKENDS = (
-    Backend("native", compiled.run if native.available() else None, native.refuses, native.DEVICES, native.missing),
-    Backend("plain", plain),
+    kernels.backend(lambda: native.run),
+    Backend("plain", lambda: plain, slow_on=(ANY,)),
 )
 
 

@@ -1,0 +1,127 @@
+"""What an operator is tested with: nasty inputs, and how far a backend may be from the float64 truth on them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from interlace.base.segments import Segments
+from interlace.ops.core.backends import Backend
+
+# Relative error of values and gradients against float64. float32: the recurrence is a product of up to a few hundred
+# factors of norm 1, each rounded at 6e-8, and nearly parallel keys amplify what is lost by up to 1e2. bfloat16: inputs
+# and outputs are rounded at 4e-3, the arithmetic is float32.
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-6, torch.bfloat16: 2e-2}
+LENGTHS = {
+    "one token": [1],
+    "many single tokens": [1] * 9,
+    "a chunk exactly": [64],
+    "not a multiple of a chunk": [137],
+    "equal": [70, 70, 70],
+    "ragged": [3, 1, 64, 100, 7, 1, 90],
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator on one set of inputs.
+
+    Attributes:
+        operator: its name.
+        label: what is nasty here.
+        tensors: float64 inputs by argument name, the state's included; all take part in the gradient check.
+        call: (backend, tensors) to the list of outputs that are compared.
+        shared: names of the tensors that are not one row to a token: weights, and a state.
+        truth: the backend that defines the operator.
+        differentiable: whether gradients of the outputs are compared too.
+        known: by dtype, what `truth` gives; filled when first asked for, since every variant is compared with it.
+    """
+
+    operator: str
+    label: str
+    tensors: dict[str, Tensor]
+    call: Callable[[str, dict[str, Tensor]], list[Tensor]]
+    shared: tuple[str, ...] = ("state",)
+    truth: str = "recurrent"
+    differentiable: bool = True
+    known: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator as the laws and `interlace doctor` see it: its folder's cases.py holds one.
+
+    Attributes:
+        name: of the public function.
+        dispatch: the module that holds it, and its table BACKENDS.
+        build: (lengths, label, whether with a state or whatever else the operator can be given) to a case.
+        mixes: whether it carries something from token to token.
+    """
+
+    name: str
+    dispatch: ModuleType
+    build: Callable[[list[int], str, bool], Case]
+    mixes: bool = False
+
+    @property
+    def backends(self) -> tuple[Backend, ...]:
+        """Its table."""
+        table: tuple[Backend, ...] = self.dispatch.BACKENDS
+        return table
+
+
+def recurrence_case(
+    operator: str,
+    lengths: list[int],
+    label: str,
+    with_state: bool,
+    seed: int = 0,
+    shape: tuple[int, int, int, int] = (2, 4, 12, 20),
+) -> Case:
+    """H != G, K != V; keys nearly parallel; beta at 0, 1, 2 and between; log_decay at 0, -30 and between.
+
+    With a state, queries and keys are of any length and the operator normalises them, if it is a delta rule.
+    """
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    def pick(values: list[float], *shape: int) -> Tensor:
+        index = torch.randint(len(values) + 1, shape, generator=draw)
+        between = torch.rand(*shape, generator=draw, dtype=torch.float64) * (values[-1] - values[0]) + values[0]
+        return torch.cat((torch.tensor(values, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)))[index].where(
+            index < len(values), between
+        )
+
+    T, (H, G, K, V) = sum(lengths), shape
+    parallel = normalize(normal(1, H, K), dim=-1)
+    key = normalize(parallel + 0.1 * normal(T, H, K), dim=-1)
+    gate = (T, G, K) if operator == "kimi_delta" else (T, G)
+    weak = torch.randint(2, gate, generator=draw).double()  # half of them hardly decay
+    strength = "step" if operator == "state_space" else "beta"
+    tensors = {
+        "query": normalize(normal(T, H, K), dim=-1),
+        "key": key.where(torch.randint(2, (T, 1, 1), generator=draw) > 0, normalize(normal(T, H, K), dim=-1)),
+        "value": normal(T, G, V),
+        "log_decay": pick([-30.0, 0.0], *gate) * (1 - weak) - 0.05 * weak * normal(*gate).abs(),
+        strength: pick([0.0, 1.0, 2.0], T, G),
+    }
+    if with_state:
+        tensors["state"] = normal(len(lengths), G, K, V)
+        tensors["query"] = tensors["query"] * normal(T, H, 1).exp()
+        tensors["key"] = tensors["key"] * normal(T, H, 1).exp()
+    segments = Segments.from_lengths(lengths)
+    run = getattr(importlib.import_module(f"interlace.ops.{operator}.dispatch"), operator)
+    options = {} if operator == "state_space" else {"normalise": with_state}
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        return list(run(**x, segments=segments, **options, backend=backend))
+
+    return Case(operator, label, tensors, call)

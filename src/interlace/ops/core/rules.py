@@ -1,0 +1,121 @@
+"""The chunked form and the compiled kernels of a rule, as backends: each is handed one `Recurrence`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interlace.ops.core import chunks, kernels
+from interlace.ops.core.custom_op import Signature, custom_op
+from interlace.ops.core.kernels import DTYPES, address, floats
+from interlace.ops.core.operands import Recurrence
+
+Run = Callable[[Recurrence], tuple[Tensor, Tensor]]
+
+INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor log_decay, Tensor strength, Tensor offsets, Tensor? state, "
+    "float scale, SymInt time, bool normalise"
+)
+GRADIENTS = ("query", "key", "value", "log_decay", "strength", "state")
+
+
+def shapes(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """Outputs [total, G, V] in value's dtype and final states [N, G, K, V], with nothing in them."""
+    x = Recurrence(*inputs)
+    final = x.value.new_empty(x.rows, x.value.shape[1], x.key.shape[2], x.value.shape[2], dtype=x.dtype)
+    return torch.empty_like(x.value, memory_format=torch.contiguous_format), final
+
+
+def define(name: str, rule: type[chunks.Grid], forward: Run | None = None) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Register a rule as `interlace::NAME`: (*Recurrence, not to be normalised) -> (out, final states).
+
+    `forward` takes the place of the rule's own; the way back is always the rule's.
+    """
+    run = forward or (lambda x: chunks.forward(rule, x))
+
+    def backward(d_out: Tensor, d_final: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
+        return chunks.backward(rule, d_out, d_final, Recurrence(*inputs))
+
+    return custom_op(name, Signature(INPUTS, GRADIENTS), lambda *inputs: run(Recurrence(*inputs)), backward, shapes)
+
+
+def chunked(name: str, rule: type[chunks.Grid], step: Run) -> Run:
+    """A rule's backend "chunked"; `step` serves one token per sequence, without gradients."""
+    operator = define(name, rule)
+
+    def run(x: Recurrence) -> tuple[Tensor, Tensor]:
+        x = x.unit()
+        if x.time == 1 and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return step(x)
+        return operator(*x)
+
+    return run
+
+
+def native(name: str, rule: type[chunks.Grid]) -> Run:
+    """A rule's backend "native": the kernels `NAME_forward` and `NAME_step`; the backward pass is by chunks.
+
+    Tensors are float32 or bfloat16 on a CPU, arithmetic and states float32.
+    """
+
+    def forward(x: Recurrence) -> tuple[Tensor, Tensor]:
+        tensors, sizes = prepare(x)
+        out, final = shapes(*x)
+        kernel = getattr(kernels.module(), f"{name}_forward")
+        kernel([address(t) for t in tensors], sizes, x.scale, [address(out), address(final), kernels.NONE])
+        return out, final
+
+    operator = define(f"{name}_native", rule, forward)
+
+    def run(x: Recurrence) -> tuple[Tensor, Tensor]:
+        if kernels.wants_graph(*x.tensors):
+            return operator(*x.unit())
+        if x.time == 1 and x.state is not None:
+            memory = copied(x.state)
+            return step(name, x, memory), memory
+        return forward(x)
+
+    return run
+
+
+def copied(state: Tensor) -> Tensor:
+    """A state as the kernels change it in place."""
+    return state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def step(name: str, x: Recurrence, memory: Tensor) -> Tensor:
+    """One token for each of N sequences by the kernel; memory float32 [N, G, K, V], contiguous, is changed in place."""
+    tensors, sizes = prepare(x, step=True)
+    out = torch.empty_like(x.value, memory_format=torch.contiguous_format)
+    getattr(kernels.module(), f"{name}_step")(
+        [address(t) for t in tensors], sizes, x.scale, address(out), address(memory)
+    )
+    torch.autograd.graph.increment_version(memory)
+    return out
+
+
+def prepare(x: Recurrence, step: bool = False) -> tuple[list[Tensor | None], list[int]]:
+    """The tensors as the kernels read them, and sizes, strides and dtypes; the tensors must outlive the call.
+
+    For a step every token is a sequence, and the state is handed over apart.
+    """
+    query, key = x.query, x.key
+    if query.dtype != key.dtype:
+        query, key = floats(query), floats(key)
+    query, key, value = kernels.rows(query), kernels.rows(key), kernels.rows(x.value)
+    tensors = [query, key, value, floats(x.log_decay), floats(x.strength), None, None]
+    if not step:
+        assert x.offsets is not None
+        tensors[5:] = [kernels.borders(x.offsets), None if x.state is None else floats(x.state)]
+    count = value.shape[0] if step else x.rows
+    sizes = [count, query.shape[1], value.shape[1], query.shape[2], value.shape[2]]
+    sizes += [t.stride(0) for t in (query, key, value)]
+    return tensors, [*sizes, DTYPES[query.dtype], DTYPES[value.dtype], x.normalise, torch.get_num_threads()]
+
+
+def refuses(x: Recurrence) -> str | None:
+    """Why the kernels cannot serve a call, or None."""
+    return kernels.refuses(x.query, x.key, x.value)

@@ -1,0 +1,31 @@
+"""Nasty inputs for `experts`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from interlace.ops.core.cases import Case, Operator
+from interlace.ops.experts import dispatch
+
+
+def experts_case(lengths: list[int], label: str, gated: bool, seed: int = 0) -> Case:
+    """One expert that nobody chose, one that all did; gated: SwiGLU, else ReLU squared."""
+    draw = torch.Generator().manual_seed(seed)
+    rows, D, E, k, inner = sum(lengths), 11, 5, 2, 7
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+    tensors = {"x": normal(rows, D), "weights": normal(rows, k), "second": normal(E, 9, inner)}
+    tensors["first"] = normal(E, 2 * inner if gated else inner, D)
+    chosen = torch.stack((torch.ones(rows, dtype=torch.int64), 2 + torch.randint(3, (rows,), generator=draw)), dim=1)
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        where = chosen.to(x["x"].device)
+        return [dispatch.experts(**x, chosen=where, activation="swiglu" if gated else "relu2", backend=backend)]
+
+    return Case("experts", label, tensors, call, shared=("first", "second"), truth="plain")
+
+
+OPERATOR = Operator("experts", dispatch, experts_case)

@@ -1,0 +1,12 @@
+"""Nasty inputs for `kimi_delta`."""
+
+from __future__ import annotations
+
+import functools
+
+from interlace.ops.core.cases import Operator, recurrence_case
+from interlace.ops.kimi_delta import dispatch
+
+kimi_delta_case = functools.partial(recurrence_case, "kimi_delta")
+
+OPERATOR = Operator("kimi_delta", dispatch, kimi_delta_case, mixes=True)

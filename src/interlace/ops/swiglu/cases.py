@@ -1,0 +1,23 @@
+"""Nasty inputs for `swiglu`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from interlace.ops.core.cases import Case, Operator
+from interlace.ops.swiglu import dispatch
+
+
+def swiglu_case(lengths: list[int], label: str, large: bool, seed: int = 0) -> Case:
+    """An odd width; large: values whose exponentials overflow."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(sum(lengths), 74, generator=draw, dtype=torch.float64) * (60 if large else 1)
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        return [dispatch.swiglu(**x, backend=backend)]
+
+    return Case("swiglu", label, {"gate_up": x}, call, truth="plain")
+
+
+OPERATOR = Operator("swiglu", dispatch, swiglu_case)
