@@ -34,8 +34,9 @@ from interlace.generation.sampling import Sampling
 from interlace.generation.text import generate_tokens, lay_out_for_decoding
 from interlace.model.config import ModelConfig
 from interlace.model.precision import matmul_flops_per_second
+from interlace.train.optimizer import parameter_groups
 from interlace.train.recipe import TrainSettings
-from interlace.train.trainer import Trainer, parameter_groups
+from interlace.train.trainer import Trainer
 
 SMALL: dict[str, Any] = {
     "width": 512,
@@ -117,7 +118,7 @@ def training(table: dict[str, Any], rows: int, length: int, dtype: torch.dtype, 
         interlace.save(ours, folder + "/m")
         theirs = Apart(their_training, folder + "/m", rows, length, table["vocabulary"], name)
         theirs()
-    trainer = Trainer(ours, TrainSettings(tokens=1), 10_000, name)
+    trainer = Trainer.of(ours, TrainSettings(tokens=1), 10_000, name)
     result = compare(lambda: trainer.step(batch), theirs, pairs)
     theirs.end()
     floor = matmul_floor(ours, rows * length, dtype)

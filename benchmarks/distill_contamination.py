@@ -20,7 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from interlace.distill.run import RunFolder, generate
+from interlace.distill.folder import DistillRun
+from interlace.distill.run import generate
 from interlace.distill.steps.near import Decontaminate
 from interlace.text.contamination import Index, judged, read_benchmark, words_of
 from interlace.text.rows import read_rows
@@ -110,7 +111,7 @@ def whole_file(data: Path, train: list[dict], sheet: list[dict], change: dict) -
         began = time.perf_counter()
         generate(folder / "r.toml", folder / "run")
         seconds = time.perf_counter() - began
-        run = RunFolder.read(folder / "run")
+        run = DistillRun(folder / "run")
         ledger = run.open_ledger()
         dropped = {r.values["place"] for r in ledger.ordered(run.last.id, "dropped")}
         ledger.close()

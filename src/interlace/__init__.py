@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from interlace.base.version import VERSION
 
 if TYPE_CHECKING:
     from interlace.base.errors import InterlaceError as InterlaceError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from interlace.model.model import HybridLM as HybridLM
     from interlace.model.sizes import sizes as sizes
     from interlace.model.state import ModelState as ModelState
+
+__version__ = VERSION
 
 _HOMES = {
     "HybridLM": "interlace.model.model",

@@ -21,7 +21,7 @@ from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 from interlace.model.model import HybridLM
 from interlace.model.presets import preset
-from interlace.train.run import RunFolder
+from interlace.runs.folder import RunFolder
 
 UNKNOWN = {
     "no such user": "~nosuchuser_x/model",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from interlace.distill.run import RunFolder
+from interlace.distill.folder import DistillRun
 
 
 def rows_of(run, step="answers"):
     """Every row of a step, whatever its state."""
-    folder = RunFolder.read(run)
+    folder = DistillRun(run)
     ledger = folder.open_ledger()
     found = list(ledger.ordered(next(s.id for s in folder.stages if s.name == step), state=None))
     ledger.close()

@@ -12,10 +12,11 @@ import pytest
 
 from interlace.base.errors import InterlaceError
 from interlace.distill.export import export
+from interlace.distill.folder import DistillRun
 from interlace.distill.ledger.ledger import Ledger, Limits, Record, Reserve
 from interlace.distill.report import report
-from interlace.distill.run import RunFolder, generate, status
-from interlace.study.quickstart.contest import Watcher
+from interlace.distill.run import generate, status
+from interlace.runs.progress import silent
 from interlace.study.quickstart.run import quickstart
 from interlace.study.tasks.arms import Shape
 from interlace.study.tasks.cell import Budget
@@ -135,7 +136,7 @@ def test_damaged_notes_of_a_stage_are_named(made, notes):
 
 def test_what_is_only_remembered_ends_no_run(made):
     """A rate of an earlier process is a hint: one that cannot be read is as good as none."""
-    run = RunFolder.read(made[1])
+    run = DistillRun(made[1])
     with sqlite3.connect(run.ledger) as db:
         db.execute("INSERT INTO kept VALUES ('x', 0, '{')")
     db.close()
@@ -229,14 +230,14 @@ def begun(out, texts):
 def test_a_damaged_plan_is_named(tmp_path, texts, raw):
     begun(tmp_path / "run", texts)
     (tmp_path / "run/plan.json").write_bytes(raw)
-    refused(lambda: quickstart(1.0, tmp_path / "run", texts, Watcher()), r"plan\.json")
+    refused(lambda: quickstart(1.0, tmp_path / "run", texts, silent), r"plan\.json")
 
 
 @pytest.mark.parametrize("raw", [b"{\n", b"[]\n", b"3\n", b"{}\n", b"\0\0\0\n", NOT_UTF8, b'{"model": "x"}\n'])
 def test_a_damaged_sweep_is_named(tmp_path, texts, raw):
     begun(tmp_path / "run", texts)
     (tmp_path / "run/sweep.jsonl").write_bytes(raw)
-    refused(lambda: quickstart(1.0, tmp_path / "run", texts, Watcher()), r"sweep\.jsonl")
+    refused(lambda: quickstart(1.0, tmp_path / "run", texts, silent), r"sweep\.jsonl")
 
 
 # --- ladders -----------------------------------------------------------------------------------------------------

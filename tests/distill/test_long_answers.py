@@ -7,7 +7,8 @@ import time
 import pytest
 from says import completion, whole
 
-from interlace.distill.run import RunFolder, generate
+from interlace.distill.folder import DistillRun
+from interlace.distill.run import generate
 from interlace.distill.steps.instruct import listed
 from interlace.distill.steps.marks import read_marks
 from interlace.distill.steps.refusals import is_refusal
@@ -108,7 +109,7 @@ def test_an_answer_that_is_hard_to_read_ends_in_a_verdict_and_not_the_run(says, 
     began = time.monotonic()
     generate(recipe(sim.url, VERIFY.format(by), rows=3), tmp_path / "run")
     assert time.monotonic() - began < 10
-    folder = RunFolder.read(tmp_path / "run")
+    folder = DistillRun(tmp_path / "run")
     ledger = folder.open_ledger()
     found = list(ledger.ordered(folder.stages[-1].id, state=None))
     ledger.close()

@@ -13,7 +13,8 @@ import pytest
 
 from interlace.cli.main import run as interlace
 from interlace.distill.export import export
-from interlace.distill.run import RunFolder, generate, status
+from interlace.distill.folder import DistillRun
+from interlace.distill.run import generate, status
 
 VERSION, OVERRIDE, SEARCH, OWNER = 0x20080522, 1, 2, 3  # of capset; CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER
 
@@ -145,7 +146,7 @@ def test_going_on_with_it_says_that_it_cannot_be_written(finished, recipe, capsy
 
 
 def test_a_ledger_that_may_not_be_read_is_one_sentence(finished, capsys):
-    RunFolder.read(finished).ledger.chmod(0)
+    DistillRun(finished).ledger.chmod(0)
     with bound_by_modes():
         assert interlace(["distill", "status", str(finished)]) in (1, 2)
     assert "ledger.sqlite" in capsys.readouterr().err

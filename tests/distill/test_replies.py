@@ -10,7 +10,8 @@ import pytest
 from says import completion, whole
 
 from interlace.base.errors import ConfigError
-from interlace.distill.run import RunFolder, generate, status
+from interlace.distill.folder import DistillRun
+from interlace.distill.run import generate, status
 from interlace.distill.teachers.endpoint import Endpoint, Reply, content
 from interlace.distill.teachers.teacher import Teacher
 
@@ -138,7 +139,7 @@ def test_what_is_no_json_is_named_once_with_its_address(says, recipe, tmp_path, 
 def test_what_is_no_json_amid_a_run_is_a_row_s_reason_with_its_address(says, recipe, tmp_path, reply, what):
     sim = says(lambda body, _: reply if "What is 3 " in body["messages"][-1]["content"] else whole(completion()))
     generate(recipe(sim.url, rows=6, teacher="tries = 2"), tmp_path / "run")
-    folder = RunFolder.read(tmp_path / "run")
+    folder = DistillRun(tmp_path / "run")
     ledger = folder.open_ledger()
     (row,) = [r for r in ledger.ordered(folder.stages[-1].id, state=None) if r.state != "ok"]
     ledger.close()

@@ -13,8 +13,9 @@ from ledgers import rows_of
 
 from interlace.base.errors import ConfigError, DataError, Failure, RunError
 from interlace.distill.export import export
+from interlace.distill.folder import DistillRun
 from interlace.distill.ledger.ledger import Exhausted, Ledger
-from interlace.distill.run import RunFolder, generate, status
+from interlace.distill.run import generate, status
 from interlace.distill.teachers.client import Dead
 
 FAULTS = {
@@ -75,7 +76,7 @@ def test_every_row_ends_in_one_state_whatever_the_teacher_does(server, recipe, t
 def test_figures_of_usage_that_cannot_be_are_replaced_by_estimates(server, recipe, tmp_path):
     sim = server(wrong_usage=1.0)
     generate(recipe(sim.url, run="max_cost = 1.0"), tmp_path / "run")
-    folder = RunFolder.read(tmp_path / "run")
+    folder = DistillRun(tmp_path / "run")
     ledger = folder.open_ledger()
     found = ledger.db.execute("SELECT counted, prompt_tokens, answer_tokens, cost FROM requests").fetchall()
     ledger.close()

@@ -12,7 +12,8 @@ import pytest
 
 from interlace.distill.desk import Answer
 from interlace.distill.export import Unusable, check_turn, export
-from interlace.distill.run import RunFolder, generate
+from interlace.distill.folder import DistillRun
+from interlace.distill.run import generate
 from interlace.distill.steps.ask import Generate
 from interlace.distill.steps.refusals import is_refusal
 from interlace.distill.teachers.client import split_reasoning
@@ -47,7 +48,7 @@ def kept_by_dedup(tmp_path, texts, threshold):
     end = '[output]\nuser = "{{ q }}"\nassistant = "a"\n'
     (tmp_path / "r.toml").write_text(f'[[steps]]\nkind = "jsonl"\npath = "in.jsonl"\n{step}{end}')
     generate(tmp_path / "r.toml", tmp_path / "run")
-    folder = RunFolder.read(tmp_path / "run")
+    folder = DistillRun(tmp_path / "run")
     ledger = folder.open_ledger()
     kept = [r.values["q"] for r in ledger.ordered(folder.last.id)]
     ledger.close()

@@ -12,8 +12,9 @@ from ledgers import rows_of
 
 from interlace.base.errors import DataError
 from interlace.distill.desk import Answer
+from interlace.distill.folder import DistillRun
 from interlace.distill.report import agreement_rows
-from interlace.distill.run import RunFolder, generate
+from interlace.distill.run import generate
 from interlace.distill.steps.choose import language_of
 from interlace.distill.steps.grade import Criterion, Grade, agreement
 from interlace.distill.steps.sources import parts
@@ -330,7 +331,7 @@ def test_the_agreement_of_two_judges_is_reported(server, tmp_path):
     step = '[[steps]]\nname = "g"\nkind = "grade"\nteacher = ["j", "k"]\nanswer = "{{ q }}"\n'
     step += '[[steps.criteria]]\nname = "clear"\ntext = "It is clear."\n'
     generate(plain(tmp_path, step, rows=[{"q": f"answer {i}"} for i in range(30)], teachers=teachers), tmp_path / "run")
-    folder = RunFolder.read(tmp_path / "run")
+    folder = DistillRun(tmp_path / "run")
     ledger = folder.open_ledger()
     (row,) = agreement_rows(folder, ledger, "g")
     ledger.close()

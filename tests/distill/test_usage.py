@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from says import completion, whole
 
+from interlace.distill.folder import DistillRun
 from interlace.distill.ledger.ledger import Exhausted
-from interlace.distill.run import RunFolder, generate, status
+from interlace.distill.run import generate, status
 
 LONG = "It is seven, as was to be shown. " * 60  # about 2,000 letters
 HIDDEN = 9500
@@ -14,7 +15,7 @@ HIDDEN = 9500
 
 def requests(run):
     """(counted, prompt tokens, answer tokens) of every request."""
-    folder = RunFolder.read(run)
+    folder = DistillRun(run)
     ledger = folder.open_ledger()
     found = ledger.db.execute("SELECT counted, prompt_tokens, answer_tokens FROM requests").fetchall()
     ledger.close()

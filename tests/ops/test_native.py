@@ -48,7 +48,9 @@ def in_a_process(code, **environment):
 
 @every_instruction_set
 def test_the_environment_forces_an_instruction_set(instruction_set):
-    done = in_a_process("from interlace.ops.core import kernels; print(kernels.active())", INTERLACE_NATIVE=instruction_set)
+    done = in_a_process(
+        "from interlace.ops.core import kernels; print(kernels.active())", INTERLACE_NATIVE=instruction_set
+    )
     assert done.stdout.strip() == instruction_set, done.stderr
 
 

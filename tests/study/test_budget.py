@@ -8,15 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 import tomli_w
+from watching import at
 
 from interlace.data.prepare import prepare
 from interlace.evaluate.bits_per_byte import HeldOut
+from interlace.runs.progress import silent
+from interlace.runs.training import TrainingRun
 from interlace.study.quickstart import contest
 from interlace.study.quickstart import run as quickstart_run
-from interlace.study.quickstart.contest import NAMES, Watcher
+from interlace.study.quickstart.contest import NAMES
 from interlace.study.quickstart.report import sentence
 from interlace.study.text import sources
-from interlace.train.run import RunFolder
 from interlace.train.trainer import Step, Trainer
 
 
@@ -37,13 +39,13 @@ def prepared(tmp_path_factory):
 def race(prepared, tmp_path):
     """Starts a quickstart whose text is cut already."""
 
-    def start(minutes, watcher=None):
+    def start(minutes, watch=silent):
         out = tmp_path / "run"
         if not out.exists():
             settings = {"minutes": minutes, "data": str(prepared / "texts")}
             shutil.copytree(prepared / "data", out / "data")
             (out / "run.toml").write_text(tomli_w.dumps({"quickstart": settings}))
-        return quickstart_run.quickstart(minutes, out, prepared / "texts", watcher or Watcher())
+        return quickstart_run.quickstart(minutes, out, prepared / "texts", watch)
 
     return start
 
@@ -66,7 +68,7 @@ class Machine:
             self.now, self.training, self.steps = self.now + seconds, self.training + seconds, self.steps + 1
             self.trained += batch.tokens.numel()
             trainer.done += 1
-            return Step(9 - trainer.done / 1000, 1.0, trainer.settings.learning_rate, seconds)
+            return Step(9 - trainer.done / 1000, 1.0, trainer.schedule.learning_rate, seconds)
 
         held = HeldOut.__init__
 
@@ -90,7 +92,7 @@ class Machine:
         monkeypatch.setattr(Trainer, "step", take)
         monkeypatch.setattr(HeldOut, "__init__", lay_out)
         monkeypatch.setattr(HeldOut, "score", score)
-        monkeypatch.setattr(RunFolder, "write_checkpoint", write)
+        monkeypatch.setattr(TrainingRun, "write_checkpoint", write)
         monkeypatch.setattr(quickstart_run, "sample", lambda *_: "def f(): ...")
         monkeypatch.setattr(contest, "choose_precision", lambda *_: "float32")  # it measures by the clock
 
@@ -154,11 +156,11 @@ def test_the_time_that_is_told_to_be_left_holds_the_scores_too(race, monkeypatch
     monkeypatch.setattr("interlace.cli.quickstart.err", SimpleNamespace(is_terminal=False, print=lambda *a, **k: None))
     monkeypatch.setattr("interlace.cli.quickstart.duration", lambda seconds: f"{seconds:f}")
 
-    def step(*arguments):
-        board.step(*arguments)
+    def step(now):
+        board.update(now)
         seen.append((machine.now, float(board.left().split()[0])))
 
-    race(2.0, Watcher(step=step))
+    race(2.0, at("race", step))
     for now, left in seen[len(seen) // 4 :]:
         assert left == pytest.approx(machine.now - now, rel=0.4, abs=15)
 
@@ -169,14 +171,14 @@ def test_a_start_that_goes_on_has_the_time_that_is_left(race, monkeypatch):
 
     machine = Machine(monkeypatch, *MACHINES["quick"])
 
-    def stop(name, row, steps):
+    def stop(_):
         if machine.now > 120:
             raise Stopped
 
     monkeypatch.setattr(Trainer, "resume", lambda trainer, folder: setattr(trainer, "done", int(folder.name[5:])))
-    monkeypatch.setattr(RunFolder, "newest_good", lambda run: next(reversed(run.checkpoints()), None))
+    monkeypatch.setattr(TrainingRun, "newest_good", lambda run: next(reversed(run.checkpoints()), None))
     with pytest.raises(Stopped):
-        race(4.0, Watcher(step=stop))
+        race(4.0, at("race", stop))
     machine.now += 10_000  # the machine was off
     restarted = machine.now
     race(4.0)
@@ -188,11 +190,11 @@ def test_a_rate_is_not_tried_where_there_is_no_room_for_it(race, monkeypatch):
     machine = Machine(monkeypatch, lambda n: 0.03 if n < 16 else 0.048, 4e-6)
     began = []
 
-    def stage(label, *_):
-        if label.startswith("learning rates") and not began:
+    def watch(now):
+        if now.label.startswith("learning rates") and not began:
             began.append(machine.now)
 
-    results = race(4.0, Watcher(stage=stage))
+    results = race(4.0, watch)
     assert len(results["learning_rates"]["tried"]) == 2
     searched = 2 * 2 * results["plan"]["sweep_steps"] * 0.048
     assert searched <= 1.25 * contest.SWEEP_SHARE * (240 - began[0])

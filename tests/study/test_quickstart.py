@@ -13,7 +13,8 @@ import interlace
 from interlace.base.errors import DataError, RunError
 from interlace.data.sources import split_point
 from interlace.model.sizes import sizes
-from interlace.study.quickstart.contest import RATES, Watcher, configs, tokens_to_reach
+from interlace.runs.progress import silent
+from interlace.study.quickstart.contest import RATES, configs, tokens_to_reach
 from interlace.study.quickstart.report import sentence
 from interlace.study.quickstart.run import quickstart
 from interlace.study.text import sources
@@ -26,11 +27,11 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from interlace.study.quickstart.contest import Watcher
 from interlace.study.quickstart.run import quickstart
-def step(name, row, steps):
-    print(name, row["step"], flush=True)
-quickstart(1.0, Path(sys.argv[1]), Path(sys.argv[2]), Watcher(step=step))
+def watch(now):
+    if now.label == "race":
+        print(now.detail["model"], now.detail["step"], flush=True)
+quickstart(1.0, Path(sys.argv[1]), Path(sys.argv[2]), watch)
 """
 
 
@@ -99,7 +100,7 @@ def test_both_models_see_the_same_batches(texts, tmp_path, monkeypatch):
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", lambda self, batch: (seen.append(batch), step(self, batch))[1])
     start(tmp_path / "run", texts)
-    quickstart(1.0, tmp_path / "run", texts, Watcher())
+    quickstart(1.0, tmp_path / "run", texts, silent)
     race = seen[-48:]
     assert all(race[i] is race[i + 1] for i in range(0, 48, 2))
 
@@ -108,12 +109,12 @@ def test_a_folder_of_something_else_is_refused(texts, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").write_text("x")
     with pytest.raises(RunError, match="not a run folder"):
-        quickstart(1.0, tmp_path / "run", texts, Watcher())
+        quickstart(1.0, tmp_path / "run", texts, silent)
     start(tmp_path / "other", texts)
     with pytest.raises(RunError, match=r"quickstart.minutes was 1.0 and is now 2.0"):
-        quickstart(2.0, tmp_path / "other", texts, Watcher())
+        quickstart(2.0, tmp_path / "other", texts, silent)
     with pytest.raises(DataError, match="no such file"):
-        quickstart(1.0, tmp_path / "new", tmp_path / "nowhere", Watcher())
+        quickstart(1.0, tmp_path / "new", tmp_path / "nowhere", silent)
     assert not (tmp_path / "new").exists()
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 import tomli_w
+from watching import scored
 
 from interlace.base.errors import InterlaceError
 from interlace.base.files import write_file
@@ -21,10 +22,10 @@ from interlace.cli.main import run as interlace
 from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
-from interlace.evaluate.bits_per_byte import HeldOut
 from interlace.model.model import HybridLM
 from interlace.model.presets import preset
-from interlace.train.loop import Hooks, train
+from interlace.runs.progress import silent
+from interlace.train.loop import train
 from interlace.train.recipe import Recipe
 
 HOLD = """
@@ -43,45 +44,44 @@ one, out = Path(sys.argv[1]), Path(sys.argv[2])
 """
 TRAIN = """
 from interlace.evaluate.bits_per_byte import HeldOut
-from interlace.train.loop import Hooks, train
+from interlace.train.loop import train
 from interlace.train.recipe import read_recipe
 plan = read_recipe(one)
-def step(row):
-    if row["step"] == 5:
+def watch(now):
+    if now.label == "training" and now.done == 5:
         hold()
-train(plan, out, Hooks(lambda c: HeldOut(c, 48, 480).score, on_step=step))
+train(plan, out, lambda c: HeldOut(c, 48, 480).score, watch)
 """
 DATA = """
 from interlace.evaluate.bits_per_byte import HeldOut
-from interlace.train.loop import Hooks, train
+from interlace.train.loop import train
 from interlace.train.recipe import read_recipe
-train(read_recipe(one), out, Hooks(lambda c: HeldOut(c, 48, 480).score, on_data=hold))
+train(read_recipe(one), out, lambda c: HeldOut(c, 48, 480).score, hold)
 """
 PREPARE = """
 from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
-prepare(Sources([one]), "train:300", out, report=lambda what, *_: what == "encoding" and hold())
+prepare(Sources([one]), "train:300", out, watch=lambda now: now.label == "encoding" and hold())
 """
 CONVERT = """
 from interlace.checkpoint.convert import convert
-convert(one, out, shard_bytes=20_000, report=hold)
+convert(one, out, shard_bytes=20_000, watch=hold)
 """
 GRID = """
 from interlace.study.tasks.arms import Shape
 from interlace.study.tasks.cell import Budget
-from interlace.study.tasks.grid import Grid, Watcher
+from interlace.study.tasks.grid import Grid
 setting = (Shape(width=16, depth=1, heads=1, mlp=0), Budget(2, 2, (1e-3, 1e-2), evaluations=1, tests=2))
-Grid(out, {"parity": setting}, ("transformer",), 1, jobs=1, watcher=Watcher(hold)).run()
+Grid(out, {"parity": setting}, ("transformer",), 1, jobs=1, watch=hold).run()
 """
 QUICKSTART = """
-from interlace.study.quickstart.contest import Watcher
 from interlace.study.quickstart.run import quickstart
-quickstart(1.0, out, one, Watcher(stage=hold))
+quickstart(1.0, out, one, hold)
 """
 LADDER = """
 from interlace.study.ladder.plan import read_ladder
-from interlace.study.ladder.run import LadderRun, Watcher
-LadderRun(read_ladder(one), out, 1, watcher=Watcher(data=hold)).run("x")
+from interlace.study.ladder.run import LadderRun
+LadderRun(read_ladder(one), out, 1, watch=hold).run("x")
 """
 LADDER_TABLE = {
     "ladder": {"multiples": [0.1], "seeds": 1},
@@ -133,7 +133,7 @@ def plan(recipe, tmp_path):
 
 
 def go_on(plan, out):
-    return train(plan, out, Hooks(lambda c: HeldOut(c, 48, 480).score))
+    return train(plan, out, scored)
 
 
 def steps(out):
@@ -246,11 +246,10 @@ def test_two_grids_in_one_folder(tmp_path):
 
 
 def test_two_quickstarts_in_one_folder(texts, tmp_path):
-    from interlace.study.quickstart.contest import Watcher
     from interlace.study.quickstart.run import quickstart
 
     with holding(QUICKSTART, texts, tmp_path / "out") as first:
-        refused(lambda: quickstart(1.0, tmp_path / "out", texts, Watcher()), first)
+        refused(lambda: quickstart(1.0, tmp_path / "out", texts, silent), first)
 
 
 def test_two_ladders_in_one_folder(texts, tmp_path):

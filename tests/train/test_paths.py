@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import tomli_w
+from watching import at, scored
 
 from interlace.base.errors import ConfigError, DataError, InterlaceError, RunError
 from interlace.base.schema import validate
@@ -17,8 +18,8 @@ from interlace.cli.main import run as interlace
 from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
-from interlace.evaluate.bits_per_byte import HeldOut
-from interlace.train.loop import Hooks, train
+from interlace.runs.progress import silent
+from interlace.train.loop import train
 from interlace.train.recipe import Recipe
 
 
@@ -26,8 +27,8 @@ def plan_of(recipe, **tables):
     return validate(Recipe, {k: {**v, **tables.get(k, {})} for k, v in recipe.items()}, "")
 
 
-def go(plan, out, **more):
-    return train(plan, out, Hooks(lambda c: HeldOut(c, 48, 480).score, **more))
+def go(plan, out, watch=silent):
+    return train(plan, out, scored, watch)
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_text_that_was_changed_before_the_first_step_is_read_anew(short, texts, 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        go(plan_of(short), tmp_path / "run", on_start=interrupted)
+        go(plan_of(short), tmp_path / "run", at("starting", interrupted))
     more_text(texts)
     go(plan_of(short), tmp_path / "run")
     assert "another kind" in text_of(tmp_path / "run")
@@ -168,10 +169,10 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from interlace.evaluate.bits_per_byte import HeldOut
-from interlace.train.loop import Hooks, train
+from interlace.train.loop import train
 from interlace.train.recipe import read_recipe
-train(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]),
-      Hooks(lambda c: HeldOut(c, 48, 480).score, on_data=lambda *_: os.kill(os.getpid(), signal.SIGKILL)))
+train(read_recipe(Path(sys.argv[1])), Path(sys.argv[2]), lambda c: HeldOut(c, 48, 480).score,
+      lambda _: os.kill(os.getpid(), signal.SIGKILL))
 """
 
 
@@ -188,7 +189,7 @@ def test_an_error_of_another_kind_leaves_nothing_either(short, tmp_path):
         raise OSError("what no one thought of")
 
     with pytest.raises(OSError, match="no one"):
-        go(plan_of(short), tmp_path / "run", on_data=broken)
+        go(plan_of(short), tmp_path / "run", broken)
     assert [m["step"] for m in go(plan_of(short, train={"seed": 3}), tmp_path / "run").metrics()] == [1, 2]
 
 
@@ -412,15 +413,13 @@ class Enough(Exception):
 
 def quick(out, text):
     """A quickstart up to the race."""
-    from interlace.study.quickstart.contest import Watcher
     from interlace.study.quickstart.run import quickstart
 
-    def stage(label, *_):
-        if label == "measuring speed":
-            raise Enough
+    def enough(_):
+        raise Enough
 
     with pytest.raises(Enough):
-        quickstart(1.0, out, text, Watcher(stage=stage))
+        quickstart(1.0, out, text, at("measuring speed", enough))
 
 
 def test_a_quickstart_on_too_little_text_does_not_stand_in_the_way(texts, tmp_path):

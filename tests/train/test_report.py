@@ -9,17 +9,17 @@ import tomllib
 
 import pytest
 import tomli_w
+from watching import at, scored
 
 import interlace
 from interlace.base.errors import InterlaceError
 from interlace.base.schema import validate
 from interlace.cli.main import run as command
-from interlace.evaluate.bits_per_byte import HeldOut
 from interlace.model.sizes import sizes
-from interlace.train.loop import Hooks, train
+from interlace.runs.training import TrainingRun
+from interlace.train.loop import train
 from interlace.train.recipe import Recipe
 from interlace.train.report import write_report
-from interlace.train.run import RunFolder
 
 
 @pytest.fixture
@@ -59,14 +59,14 @@ def test_the_page_says_with_what_and_where(done):
 def test_the_machine_is_that_of_the_training_and_not_of_the_page(done, monkeypatch):
     monkeypatch.setattr(platform, "python_version", lambda: "9.9.9")
     monkeypatch.setattr(platform, "machine", lambda: "abacus")
-    write_report(RunFolder(done))
+    write_report(TrainingRun(done))
     assert "9.9.9" not in page_of(done)
     assert "abacus" not in page_of(done)
 
 
 def test_the_page_leads_with_the_result(done):
     page = page_of(done)
-    last = [m for m in RunFolder(done).metrics() if "held_out_bits_per_byte" in m][-1]
+    last = [m for m in TrainingRun(done).metrics() if "held_out_bits_per_byte" in m][-1]
     lead = re.search(r'class="lead">(.*?)</p>', page, re.DOTALL)[1]
     assert f"{last['held_out_bits_per_byte']:.3f}" in lead
     assert f"{last['tokens']:,}" in lead
@@ -77,7 +77,7 @@ def test_the_page_shows_what_the_model_writes(done):
     page = (done / "report.html").read_text()
     samples = re.search(r"<h2>Samples</h2>(.*?)(<h2>|</body>)", page, re.DOTALL)[1]
     assert re.search(r"<pre>.*\w.*</pre>", samples, re.DOTALL)
-    again = write_report(RunFolder(done)).read_text()
+    again = write_report(TrainingRun(done)).read_text()
     assert samples in again  # the same each time
 
 
@@ -91,9 +91,9 @@ def test_the_page_tells_the_text(done):
 
 
 def test_what_a_model_writes_is_shown_and_not_run(recipe, tmp_path, monkeypatch):
-    from interlace.generation import text as engine
+    from interlace.evaluate import training
 
-    monkeypatch.setattr(engine, "generate", lambda *a, **k: iter(["<script>", "alert(1)</script>"]))
+    monkeypatch.setattr(training, "generate", lambda *a, **k: iter(["<script>", "alert(1)</script>"]))
     file = tmp_path / "r.toml"
     file.write_text(tomli_w.dumps(recipe))
     assert command(["train", str(file), "--out", str(tmp_path / "run"), "--json"]) == 0
@@ -118,13 +118,12 @@ def test_a_run_without_a_score_has_a_page(recipe, tmp_path):
     class Stopped(Exception):
         pass
 
-    def stop(row):
+    def stop(_):
         raise Stopped
 
-    hooks = Hooks(lambda corpus: HeldOut(corpus, plan.data.length, 960).score, on_step=stop)
     with pytest.raises(Stopped):
-        train(plan, tmp_path / "run", hooks)
-    assert write_report(RunFolder(tmp_path / "run")).is_file()
+        train(plan, tmp_path / "run", scored, at("training", stop))
+    assert write_report(TrainingRun(tmp_path / "run")).is_file()
 
 
 @pytest.mark.parametrize(
@@ -141,7 +140,7 @@ def test_a_run_without_a_score_has_a_page(recipe, tmp_path):
 def test_a_page_of_a_damaged_run_names_the_file(done, name, raw):
     (done / name).write_bytes(raw)
     with pytest.raises(InterlaceError, match=name.replace(".", r"\.")):
-        write_report(RunFolder(done))
+        write_report(TrainingRun(done))
 
 
 @pytest.mark.parametrize(
@@ -150,5 +149,5 @@ def test_a_page_of_a_damaged_run_names_the_file(done, name, raw):
 def test_a_page_shows_a_log_up_to_a_line_that_no_run_wrote(done, line):
     good = (done / "metrics.jsonl").read_text().splitlines()[:2]
     (done / "metrics.jsonl").write_text("\n".join([*good, line, ""]))
-    write_report(RunFolder(done))
+    write_report(TrainingRun(done))
     assert "(2 steps" in page_of(done)

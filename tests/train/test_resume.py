@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from watching import scored
 
 from interlace.base.errors import DataError, InterlaceError, RunError
 from interlace.base.schema import validate
@@ -19,10 +20,9 @@ from interlace.cli.main import run as interlace
 from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
-from interlace.evaluate.bits_per_byte import HeldOut
-from interlace.train.loop import Hooks, train
+from interlace.runs.checkpoints import is_whole
+from interlace.train.loop import train
 from interlace.train.recipe import Recipe
-from interlace.train.run import is_whole
 
 STEPS = 12
 
@@ -49,13 +49,14 @@ def go_on(plan, out, stop=STEPS):
     """(the step it began from, the folder); it is stopped after step `stop`."""
     began = []
 
-    def step(row):
-        if row["step"] == stop < STEPS:
+    def watch(now):
+        if now.label == "starting":
+            began.append(now.done)
+        if now.label == "training" and now.done == stop < STEPS:
             raise Stop
 
-    hooks = Hooks(lambda c: HeldOut(c, 48, 480).score, on_start=lambda done, *_: began.append(done), on_step=step)
     with contextlib.suppress(Stop):
-        train(plan, out, hooks)
+        train(plan, out, scored, watch)
     return began[0]
 
 
@@ -370,9 +371,9 @@ def test_the_log_is_on_the_disk_before_a_checkpoint_takes_its_name(made, stopped
     log = (stopped / "metrics.jsonl").stat().st_ino
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "rename", take)
-    from interlace.train.run import RunFolder
+    from interlace.runs.training import TrainingRun
 
-    RunFolder(stopped).write_checkpoint(10, lambda folder: (folder / "config.json").write_text("{}"))
+    TrainingRun(stopped).write_checkpoint(10, lambda folder: (folder / "config.json").write_text("{}"))
     assert "log" in events[: events.index("named")]
 
 

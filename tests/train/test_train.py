@@ -12,32 +12,34 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
+from watching import at
 
 import interlace
 from interlace.base.errors import ConfigError, Diverged, Failure, RunError
 from interlace.base.schema import validate
 from interlace.data.batches import IGNORE
 from interlace.evaluate.bits_per_byte import HeldOut
+from interlace.runs.checkpoints import is_whole
+from interlace.runs.training import TrainingRun
 from interlace.train.estimate import activation_bytes, estimate
-from interlace.train.loop import Hooks, train
+from interlace.train.loop import train
 from interlace.train.objectives.next_token import next_token_loss
+from interlace.train.optimizer import parameter_groups
 from interlace.train.recipe import Recipe, read_recipe
-from interlace.train.run import RunFolder, is_whole
 from interlace.train.schedule import warmup_stable_decay
-from interlace.train.trainer import parameter_groups
 
 
-def hooks(recipe, **more):
-    return Hooks(lambda corpus: HeldOut(corpus, recipe.data.length, 960).score, **more)
+def score(recipe):
+    return lambda corpus: HeldOut(corpus, recipe.data.length, 960).score
 
 
-def weights(run: RunFolder) -> bytes:
+def weights(run: TrainingRun) -> bytes:
     return (run.checkpoints()[-1] / "model.safetensors").read_bytes()
 
 
 def test_training_learns_and_leaves_a_whole_run(recipe, tmp_path):
     plan = validate(Recipe, recipe, "")
-    run = train(plan, tmp_path / "run", hooks(plan))
+    run = train(plan, tmp_path / "run", score(plan))
     rows = list(run.metrics())
     scores = [m["held_out_bits_per_byte"] for m in rows if "held_out_bits_per_byte" in m]
     assert [m["step"] for m in rows] == list(range(1, 21))
@@ -56,12 +58,13 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from interlace.evaluate.bits_per_byte import HeldOut
-from interlace.train.loop import Hooks, train
+from interlace.train.loop import train
 from interlace.train.recipe import read_recipe
 plan = read_recipe(Path(sys.argv[1]))
-def step(row):
-    print(row["step"], flush=True)
-train(plan, Path(sys.argv[2]), Hooks(lambda c: HeldOut(c, plan.data.length, 960).score, on_step=step))
+def watch(now):
+    if now.label == "training":
+        print(now.detail["step"], flush=True)
+train(plan, Path(sys.argv[2]), lambda c: HeldOut(c, plan.data.length, 960).score, watch)
 """
 
 
@@ -84,7 +87,7 @@ def test_killed_at_random_and_resumed_ends_with_the_same_bits(recipe, tmp_path):
         worker.wait()
         assert worker.returncode == -signal.SIGKILL
     subprocess.run([*command, str(tmp_path / "broken")], check=True, capture_output=True)
-    whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
+    whole, broken = TrainingRun(tmp_path / "whole"), TrainingRun(tmp_path / "broken")
     assert weights(whole) == weights(broken)
     last = [r.checkpoints()[-1] / "optimizer.safetensors" for r in (whole, broken)]
     assert last[0].read_bytes() == last[1].read_bytes()
@@ -95,27 +98,27 @@ def test_killed_at_random_and_resumed_ends_with_the_same_bits(recipe, tmp_path):
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(recipe, tmp_path):
     plan = validate(Recipe, recipe, "")
-    run = train(plan, tmp_path / "run", hooks(plan))
+    run = train(plan, tmp_path / "run", score(plan))
     want, last = weights(run), run.checkpoints()[-1]
     file = last / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
     assert not is_whole(last)
     started = []
-    run = train(plan, tmp_path / "run", hooks(plan, on_start=lambda done, *_: started.append(done)))
+    run = train(plan, tmp_path / "run", score(plan), at("starting", lambda now: started.append(now.done)))
     assert started == [16]
     assert weights(run) == want
 
 
 def test_a_folder_of_another_run_is_refused(recipe, tmp_path):
     plan = validate(Recipe, recipe, "")
-    train(plan, tmp_path / "run", hooks(plan))
+    train(plan, tmp_path / "run", score(plan))
     recipe["train"]["learning_rate"] = 0.5
     with pytest.raises(RunError, match=r"train.learning_rate was 0.002 and is now 0.5"):
-        train(validate(Recipe, recipe, ""), tmp_path / "run", hooks(plan))
+        train(validate(Recipe, recipe, ""), tmp_path / "run", score(plan))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
     with pytest.raises(RunError, match="not a run folder"):
-        train(plan, tmp_path / "other", hooks(plan))
+        train(plan, tmp_path / "other", score(plan))
 
 
 def test_a_full_disk_keeps_the_previous_checkpoint(recipe, tmp_path, monkeypatch):
@@ -134,19 +137,19 @@ def test_a_full_disk_keeps_the_previous_checkpoint(recipe, tmp_path, monkeypatch
 
     monkeypatch.setattr(trainer, "write", fills_up)
     with pytest.raises(Failure, match="the disk is full"):
-        train(plan, tmp_path / "run", hooks(plan))
-    run = RunFolder(tmp_path / "run")
+        train(plan, tmp_path / "run", score(plan))
+    run = TrainingRun(tmp_path / "run")
     assert [c.name for c in run.checkpoints()] == ["step-4", "step-8"]
     assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
     monkeypatch.setattr(trainer, "write", real)
-    assert weights(train(plan, tmp_path / "run", hooks(plan))) == weights(train(plan, tmp_path / "new", hooks(plan)))
+    assert weights(train(plan, tmp_path / "run", score(plan))) == weights(train(plan, tmp_path / "new", score(plan)))
 
 
 def test_divergence_is_a_plain_sentence(recipe, tmp_path):
     recipe["train"] |= {"learning_rate": 1e30, "warmup": 0.0}
     plan = validate(Recipe, recipe, "")
     with pytest.raises(Failure, match=r"diverged; lower train\.learning_rate"):
-        train(plan, tmp_path / "run", hooks(plan))
+        train(plan, tmp_path / "run", score(plan))
 
 
 def test_bfloat16_keeps_float32_master_weights_and_learns_alike(recipe, tmp_path):
@@ -155,7 +158,7 @@ def test_bfloat16_keeps_float32_master_weights_and_learns_alike(recipe, tmp_path
     for precision in ("float32", "bfloat16"):
         recipe["train"]["precision"] = precision
         plan = validate(Recipe, recipe, "")
-        run = train(plan, tmp_path / precision, hooks(plan))
+        run = train(plan, tmp_path / precision, score(plan))
         losses.append([m["loss"] for m in run.metrics()])
         assert interlace.load(tmp_path / precision).dtype == torch.float32
     assert losses[0] != losses[1]
@@ -184,7 +187,7 @@ def test_loss_and_gradients_equal_cross_entropy(labelled, weighted):
 def test_bits_per_byte_of_a_uniform_model(recipe, tmp_path):
     """A head of zeros gives log2(vocabulary) bits to each token."""
     plan = validate(Recipe, {**recipe, "train": {**recipe["train"], "tokens": 192}}, "")
-    train(plan, tmp_path / "run", hooks(plan))
+    train(plan, tmp_path / "run", score(plan))
     corpus = interlace.data.tokens.Corpus.open(tmp_path / "run" / "data")
     model = interlace.load(tmp_path / "run")
     with torch.no_grad():
@@ -221,8 +224,8 @@ def test_the_first_horizon_of_a_long_run_is_the_end_of_a_short_one(recipe, tmp_p
     short = validate(Recipe, recipe, "")
     recipe["train"] |= {"tokens": 3 * recipe["train"]["tokens"], "horizons": [1 / 3]}
     long = validate(Recipe, recipe, "")
-    end = list(train(short, tmp_path / "short", hooks(short)).metrics())[-1]
-    rows = [m for m in train(long, tmp_path / "long", hooks(long)).metrics() if "horizon" in m]
+    end = list(train(short, tmp_path / "short", score(short)).metrics())[-1]
+    rows = [m for m in train(long, tmp_path / "long", score(long)).metrics() if "horizon" in m]
     assert [m["step"] for m in rows] == [20, 60]
     assert rows[0]["held_out_loss"] == end["held_out_loss"]
     assert rows[1]["held_out_loss"] < rows[0]["held_out_loss"]
@@ -230,11 +233,11 @@ def test_the_first_horizon_of_a_long_run_is_the_end_of_a_short_one(recipe, tmp_p
 
 def test_a_run_killed_between_a_checkpoint_and_its_line_writes_that_line(recipe, tmp_path):
     plan = validate(Recipe, recipe, "")
-    run = train(plan, tmp_path / "run", hooks(plan))
+    run = train(plan, tmp_path / "run", score(plan))
     lines = run.metrics_file.read_text().splitlines()
     run.metrics_file.write_text("\n".join(lines[:-1]) + "\n")
     started = []
-    run = train(plan, tmp_path / "run", hooks(plan, on_start=lambda done, *_: started.append(done)))
+    run = train(plan, tmp_path / "run", score(plan), at("starting", lambda now: started.append(now.done)))
     assert started == [16]
     timing = ("seconds", "tokens_per_second")
     again, before = (
@@ -248,8 +251,8 @@ def test_a_divergence_is_in_the_log(recipe, tmp_path):
     recipe["train"] |= {"learning_rate": 1e30}
     plan = validate(Recipe, recipe, "")
     with pytest.raises(Diverged, match="training has diverged"):
-        train(plan, tmp_path / "run", hooks(plan))
-    assert "training has diverged" in list(RunFolder(tmp_path / "run").metrics())[-1]["diverged"]
+        train(plan, tmp_path / "run", score(plan))
+    assert "training has diverged" in list(TrainingRun(tmp_path / "run").metrics())[-1]["diverged"]
 
 
 @pytest.mark.parametrize("horizons", [[0.5, 0.25], [0.0], [1.0], [0.5, 0.5]])
@@ -302,11 +305,11 @@ def test_model_and_data_that_do_not_fit(recipe, tmp_path):
     recipe["model"]["vocabulary"] = 200
     plan = validate(Recipe, recipe, "")
     with pytest.raises(ConfigError, match=r"model.vocabulary: is 200, but the tokenizer has 300"):
-        train(plan, tmp_path / "a", hooks(plan))
+        train(plan, tmp_path / "a", score(plan))
     recipe["model"] |= {"vocabulary": 300, "max_positions": 40}
     plan = validate(Recipe, recipe, "")
     with pytest.raises(ConfigError, match=r"data.length: 48 is past"):
-        train(plan, tmp_path / "b", hooks(plan))
+        train(plan, tmp_path / "b", score(plan))
 
 
 def test_estimate_counts_what_autograd_keeps(recipe):
@@ -350,5 +353,5 @@ def test_every_recipe_trains(tmp_path, texts):
             "train.evaluation_tokens=128",
         ]
         plan = read_recipe(file, short)
-        run = train(plan, tmp_path / file.stem, hooks(plan))
+        run = train(plan, tmp_path / file.stem, score(plan))
         assert len(list(run.metrics())) == 2

@@ -116,18 +116,6 @@ def _replace_files(partial: Path, path: Path, stale: Sequence[str]) -> None:
                 old.unlink()
 
 
-def step_of(checkpoint: Path) -> int | None:
-    """N of a folder step-N; None for another name."""
-    number = checkpoint.name.removeprefix("step-")
-    return int(number) if number.isascii() and number.isdigit() else None
-
-
-def step_folders(checkpoints: Path) -> list[Path]:
-    """The folders step-N of a run's checkpoints, oldest first."""
-    found = [p for p in checkpoints.glob("step-*") if step_of(p) is not None]
-    return sorted(found, key=lambda p: step_of(p) or 0)
-
-
 def sha256(path: Path) -> str:
     """The file's hash in hexadecimal."""
     digest = hashlib.sha256()

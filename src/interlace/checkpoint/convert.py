@@ -32,6 +32,7 @@ from interlace.model.config import ModelConfig
 from interlace.model.device import check_dtype
 from interlace.model.model import HybridLM
 from interlace.runs.lock import beside, hold
+from interlace.runs.progress import Progress, Watch, silent
 
 STATE = "conversion.json"  # in the unfinished folder: what is being converted, so that only the same work goes on
 
@@ -59,7 +60,7 @@ def convert(
     *,
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
-    report: Callable[[str, int, int], None] = lambda *_: None,
+    watch: Watch = silent,
 ) -> Result:
     """Write the checkpoint in `source` to `target`, under its family's released names.
 
@@ -68,7 +69,7 @@ def convert(
         target: a folder that does not exist yet.
         dtype: of the weights; None for each tensor's own. What stays in float32 in a model stays so here.
         shard_bytes: the most a file holds, unless one tensor is larger.
-        report: told ("writing" or "checking", bytes done, bytes in all).
+        watch: told "writing" or "checking", bytes done and bytes in all.
 
     Raises:
         CheckpointError: the source is damaged, or the target exists, or what was written differs from its source.
@@ -79,7 +80,7 @@ def convert(
     check_dtype(dtype)
     target = user_path(target, CheckpointError)
     with hold(beside(target), target):
-        return _convert(resolve(source), target, dtype, shard_bytes, report)
+        return _convert(resolve(source), target, dtype, shard_bytes, watch)
 
 
 def _convert(
@@ -87,7 +88,7 @@ def _convert(
     target: Path,
     dtype: torch.dtype | None,
     shard_bytes: int,
-    report: Callable[[str, int, int], None],
+    watch: Watch,
 ) -> Result:
     if target.exists():
         raise CheckpointError(f"{target}: exists; name a new folder, or remove it first")
@@ -119,8 +120,8 @@ def _convert(
                 os.replace(partial / (name + PARTIAL), partial / name)
                 sync(partial)
             done += sum(p.nbytes for p in shard)
-            report("writing", done, total)
-        _check(partial, shards, report, total)
+            watch(Progress("writing", done, total))
+        _check(partial, shards, watch, total)
         keys = {key: raw[key] for key in family.kept_keys if key in raw}
         embedding = next(p for p in planned if p.shape == (config.vocabulary, config.width))
         _finish(partial, target, others, document(family, {**keys, **written}, embedding.dtype), shards)
@@ -222,9 +223,7 @@ def _holds(path: Path, shard: list[Planned]) -> bool:
     return {n: (e.shape, e.dtype) for n, e in header.items()} == {p.name: (p.shape, p.dtype) for p in shard}
 
 
-def _check(
-    partial: Path, shards: Mapping[str, list[Planned]], report: Callable[[str, int, int], None], total: int
-) -> None:
+def _check(partial: Path, shards: Mapping[str, list[Planned]], watch: Watch, total: int) -> None:
     """Read every tensor back, and its source again, and compare them bit for bit."""
     done = 0
     for name, shard in shards.items():
@@ -239,7 +238,7 @@ def _check(
                     "faulty; run the same command again"
                 )
             done += planned.nbytes
-        report("checking", done, total)
+        watch(Progress("checking", done, total))
 
 
 def _finish(

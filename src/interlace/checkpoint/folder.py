@@ -10,9 +10,10 @@ from typing import Any
 
 from interlace.base import links
 from interlace.base.errors import CheckpointError, DataError, first_line
-from interlace.base.files import read_json, step_folders, user_path
+from interlace.base.files import read_json, user_path
 from interlace.checkpoint.tensors import Entry, read_header, regular_size
 from interlace.data.tokenizer import TOKENIZER_FILES
+from interlace.runs.checkpoints import newest_whole, step_folders
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 OTHER_FORMATS = {
@@ -31,7 +32,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def resolve(source: str | Path, weights: bool = True) -> Path:
-    """The checkpoint folder that a path or hub id means: itself, or the newest checkpoint of a run folder.
+    """The checkpoint folder that a path or hub id means: itself, or the newest whole checkpoint of a run folder.
 
     Args:
         weights: whether they are fetched too, where `source` is a hub id.
@@ -43,10 +44,15 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
     if path.is_dir():
         if os.path.lexists(path / CONFIG):
             return path
-        if steps := step_folders(path / "checkpoints"):
-            return steps[-1]
+        if steps := step_folders(path):
+            if (newest := newest_whole(steps)) is None:
+                raise CheckpointError(
+                    f"{path}: none of its checkpoints is whole: {', '.join(p.name for p in steps)} is damaged; put it "
+                    "back, or name the folder itself"
+                )
+            return newest
         models = sorted(p.parent.name for p in path.glob(f"*/{CONFIG}"))
-        models += sorted(p.name for p in path.iterdir() if step_folders(p / "checkpoints"))
+        models += sorted(p.name for p in path.iterdir() if step_folders(p))
         _refuse_others(path)
         if models:
             raise CheckpointError(

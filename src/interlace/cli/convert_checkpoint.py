@@ -60,7 +60,7 @@ def convert_checkpoint(
             target,
             dtype=None if dtype == "auto" else getattr(torch, dtype),
             shard_bytes=_bytes(max_shard_size),
-            report=lambda what, done, total: meter.update(what, done, total, f"{size(done)} of {size(total)}"),
+            watch=lambda now: meter.update(now, f"{size(now.done)} of {size(now.total)}"),
         )
     if json:
         print_json({"target": str(target), **dataclasses.asdict(result)})

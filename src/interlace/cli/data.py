@@ -55,7 +55,7 @@ def prepare(
     out = user_path(out)
     read = Sources(sources, field)
     with Meter() as meter:
-        manifest = run(read, tokenizer, out, held_out_share=held_out, report=meter.update)
+        manifest = run(read, tokenizer, out, held_out_share=held_out, watch=meter.update)
     for name, reason in list(read.skipped.items())[:3]:
         say(f"skipped {name}: {reason}", console=err)
     if len(read.skipped) > 3:

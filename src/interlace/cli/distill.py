@@ -13,6 +13,7 @@ from interlace.cli.values import Place, Whole
 
 if TYPE_CHECKING:
     from interlace.distill.run import Snapshot
+    from interlace.runs.progress import Progress
 
 HELP = """Make training data with a stronger model, or refine existing text with it.
 
@@ -144,7 +145,7 @@ def export(run: Place, *, out: Place, parquet: bool = True, json: Flag = False) 
     from interlace.distill.export import export as write
 
     with Meter() as meter:
-        manifest = write(run, out, parquet=parquet, tell=meter.update)
+        manifest = write(run, out, parquet=parquet, watch=meter.update)
     if json:
         print_json(manifest)
         return
@@ -290,8 +291,9 @@ class Display:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, now: Snapshot) -> None:
+    def update(self, moment: Progress) -> None:
         """Show a snapshot."""
+        now: Snapshot = moment.detail
         for wait in now.waits:
             if wait not in self._said:
                 self._said.add(wait)

@@ -33,15 +33,8 @@ def doctor(*, device: str = "cpu", json: Annotated[bool, Parameter(negative="")]
 
     check_device(device)
     machine = describe_machine(device)
-    done = 0
     with Meter() as meter:
-
-        def report(label: str) -> None:
-            nonlocal done
-            done += 1
-            meter.update("checking operators", done, 0, label)
-
-        findings = check(device, report)
+        findings = check(device, meter.update)
     wrong = [f for f in findings if not f.good]
     if json:
         print_json(
@@ -97,8 +90,8 @@ def describe_machine(device: str) -> dict[str, Any]:
     from interlace.model.precision import choose_precision, matmul_flops_per_second
     from interlace.ops.core import kernels
     from interlace.runs.machine import memory_bytes, processor
+    from interlace.runs.versions import versions
     from interlace.sandbox import cage
-    from interlace.train.run import versions
 
     facts: dict[str, Any] = {**versions(), "system": platform.platform(terse=True), "processor": processor()}
     facts["instructions"] = torch.backends.cpu.get_cpu_capability()

@@ -10,7 +10,7 @@ import sys
 
 import cyclopts
 
-import interlace
+from interlace.base.version import VERSION
 
 HELP = """Train, study and run hybrid language models: recurrent layers interlaced with attention.
 
@@ -50,7 +50,7 @@ GOES_ON = {  # verbs whose work is kept whenever they end; others say themselves
 app = cyclopts.App(
     name="interlace",
     help=HELP,
-    version=interlace.__version__,
+    version=VERSION,
     help_format="markdown",
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # an interrupt is ours to speak of

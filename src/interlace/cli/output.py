@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from interlace.base.text import finite
+from interlace.runs.progress import Progress as Moment
 
 out = Console(highlight=False, markup=False)  # what a model wrote may hold what looks like markup
 WIDE = 10_000  # columns of a pipe, which wraps nothing
@@ -151,14 +152,20 @@ class Meter:
         if self._progress is not None:
             self._progress.stop()
 
-    def update(self, label: str, done: float, total: float, note: str = "") -> None:
-        """Show how far the work called `label` is; total 0 if unknown. A note without a time left gets one."""
+    def update(self, now: Moment, note: str | None = None) -> None:
+        """Show how far the work is, with a note (its detail where none is given) and the time left."""
+        label, done, total = now.label, now.done, now.total
+        left = "" if now.seconds_left is None else f"{duration(now.seconds_left)} left"
+        if note is None:
+            note = f"{left}  {now.detail if isinstance(now.detail, str) else ''}".strip()
+        else:
+            note = f"{note}  {left}".rstrip()
         if label != self._label:
             self._began = (time.monotonic(), done)
         began, first = self._began
         if total and done > first and done < total and "left" not in note and self._progress is not None:
-            left = (time.monotonic() - began) / (done - first) * (total - done)
-            note = f"{note}  {duration(left)} left".strip()
+            seconds = (time.monotonic() - began) / (done - first) * (total - done)
+            note = f"{note}  {duration(seconds)} left".strip()
         if self._progress is not None:
             if label != self._label or self._task is None:
                 if self._task is not None:
@@ -166,9 +173,9 @@ class Meter:
                 self._task = self._progress.add_task(label, total=total or None, note=note)
             self._progress.update(self._task, completed=done, total=total or None, note=note)
         else:
-            now = time.monotonic()
-            if label != self._label or now - self._last > self._every or (total and done >= total):
+            clock = time.monotonic()
+            if label != self._label or clock - self._last > self._every or (total and done >= total):
                 share = f" {done / total:4.0%}" if total else ""
                 err.print(f"{label}{share} {note}".rstrip(), soft_wrap=True)
-                self._last = now
+                self._last = clock
         self._label = label

@@ -17,6 +17,7 @@ from rich.text import Text
 from interlace.cli.output import Meter, count, duration, err, print_json, print_table, say
 from interlace.cli.output import out as console
 from interlace.cli.values import Place
+from interlace.runs.progress import Progress
 
 
 def quickstart(
@@ -49,13 +50,14 @@ def quickstart(
     """
     from interlace.base.errors import RunError
     from interlace.base.files import user_path
-    from interlace.study.quickstart.contest import Watcher
+    from interlace.ops.core import kernels
     from interlace.study.quickstart.report import comparison, next_commands, sentence
     from interlace.study.quickstart.run import quickstart as run
 
     out = user_path(out, RunError)
+    kernels.keep_memory()  # of this process, which trains and then ends
     with Scoreboard() as board:
-        results = run(minutes, out, data, Watcher(stage=board.stage, step=board.step))
+        results = run(minutes, out, data, board.update)
     if json:
         print_json(results)
         return
@@ -94,16 +96,16 @@ class Scoreboard:
             self.live.stop()
         self.meter.__exit__()
 
-    def stage(self, label: str, done: float, total: float) -> None:
-        """What goes on before and after the race."""
-        if self.live is None:
-            self.meter.update(label, done, total)
+    def update(self, now: Progress) -> None:
+        """A step of one model in the race, or what goes on before and after it."""
+        if now.label == "race":
+            self._step(now.detail["model"], now.detail, int(now.total), now.seconds_left or 0.0)
+        elif self.live is None:
+            self.meter.update(now)
 
-    def step(self, name: str, row: dict[str, Any], steps: int) -> None:
-        """One step of one model."""
+    def _step(self, name: str, row: dict[str, Any], steps: int, seconds_left: float) -> None:
         self.rows.setdefault(name, []).append(row)
-        self.steps = steps
-        self.seconds_left = row["seconds_left"]
+        self.steps, self.seconds_left = steps, seconds_left
         if err.is_terminal:
             if self.live is None:
                 self.meter.__exit__()

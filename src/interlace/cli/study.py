@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from interlace.cli.output import Meter, duration, err, print_json, print_table, say
+from interlace.cli.output import Meter, err, print_json, print_table, say
 from interlace.cli.output import out as console
 from interlace.cli.values import Place, Whole
 
@@ -75,7 +75,7 @@ def tasks(
     from interlace.base.errors import ConfigError, RunError
     from interlace.base.files import user_path
     from interlace.model.device import check_device
-    from interlace.study.tasks.grid import Grid, Watcher
+    from interlace.study.tasks.grid import Grid
     from interlace.study.tasks.registry import task
     from interlace.study.tasks.report import columns, rows, sentence, write_report
     from interlace.study.tasks.suites import ARMS, SUITES, Suite
@@ -98,13 +98,8 @@ def tasks(
     if plan.about:
         say(plan.about, style="dim", console=err)
     with Meter() as meter:
-
-        def tell(done: int, total: int, share: float, left: float | None, running: str) -> None:
-            note = "" if left is None else f"{duration(left)} left"
-            meter.update(f"{done} of {total} cells", share, 1.0, f"{note}  {running}".strip())
-
         count = plan.seeds if seeds is None else seeds
-        results = Grid(out, settings, chosen, count, first_seed, jobs, device, Watcher(tell)).run()
+        results = Grid(out, settings, chosen, count, first_seed, jobs, device, meter.update).run()
     report = write_report(out, results, " ".join(["interlace", *sys.argv[1:]]))
     if json:
         print_json(results)

@@ -155,7 +155,7 @@ def _study(results: Path, how: How) -> Study:
             times=how.bootstrap,
             delta=how.delta,
             seed=how.seed,
-            report=meter.update,
+            watch=meter.update,
         )
 
 

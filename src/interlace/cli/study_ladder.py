@@ -61,19 +61,14 @@ def ladder(
     from interlace.model.device import check_device
     from interlace.study.ladder.estimate import costs, to_dict
     from interlace.study.ladder.plan import read_ladder
-    from interlace.study.ladder.run import LadderRun, Watcher
+    from interlace.study.ladder.run import LadderRun
 
     check_device(device)
     plan = read_ladder(file, overrides)
     folder = user_path(out or Path("runs") / file.stem, RunError)
     command = " ".join(["interlace", *sys.argv[1:]])
     with Meter() as meter:
-
-        def tell(done: int, total: int, share: float, left: float | None, running: str) -> None:
-            note = "" if left is None else f"{duration(left)} left"
-            meter.update(f"{done} of {total} runs", share, 1.0, f"{note}  {running}".strip())
-
-        run = LadderRun(plan, folder, jobs, device, Watcher(meter.update, tell))
+        run = LadderRun(plan, folder, jobs, device, meter.update)
         if dry_run:
             run.check()
             document = to_dict(plan, costs(plan), run.processes)

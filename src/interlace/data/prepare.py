@@ -20,6 +20,7 @@ from interlace.data.chat import DEFAULT, ChatTemplate, Part
 from interlace.data.sources import Document, HeldOutNames, Sources, split_point
 from interlace.data.tokenizer import END_OF_TEXT, Tokenizer
 from interlace.runs.lock import beside, hold
+from interlace.runs.progress import Progress, Watch, silent
 
 LOG = logging.getLogger("interlace")
 SHARD_TOKENS = 1 << 28
@@ -29,7 +30,6 @@ PIECE = 1 << 16  # characters of it at a time
 LEAST_ENTRIES = 257  # of a new tokenizer: every byte, and the end of a text
 MANIFEST, MADE_FOR = "manifest.json", "made_for"
 
-Report = Callable[[str, int, int], None]
 """Called with (what is going on, bytes done, bytes in all)."""
 
 
@@ -129,7 +129,7 @@ def prepare(
     *,
     held_out_share: float = 0.05,
     chat: Chat | None = None,
-    report: Report = lambda *_: None,
+    watch: Watch = silent,
     made_for: Mapping[str, Any] | None = None,
     held: bool = False,
 ) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def prepare(
         out: a folder that does not exist yet, or is empty.
         held_out_share: whole documents, chosen by a hash of their name.
         chat: how conversations are written, where the sources hold some.
-        report: told how far the work is.
+        watch: told how far the work is.
         made_for: settings that the folder is made for, kept in the manifest.
         held: whether the caller holds the folder that `out` lies in.
 
@@ -153,7 +153,7 @@ def prepare(
     """
     out = user_path(out)
     with contextlib.nullcontext() if held else hold(beside(out), out):
-        return _prepare(sources, tokenizer, out, held_out_share, chat or Chat(), report, made_for)
+        return _prepare(sources, tokenizer, out, held_out_share, chat or Chat(), watch, made_for)
 
 
 def check_tokenizer(spec: str) -> None:
@@ -185,7 +185,7 @@ def _prepare(
     out: Path,
     held_out_share: float,
     chat: Chat,
-    report: Report,
+    watch: Watch,
     made_for: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     check_tokenizer(tokenizer)
@@ -198,11 +198,11 @@ def _prepare(
         held.see(document.name)
         kinds.add(document.messages is not None)
         total += _bytes(document)
-        report("reading", total, 0)
+        watch(Progress("reading", total, 0))
     if len(kinds) > 1:
         raise DataError("source: holds texts and conversations; prepare them apart")
     held.check()
-    report("tokenizer", 0, total)
+    watch(Progress("tokenizer", 0, total))
     learnt_from = _sample(sources, held, total)
     if True not in kinds:
         model = _tokenizer(tokenizer, learnt_from)
@@ -211,7 +211,7 @@ def _prepare(
                 "tokenizer: names no end of text, so that documents get none and a model does not learn to end one; "
                 "name eos_token in the tokenizer_config.json beside it"
             )
-        return _write(sources, model, held, out, total, report, made_for=made_for)
+        return _write(sources, model, held, out, total, watch, made_for=made_for)
     model = _tokenizer(tokenizer, learnt_from, _ends(chat.template))
     model.chat_template = chat.template or model.chat_template or DEFAULT
     with contextlib.closing(model.chat()) as writer:
@@ -226,7 +226,7 @@ def _prepare(
                 raise type(error)(f"{document.name}: {error}") from None
 
         ignored: Counter[str] = Counter()
-        manifest = _write(sources, model, held, out, total, report, parts, ignored, made_for)
+        manifest = _write(sources, model, held, out, total, watch, parts, ignored, made_for)
     if ignored:
         counts = ", ".join(f"{key} ({count})" for key, count in sorted(ignored.items()))
         LOG.warning(
@@ -262,7 +262,7 @@ def _write(
     held: HeldOutNames,
     out: Path,
     total: int,
-    report: Report,
+    watch: Watch,
     parts: Callable[[Document], list[Part]] | None = None,
     ignored: Mapping[str, int] | None = None,
     made_for: Mapping[str, Any] | None = None,
@@ -290,7 +290,7 @@ def _write(
                     learnt = [p.learnt for p, part in zip(pieces, ids, strict=True) for _ in part]
                     split.add([i for part in ids for i in part], sum(len(p.text.encode()) for p in pieces), learnt)
                 done += _bytes(document)
-            report("encoding", done, total)
+            watch(Progress("encoding", done, total))
         for name, split in splits.items():
             if not split.tokens:
                 what = "no document" if not split.documents else f"{split.documents:,} documents without a token"

@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,9 +17,11 @@ from interlace.base.text import finite
 from interlace.data.chat import ROLES
 from interlace.data.sources import split_point
 from interlace.data.thoughts import THOUGHTS, reasoning_of, table, written
+from interlace.distill.folder import DistillRun, versions
 from interlace.distill.ledger.ledger import Ledger, Row
 from interlace.distill.recipe import Output
-from interlace.distill.run import RunFolder, summary, versions
+from interlace.distill.run import summary
+from interlace.runs.progress import Progress, Watch, silent
 from interlace.sandbox.templates import Templates
 
 SPLITS = ("train", "held_out")
@@ -29,14 +30,12 @@ PARTS = ("text", "input_text", "output_text", "redacted_thinking", *THOUGHTS)  #
 PARQUET_BYTES = 16 << 20  # of rows that wait to be written together
 TURN_BYTES = 1024  # that a turn takes beside its text
 
-Tell = Callable[[str, int, int], None]
-
 
 class Unusable(Exception):
     """A row that makes no conversation; the message says why."""
 
 
-def export(run: str | Path, out: str | Path, *, parquet: bool = True, tell: Tell = lambda *_: None) -> dict[str, Any]:
+def export(run: str | Path, out: str | Path, *, parquet: bool = True, watch: Watch = silent) -> dict[str, Any]:
     """Write train.jsonl, held_out.jsonl, the same as Parquet, and manifest.json; returns the manifest.
 
     Args:
@@ -48,7 +47,7 @@ def export(run: str | Path, out: str | Path, *, parquet: bool = True, tell: Tell
         RunError, DataError: the run cannot be read, or `out` holds something else.
         BackendUnavailable: Parquet is asked for and pyarrow is not installed.
     """
-    folder, out = RunFolder.read(Path(run)), user_path(out, RunError)
+    folder, out = DistillRun(Path(run)), user_path(out, RunError)
     before = _written_before(out)
     settings = validate(Output, folder.about["recipe"].get("output", {}), "output")
     ledger, templates = folder.open_ledger(), Templates()
@@ -68,7 +67,7 @@ def export(run: str | Path, out: str | Path, *, parquet: bool = True, tell: Tell
                 side = split_point(made.pop("split")) < settings.held_out
                 splits[SPLITS[side]].add(made)
                 if not done % 500 or done == total:
-                    tell("writing", done, total)
+                    watch(Progress("writing", done, total))
             for split in splits.values():
                 split.close()
             manifest = describe(folder, ledger, splits, dict(left_out))
@@ -237,7 +236,7 @@ class Parquet:
         self._writer.close()
 
 
-def describe(folder: RunFolder, ledger: Ledger, splits: dict[str, Split], left_out: dict[str, int]) -> dict[str, Any]:
+def describe(folder: DistillRun, ledger: Ledger, splits: dict[str, Split], left_out: dict[str, int]) -> dict[str, Any]:
     """The manifest."""
     recipe = folder.about["recipe"]
     about = ("kind", "model", "base_url", "checkpoint", "licence", "terms", "authorisation", "price_in", "price_out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from interlace.base.errors import Failure, RunError
 from interlace.base.files import user_path, write_file
 from interlace.base.schema import validate
 from interlace.distill.export import Unusable, conversation
+from interlace.distill.folder import DistillRun, versions
 from interlace.distill.ledger.ledger import Ledger, Row
 from interlace.distill.recipe import Output
-from interlace.distill.run import RunFolder, summary, versions
+from interlace.distill.run import summary
 from interlace.distill.steps.grade import agreement
 from interlace.runs.page import page, picture, table
+from interlace.runs.progress import Progress, Watch, silent
 from interlace.sandbox.templates import Templates
 from interlace.text.topics import distinct, topics
 
@@ -34,10 +36,8 @@ STYLE = """<style>
 .sample { border: 1px solid #eee; padding: .4rem .8rem; margin: .8rem 0 }
 </style>"""
 
-Tell = Callable[[str, int, int], None]
 
-
-def report(run: str | Path, tell: Tell = lambda *_: None, out: str | Path | None = None) -> Path:
+def report(run: str | Path, watch: Watch = silent, out: str | Path | None = None) -> Path:
     """Write report.html; returns its path.
 
     Args:
@@ -47,11 +47,11 @@ def report(run: str | Path, tell: Tell = lambda *_: None, out: str | Path | None
         RunError, DataError: the run cannot be read.
         Failure: the file cannot be written.
     """
-    folder = RunFolder.read(Path(run))
+    folder = DistillRun(Path(run))
     ledger, templates = folder.open_ledger(), Templates()
     try:
         found = summary(folder, ledger)
-        made, unusable = _conversations(folder, ledger, templates, tell)
+        made, unusable = _conversations(folder, ledger, templates, watch)
         sections = [
             STYLE,
             _lead(folder, found, made),
@@ -79,7 +79,7 @@ def report(run: str | Path, tell: Tell = lambda *_: None, out: str | Path | None
 
 
 def _conversations(
-    folder: RunFolder, ledger: Ledger, templates: Templates, tell: Tell
+    folder: DistillRun, ledger: Ledger, templates: Templates, watch: Watch
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Conversations of a random part of the rows, in order, and why others are none."""
     settings = validate(Output, folder.about["recipe"].get("output", {}), "output")
@@ -94,11 +94,11 @@ def _conversations(
         except Unusable as error:
             unusable[str(error)] = unusable.get(str(error), 0) + 1
         if not done % 200:
-            tell("reading", done, total)
+            watch(Progress("reading", done, total))
     return made, unusable
 
 
-def _lead(folder: RunFolder, found: dict[str, Any], made: Sequence[Any]) -> str:
+def _lead(folder: DistillRun, found: dict[str, Any], made: Sequence[Any]) -> str:
     last = next(s for s in found["steps"] if s["step"] == folder.last.name)
     rows = last["rows"].get("ok", 0)
     began = sum(s["rows"].get("ok", 0) for s in found["steps"] if not s["from"])
@@ -179,7 +179,7 @@ def _turn(who: str, text: str) -> str:
 
 
 def _samples(
-    folder: RunFolder, ledger: Ledger, made: list[dict[str, Any]], unusable: dict[str, int], found: dict[str, Any]
+    folder: DistillRun, ledger: Ledger, made: list[dict[str, Any]], unusable: dict[str, int], found: dict[str, Any]
 ) -> Iterator[str]:
     draw = random.Random(1)
     yield "<h2>Samples</h2>"
@@ -251,7 +251,7 @@ def length_figure(asked: Sequence[str], said: Sequence[str]) -> bytes:
     return raw.getvalue()
 
 
-def _judges(folder: RunFolder, ledger: Ledger) -> Iterator[str]:
+def _judges(folder: DistillRun, ledger: Ledger) -> Iterator[str]:
     """How far the judges of each rubric agree."""
     for stage in folder.stages:
         if stage.kind != "grade":
@@ -263,7 +263,7 @@ def _judges(folder: RunFolder, ledger: Ledger) -> Iterator[str]:
             yield table(["criterion", "judges", "rows", "equal marks", "kappa"], rows, 2)
 
 
-def agreement_rows(folder: RunFolder, ledger: Ledger, name: str) -> list[list[str]]:
+def agreement_rows(folder: DistillRun, ledger: Ledger, name: str) -> list[list[str]]:
     """For each criterion and pair of judges."""
     stage = next(s for s in folder.stages if s.name == name)
     recipe = next(s for s in folder.about["recipe"]["steps"] if s.get("name", s["kind"]) == name)
@@ -285,7 +285,7 @@ def agreement_rows(folder: RunFolder, ledger: Ledger, name: str) -> list[list[st
     return made
 
 
-def _contamination(folder: RunFolder, ledger: Ledger) -> Iterator[str]:
+def _contamination(folder: DistillRun, ledger: Ledger) -> Iterator[str]:
     """For each benchmark, what was found of it."""
     for stage in folder.stages:
         if stage.kind != "decontaminate":
@@ -307,7 +307,7 @@ def _contamination(folder: RunFolder, ledger: Ledger) -> Iterator[str]:
         yield table(["benchmark", "rows dropped", "different items", "nearly whole", "mean coverage"], rows)
 
 
-def _origin(folder: RunFolder) -> Iterator[str]:
+def _origin(folder: DistillRun) -> Iterator[str]:
     about = folder.about
     rows = []
     for name, teacher in about["recipe"].get("teachers", {}).items():

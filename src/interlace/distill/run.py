@@ -11,45 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.metadata
-import platform
-import secrets
 import signal
 import time
-import tomllib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-from pydantic import ConfigDict, Field
-
-import interlace
 from interlace.base.errors import ConfigError, DataError, RunError
-from interlace.base.files import disk_errors, user_path, write_file
-from interlace.base.schema import Closed, validate
+from interlace.base.files import user_path
 from interlace.distill.desk import Desk
-from interlace.distill.flow import Flow, outlook, stage_id
+from interlace.distill.flow import Flow, outlook
+from interlace.distill.folder import DistillRun
 from interlace.distill.ledger.ledger import STATES, Ledger, Spent
 from interlace.distill.recipe import Recipe, read_recipe
 from interlace.distill.teachers.client import Client, Stopped, Tally, Transport
+from interlace.runs.progress import Progress, Watch, silent
 from interlace.sandbox.templates import Templates
-
-RUN, LEDGER = "run.toml", "ledger.sqlite"
-DEPENDENCIES = ("aiohttp", "jinja2", "jsonschema", "sympy", "pyarrow")
-
-
-def versions() -> dict[str, str]:
-    """What the rows of a run depend on beside its recipe."""
-    found = {"interlace": interlace.__version__, "python": platform.python_version()}
-    for name in DEPENDENCIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 @dataclass(frozen=True)
@@ -81,13 +60,18 @@ class Snapshot:
     waits: tuple[str, ...] = ()
 
 
-class Watch:
+class Snapshots:
     """Makes snapshots of a flow; knows how fast it went lately."""
 
     def __init__(self, flow: Flow, seconds: float = 20.0):
         """seconds: that count as lately."""
         self.flow, self.seconds = flow, seconds
         self._seen: deque[tuple[float, int]] = deque()
+
+    def progress(self, finished: bool = False) -> Progress:
+        """Now; its detail is a Snapshot."""
+        found = self.look(finished)
+        return Progress("rows", found.share, 1.0, found.seconds_left, found)
 
     def look(self, finished: bool = False) -> Snapshot:
         """Now."""
@@ -116,144 +100,6 @@ class Watch:
         )
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A step as run.toml keeps it, so that a run can be read when its inputs are gone.
-
-    Attributes:
-        id: under which its rows are kept.
-    """
-
-    name: str
-    kind: str
-    id: str
-    feeds: tuple[str, ...]
-
-
-class _Stage(Closed):
-    name: str
-    kind: str
-    id: str
-    feeds: tuple[str, ...] = Field(alias="from", strict=False)
-
-
-class _Recipe(Closed):
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
-
-    steps: tuple[dict[str, Any], ...] = Field(strict=False)
-    teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    output: dict[str, Any] = Field(default_factory=dict)
-
-
-class _About(Closed):
-    """What run.toml must hold; what else stands in it is passed over."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
-
-    run_id: str = Field(min_length=1)
-    begun: str = ""
-    ledger: str = Field(min_length=1)
-    last: str
-    stages: tuple[_Stage, ...] = Field(strict=False)
-    inputs: dict[str, str] = Field(default_factory=dict)
-    recipe_file: str = "recipe.toml"
-    recipe: _Recipe
-    versions: dict[str, str] = Field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """A folder that `generate` wrote.
-
-    Attributes:
-        id: whose budget its requests count against in the ledger.
-        ledger: the file.
-        stages: in an order in which each comes after those that feed it.
-        about: what run.toml holds: recipe, versions, when it was begun.
-        known: whether it was there before.
-    """
-
-    path: Path
-    id: str
-    ledger: Path
-    stages: tuple[Kept, ...]
-    about: dict[str, Any]
-    known: bool = True
-
-    @staticmethod
-    def read(path: Path) -> RunFolder:
-        """Open one.
-
-        Raises:
-            RunError: it is no such folder, or its run.toml is damaged.
-        """
-        path = user_path(path, RunError)
-        file = path / RUN
-        if not file.is_file():
-            raise RunError(f"{path}: holds no {RUN}; name the folder that `interlace distill generate` wrote")
-        try:
-            about = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-            found = validate(_About, about, "")
-            steps = {step.get("name", step.get("kind")) for step in found.recipe.steps}
-            names = [stage.name for stage in found.stages]
-            unknown = [name for name in names if name not in steps] + [n for n in (found.last,) if n not in names]
-            if unknown:
-                raise ConfigError(f"no step is called {unknown[0]!r}")
-        except (ValueError, OSError, ConfigError) as error:
-            raise RunError(f"{file}: is not the {RUN} of a distillation: {error}; put it back") from None
-        stages = tuple(Kept(s.name, s.kind, s.id, s.feeds) for s in found.stages)
-        return RunFolder(path, found.run_id, path / found.ledger, stages, about)
-
-    @staticmethod
-    def open(path: Path, recipe: Recipe, file: Path, limit: int | None = None) -> RunFolder:
-        """Take up the one that is there, or make another, whose run.toml `write` writes; an edited recipe goes on.
-
-        Raises:
-            RunError: the folder holds something else.
-        """
-        known = (path / RUN).is_file()
-        if known:
-            old = RunFolder.read(path)
-            run_id, begun = old.id, old.about.get("begun", "")
-        elif path.exists() and (not path.is_dir() or any(not p.name.startswith(LEDGER) for p in path.iterdir())):
-            raise RunError(f"{path}: exists and is not a run folder; name another --out")
-        else:
-            run_id, begun = secrets.token_hex(8), time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        ledger = str((recipe.folder / recipe.run.ledger).resolve()) if recipe.run.ledger else LEDGER
-        stages = tuple(Kept(n, s.step.kind, stage_id(s, limit), s.feeds) for n, s in recipe.stages.items())
-        about = {
-            "run_id": run_id,
-            "begun": begun,
-            "ledger": ledger,
-            "last": recipe.last.step.name,
-            "stages": [{"name": k.name, "kind": k.kind, "id": k.id, "from": list(k.feeds)} for k in stages],
-            "inputs": {f: h for s in recipe.stages.values() for f, h in s.inputs.items()},
-            "recipe_file": file.name,
-            "recipe": recipe.raw,
-            "versions": versions(),
-        }
-        with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-        return RunFolder(path, run_id, path / ledger, stages, about, known)
-
-    def write(self) -> None:
-        """Write run.toml; after the ledger is there, so that a known run without one has lost it."""
-        write_file(self.path / RUN, tomli_w.dumps(self.about))
-
-    @property
-    def last(self) -> Kept:
-        """The step whose rows are written."""
-        return next(s for s in self.stages if s.name == self.about["last"])
-
-    def open_ledger(self) -> Ledger:
-        """To read.
-
-        Raises:
-            DataError: it is missing or damaged.
-        """
-        return Ledger(self.ledger, self.id, create=False, write=False)
-
-
 def transports(recipe: Recipe) -> dict[str, Transport]:
     """What sends to each teacher that a step may ask; keys are read, nothing is sent."""
     from interlace.distill.teachers.endpoint import Endpoint
@@ -279,7 +125,7 @@ def generate(
     *,
     limit: int | None = None,
     retry: Sequence[str] = (),
-    watch: Callable[[Snapshot], None] = lambda _: None,
+    watch: Watch = silent,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Run a recipe in a folder, or go on with it; returns what `status` says.
@@ -305,7 +151,7 @@ def generate(
         templates.start()  # while inputs are read
         plan = read_recipe(file, overrides, templates)
         senders = transports(plan)
-        folder = RunFolder.open(user_path(out, RunError), plan, file, limit)
+        folder = DistillRun.begin(user_path(out, RunError), plan, file, limit)
         ledger = Ledger(folder.ledger, folder.id, create=not folder.known)
         open_.callback(ledger.close)
         folder.write()
@@ -314,13 +160,13 @@ def generate(
         used = {name: plan.teachers[name] for name in senders}
         client = Client(ledger, used, senders, plan.limits)
         flow = Flow(plan, ledger, client, desk, limit)
-        seen = Watch(flow)
-        flow.tell = lambda: watch(seen.look())
+        seen = Snapshots(flow)
+        flow.tell = lambda: watch(seen.progress())
         again(flow, retry)
         try:
             asyncio.run(_drive(flow, senders, say))
         finally:
-            watch(seen.look(finished=True))
+            watch(seen.progress(finished=True))
         return summary(folder, ledger)
 
 
@@ -378,7 +224,7 @@ async def _drive(flow: Flow, senders: dict[str, Transport], say: Callable[[str],
             await sender.close()
 
 
-def summary(folder: RunFolder, ledger: Ledger) -> dict[str, Any]:
+def summary(folder: DistillRun, ledger: Ledger) -> dict[str, Any]:
     """What a run has come to, as plain data: each step's rows by state, reasons, and what was spent."""
     steps = []
     for stage in folder.stages:
@@ -406,7 +252,7 @@ def status(run: str | Path) -> dict[str, Any]:
     Raises:
         RunError, DataError: it is no run folder, or its ledger is missing or damaged.
     """
-    folder = RunFolder.read(Path(run))
+    folder = DistillRun(Path(run))
     ledger = folder.open_ledger()
     try:
         return summary(folder, ledger)

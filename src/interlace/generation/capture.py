@@ -133,7 +133,7 @@ class Decoder:
         self._read(tokens)
         stream = Stream(self.segments, self.state.positions.to(self.model.device))
         with kernels.recording() as recording, _Foreign() as foreign:
-            hidden, layers = self.model.body(self.x, stream, self.state.use().layers)
+            hidden, layers, _ = self.model.body(self.x, stream, self.state.use().layers)
             self.logits = self.model.logits(hidden)
         self.state = ModelState(layers, self.state.positions + 1, self.state.kinds)
         self.reason = f"the model computes {', '.join(sorted(set(foreign.found)))} outside the native kernels"

@@ -99,7 +99,10 @@ class MixerConfig(LayerConfig):
 
 
 class FeedForwardConfig(LayerConfig):
-    """A layer that treats each token alone: forward(x [total, D], residual) -> y; after a mixer, or by itself."""
+    """A layer that treats each token alone: forward(x [total, D], residual) -> (y, load of experts or None).
+
+    It follows a mixer, or stands by itself.
+    """
 
     def state_bytes(self, context: int, element_bytes: int) -> int:
         """It carries nothing."""

@@ -37,28 +37,32 @@ class Block(nn.Module):
         """The mixer's state of `rows` sequences that have seen nothing; None without a mixer."""
         return self.mixer.initial_state(rows, like, reserve) if self.has_mixer else None
 
-    def forward(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any]:
-        """x [total, D] to ([total, D], the mixer's state)."""
+    def forward(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any, Any]:
+        """x [total, D] to ([total, D], the mixer's state, in training mode the load of the experts); None for none."""
         return self._pre_norm(x, stream, state) if self.norm_input else self._post_norm(x, stream, state)
 
-    def _pre_norm(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any]:
+    def _pre_norm(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any, Any]:
         dtype = compute_dtype((self.mixer_norm if self.has_mixer else self.mlp_norm).weight)
         if not self.has_mixer:
-            return self._feed(self.mlp_norm(x, dtype), x), None
+            x, load = self._feed(self.mlp_norm(x, dtype), x)
+            return x, None, load
         mixed, state = self.mixer(self.mixer_norm(x, dtype), stream, state)
         mixed = self._scaled(mixed)
         if not self.has_mlp:
-            return x + mixed, state
+            return x + mixed, state, None
         normed, x = self.mlp_norm.after_sum(x, mixed, dtype)
-        return self._feed(normed, x), state
+        x, load = self._feed(normed, x)
+        return x, state, load
 
-    def _post_norm(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any]:
+    def _post_norm(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any, Any]:
+        load = None
         if self.has_mixer:
             mixed, state = self.mixer(x.to(compute_dtype(self.mixer_norm.weight)), stream, state)
             x = self._normed_into(self.mixer_norm, mixed, x)
         if self.has_mlp:
-            x = self._normed_into(self.mlp_norm, self.mlp(x.to(compute_dtype(self.mlp_norm.weight))), x)
-        return x, state
+            fed, load = self.mlp(x.to(compute_dtype(self.mlp_norm.weight)))
+            x = self._normed_into(self.mlp_norm, fed, x)
+        return x, state, load
 
     def _normed_into(self, norm: RMSNorm, branch: Tensor, x: Tensor) -> Tensor:
         return norm.into_sum(branch, x) if self.multiplier == 1 else x + self._scaled(norm(branch, x.dtype))
@@ -66,5 +70,9 @@ class Block(nn.Module):
     def _scaled(self, branch: Tensor) -> Tensor:
         return branch if self.multiplier == 1 else branch * self.multiplier
 
-    def _feed(self, normed: Tensor, x: Tensor) -> Tensor:
-        return self.mlp(normed, x) if self.multiplier == 1 else x + self._scaled(self.mlp(normed))
+    def _feed(self, normed: Tensor, x: Tensor) -> tuple[Tensor, Any]:
+        if self.multiplier == 1:
+            fed: tuple[Tensor, Any] = self.mlp(normed, x)
+            return fed
+        out, load = self.mlp(normed)
+        return x + self._scaled(out), load

@@ -64,6 +64,6 @@ class MLP(Projections):
         self.down = nn.Linear(config.width, width, bias=config.bias)
         self.GROUPS = (("gate", "up") if config.activation == "swiglu" else ("up",), ("down",))
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[total, D] to the same; residual is added."""
-        return self.project("down", activate(self.project(self.GROUPS[0][0], x), self.activation), residual)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, None]:
+        """[total, D] to the same, residual added; there are no experts whose load could be told."""
+        return self.project("down", activate(self.project(self.GROUPS[0][0], x), self.activation), residual), None

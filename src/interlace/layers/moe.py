@@ -6,7 +6,7 @@ How published models route differs in a handful of choices, which are data here:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -129,11 +129,7 @@ class Load:
 
 
 class MoE(Projections):
-    """Source: arXiv 1701.06538; sigmoid scores, groups and correction: DeepSeek-V3, arXiv 2412.19437, section 2.1.2.
-
-    Attributes:
-        load: how the last pass in training mode spread its tokens, or None.
-    """
+    """Source: arXiv 1701.06538; sigmoid scores, groups and correction: DeepSeek-V3, arXiv 2412.19437, section 2.1.2."""
 
     FLOAT32 = ("correction",)
     MATRICES = ("first", "second")  # as nn.Linear's weights: drawn with init_std, decayed
@@ -159,11 +155,6 @@ class MoE(Projections):
             self.expand = nn.Linear(config.latent, width, bias=config.bias)
             groups += [("compress",), ("expand",)]
         self.GROUPS = tuple(groups)
-        self.load: Load | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy of the module begins without a load, whose scores belong to a graph."""
-        return {**super().__getstate__(), "load": None}
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [rows, D] to chosen experts int64 [rows, k], their weights [rows, k], and all scores [rows, E]."""
@@ -185,9 +176,9 @@ class MoE(Projections):
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return chosen, weights * c.scale, scores
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """[total, D] to the same; residual is added."""
-        c = self.config
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Load | None]:
+        """[total, D] to the same, residual added; and in training mode how the tokens were spread."""
+        c, load = self.config, None
         chosen, weights, scores = self.route(x)
         if self.training:
             shares = scores / scores.sum(-1, keepdim=True)
@@ -195,23 +186,22 @@ class MoE(Projections):
             counts = torch.zeros(c.experts, dtype=torch.int64, device=x.device).scatter_add_(
                 0, flat, torch.ones_like(flat)
             )
-            self.load = Load(counts, shares.mean(0))
+            load = Load(counts, shares.mean(0))
         x = x.to(compute_dtype(x))
         inner = x if c.latent is None else self.project("compress", x)
         out = experts(inner, chosen, weights, self.first, self.second, activation=c.activation)
         out = out if c.latent is None else self.project("expand", out)
         if c.shared_width:
-            shared = self.shared(x)
+            shared, _ = self.shared(x)
             out = out + (self.project("shared_gate", x).sigmoid() * shared if c.shared_gate else shared)
-        return out if residual is None else residual + out
+        return out if residual is None else residual + out, load
 
     @torch.no_grad()
-    def rebalance(self, rate: float) -> None:
-        """Move the correction of each expert by `rate` towards an even load, by the last training pass.
+    def rebalance(self, load: Load, rate: float) -> None:
+        """Move the correction of each expert by `rate` towards an even load, given that of a training pass.
 
         Source: Wang et al., "Auxiliary-Loss-Free Load Balancing", arXiv 2408.15664.
         """
         assert self.correction is not None, "the config has no correction"
-        if self.load is not None:
-            counts = self.load.counts.to(self.correction.dtype)
-            self.correction.add_(rate * torch.sign(counts.mean() - counts))
+        counts = load.counts.to(self.correction.dtype)
+        self.correction.add_(rate * torch.sign(counts.mean() - counts))

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from interlace.base.errors import ConfigError
+from interlace.ops.core import kernels
+from interlace.runs.machine import machine
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of weights
@@ -60,3 +62,9 @@ def here() -> list[str]:
     if torch.backends.mps.is_available():
         names.append("mps")
     return names + (["xpu"] if torch.xpu.is_available() else [])
+
+
+def facts(device: str) -> dict[str, Any]:
+    """The machine that a run is trained on: system, processor, memory, device, threads, kernels."""
+    active = kernels.active() if kernels.available() else f"none: {kernels.missing}"
+    return {**machine(), "device": device, "threads": torch.get_num_threads(), "native_kernels": active}

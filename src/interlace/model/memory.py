@@ -108,7 +108,7 @@ def prefill_memory(config: ModelConfig, tokens: int, part: int, dtype: torch.dty
     held = sum(layer.nbytes for layer in layers if layer is not None)
     known = [x for layer in layers if layer is not None for x in _tensors(layer)]
     with _Alive([*known, *model.parameters()]) as alive:
-        hidden, _ = model.body(model.embed(torch.zeros(part, dtype=torch.int64, device="meta")), stream, layers)
+        hidden, _, _ = model.body(model.embed(torch.zeros(part, dtype=torch.int64, device="meta")), stream, layers)
         model.logits(hidden[-1:])
     weights = sum(p.nbytes for p in model.parameters())
     return PrefillMemory(weights, held, alive.peak)

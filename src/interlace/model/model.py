@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,22 @@ class Source:
     keys: dict[str, Any]
     files: dict[str, bytes] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
+
+
+class Reading(NamedTuple):
+    """What a pass over tokens gives.
+
+    Attributes:
+        hidden: [total, D], what the head reads.
+        segments: of the tokens.
+        state: after them.
+        loads: how each block's experts were used, in training mode; None for a block without.
+    """
+
+    hidden: Tensor
+    segments: Segments
+    state: ModelState
+    loads: list[Any]
 
 
 class HybridLM(nn.Module):
@@ -176,6 +192,10 @@ class HybridLM(nn.Module):
         self, tokens: Tensor, segments: Segments | None = None, state: ModelState | None = None
     ) -> tuple[Tensor, Segments, ModelState]:
         """What the head reads, [total, D] after the last norm; the segments; the state after these tokens."""
+        return self.read(tokens, segments, state)[:3]
+
+    def read(self, tokens: Tensor, segments: Segments | None = None, state: ModelState | None = None) -> Reading:
+        """One pass over tokens, up to the head."""
         if not isinstance(tokens, Tensor):
             raise ShapeError(f"tokens: must be a tensor of ids, got {tokens!r:.80}")
         if tokens.ndim == 2 and segments is None:
@@ -193,9 +213,11 @@ class HybridLM(nn.Module):
         self.check_tokens(tokens)
         before = None if state is None else state.use().positions
         stream = Stream(segments, segments.positions(before).to(tokens.device))
-        hidden, layers = self.body(self.embed(tokens.reshape(-1)), stream, None if state is None else state.layers)
+        x, before_layers = self.embed(tokens.reshape(-1)), None if state is None else state.layers
+        hidden, layers, loads = self.body(x, stream, before_layers)
         lengths = torch.diff(segments.offsets).long()
-        return hidden, segments, ModelState(layers, lengths if before is None else before + lengths, self.kinds)
+        after = ModelState(layers, lengths if before is None else before + lengths, self.kinds)
+        return Reading(hidden, segments, after, loads)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raise ShapeError for ids that the vocabulary lacks. On a GPU only where no gradient is wanted: it waits."""
@@ -220,14 +242,18 @@ class HybridLM(nn.Module):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         return x if self.config.embedding_multiplier == 1 else x * self.config.embedding_multiplier
 
-    def body(self, x: Tensor, stream: Stream, layers: list[Any] | None) -> tuple[Tensor, list[Any]]:
-        """All between embedding and head: x [total, D] and the layers' states to the same after these tokens."""
-        after = []
+    def body(self, x: Tensor, stream: Stream, layers: list[Any] | None) -> tuple[Tensor, list[Any], list[Any]]:
+        """All between embedding and head: x [total, D] and the layers' states to the same after these tokens.
+
+        Beside them the load of each block's experts; None where it has none, or outside training mode.
+        """
+        after, loads = [], []
         for index, block in enumerate(self.blocks):
-            x, state = block(x, stream, None if layers is None else layers[index])
+            x, state, load = block(x, stream, None if layers is None else layers[index])
             after.append(state)
+            loads.append(load)
         hidden = self.norm(x, compute_dtype(self.norm.weight))
-        return (hidden if self.config.logits_divisor == 1 else hidden / self.config.logits_divisor), after
+        return (hidden if self.config.logits_divisor == 1 else hidden / self.config.logits_divisor), after, loads
 
 
 def _identity(weight: Tensor) -> tuple[int, int]:

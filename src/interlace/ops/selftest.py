@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from interlace import ops
 from interlace.ops.core import kernels
 from interlace.ops.core.cases import LENGTHS, TOLERANCE, Case, Operator
+from interlace.runs.progress import Progress, Watch, silent
 
 
 def _operators() -> dict[str, Operator]:
@@ -127,9 +127,9 @@ def worse(error: float | None) -> tuple[bool, float]:
     return (False, -1.0) if error is None else (error != error, error)
 
 
-def check(device: str = "cpu", report: Callable[[str], None] = lambda _: None) -> list[Finding]:
+def check(device: str = "cpu", watch: Watch = silent) -> list[Finding]:
     """Run every backend of every operator against the float64 recurrence on this machine."""
-    found = []
+    found: list[Finding] = []
     for operator in OPERATORS:
         given = cases(operator)
         for variant in variants(operator):
@@ -139,7 +139,7 @@ def check(device: str = "cpu", report: Callable[[str], None] = lambda _: None) -
                 if not variant.serves(dtype):
                     continue
                 name = str(dtype).removeprefix("torch.")
-                report(f"{operator} {variant} {name}")
+                watch(Progress("checking operators", len(found), 0, detail=f"{operator} {variant} {name}"))
                 both = [errors(case, variant, dtype, device) for case in given]
                 values, gradients = (max(x, key=worse) for x in zip(*both, strict=True))
                 assert values is not None

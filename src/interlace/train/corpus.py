@@ -14,17 +14,18 @@ from interlace.checkpoint.folder import resolve
 from interlace.checkpoint.load import describe
 from interlace.data.batches import batches
 from interlace.data.chat import read_template
-from interlace.data.prepare import MADE_FOR, MANIFEST, Chat, Report, new_entries, prepare
+from interlace.data.prepare import MADE_FOR, MANIFEST, Chat, new_entries, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
+from interlace.runs.progress import Watch, silent
 from interlace.train.recipe import DataSettings, Recipe
 
 
 def open_corpus(
     data: DataSettings,
     cache: Path,
-    report: Report = lambda *_: None,
+    watch: Watch = silent,
     begun: bool = False,
     text: Sources | None = None,
 ) -> Corpus:
@@ -47,9 +48,7 @@ def open_corpus(
     def make(made_for: dict[str, Any]) -> None:
         chat = Chat(read_template(data.template) if data.template else None, data.turns)
         share = data.held_out
-        prepare(
-            read, data.tokenizer, cache, held_out_share=share, chat=chat, report=report, made_for=made_for, held=True
-        )
+        prepare(read, data.tokenizer, cache, held_out_share=share, chat=chat, watch=watch, made_for=made_for, held=True)
 
     return kept_corpus(cache, lambda: _made_for(data, read), make, begun)
 

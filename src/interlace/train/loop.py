@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +14,22 @@ from interlace.base.errors import ConfigError, Diverged
 from interlace.checkpoint.fingerprint import fingerprint
 from interlace.checkpoint.load import load
 from interlace.data.batches import batches as batches_of
-from interlace.data.prepare import Report
 from interlace.data.tokens import Corpus
-from interlace.model.device import resolve_device
+from interlace.model.device import facts, resolve_device
 from interlace.model.model import HybridLM
 from interlace.model.precision import choose_precision
 from interlace.runs.lock import hold_folder
+from interlace.runs.progress import Progress, Watch, silent
+from interlace.runs.training import TrainingRun
 from interlace.train.corpus import check_fit, check_inputs, open_corpus
 from interlace.train.recipe import Recipe
-from interlace.train.run import RunFolder, facts
 from interlace.train.schedule import horizon_steps
-from interlace.train.trainer import Trainer
+from interlace.train.steps import take_steps
+from interlace.train.trainer import Step, Trainer
 
 PARENT = "INTERLACE_PARENT"  # set for the processes of a study, whose orphans may still hold a folder for a moment
 ORPHAN_SECONDS = 5.0
 Evaluate = Callable[[HybridLM], dict[str, float]]
-
-
-@dataclass
-class Hooks:
-    """What the loop tells and asks.
-
-    Attributes:
-        evaluate: scores the model on held-out text.
-        on_start: (step to start from, steps in all, tokens per step).
-        on_step: what was logged for this step.
-        on_data: how far the preparation of text is.
-    """
-
-    evaluate: Callable[[Corpus], Evaluate]
-    on_start: Callable[[int, int, int], None] = lambda *_: None
-    on_step: Callable[[dict[str, Any]], None] = lambda _: None
-    on_data: Report = lambda *_: None
 
 
 def steps_of(recipe: Recipe) -> int:
@@ -88,8 +71,19 @@ def _started(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
     return model
 
 
-def train(recipe: Recipe, out: Path, hooks: Hooks, device: str = "cpu") -> RunFolder:
+def train(
+    recipe: Recipe,
+    out: Path,
+    evaluate: Callable[[Corpus], Evaluate],
+    watch: Watch = silent,
+    device: str = "cpu",
+) -> TrainingRun:
     """Train, or go on training, in the run folder `out`; return it when the last step is done.
+
+    Args:
+        evaluate: of the corpus, returns what scores a model on held-out text.
+        watch: told how the text is prepared, then "starting" with the step to start from and the steps in all, then
+            "training" after each step, with the row that was logged.
 
     Raises:
         RunError: `out` belongs to a different run, another process works in it, or what it began with was changed.
@@ -97,24 +91,25 @@ def train(recipe: Recipe, out: Path, hooks: Hooks, device: str = "cpu") -> RunFo
         Failure: training diverged, or the disk refused.
     """
     resolve_device(device)
-    run = RunFolder(out)
+    run = TrainingRun(out)
     if not run.belongs_to(recipe.to_dict()) or not run.has_begun():
         check_inputs(recipe)
     with hold_folder(run.path, wait_seconds=ORPHAN_SECONDS if os.environ.get(PARENT) else 0.0):
-        run = RunFolder.open(run.path, recipe.to_dict())
+        run = TrainingRun.open(run.path, recipe.to_dict())
         run.remember(machine=facts(device))
         try:
-            trainer, corpus = _trainer(recipe, run, hooks, device)
+            trainer, corpus = _trainer(recipe, run, watch, device)
         except BaseException:
             run.withdraw()
             raise
-        return _steps(recipe, run, trainer, corpus, hooks)
+        _steps(recipe, run, trainer, corpus, evaluate(corpus), watch)
+        return run
 
 
-def _trainer(recipe: Recipe, run: RunFolder, hooks: Hooks, device: str) -> tuple[Trainer, Corpus]:
+def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str) -> tuple[Trainer, Corpus]:
     """What takes the next step of a run, everything that it reads checked."""
     newest = run.newest_good()
-    corpus = open_corpus(recipe.data, run.path / "data", hooks.on_data, begun=run.has_begun())
+    corpus = open_corpus(recipe.data, run.path / "data", watch, begun=run.has_begun())
     check_fit(recipe, corpus)
     batches_of(corpus.splits["train"], recipe.data.rows, recipe.data.length, recipe.train.seed)
     run.check("data", corpus.fingerprint(), f"{corpus.folder}: the data")
@@ -123,30 +118,32 @@ def _trainer(recipe: Recipe, run: RunFolder, hooks: Hooks, device: str) -> tuple
         run.check("start", fingerprint(recipe.train.start), f"train.start: {recipe.train.start}")
     precision = choose_precision(recipe.train.precision, model.device)
     run.remember(precision=precision)
-    trainer = Trainer(model, recipe.train, steps_of(recipe), precision)
+    trainer = Trainer.of(model, recipe.train, steps_of(recipe), precision)
     if newest is not None:
         trainer.resume(newest)
     return trainer, corpus
 
 
-def _steps(recipe: Recipe, run: RunFolder, trainer: Trainer, corpus: Corpus, hooks: Hooks) -> RunFolder:
+def _steps(
+    recipe: Recipe, run: TrainingRun, trainer: Trainer, corpus: Corpus, evaluate: Evaluate, watch: Watch
+) -> None:
     """Take the steps that are left."""
-    steps, model = trainer.steps, trainer.model
-    batches = batches_of(corpus.splits["train"], recipe.data.rows, recipe.data.length, recipe.train.seed)
+    steps, plan = trainer.steps, recipe.train
+    batches = batches_of(corpus.splits["train"], recipe.data.rows, recipe.data.length, plan.seed)
     run.forget_after(trainer.done)
-    evaluate = hooks.evaluate(corpus)
-    hooks.on_start(trainer.done, steps, batches.tokens)
-    ends = horizon_steps(steps, recipe.train.horizons)
-    while trainer.done < steps:
+    watch(Progress("starting", trainer.done, steps))
+    ends = horizon_steps(steps, plan.horizons)
+    started = time.perf_counter()
+
+    def before(_: int) -> None:
+        nonlocal started
         started = time.perf_counter()
-        try:
-            step = trainer.step(batches.batch(trainer.done))
-        except Diverged as error:
-            run.log(step=trainer.done, tokens=trainer.done * batches.tokens, diverged=str(error))
-            raise
+
+    def after(_: Trainer, step: Step) -> None:
+        done = trainer.done
         row: dict[str, Any] = {
-            "step": trainer.done,
-            "tokens": trainer.done * batches.tokens,
+            "step": done,
+            "tokens": done * batches.tokens,
             "loss": step.loss,
             "grad_norm": step.grad_norm,
             "learning_rate": step.learning_rate,
@@ -154,13 +151,18 @@ def _steps(recipe: Recipe, run: RunFolder, trainer: Trainer, corpus: Corpus, hoo
         }
         if step.busiest is not None:
             row["busiest_expert"] = step.busiest
-        if due(trainer.done, steps, recipe.train.checkpoints):  # before evaluating: a failing score loses nothing
-            run.write_checkpoint(trainer.done, trainer.write)
-        if trainer.done in ends:
-            row["horizon"] = trainer.done / steps
-        if trainer.done in ends or due(trainer.done, steps, recipe.train.evaluations):
-            row |= evaluate(model)
+        if due(done, steps, plan.checkpoints):  # before evaluating: a failing score loses nothing
+            run.write_checkpoint(done, trainer.write)
+        if done in ends:
+            row["horizon"] = done / steps
+        if done in ends or due(done, steps, plan.evaluations):
+            row |= evaluate(trainer.model)
         row["seconds"] = time.perf_counter() - started
         run.log(**row)
-        hooks.on_step(row)
-    return run
+        left = (steps - done) * batches.tokens / row["tokens_per_second"]
+        watch(Progress("training", done, steps, left, row))
+
+    def diverged(_: Trainer, error: Diverged) -> None:
+        run.log(step=trainer.done, tokens=trainer.done * batches.tokens, diverged=str(error))
+
+    take_steps([trainer], batches.batch, after, before=before, diverged=diverged)

@@ -17,9 +17,10 @@ from interlace.data.prepare import MANIFEST
 from interlace.data.tokens import check_manifest
 from interlace.model.config import ModelConfig
 from interlace.model.sizes import sizes
+from interlace.runs.folder import NOT_CONFIG
 from interlace.runs.page import origin, page, picture, table, visible
+from interlace.runs.training import TrainingRun
 from interlace.train.recipe import Recipe
-from interlace.train.run import NOT_CONFIG, RunFolder
 
 COLOURS = {"transformer": "#7a7a7a", "hybrid": "#c2410c"}
 
@@ -70,7 +71,7 @@ def smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
     return smoothed
 
 
-def curves(run: RunFolder, score: str = "held_out_bits_per_byte") -> tuple[Curve, Curve]:
+def curves(run: TrainingRun, score: str = "held_out_bits_per_byte") -> tuple[Curve, Curve]:
     """(training loss, smoothed; the metric called `score`) of a run, each against tokens."""
     rows = list(run.metrics())
     scored = [m for m in rows if score in m]
@@ -82,7 +83,7 @@ def curves(run: RunFolder, score: str = "held_out_bits_per_byte") -> tuple[Curve
 SAMPLES = "samples.json"
 
 
-def write_report(run: RunFolder) -> Path:
+def write_report(run: TrainingRun) -> Path:
     """loss.png and report.html in a run folder; returns the report's path. Everything is read from the folder.
 
     Raises:
@@ -111,7 +112,7 @@ def write_report(run: RunFolder) -> Path:
     return run.path / "report.html"
 
 
-def lead(run: RunFolder, config: Mapping[str, Any]) -> str:
+def lead(run: TrainingRun, config: Mapping[str, Any]) -> str:
     """What a run came to, in a sentence or two."""
     rows = list(run.metrics())
     steps = [m for m in rows if "loss" in m]
@@ -133,7 +134,7 @@ def lead(run: RunFolder, config: Mapping[str, Any]) -> str:
     return f"{said}. {parameters}"
 
 
-def about_text(run: RunFolder, config: Mapping[str, Any]) -> str:
+def about_text(run: TrainingRun, config: Mapping[str, Any]) -> str:
     """The text that a run was trained on."""
     source = ", ".join(config["data"]["source"])
     manifests = [run.path / "data" / MANIFEST, *(user_path(p) / MANIFEST for p in config["data"]["source"])]
@@ -150,7 +151,7 @@ def about_text(run: RunFolder, config: Mapping[str, Any]) -> str:
     )
 
 
-def read_samples(run: RunFolder) -> list[tuple[str, str]]:
+def read_samples(run: TrainingRun) -> list[tuple[str, str]]:
     """(prompt, text) of what the model wrote at the end, as far as it was kept.
 
     Raises:

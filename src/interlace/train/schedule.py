@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 
 def horizon_steps(steps: int, horizons: Sequence[float] = ()) -> list[int]:
@@ -27,3 +28,24 @@ def warmup_stable_decay(step: int, steps: int, warmup: float, decay: float, hori
     up = (step + 1) / rising
     down = (end - step) / (falling + 1) if falling else 1.0
     return min(1.0, up, down)
+
+
+@dataclass
+class Schedule:
+    """The learning rate of every step.
+
+    Attributes:
+        steps: in all.
+        learning_rate: on the plateau.
+        warmup, decay, horizons: as in `warmup_stable_decay`.
+    """
+
+    steps: int
+    learning_rate: float
+    warmup: float = 0.05
+    decay: float = 0.2
+    horizons: tuple[float, ...] = ()
+
+    def rate(self, step: int) -> float:
+        """Of a step counted from 0."""
+        return self.learning_rate * warmup_stable_decay(step, self.steps, self.warmup, self.decay, self.horizons)

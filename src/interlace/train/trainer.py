@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,12 @@ from interlace.checkpoint.load import load
 from interlace.checkpoint.save import write_model
 from interlace.checkpoint.tensors import read_header, read_into, write
 from interlace.data.batches import Batch
-from interlace.layers.moe import MoE
 from interlace.model.model import HybridLM
-from interlace.ops.core import kernels
-from interlace.train.objectives.next_token import next_token_loss
+from interlace.train.objectives.base import Objective
+from interlace.train.objectives.next_token import NextToken
+from interlace.train.optimizer import adamw
 from interlace.train.recipe import TrainSettings
-from interlace.train.schedule import warmup_stable_decay
+from interlace.train.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -43,35 +42,42 @@ class Step:
     busiest: float | None = None
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Every parameter in exactly one group: matrices decay; embeddings, taps, norms, gates and biases do not."""
-    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    decayed |= {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "MATRICES", ())}
-    decayed -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
-    ]
-
-
 class Trainer:
-    """AdamW on float32 master weights, with warm-up, plateau and decay.
+    """A model, an optimizer, an objective and a schedule, step by step.
 
     Attributes:
         model: on its device, float32.
+        schedule: of the learning rate; may be replaced between steps.
         done: steps taken.
-        steps: steps the schedule is made for.
     """
 
-    def __init__(self, model: HybridLM, settings: TrainSettings, steps: int, precision: str = "float32"):
-        """precision: "float32" or "bfloat16", of the matrix products."""
-        kernels.keep_memory()
-        self.model, self.settings, self.steps, self.precision = model, settings, steps, precision
-        self.done = 0
-        self.mixtures = [m for m in model.modules() if isinstance(m, MoE)]
-        groups = parameter_groups(model, settings.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+    def __init__(
+        self,
+        model: HybridLM,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        schedule: Schedule,
+        *,
+        clip: float = 1.0,
+        balance_rate: float = 1e-3,
+    ):
+        """clip: the largest gradient norm. balance_rate: by how much a step moves the corrections of experts."""
+        self.model, self.optimizer, self.objective, self.schedule = model, optimizer, objective, schedule
+        self.clip, self.balance_rate, self.done = clip, balance_rate, 0
+
+    @staticmethod
+    def of(model: HybridLM, settings: TrainSettings, steps: int, precision: str = "float32") -> Trainer:
+        """The trainer of a recipe: AdamW on float32 master weights, next tokens, warm-up, plateau and decay."""
+        plan = settings
+        schedule = Schedule(steps, plan.learning_rate, plan.warmup, plan.decay, plan.horizons)
+        objective = NextToken(precision, plan.balance_loss)
+        optimizer = adamw(model, plan)
+        return Trainer(model, optimizer, objective, schedule, clip=plan.clip, balance_rate=plan.balance_rate)
+
+    @property
+    def steps(self) -> int:
+        """Steps that the schedule is made for."""
+        return self.schedule.steps
 
     def step(self, batch: Batch) -> Step:
         """Take one step.
@@ -81,49 +87,30 @@ class Trainer:
         """
         start = time.perf_counter()
         self.model.train()
-        plan = self.settings
-        factor = warmup_stable_decay(self.done, self.steps, plan.warmup, plan.decay, plan.horizons)
-        rate = plan.learning_rate * factor
+        rate = self.schedule.rate(self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = self.loss(batch)
-        (loss + self.unevenness()).backward()
+        loss = self.objective(self.model, batch)
+        loss.minimised.backward()
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        value, size = loss.item(), norm.item()
+        value, size = loss.value.item(), norm.item()
         if not math.isfinite(value + size):
             raise Diverged(
                 f"step {self.done}: loss {value}, gradient norm {size}: training has diverged; lower "
-                f"train.learning_rate (now {self.settings.learning_rate:g})"
+                f"train.learning_rate (now {self.schedule.learning_rate:g})"
             )
-        if size > self.settings.clip:
-            torch._foreach_mul_(gradients, self.settings.clip / (size + 1e-6))
+        if size > self.clip:
+            torch._foreach_mul_(gradients, self.clip / (size + 1e-6))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for mixture in self.mixtures:
-            if mixture.correction is not None:
-                mixture.rebalance(self.settings.balance_rate)
+        blocks: list[Any] = list(self.model.blocks)
+        for block, experts in zip(blocks, loss.loads, strict=True):
+            if experts is not None and block.mlp.correction is not None:
+                block.mlp.rebalance(experts, self.balance_rate)
         self.done += 1
-        loads = [m.load.busiest for m in self.mixtures if m.load is not None]
-        return Step(value, size, rate, time.perf_counter() - start, max(loads, default=None))
-
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean nats per target of a batch."""
-        device, dtype = self.model.device, getattr(torch, self.precision)
-        low = dtype != torch.float32
-        with torch.autocast(device.type, dtype=dtype) if low else nullcontext():
-            hidden, _, _ = self.model.hidden(batch.tokens.to(device), batch.segments)
-        weights = None if batch.weights is None else batch.weights.to(device)
-        return next_token_loss(
-            hidden, self.model.head.weight, batch.targets.to(device), dtype if low else None, weights
-        )
-
-    def unevenness(self) -> Tensor | float:
-        """What the last pass' load of the experts costs, where they have no correction: nothing beside text's nats."""
-        loads = [m.load for m in self.mixtures if m.load is not None and m.correction is None]
-        if not loads:
-            return 0.0
-        return self.settings.balance_loss * torch.stack([load.balance for load in loads]).mean()
+        busiest = max((experts.busiest for experts in loss.loads if experts is not None), default=None)
+        return Step(value, size, rate, time.perf_counter() - start, busiest)
 
     def write(self, folder: Path) -> None:
         """The model as any other checkpoint, and beside it what training needs to go on."""

@@ -12,9 +12,9 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies
 
-import interlace
 from interlace.base.errors import BackendUnavailable, Failure
 from interlace.base.text import canonical, clean
+from interlace.base.version import VERSION
 from interlace.data.thoughts import reasoning_of, table, written
 from interlace.distill.desk import Question
 from interlace.distill.teachers.rate import BREAK, Kind
@@ -138,7 +138,7 @@ class Endpoint:
             ) from None
         self._http = aiohttp
         self._base = teacher.base_url.rstrip("/")
-        self._headers = {"Content-Type": "application/json", "User-Agent": f"interlace/{interlace.__version__}"}
+        self._headers = {"Content-Type": "application/json", "User-Agent": f"interlace/{VERSION}"}
         if self._secret:
             self._headers["Authorization"] = f"Bearer {self._secret}"
         self._session: aiohttp.ClientSession | None = None

@@ -88,7 +88,7 @@ def _cost(ladder: Ladder, rung: Rung) -> Cost:
 
 def _time_step(rung: Rung, length: int, precision: str) -> float:
     model = HybridLM(rung.config)
-    trainer = Trainer(model, TrainSettings(tokens=1, learning_rate=1e-9), TIMED_STEPS + 1, precision)
+    trainer = Trainer.of(model, TrainSettings(tokens=1, learning_rate=1e-9), TIMED_STEPS + 1, precision)
     tokens = torch.randint(rung.config.vocabulary, (rung.rows * length,))
     batch = Batch(tokens, tokens.roll(-1), Segments.from_lengths([length] * rung.rows))
     took = [trainer.step(batch).seconds for _ in range(TIMED_STEPS + 1)]

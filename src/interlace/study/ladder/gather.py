@@ -18,9 +18,9 @@ from interlace.base.files import read_json, write_file
 from interlace.base.schema import Closed, validate
 from interlace.model.sizes import sizes
 from interlace.runs.page import table
+from interlace.runs.training import TrainingRun
 from interlace.study.ladder.plan import Cell, Ladder, build
 from interlace.study.scaling.source import RESULTS
-from interlace.train.run import RunFolder
 
 COLUMNS = ("arch", "size", "N", "D", "loss", "bits_per_byte", "flops", "run", "seed", "rate", "diverged")
 FACTS = "ladder.json"
@@ -74,13 +74,13 @@ def outcome(folder: Path, vocabulary: int) -> Outcome | None:
         DataError: its log is damaged.
     """
     points, diverged, seconds, done = [], None, 0.0, False
-    for row in RunFolder(folder).metrics():
+    for row in TrainingRun(folder).metrics():
         seconds += row.get("seconds", 0.0)
         if "diverged" in row:
             diverged, done = row["diverged"], True
         if "horizon" in row:
             if not row.keys() >= set(POINT):
-                where = f"{RunFolder(folder).metrics_file}: step {row['step']}"
+                where = f"{TrainingRun(folder).metrics_file}: step {row['step']}"
                 raise DataError(f"{where} has no held-out loss; remove {folder}, and the run is done again")
             points.append({k: row[k] for k in POINT})
             done = done or row["horizon"] == 1
@@ -91,7 +91,7 @@ def outcome(folder: Path, vocabulary: int) -> Outcome | None:
 
 def last_step(folder: Path) -> int:
     """How far a run is; reads the end of its log only."""
-    file = RunFolder(folder).metrics_file
+    file = TrainingRun(folder).metrics_file
     if not file.is_file():
         return 0
     with open(file, "rb") as raw:
@@ -148,9 +148,9 @@ def about(out: Path) -> tuple[list[str], list[str]]:
     from interlace.study.ladder.estimate import rung_columns, rung_rows
 
     try:
-        ladder = build(RunFolder(out).config())
+        ladder = build(TrainingRun(out).config())
     except ConfigError as error:
-        raise RunError(f"{RunFolder(out).file}: is not a ladder's: {error}; put it back") from None
+        raise RunError(f"{TrainingRun(out).file}: is not a ladder's: {error}; put it back") from None
     facts = read_facts(out)
     sections = ["<h2>The ladder</h2>", table(rung_columns(), rung_rows(ladder), 2)]
     multiples = ", ".join(f"{m:g}" for m in ladder.settings.multiples)

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,10 @@ from interlace.base.files import user_path, write_file
 from interlace.base.schema import validate
 from interlace.data.batches import Batches
 from interlace.data.sources import Sources
+from interlace.runs.folder import RunFolder
 from interlace.runs.lock import hold_folder
 from interlace.runs.processes import Job, last_line, run_all
+from interlace.runs.progress import Progress, Watch, silent
 from interlace.study.ladder.estimate import Cost, costs, runs, totals
 from interlace.study.ladder.gather import FACTS, Outcome, last_step, outcome, read_facts, write_results
 from interlace.study.ladder.plan import Cell, Ladder
@@ -27,13 +29,9 @@ from interlace.study.ladder.rates import best_rate, rate_at
 from interlace.study.text import sources as standard_library
 from interlace.train.corpus import check_fit, check_inputs, open_corpus
 from interlace.train.recipe import DataSettings, Recipe
-from interlace.train.run import RunFolder
 
 STANDARD_LIBRARY = "the source of Python's standard library"
-TRAIN = (
-    "from interlace.runs.processes import die_with_parent; die_with_parent(); "
-    "from interlace.cli.main import main; main()"
-)
+CHILD = "interlace.study.ladder.child"
 SLURM = """#!/bin/bash
 #SBATCH --job-name=ladder
 #SBATCH --array=1-{count}
@@ -53,19 +51,6 @@ xargs -P {jobs} -d '\\n' -n 1 bash -c < {file}
 
 
 @dataclass
-class Watcher:
-    """Told how the ladder goes.
-
-    Attributes:
-        data: (what is prepared, done, total).
-        tell: (runs done, runs in all, share of the work done, seconds left or None, what runs).
-    """
-
-    data: Callable[[str, float, float], None] = lambda *_: None
-    tell: Callable[[int, int, float, float | None, str], None] = lambda *_: None
-
-
-@dataclass
 class LadderRun:
     """A ladder in its folder.
 
@@ -73,13 +58,14 @@ class LadderRun:
         out: the folder: run.toml, data/, cells/, results.csv, ladder.json.
         jobs: processes at once, one thread each; None for one per core.
         device: that the runs train on.
+        watch: told how the text is prepared, how far the work is, and which runs are going on.
     """
 
     ladder: Ladder
     out: Path
     jobs: int | None = None
     device: str = "cpu"
-    watcher: Watcher = field(default_factory=Watcher)
+    watch: Watch = silent
     read: dict[str, tuple[int, Outcome | None]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -139,8 +125,8 @@ class LadderRun:
 
     def _open_text(self, run: RunFolder) -> None:
         """Prepare the text, and see that it is large enough, and the text that the ladder began with."""
-        report, begun = self.watcher.data, run.has_begun()
-        corpus = open_corpus(self.settings, self.out / "data", report, begun, self._own_text())
+        begun = run.has_begun()
+        corpus = open_corpus(self.settings, self.out / "data", self.watch, begun, self._own_text())
         self.corpus = corpus.folder
         train, held_out = corpus.splits["train"], corpus.splits["held_out"]
         recipes = self._recipes(self.settings)
@@ -213,8 +199,8 @@ class LadderRun:
         if not recipe.is_file() or recipe.read_text(encoding="utf-8", errors="replace") != text:
             recipe.parent.mkdir(exist_ok=True)
             write_file(recipe, text)
-        arguments = ("train", str(recipe), "--out", str(self.folder(cell)), "--device", self.device)
-        return Job(cell.name, self.out / "logs" / cell.name, (sys.executable, "-c", TRAIN, *arguments))
+        arguments = (str(recipe), str(self.folder(cell)), self.device)
+        return Job(cell.name, self.out / "logs" / cell.name, (sys.executable, "-m", CHILD, *arguments))
 
     def run(self, command: str) -> Path:
         """Run what has not finished; returns results.csv. The same folder goes on where it was.
@@ -266,13 +252,18 @@ class LadderRun:
         with hold_folder(self.out):
             return self._emit(how, command)
 
+    def _line(self, cell: Cell) -> str:
+        """The command that runs a cell alone."""
+        recipe, folder, device = self.job(cell).command[3:]
+        return shlex.join(["interlace", "train", recipe, "--out", folder, "--device", device])
+
     def _emit(self, how: Literal["slurm", "local"], command: str) -> tuple[Path, int]:
         self.open()
         self.remember(command)
         self.finish()
         cells = self.pending()
         here = shlex.quote(str(Path.cwd()))
-        lines = [shlex.join(["interlace", *self.job(c).command[3:]]) for c in cells]
+        lines = [self._line(c) for c in cells]
         file = self.out / "jobs.txt"
         write_file(file, "".join(line + "\n" for line in lines))
         script = self.out / ("jobs.sbatch" if how == "slurm" else "jobs.sh")
@@ -301,7 +292,7 @@ class Pace:
         self.total = runs(run.ladder)
 
     def tell(self, running: Sequence[str]) -> None:
-        """Report to the watcher."""
+        """Tell how far the work is."""
         run = self.run
         cells = run.all()
         done = {c: o for c in cells if (o := run.outcome(c)) is not None}
@@ -315,7 +306,8 @@ class Pace:
         )
         left = max(0.0, self.work - said - part)
         share = 1 - left / self.work if self.work else 1.0
-        run.watcher.tell(len(done), self.total, share, slower * left / run.processes, ", ".join(running))
+        label, seconds = f"{len(done)} of {self.total} runs", slower * left / run.processes
+        run.watch(Progress(label, share, 1.0, seconds, ", ".join(running)))
 
     def _said(self, cell: Cell) -> float:
         return self.seconds[cell.rung.arch, cell.rung.size]

@@ -6,8 +6,8 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 from interlace.model.precision import choose_precision
 from interlace.model.sizes import match_parameters, sizes
+from interlace.runs.progress import Progress, Watch, silent
+from interlace.runs.training import TrainingRun
 from interlace.train.recipe import TrainSettings
-from interlace.train.run import RunFolder
-from interlace.train.trainer import Trainer
+from interlace.train.steps import take_steps
+from interlace.train.trainer import Step, Trainer
 
 NAMES = ("transformer", "hybrid")
 RATES = (3e-3, 6e-3, 1.2e-2)
@@ -128,19 +130,6 @@ class Plan:
 
 
 @dataclass
-class Watcher:
-    """Told how the race goes.
-
-    Attributes:
-        stage: (what is going on, done, total).
-        step: (the model's name, what was logged for the step and `seconds_left`, steps in all).
-    """
-
-    stage: Callable[[str, float, float], None] = lambda *_: None
-    step: Callable[[str, dict[str, Any], int], None] = lambda *_: None
-
-
-@dataclass
 class Contest:
     """Two models on one corpus, in one folder.
 
@@ -148,13 +137,13 @@ class Contest:
         out: the folder; each model has a run folder of its own in it.
         corpus: the text.
         clock: what is left of the budget.
-        watcher: told how it goes.
+        watch: told how it goes; "race" after each step, with the row that was logged and the model's name.
     """
 
     out: Path
     corpus: Corpus
     clock: Clock
-    watcher: Watcher = field(default_factory=Watcher)
+    watch: Watch = silent
 
     def __post_init__(self) -> None:
         """Lay out models and batches."""
@@ -162,7 +151,7 @@ class Contest:
         self.configs = configs(tokenizer.vocabulary, tokenizer.eos)
         rows = max(1, min(ROWS, (self.corpus.splits["train"].count - 1) // LENGTH))
         self.batches = Batches(self.corpus.splits["train"], rows, LENGTH, SEED)
-        self.runs = {name: RunFolder(self.out / name) for name in NAMES}
+        self.runs = {name: TrainingRun(self.out / name) for name in NAMES}
 
     def model(self, name: str) -> HybridLM:
         """Fresh weights, the same for every run of this model."""
@@ -174,7 +163,7 @@ class Contest:
     def trainer(self, name: str, rate: float, steps: int, precision: str) -> Trainer:
         """A trainer from fresh weights."""
         settings = TrainSettings(tokens=steps * self.batches.tokens, learning_rate=rate, seed=SEED)
-        return Trainer(self.model(name), settings, steps, precision)
+        return Trainer.of(self.model(name), settings, steps, precision)
 
     @property
     def file(self) -> Path:
@@ -207,7 +196,7 @@ class Contest:
         took: dict[str, list[float]] = {name: [] for name in NAMES}
         until = self.clock.spent + MEASURED_SHARE * self.clock.budget
         for step in range(MEASURED):
-            self.watcher.stage("measuring speed", step, MEASURED)
+            self.watch(Progress("measuring speed", step, MEASURED))
             for name, trainer in trainers.items():
                 took[name].append(trainer.step(self.batches.batch(step)).seconds)
             if self.clock.spent > until:
@@ -255,10 +244,10 @@ class Contest:
             for name in NAMES:
                 if any(d["model"] == name and d["learning_rate"] == rate for d in done):
                     continue
-                self.watcher.stage(f"learning rates: {name} at {rate:g}", len(done), len(RATES) * len(NAMES))
+                tried, of = len(done), len(RATES) * len(NAMES)
+                self.watch(Progress(f"learning rates: {name} at {rate:g}", tried, of))
                 trainer = self.trainer(name, rate, plan.sweep_steps, plan.precision)
-                for step in range(plan.sweep_steps):
-                    trainer.step(self.batches.batch(step))
+                take_steps([trainer], self.batches.batch)
                 score = self.quick.score(trainer.model)["held_out_bits_per_byte"]
                 done.append({"model": name, "learning_rate": rate, "held_out_bits_per_byte": score})
                 write_file(file, "".join(json.dumps(d) + "\n" for d in done))
@@ -271,7 +260,7 @@ class Contest:
         for name in NAMES:
             trainers[name] = self.trainer(name, rates[name], plan.steps, plan.precision)
             config = {"model": self.configs[name].to_dict(), "train": {"learning_rate": rates[name]}}
-            run = self.runs[name] = RunFolder.open(self.out / name, config)
+            run = self.runs[name] = TrainingRun.open(self.out / name, config)
             newest = run.newest_good()
             if newest is not None:
                 trainers[name].resume(newest)
@@ -286,10 +275,12 @@ class Race:
         """trainers: where they are."""
         self.contest, self.plan, self.trainers = contest, plan, trainers
         self.clock, self.batches = contest.clock, contest.batches
-        self.warmup_steps = next(iter(trainers.values())).settings.warmup * plan.steps
+        self.schedule = next(iter(trainers.values())).schedule
+        self.warmup_steps = self.schedule.warmup * plan.steps
         self.recent: deque[float] = deque([sum(plan.seconds_per_step.values())], maxlen=RECENT)
         self.first = min(t.done for t in trainers.values())
         self.begun = self.clock.spent
+        self.took = 0.0  # seconds that the last step of both models took
         self.written = dict.fromkeys(NAMES, 0)  # checkpoints of this start
 
     @property
@@ -299,16 +290,14 @@ class Race:
 
     def run(self) -> None:
         """Take the steps that the budget holds, at least one."""
-        step = self.first
-        while step < self.plan.steps:
-            if not self.plan.fixed:
-                self._replan(step)
-            batch, began = self.batches.batch(step), 0.0
-            for name, trainer in self.trainers.items():
-                if trainer.done == step:
-                    began += self._one_step(name, trainer, batch)
-            self.recent.append(began or self.pair)
-            step += 1
+        take_steps(list(self.trainers.values()), self.batches.batch, self._after, before=self._before)
+
+    def _before(self, step: int) -> None:
+        if step > self.first:
+            self.recent.append(self.took or self.pair)
+        self.took = 0.0
+        if not self.plan.fixed:
+            self._replan(step)
 
     def _replan(self, step: int) -> None:
         """As many steps as the time that is left allows, changed where the rate has not begun to fall."""
@@ -321,8 +310,7 @@ class Race:
             return
         points = plan.evaluations * (1 - step / steps) * plan.point_seconds
         possible = step + int((self.clock.left - plan.tail_seconds - points) / self.pair)
-        decay = next(iter(self.trainers.values())).settings.decay
-        if step < (1 - decay) * possible and not steps <= possible <= 1.05 * steps:
+        if step < (1 - self.schedule.decay) * possible and not steps <= possible <= 1.05 * steps:
             self._set_steps(max(possible, step + 1))
 
     def _set_steps(self, steps: int) -> None:
@@ -332,19 +320,19 @@ class Race:
         self.plan.steps = steps
         self.contest.keep(self.plan)
         for trainer in self.trainers.values():
-            trainer.steps = steps
             share = min(1.0, self.warmup_steps / steps)
-            trainer.settings = trainer.settings.model_copy(update={"warmup": share})
+            trainer.schedule = replace(trainer.schedule, steps=steps, warmup=share)
 
     @property
     def every(self) -> int:
         """Steps between two points of the curve."""
         return max(1, self.plan.steps // self.plan.evaluations)
 
-    def _one_step(self, name: str, trainer: Trainer, batch: Any) -> float:
-        """Take a step; the seconds of training."""
+    def _after(self, trainer: Trainer, taken: Step) -> None:
+        """Write a checkpoint, score and log, where they are due."""
+        name = next(n for n, t in self.trainers.items() if t is trainer)
         plan, run = self.plan, self.contest.runs[name]
-        taken = trainer.step(batch)
+        self.took += taken.seconds
         row: dict[str, Any] = {"step": trainer.done, "tokens": trainer.done * self.batches.tokens, "loss": taken.loss}
         row |= {"learning_rate": taken.learning_rate, "tokens_per_second": self.batches.tokens / taken.seconds}
         last = trainer.done == plan.steps
@@ -355,8 +343,7 @@ class Race:
             row |= self._scores(name, trainer, last)
         run.log(**row)
         left = min(self.clock.left, (plan.steps - trainer.done) * self.pair + self._points_left() + plan.tail_seconds)
-        self.contest.watcher.step(name, {**row, "seconds_left": max(0.0, left)}, plan.steps)
-        return taken.seconds
+        self.contest.watch(Progress("race", trainer.done, plan.steps, max(0.0, left), {"model": name, **row}))
 
     def _scores(self, name: str, trainer: Trainer, last: bool) -> dict[str, float]:
         contest, began = self.contest, time.perf_counter()

@@ -9,10 +9,11 @@ from typing import Any
 import tomli_w
 
 from interlace.base.files import write_file
+from interlace.model.device import facts
 from interlace.runs.page import origin, page, picture, table
+from interlace.runs.training import TrainingRun
 from interlace.study.quickstart.contest import NAMES
 from interlace.train.report import curves, loss_plot
-from interlace.train.run import RunFolder, facts
 
 
 def kibibytes(value: float) -> str:
@@ -88,9 +89,9 @@ def next_commands(out: Path, results: dict[str, Any]) -> list[str]:
     ]
 
 
-def _made(out: Path, runs: dict[str, RunFolder]) -> list[str]:
+def _made(out: Path, runs: dict[str, TrainingRun]) -> list[str]:
     """Command, versions, machine and both models' configs."""
-    tables = RunFolder(out).tables()
+    tables = TrainingRun(out).tables()
     minutes = tables.get("quickstart", {}).get("minutes", "")
     command = f"interlace quickstart --minutes {minutes} --out {out}"
     made = origin(command, tables.get("versions", {}), machine_of(tables))
@@ -104,7 +105,7 @@ def machine_of(tables: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def write_report(out: Path, results: dict[str, Any], runs: dict[str, RunFolder]) -> None:
+def write_report(out: Path, results: dict[str, Any], runs: dict[str, TrainingRun]) -> None:
     """loss.png and report.html."""
     training, held = {}, {}
     for name in NAMES:

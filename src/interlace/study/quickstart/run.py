@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import interlace
 from interlace.base.errors import ConfigError, RunError
 from interlace.base.files import user_path, write_file
+from interlace.base.version import VERSION
 from interlace.data.batches import batches
 from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
 from interlace.generation.text import generate
 from interlace.model.sizes import sizes
+from interlace.runs.folder import RunFolder
 from interlace.runs.lock import hold_folder
+from interlace.runs.progress import Progress, Watch
 from interlace.study.quickstart.contest import (
     LEAST_TOKENS,
     LENGTH,
@@ -29,20 +33,18 @@ from interlace.study.quickstart.contest import (
     Clock,
     Contest,
     Plan,
-    Watcher,
     tokens_to_reach,
 )
 from interlace.study.quickstart.report import write_report
 from interlace.study.text import sources
 from interlace.train.corpus import kept_corpus, stamp
-from interlace.train.run import RunFolder
 
 VOCABULARY = 4096
 CONTEXTS = (1024, 8192, 65_536)
 PROMPT = "def "
 
 
-def quickstart(minutes: float, out: Path, data: Path | None, watcher: Watcher) -> dict[str, Any]:
+def quickstart(minutes: float, out: Path, data: Path | None, watch: Watch) -> dict[str, Any]:
     """Run or go on with the whole comparison in `out`; returns what results.json holds.
 
     Raises:
@@ -58,24 +60,24 @@ def quickstart(minutes: float, out: Path, data: Path | None, watcher: Watcher) -
     if not RunFolder(out).belongs_to(settings) and data is not None:
         next(iter(text))  # refuse unusable text before anything is written
     with hold_folder(out):
-        return _quickstart(minutes, out, text, settings, watcher)
+        return _quickstart(minutes, out, text, settings, watch)
 
 
-def _quickstart(minutes: float, out: Path, text: Sources, settings: dict[str, Any], watcher: Watcher) -> dict[str, Any]:
+def _quickstart(minutes: float, out: Path, text: Sources, settings: dict[str, Any], watch: Watch) -> dict[str, Any]:
     clock = Clock(60 * minutes, spent_before(out))
     run = RunFolder.open(out, settings)
     try:
-        corpus = _text(text, out, watcher)
+        corpus = _text(text, out, watch)
     except BaseException:
         run.withdraw()
         raise
-    contest = Contest(out, corpus, clock, watcher)
+    contest = Contest(out, corpus, clock, watch)
     plan = contest.plan()
     sweep = contest.sweep(plan)
     rates = {name: best_rate(sweep, name) for name in NAMES}
     contest.race(plan, rates)
     contest.keep(plan)
-    watcher.stage("samples and report", 0, 0)
+    watch(Progress("samples and report", 0, 0))
     results = verdict(contest, plan, sweep, rates)
     results["seconds"] = clock.spent
     write_file(out / "results.json", json.dumps(results, indent=2) + "\n")
@@ -92,17 +94,17 @@ def spent_before(out: Path) -> float:
         return 0.0
 
 
-def _text(text: Sources, out: Path, watcher: Watcher) -> Corpus:
+def _text(text: Sources, out: Path, watch: Watch) -> Corpus:
     """The text as tokens, prepared once, and enough of it for the race.
 
     Until there is a plan, text that has changed since an earlier start is prepared anew.
     """
 
-    def report(what: str, done: int, total: int) -> None:
-        watcher.stage(f"text: {what}", done, total)
+    def told(now: Progress) -> None:
+        watch(replace(now, label=f"text: {now.label}"))
 
     def make(wanted: dict[str, Any]) -> None:
-        prepare(text, f"train:{VOCABULARY}", out / "data", report=report, held=True, made_for=wanted)
+        prepare(text, f"train:{VOCABULARY}", out / "data", watch=told, held=True, made_for=wanted)
 
     corpus = kept_corpus(out / "data", lambda: made_for(text), make, begun=(out / PLAN).is_file())
     batches(corpus.splits["train"], ROWS, LENGTH, SEED)
@@ -170,7 +172,7 @@ def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: di
         "sweep_tokens_per_model": tried * plan.sweep_steps * plan.batch_tokens,
         "text": {name: {k: s[k] for k in ("documents", "tokens", "bytes")} for name, s in splits.items()},
         "prompt": PROMPT,
-        "version": interlace.__version__,
+        "version": VERSION,
     }
 
 

@@ -13,10 +13,10 @@ import numpy as np
 
 from interlace.base.files import disk_errors, write_file
 from interlace.runs.page import page, picture, table
+from interlace.runs.versions import versions
 from interlace.study.scaling.compare import BELIEVED, Saving, flops_per_token
 from interlace.study.scaling.fit import NAMES, Fit
 from interlace.study.scaling.study import Study
-from interlace.train.run import versions
 
 COLOURS = ("#7a7a7a", "#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0e7490")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from interlace.base.errors import ConfigError, DataError
+from interlace.runs.progress import Progress, Watch, silent
 from interlace.study.scaling.bootstrap import Kind, Resampled, bootstrap, check_enough
 from interlace.study.scaling.compare import Saving, held_out, nested, saving, verdict
 from interlace.study.scaling.explained import bound_notes, idle_terms, unknown
@@ -21,7 +22,6 @@ from interlace.study.scaling.solve import DELTA, NAMES
 
 PROFILE_POINTS = 25
 LEVEL = 3.84  # of chi squared with one degree of freedom, 95 %
-Report = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,10 @@ class Study:
         return ends
 
 
+def _tell(watch: Watch, label: str, done: int, total: int) -> None:
+    watch(Progress(label, done, total))
+
+
 def study(
     points: Points,
     *,
@@ -147,7 +151,7 @@ def study(
     times: int = 1000,
     delta: float = DELTA,
     seed: int = 0,
-    report: Report = lambda *_: None,
+    watch: Watch = silent,
 ) -> Study:
     """Fit, resample, compare.
 
@@ -191,7 +195,7 @@ def study(
     best = fit(points, shared, known, delta)
     idle, said = idle_terms(best)
     notes = said + notes
-    resampled = [bootstrap(best, k, times, seed, partial(report, f"resampling {k}")) for k in kinds]
+    resampled = [bootstrap(best, k, times, seed, partial(_tell, watch, f"resampling {k}")) for k in kinds]
     mean_multiple = tokens_per_parameter or float((points.of(base).d / points.of(base).n).max())
     wanted = sorted({*points.of(base).sizes, *sizes})
     notes += bound_notes(resampled, idle)
@@ -199,12 +203,12 @@ def study(
     savings = [saving(best, resampled, base, a, n, n * mean_multiple) for a in seen for n in wanted]
     compared = []
     if len(archs) > 1 and not known:
-        compared = nested(points, known, delta, min(times, 200), seed, lambda d, t: report("nested models", d, t))
+        compared = nested(points, known, delta, min(times, 200), seed, partial(_tell, watch, "nested models"))
     profiles = {}
     tasks = [(a, n) for a in archs for n in NAMES if n not in known and n not in unknown(idle, a)]
     for number, (arch, name) in enumerate(tasks):
         profiles[arch, name] = _profile(best, resampled, arch, name)
-        report("profiles", number + 1, len(tasks))
+        watch(Progress("profiles", number + 1, len(tasks)))
     if best.optima > 1:
         notes.append("Different starts ended in different optima: the coefficients are not to be read one by one.")
     iso = {a: isoflop(points.of(a)) for a in archs}

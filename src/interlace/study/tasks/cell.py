@@ -21,12 +21,14 @@ from interlace.base.errors import Diverged
 from interlace.base.files import write_file
 from interlace.data.batches import Batch
 from interlace.model.model import HybridLM
+from interlace.ops.core import kernels
 from interlace.runs.processes import die_with_parent
 from interlace.study.tasks.arms import Shape, config
 from interlace.study.tasks.registry import task as find
 from interlace.study.tasks.task import Sample, Task, packed
 from interlace.train.recipe import TrainSettings
-from interlace.train.trainer import Trainer
+from interlace.train.steps import take_steps
+from interlace.train.trainer import Step, Trainer
 
 SOLVED = 0.95  # the score at the hardest trained difficulty from which a task counts as solved
 WARMUP, DECAY = 0.05, 0.2
@@ -132,27 +134,37 @@ def train(cell: Cell, folder: Path, device: str = "cpu") -> dict[str, Any]:
     settings = TrainSettings(
         tokens=1, learning_rate=cell.rate, weight_decay=budget.weight_decay, warmup=WARMUP, decay=DECAY
     )
-    trainer = Trainer(model, settings, budget.steps)
+    trainer = Trainer.of(model, settings, budget.steps)
     tests, key = Tests(task, budget.tests), hardest_trained(task)
     every = max(1, budget.steps // budget.evaluations)
-    tokens, solved, scores, diverged = 0, None, {}, None
+    tokens, diverged = 0, None
+    solved: dict[str, int] | None = None
+    scores: dict[int, float] = {}
     start = time.perf_counter()
     with open(folder / "metrics.jsonl", "w", encoding="utf-8") as metrics:
-        for number in range(1, budget.steps + 1):
-            batch = draw(task, cell, number)
-            tokens += batch.segments.total
-            try:
-                step = trainer.step(batch)
-            except Diverged as failure:
-                diverged = str(failure)
-                break
-            if number % every == 0 or number == budget.steps:
-                scores = tests.scores(model)
-                row = {"step": number, "tokens": tokens, "loss": step.loss, "scores": scores}
-                metrics.write(json.dumps({**row, "seconds": time.perf_counter() - start}) + "\n")
-                metrics.flush()
-                if solved is None and scores[key] >= SOLVED:
-                    solved = {"step": number, "tokens": tokens}
+
+        def batch(step: int) -> Batch:
+            nonlocal tokens
+            drawn = draw(task, cell, step + 1)
+            tokens += drawn.segments.total
+            return drawn
+
+        def after(_: Trainer, step: Step) -> None:
+            nonlocal scores, solved
+            number = trainer.done
+            if number % every and number != budget.steps:
+                return
+            scores = tests.scores(model)
+            row = {"step": number, "tokens": tokens, "loss": step.loss, "scores": scores}
+            metrics.write(json.dumps({**row, "seconds": time.perf_counter() - start}) + "\n")
+            metrics.flush()
+            if solved is None and scores[key] >= SOLVED:
+                solved = {"step": number, "tokens": tokens}
+
+        try:
+            take_steps([trainer], batch, after)
+        except Diverged as failure:
+            diverged = str(failure)
     result = {
         **asdict(cell),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -174,6 +186,7 @@ def draw(task: Task, cell: Cell, number: int) -> Batch:
 def main() -> None:
     """Train the cell of the folder that is named."""
     die_with_parent()
+    kernels.keep_memory()
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     train(Cell.read(folder), folder, *sys.argv[2:3])

@@ -6,32 +6,26 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import ConfigError, DataError, Failure, RunError
 from interlace.base.files import read_json, user_path, write_file
 from interlace.base.schema import read_toml
+from interlace.runs.folder import RunFolder
 from interlace.runs.lock import hold_folder
 from interlace.runs.processes import Job, last_line, run_all
+from interlace.runs.progress import Progress, Watch, silent
 from interlace.study.tasks import arms
 from interlace.study.tasks.arms import Shape
 from interlace.study.tasks.cell import Budget, Cell, hardest_trained
 from interlace.study.tasks.registry import task as find
 from interlace.study.tasks.task import Task
-from interlace.train.run import RunFolder
 
 Result = dict[str, Any]
 MOST_SEEDS = 1 << 63
-
-
-@dataclass
-class Watcher:
-    """Told how the grid goes: (cells done, cells in all, share of the work done, seconds left or None, what runs)."""
-
-    tell: Callable[[int, int, float, float | None, str], None] = lambda *_: None
 
 
 @dataclass
@@ -46,6 +40,7 @@ class Grid:
         first_seed: the first of them.
         jobs: processes at once; None for one per core.
         device: that the cells train on.
+        watch: told how far the work is, and which cells run.
     """
 
     out: Path
@@ -55,7 +50,7 @@ class Grid:
     first_seed: int = 0
     jobs: int | None = None
     device: str = "cpu"
-    watcher: Watcher = field(default_factory=Watcher)
+    watch: Watch = silent
 
     def __post_init__(self) -> None:
         """Everything that can be wrong is found before anything runs."""
@@ -223,7 +218,7 @@ class Pace:
         self.grid = grid
 
     def tell(self, running: Sequence[str]) -> None:
-        """Report to the watcher."""
+        """Tell how far the work is."""
         grid, took = self.grid, self.seconds()
         known = [s for s in took.values() if s]
         typical = sum(known) / len(known) if known else None
@@ -241,7 +236,8 @@ class Pace:
             left -= share * (took.get((cell.task, cell.model)) or typical or 1.0)
         left = max(0.0, left)
         seconds = left / grid.processes if typical else None
-        grid.watcher.tell(done, grid.total, 1 - left / work, seconds, ", ".join(running))
+        label = f"{done} of {grid.total} cells"
+        grid.watch(Progress(label, 1 - left / work, 1.0, seconds, ", ".join(running)))
 
     def finished(self, task: str, model: str) -> int:
         """Cells of this task and model that are done."""

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from interlace.base.files import write_file
+from interlace.runs.folder import RunFolder
 from interlace.runs.page import origin, page, picture, table
+from interlace.runs.versions import versions
 from interlace.study.tasks.registry import task as find
-from interlace.train.run import RunFolder, versions
 
 COLOURS = ("#7a7a7a", "#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#be185d", "#a16207")
 

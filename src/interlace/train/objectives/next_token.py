@@ -1,7 +1,10 @@
-"""Next-token cross-entropy a block of tokens at a time, so that the logits are never all in memory."""
+"""Next-token cross-entropy, a block of tokens at a time: the logits are never all in memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,8 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from interlace.base.errors import ShapeError
-from interlace.data.batches import IGNORE
+from interlace.data.batches import IGNORE, Batch
+from interlace.layers.moe import Load
+from interlace.model.model import HybridLM
 from interlace.ops.cross_entropy.dispatch import cross_entropy_
+from interlace.train.objectives.base import Loss
 
 BLOCK_ELEMENTS = 1 << 24  # logits that exist at a time
 
@@ -96,3 +102,33 @@ def _shares(weights: Tensor) -> Tensor:
     wide = weights.double()
     total = wide.sum()
     return torch.where(total > 0, wide / total, 0.0).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """The objective of language modelling.
+
+    Attributes:
+        precision: "float32" or "bfloat16", of the matrix products.
+        balance_loss: weight of the loss that evens the load of experts, where they have no correction.
+    """
+
+    precision: str = "float32"
+    balance_loss: float = 0.0
+
+    def __call__(self, model: HybridLM, batch: Batch) -> Loss:
+        """Mean nats per target of a batch."""
+        device, dtype = model.device, getattr(torch, self.precision)
+        low = dtype != torch.float32
+        with torch.autocast(device.type, dtype=dtype) if low else nullcontext():
+            read = model.read(batch.tokens.to(device), batch.segments)
+        weights = None if batch.weights is None else batch.weights.to(device)
+        targets, head = batch.targets.to(device), model.head.weight
+        value = next_token_loss(read.hidden, head, targets, dtype if low else None, weights)
+        return Loss(value, value + self._unevenness(model, read.loads), read.loads)
+
+    def _unevenness(self, model: HybridLM, loads: Sequence[Load | None]) -> Tensor | float:
+        """The auxiliary loss that balances experts; 0 where there are none, or where they have a correction."""
+        blocks: list[Any] = list(model.blocks)
+        uneven = [x.balance for b, x in zip(blocks, loads, strict=True) if x is not None and b.mlp.correction is None]
+        return self.balance_loss * torch.stack(uneven).mean() if uneven else 0.0

@@ -1,0 +1,163 @@
+"""A run folder of distillation: run.toml, ledger.sqlite, and what the other verbs read from them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ConfigDict, Field
+
+from interlace.base.errors import ConfigError, RunError
+from interlace.base.files import disk_errors, write_file
+from interlace.base.schema import Closed, validate
+from interlace.distill.flow import stage_id
+from interlace.distill.ledger.ledger import Ledger
+from interlace.distill.recipe import Recipe
+from interlace.runs.folder import CONFIG, RunFolder
+from interlace.runs.versions import versions as versions_of
+
+LEDGER = "ledger.sqlite"
+DEPENDENCIES = ("aiohttp", "jinja2", "jsonschema", "sympy", "pyarrow")
+
+
+def versions() -> dict[str, str]:
+    """What the rows of a run depend on beside its recipe."""
+    return versions_of(*DEPENDENCIES)
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A step as run.toml keeps it, so that a run can be read when its inputs are gone.
+
+    Attributes:
+        id: under which its rows are kept.
+    """
+
+    name: str
+    kind: str
+    id: str
+    feeds: tuple[str, ...]
+
+
+class _Stage(Closed):
+    name: str
+    kind: str
+    id: str
+    feeds: tuple[str, ...] = Field(alias="from", strict=False)
+
+
+class _Recipe(Closed):
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    steps: tuple[dict[str, Any], ...] = Field(strict=False)
+    teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    output: dict[str, Any] = Field(default_factory=dict)
+
+
+class _About(Closed):
+    """What run.toml must hold; what else stands in it is passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    run_id: str = Field(min_length=1)
+    begun: str = ""
+    ledger: str = Field(min_length=1)
+    last: str
+    stages: tuple[_Stage, ...] = Field(strict=False)
+    inputs: dict[str, str] = Field(default_factory=dict)
+    recipe_file: str = "recipe.toml"
+    recipe: _Recipe
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class DistillRun(RunFolder):
+    """A folder that `generate` wrote.
+
+    Attributes:
+        id: whose budget its requests count against in the ledger.
+        ledger: the file.
+        stages: in an order in which each comes after those that feed it.
+        about: what run.toml holds: recipe, versions, when it was begun.
+        known: whether it was there before.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any] | None = None):
+        """about: of a run that begins; None to read run.toml.
+
+        Raises:
+            RunError: it is no such folder, or its run.toml is damaged.
+        """
+        super().__init__(path)
+        self.known = about is None
+        if about is None:
+            if not self.file.is_file():
+                raise RunError(
+                    f"{self.path}: holds no {CONFIG}; name the folder that `interlace distill generate` wrote"
+                )
+            about = self.tables()
+        try:
+            found = validate(_About, about, "")
+            steps = {step.get("name", step.get("kind")) for step in found.recipe.steps}
+            names = [stage.name for stage in found.stages]
+            unknown = [name for name in names if name not in steps] + [n for n in (found.last,) if n not in names]
+            if unknown:
+                raise ConfigError(f"no step is called {unknown[0]!r}")
+        except ConfigError as error:
+            raise RunError(f"{self.file}: is not the {CONFIG} of a distillation: {error}; put it back") from None
+        self.about, self.id, self.ledger = about, found.run_id, self.path / found.ledger
+        self.stages = tuple(StageRecord(s.name, s.kind, s.id, s.feeds) for s in found.stages)
+
+    @staticmethod
+    def begin(path: Path, recipe: Recipe, file: Path, limit: int | None = None) -> DistillRun:
+        """Take up the one that is there, or make another, whose run.toml `write` writes; an edited recipe goes on.
+
+        Raises:
+            RunError: the folder holds something else.
+        """
+        known = (path / CONFIG).is_file()
+        if known:
+            old = DistillRun(path)
+            run_id, begun = old.id, old.about.get("begun", "")
+        elif path.exists() and (not path.is_dir() or any(not p.name.startswith(LEDGER) for p in path.iterdir())):
+            raise RunError(f"{path}: exists and is not a run folder; name another --out")
+        else:
+            run_id, begun = secrets.token_hex(8), time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        ledger = str((recipe.folder / recipe.run.ledger).resolve()) if recipe.run.ledger else LEDGER
+        stages = tuple(StageRecord(n, s.step.kind, stage_id(s, limit), s.feeds) for n, s in recipe.stages.items())
+        about = {
+            "run_id": run_id,
+            "begun": begun,
+            "ledger": ledger,
+            "last": recipe.last.step.name,
+            "stages": [{"name": k.name, "kind": k.kind, "id": k.id, "from": list(k.feeds)} for k in stages],
+            "inputs": {f: h for s in recipe.stages.values() for f, h in s.inputs.items()},
+            "recipe_file": file.name,
+            "recipe": recipe.raw,
+            "versions": versions(),
+        }
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        run = DistillRun(path, about)
+        run.known = known
+        return run
+
+    def write(self) -> None:
+        """Write run.toml; after the ledger is there, so that a known run without one has lost it."""
+        write_file(self.file, tomli_w.dumps(self.about))
+
+    @property
+    def last(self) -> StageRecord:
+        """The step whose rows are written."""
+        return next(s for s in self.stages if s.name == self.about["last"])
+
+    def open_ledger(self) -> Ledger:
+        """To read.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        return Ledger(self.ledger, self.id, create=False, write=False)

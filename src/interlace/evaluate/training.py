@@ -1,0 +1,88 @@
+"""A whole training run: the loop of `train`, its held-out scores, samples of what the model writes, and a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from interlace.base.errors import InterlaceError
+from interlace.base.files import write_file
+from interlace.checkpoint.load import load
+from interlace.data.tokens import Corpus
+from interlace.evaluate.bits_per_byte import HeldOut
+from interlace.generation.text import generate
+from interlace.runs.progress import Progress, Watch, silent
+from interlace.runs.training import TrainingRun
+from interlace.train.corpus import prepared_folder
+from interlace.train.loop import Evaluate, train
+from interlace.train.recipe import DataSettings, Recipe
+from interlace.train.report import SAMPLES, write_report
+
+PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
+
+
+def train_and_report(
+    recipe: Recipe,
+    out: Path,
+    watch: Watch = silent,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda _: None,
+) -> TrainingRun:
+    """Train, or go on training, in the run folder `out`; its report.html is written however it ends.
+
+    Args:
+        watch: as for `train`.
+        say: told in a sentence why the page could not be written.
+
+    Raises:
+        As `train`. KeyboardInterrupt names the checkpoint that the same command goes on from.
+    """
+    begun = False
+
+    def told(now: Progress) -> None:
+        nonlocal begun
+        begun = begun or now.label == "starting"
+        watch(now)
+
+    def evaluate(corpus: Corpus) -> Evaluate:
+        return HeldOut(corpus, recipe.data.length, recipe.train.evaluation_tokens).score
+
+    try:
+        run = train(recipe, out, evaluate, told, device)
+        _write_samples(run.path, run.checkpoints()[-1])
+    except KeyboardInterrupt:
+        kept = TrainingRun(out).checkpoints() if begun else []
+        raise KeyboardInterrupt(f"the same command goes on from {kept[-1].name}" if kept else "") from None
+    finally:
+        if begun:  # not into a folder that was refused
+            _write_page(out, say)
+    return run
+
+
+def _write_page(out: Path, say: Callable[[str], None]) -> None:
+    """The page of a run, finished or not; a fault of the page hides nothing else."""
+    run = TrainingRun(out)
+    if not (run.file.is_file() and run.metrics_file.is_file() and run.metrics_file.stat().st_size):
+        return
+    try:
+        write_report(run)
+    except InterlaceError as error:
+        say(f"report.html was not written: {error}")
+
+
+def _write_samples(run: Path, checkpoint: Path) -> None:
+    """What the model writes after three beginnings of held-out documents, the same each time."""
+    if (run / SAMPLES).is_file():
+        return
+    data = DataSettings.model_validate(TrainingRun(run).config()["data"])
+    corpus = Corpus.open(prepared_folder(data) or run / "data")
+    split, model = corpus.splits["held_out"], load(checkpoint)
+    room = min(SAMPLE_TOKENS, (model.config.max_positions or 1 << 20) - PROMPT_TOKENS - 1)
+    samples = []
+    for start, stop in list(zip(split.borders, split.borders[1:], strict=False))[:3] if room > 0 else ():
+        ids = split.read(int(start), min(int(stop), int(start) + PROMPT_TOKENS)).tolist()
+        prompt = corpus.tokenizer.decode(ids)
+        text = "".join(generate(model, prompt, max_tokens=room, temperature=0.7, seed=1))
+        samples.append({"prompt": prompt, "text": text})
+    write_file(run / SAMPLES, json.dumps(samples, indent=2) + "\n")

@@ -1,0 +1,42 @@
+"""The training loop, of which there is one: `interlace train`, quickstart's race and a study's cells call it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from interlace.base.errors import Diverged
+from interlace.data.batches import Batch
+from interlace.train.trainer import Step, Trainer
+
+
+def take_steps(
+    trainers: Sequence[Trainer],
+    batch: Callable[[int], Batch],
+    after: Callable[[Trainer, Step], None] = lambda *_: None,
+    *,
+    before: Callable[[int], None] = lambda _: None,
+    diverged: Callable[[Trainer, Diverged], None] = lambda *_: None,
+) -> None:
+    """Take all steps that are left, of several trainers by turns on the same batches.
+
+    Args:
+        trainers: of one schedule; those that are ahead wait for the others.
+        batch: of a step counted from 0.
+        after: (who, what) called after each step, to log, score and write checkpoints.
+        before: called with each step counted from 0; may change the schedules.
+        diverged: called before the error is raised.
+
+    Raises:
+        Diverged: a loss is not finite.
+    """
+    while (step := min(t.done for t in trainers)) < trainers[0].steps:
+        before(step)
+        given = batch(step)
+        for trainer in trainers:
+            if trainer.done == step:
+                try:
+                    taken = trainer.step(given)
+                except Diverged as error:
+                    diverged(trainer, error)
+                    raise
+                after(trainer, taken)
