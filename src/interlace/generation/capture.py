@@ -1,6 +1,6 @@
-"""One decoding step after another at the cost of its kernels: the first is taken down, the rest replay its calls.
+"""One decoding step after another at the cost of its kernels: the first is captured, the rest replay its calls.
 
-What is taken down is the model's own forward pass, so nothing about a model is said twice. A pass that computes
+What is captured is the model's own forward pass, so nothing about a model is said twice. A pass that computes
 anything outside the native kernels (rotary positions, another device) cannot be replayed, and is simply run.
 """
 
@@ -18,7 +18,6 @@ from interlace.layers.base import Stream
 from interlace.model.model import HybridLM
 from interlace.model.state import ModelState
 from interlace.ops.core import kernels
-from interlace.ops.core.attention_state import AttentionState
 
 UNTRIED = "no pass was made yet"
 
@@ -100,7 +99,7 @@ class Decoder:
             self.recording, self.reason = None, UNTRIED  # the caches are full, or weights were replaced: a pass first
         if self.recording is not None:
             self.room -= 1
-            self._advance()
+            self.state.advance()  # the kernels change the states in place
             self._read(tokens)
             self.recording.replay()
             return self.logits
@@ -117,13 +116,6 @@ class Decoder:
         else:
             self.x.copy_(self.model.embed(tokens))
 
-    def _advance(self) -> None:
-        """Count a replayed token in the states, which the kernels have already changed in place."""
-        self.state.positions += 1
-        for layer in self.state.layers:
-            if isinstance(layer, AttentionState):
-                layer.count_step()
-
     def _addresses(self) -> list[Any]:
         """Where the weights lie that a recording knows, and how."""
         places: list[Any] = [None if (w := table[name]) is None else w.data_ptr() for table, name in self._weights]
@@ -137,8 +129,7 @@ class Decoder:
             self.logits = self.model.logits(hidden)
         self.state = ModelState(layers, self.state.positions + 1, self.state.kinds)
         self.reason = f"the model computes {', '.join(sorted(set(foreign.found)))} outside the native kernels"
-        caches = [s for s in layers if isinstance(s, AttentionState)]
-        self.room = min((s.room for s in caches), default=1 << 62)
+        self.room = self.state.room
         if not foreign.found:
             self.recording, self.reason = recording, ""
             self._recorded = self._addresses()

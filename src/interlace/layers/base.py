@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -13,21 +12,6 @@ from interlace.base.schema import Closed
 from interlace.base.segments import Segments
 from interlace.layers.norm import NormStyle
 from interlace.layers.rope import RopeConfig, rotary
-
-
-class LayerState(Protocol):
-    """What every mixer's state answers, so that batching and prefix reuse know nothing of the architecture."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-
-    def select(self, rows: Sequence[int]) -> Any:
-        """A copy of these sequences' states, in this order."""
-
-    @staticmethod
-    def concat(states: Sequence[Any]) -> Any:
-        """The sequences of several states, in order."""
 
 
 @dataclass

@@ -8,7 +8,6 @@ state; filters from a network cannot.)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
 from interlace.layers.projection import Projections, without_autocast
 from interlace.ops.core.attention_state import AttentionState
+from interlace.ops.core.layer_state import LayerState
 from interlace.ops.long_convolution.dispatch import long_convolution
 from interlace.ops.short_convolution.dispatch import short_convolution
 
@@ -26,7 +26,7 @@ STEPS = 64  # tokens by which a filter that is kept between calls grows at least
 
 
 @dataclass
-class HyenaState:
+class HyenaState(LayerState):
     """What one layer carries for N sequences.
 
     Attributes:
@@ -36,22 +36,6 @@ class HyenaState:
 
     window: Tensor
     past: AttentionState
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return self.window.nbytes + self.past.nbytes
-
-    def select(self, rows: Sequence[int]) -> HyenaState:
-        """A copy that holds these sequences, in this order; raises StateUsed."""
-        index = torch.as_tensor(list(rows), device=self.window.device)
-        return HyenaState(self.window[index], self.past.select(rows))
-
-    @staticmethod
-    def concat(states: Sequence[HyenaState]) -> HyenaState:
-        """The sequences of several states, in order; raises StateUsed."""
-        past = AttentionState.concat([s.past for s in states])
-        return HyenaState(torch.cat([s.window for s in states]), past)
 
 
 class HyenaConfig(MixerConfig):

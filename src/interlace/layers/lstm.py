@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +12,11 @@ from interlace.base.segments import Segments
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
 from interlace.layers.projection import Projections, without_autocast
+from interlace.ops.core.layer_state import LayerState
 
 
 @dataclass
-class LSTMState:
+class LSTMState(LayerState):
     """What one layer carries for N sequences.
 
     Attributes:
@@ -25,21 +25,6 @@ class LSTMState:
 
     hidden: Tensor
     cell: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return self.hidden.nbytes + self.cell.nbytes
-
-    def select(self, rows: Sequence[int]) -> LSTMState:
-        """A copy that holds these sequences, in this order."""
-        index = torch.as_tensor(list(rows), device=self.hidden.device)
-        return LSTMState(self.hidden[index], self.cell[index])
-
-    @staticmethod
-    def concat(states: Sequence[LSTMState]) -> LSTMState:
-        """The sequences of several states, in order."""
-        return LSTMState(torch.cat([s.hidden for s in states]), torch.cat([s.cell for s in states]))
 
 
 class LSTMConfig(MixerConfig):

@@ -20,7 +20,6 @@ from interlace.base.segments import Segments
 from interlace.layers.base import Stream
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
-from interlace.ops.core.attention_state import AttentionState
 
 
 class _Alive(TorchDispatchMode):
@@ -103,30 +102,12 @@ def prefill_memory(config: ModelConfig, tokens: int, part: int, dtype: torch.dty
     part = last if tokens <= part else part
     state = model.empty_state(1, tokens)
     seen = max(0, tokens - part)
-    layers = [_aged(layer, seen, tokens) for layer in state.layers]
+    layers = [layer and layer.aged(seen, tokens) for layer in state.layers]
     stream = Stream(Segments.equal(1, part), torch.zeros(part, dtype=torch.int64, device="meta"))
     held = sum(layer.nbytes for layer in layers if layer is not None)
-    known = [x for layer in layers if layer is not None for x in _tensors(layer)]
+    known = [x for layer in layers if layer is not None for x in layer.tensors()]
     with _Alive([*known, *model.parameters()]) as alive:
         hidden, _, _ = model.body(model.embed(torch.zeros(part, dtype=torch.int64, device="meta")), stream, layers)
         model.logits(hidden[-1:])
     weights = sum(p.nbytes for p in model.parameters())
     return PrefillMemory(weights, held, alive.peak)
-
-
-def _aged(layer: Any, seen: int, reserve: int) -> Any:
-    """The state of a sequence that has seen so many tokens, its cache as large as it will be."""
-    if isinstance(layer, AttentionState):
-        size = min(reserve, layer.window or reserve)
-        keys, values = (x.new_empty(x.shape[0], size, *x.shape[2:]) for x in (layer.keys, layer.values))
-        return AttentionState(keys, values, [seen] * keys.shape[0], layer.window, reserve)
-    if hasattr(layer, "past"):
-        layer.past = _aged(layer.past, seen, reserve)
-    return layer
-
-
-def _tensors(state: Any) -> list[Tensor]:
-    """The tensors of a layer's state."""
-    if isinstance(state, AttentionState):
-        return [state.keys, state.values]
-    return [x for part in vars(state).values() for x in ([part] if isinstance(part, Tensor) else _tensors(part))]

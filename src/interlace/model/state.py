@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.state import UsedOnce
-from interlace.layers.base import LayerState
+from interlace.ops.core.layer_state import UNLIMITED, LayerState
 
 
 @dataclass
@@ -29,7 +29,7 @@ class ModelState(UsedOnce):
         kinds: the configs of the model's layers, by which another model's state is known.
     """
 
-    layers: list[Any]
+    layers: list[LayerState | None]
     positions: Tensor
     kinds: tuple[Any, ...]
 
@@ -48,8 +48,25 @@ class ModelState(UsedOnce):
     @property
     def nbytes(self) -> int:
         """Bytes allocated by all layers."""
-        states: list[LayerState] = [s for s in self.layers if s is not None]
-        return sum(s.nbytes for s in states)
+        return sum(s.nbytes for s in self._states())
+
+    @property
+    def room(self) -> int:
+        """How many more tokens of each sequence fit without larger caches."""
+        return min((s.room for s in self._states()), default=UNLIMITED)
+
+    def tensors(self) -> list[Tensor]:
+        """All memory that the layers hold."""
+        return [x for s in self._states() for x in s.tensors()]
+
+    def advance(self) -> None:
+        """Count one more token of each sequence, which a replayed step has written in place already."""
+        self.positions += 1
+        for state in self._states():
+            state.advance()
+
+    def _states(self) -> list[LayerState]:
+        return [s for s in self.layers if s is not None]
 
     def select(self, rows: Sequence[int]) -> ModelState:
         """A copy that holds these sequences, in this order; a row may repeat.
@@ -59,6 +76,12 @@ class ModelState(UsedOnce):
             ShapeError: there is no such row.
         """
         self.check_unused()
+        rows = self._checked(rows)
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        return ModelState([s if s is None else s.select(rows) for s in self.layers], self.positions[index], self.kinds)
+
+    def _checked(self, rows: Sequence[int]) -> list[int]:
+        """Rows from 0 up."""
         try:
             rows = [operator.index(row) for row in rows]
         except TypeError:
@@ -67,9 +90,26 @@ class ModelState(UsedOnce):
             raise ShapeError("rows: must name at least one sequence")
         if wrong := [r for r in rows if not -self.count <= r < self.count]:
             raise ShapeError(f"rows: must lie below {self.count}, the number of sequences, got {wrong[0]}")
-        rows = [r % self.count for r in rows]
-        index = torch.as_tensor(rows, dtype=torch.int64)
-        return ModelState([s if s is None else s.select(rows) for s in self.layers], self.positions[index], self.kinds)
+        return [r % self.count for r in rows]
+
+    def write(self, rows: Sequence[int], other: ModelState) -> None:
+        """Put the sequences of another state in the place of these rows, in place; the other may go on too.
+
+        Raises:
+            StateUsed: one of the two was used up.
+            ShapeError: there is no such row, they are not as many as the other's sequences, or the other is a state of
+                another model.
+        """
+        self.check_unused()
+        other.check_unused()
+        other.check_kinds(self.kinds)
+        rows = self._checked(rows)
+        if len(rows) != other.count or len(set(rows)) < len(rows):
+            raise ShapeError(f"rows: must name {other.count} different sequences, as many as are written, got {rows}")
+        for ours, theirs in zip(self.layers, other.layers, strict=True):
+            if ours is not None and theirs is not None:
+                ours.write(rows, theirs)
+        self.positions[torch.as_tensor(rows, dtype=torch.int64)] = other.positions
 
     def fork(self, row: int) -> ModelState:
         """A copy of one sequence, to go on from independently."""

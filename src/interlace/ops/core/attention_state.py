@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.base.state import UsedOnce
 from interlace.ops.core.kernels import wants_gradients
+from interlace.ops.core.layer_state import UNLIMITED, LayerState
 
 
-class AttentionState(UsedOnce):
+class AttentionState(LayerState):
     """Keys and values of N sequences; a ring of `window` slots where attention slides.
 
     A token at position p lies in slot p, or p mod window. The state of a call that had no past keeps the flat
@@ -72,10 +72,9 @@ class AttentionState(UsedOnce):
         self._lay_out()
         return self._positions
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated for keys and values."""
-        return self.keys.nbytes + self.values.nbytes
+    def tensors(self) -> list[Tensor]:
+        """Keys and values."""
+        return [self.keys, self.values]
 
     def held(self, row: int) -> int:
         """How many tokens of this sequence are still visible."""
@@ -116,10 +115,10 @@ class AttentionState(UsedOnce):
         """How many more tokens of each sequence fit without a larger buffer."""
         capacity = self.keys.shape[1]
         if self.window is not None and capacity >= self.window:
-            return 1 << 62
+            return UNLIMITED
         return capacity - max(self.positions)
 
-    def count_step(self) -> None:
+    def advance(self) -> None:
         """Count one more token of each sequence, whose key and value are already in the buffers."""
         self._positions = [p + 1 for p in self.positions]
 
@@ -168,8 +167,25 @@ class AttentionState(UsedOnce):
         positions = [self.positions[r] for r in rows]
         return AttentionState(self.keys[index], self.values[index], positions, self.window, self.reserve)
 
-    @staticmethod
-    def concat(states: Sequence[AttentionState]) -> AttentionState:
+    def aged(self, seen: int, reserve: int) -> AttentionState:
+        """As `LayerState.aged`."""
+        size = min(reserve, self.window or reserve)
+        keys, values = (x.new_empty(x.shape[0], size, *x.shape[2:]) for x in (self.keys, self.values))
+        return AttentionState(keys, values, [seen] * keys.shape[0], self.window, reserve)
+
+    def write(self, rows: Sequence[int], other: AttentionState) -> None:
+        """As `LayerState.write`; the buffers grow where the other's sequences are longer than they."""
+        self.check_unused()
+        other.check_unused()
+        held = max(other.held(row) for row in range(len(other.positions)))
+        self._make_room(held)
+        for row, source in zip(rows, range(len(other.positions)), strict=True):
+            count = other.held(source)  # in both, a token at position p lies in slot p, or p mod window
+            self.keys[row, :count], self.values[row, :count] = other.keys[source, :count], other.values[source, :count]
+            self._positions[row] = other.positions[source]
+
+    @classmethod
+    def concat(cls, states: Sequence[AttentionState]) -> AttentionState:
         """The sequences of several states, in order; raises StateUsed."""
         for state in states:
             state.check_unused()

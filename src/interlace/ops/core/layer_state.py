@@ -1,0 +1,86 @@
+"""What a layer carries for N sequences, and what every such state answers, so that nobody asks of what kind it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from interlace.base.state import UsedOnce
+
+UNLIMITED = 1 << 62  # tokens
+
+
+class LayerState(UsedOnce):
+    """A dataclass whose fields are tensors [N, ...] and other states; a state that is laid out otherwise overrides."""
+
+    def parts(self) -> dict[str, Any]:
+        """Tensors [N, ...] and states, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+    def tensors(self) -> list[Tensor]:
+        """All memory that it holds."""
+        return [x for p in self.parts().values() for x in ([p] if isinstance(p, Tensor) else p.tensors())]
+
+    def _states(self) -> list[LayerState]:
+        return [part for part in self.parts().values() if isinstance(part, LayerState)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(x.nbytes for x in self.tensors())
+
+    @property
+    def room(self) -> int:
+        """How many more tokens of each sequence fit without a larger buffer."""
+        return min((state.room for state in self._states()), default=UNLIMITED)
+
+    def advance(self) -> None:
+        """Count one more token of each sequence, which a replayed step has written in place already."""
+        for state in self._states():
+            state.advance()
+
+    def aged(self, seen: int, reserve: int) -> Self:
+        """A state of these sizes whose sequences have seen so many tokens, its caches allocated for `reserve`."""
+        parts = {n: p if isinstance(p, Tensor) else p.aged(seen, reserve) for n, p in self.parts().items()}
+        return type(self)(**parts)
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """A copy that holds these sequences, in this order; raises StateUsed."""
+        self.check_unused()
+        made = {}
+        for name, part in self.parts().items():
+            if isinstance(part, Tensor):
+                made[name] = part[torch.as_tensor(list(rows), device=part.device)]
+            else:
+                made[name] = part.select(rows)
+        return type(self)(**made)
+
+    def fork(self, row: int) -> Self:
+        """A copy of one sequence."""
+        return self.select([row])
+
+    @classmethod
+    def concat(cls, states: Sequence[Self]) -> Self:
+        """The sequences of several states, in order; raises StateUsed."""
+        for state in states:
+            state.check_unused()
+        made = {}
+        for name, part in states[0].parts().items():
+            some = [state.parts()[name] for state in states]
+            made[name] = torch.cat(some) if isinstance(part, Tensor) else type(part).concat(some)
+        return cls(**made)
+
+    def write(self, rows: Sequence[int], other: Self) -> None:
+        """Put the sequences of another state in the place of these rows, in place; raises StateUsed."""
+        self.check_unused()
+        other.check_unused()
+        theirs = other.parts()
+        for name, part in self.parts().items():
+            if isinstance(part, Tensor):
+                part[torch.as_tensor(list(rows), device=part.device)] = theirs[name]
+            else:
+                part.write(rows, theirs[name])

@@ -1,0 +1,1 @@
+"""What every long command shares: the run folder, versions, progress, report pages."""

@@ -1,0 +1,79 @@
+"""The checkpoints of a run: folders checkpoints/step-N that are whole or absent, and which of them is the newest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from interlace.base.files import new_folder, sha256
+
+FOLDER, SUMS = "checkpoints", "checksums.json"
+KEPT = 2  # checkpoints
+NEEDED = {"config.json", "training.json", "optimizer.safetensors"}
+
+_checked: dict[Path, tuple[object, bool]] = {}  # what was found, until a file changes: hashing reads every byte
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """N of a folder step-N; None for another name."""
+    number = checkpoint.name.removeprefix("step-")
+    return int(number) if number.isascii() and number.isdigit() else None
+
+
+def step_folders(run: Path) -> list[Path]:
+    """The folders step-N of a run, oldest first."""
+    found = [p for p in (run / FOLDER).glob("step-*") if step_of(p) is not None]
+    return sorted(found, key=lambda p: step_of(p) or 0)
+
+
+def newest_whole(checkpoints: Sequence[Path]) -> Path | None:
+    """The last of these, oldest first, that is whole; None if none is. The one rule, to resume and to load."""
+    return next((path for path in reversed(checkpoints) if is_whole(path)), None)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint's files are those it was written with, of the step that its name says."""
+    try:
+        files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
+        stamp = [(p, (s := p.stat()).st_size, s.st_mtime_ns, s.st_ino) for p in files]
+    except OSError:
+        return False
+    known = _checked.get(checkpoint)
+    if known is None or known[0] != stamp:
+        known = _checked[checkpoint] = (stamp, _matches(checkpoint))
+    return known[1]
+
+
+def _matches(checkpoint: Path) -> bool:
+    try:
+        sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
+        if not isinstance(sums, dict) or not sums.keys() >= NEEDED:
+            return False
+        if not any(name.endswith(".safetensors") and name.startswith("model") for name in sums):
+            return False
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in sums):
+            return False
+        if json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))["step"] != step_of(checkpoint):
+            return False
+        return all(sha256(checkpoint / name) == value for name, value in sums.items())
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        return False
+
+
+def write_checkpoint(run: Path, step: int, fill: Callable[[Path], None]) -> Path:
+    """Have `fill(folder)` write a checkpoint; older ones but the last KEPT go once it is whole.
+
+    Raises:
+        Failure: the disk refuses; earlier checkpoints stay.
+    """
+    path = run / FOLDER / f"step-{step}"
+    with new_folder(path) as folder:
+        fill(folder)
+        names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
+        sums = {name: sha256(folder / name) for name in names}
+        (folder / SUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+    for old in step_folders(run)[:-KEPT]:
+        shutil.rmtree(old)
+    return path

@@ -1,0 +1,145 @@
+"""The run folder: what was asked for, by which versions, on which machine, and hashes of what was read."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+import tomli_w
+
+from interlace.base.errors import RunError
+from interlace.base.files import PARTIAL, disk_errors, user_path, write_file
+from interlace.runs.lock import INSIDE
+from interlace.runs.versions import versions
+
+CONFIG, METRICS = "run.toml", "metrics.jsonl"
+NOT_CONFIG = ("versions", "machine", "checked")  # tables of run.toml that are no part of what was asked for
+EMPTY = ("data", INSIDE)  # what a folder may hold before its run begins
+
+
+class RunFolder:
+    """A folder that says what was asked for in run.toml; every long command works in one."""
+
+    def __init__(self, path: Path):
+        """The folder need not exist yet."""
+        self.path = user_path(path, RunError)
+
+    @classmethod
+    def open(cls, path: Path, config: dict[str, Any]) -> Self:
+        """Start a run, or take up the one that this config started. A run without a step makes way for another.
+
+        Raises:
+            RunError: the folder belongs to something else; the message names the first difference.
+        """
+        run = cls(path)
+        if run.belongs_to(config):
+            return run
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+        write_file(run.file, tomli_w.dumps({**config, "versions": versions(), "machine": {}}))
+        return run
+
+    def remember(self, *, machine: dict[str, Any] | None = None, precision: str = "") -> None:
+        """Write down where a run is first trained, and in what precision; what is known already stays."""
+        tables = self.tables()
+        known = tables.get("machine", {})
+        found = {**(machine or {}), **({"precision": precision} if precision else {}), **known}
+        if found != known and not (known and machine):
+            write_file(self.file, tomli_w.dumps({**tables, "machine": found}))
+
+    def belongs_to(self, config: dict[str, Any]) -> bool:
+        """Whether the folder holds the run of this config; False where there is none, or one that has not begun.
+
+        Raises:
+            RunError: it belongs to something else.
+        """
+        if self.file.is_file():
+            difference = first_difference(self.config(), config)
+            if difference is None:
+                return True
+            if not self.has_begun():
+                return False
+            key, before, now = difference
+            raise RunError(
+                f"{self.path}: belongs to a different run ({key} was {before!r} and is now {now!r}); name another --out"
+            )
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: exists and is not a run folder; name another --out")
+        if file := next((p for p in self.path.parents if p.exists() and not p.is_dir()), None):
+            raise RunError(f"{self.path}: lies below {file}, which is a file; name another --out")
+        if self.path.exists() and any(p for p in self.path.iterdir() if p.name not in EMPTY):
+            raise RunError(f"{self.path}: exists and is not a run folder; name another --out")
+        return False
+
+    def has_begun(self) -> bool:
+        """Whether anything was done that would be lost."""
+        logged = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
+        found = self.path.iterdir() if self.path.is_dir() else ()
+        others = {p.name for p in found if not p.name.endswith(PARTIAL)}
+        return logged or bool(others - {self.file.name, self.metrics_file.name, *EMPTY})
+
+    def withdraw(self) -> None:
+        """Take back a run that could not begin: its config goes, prepared data stay."""
+        if not self.has_begun():
+            self.file.unlink(missing_ok=True)
+            self.metrics_file.unlink(missing_ok=True)
+
+    @property
+    def file(self) -> Path:
+        """What was asked for, the versions and the machine, and hashes of what was read."""
+        return self.path / CONFIG
+
+    def tables(self) -> dict[str, Any]:
+        """All of run.toml.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        try:
+            data = tomllib.loads(self.file.read_text(encoding="utf-8-sig"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise RunError(f"{self.file}: is not TOML: {error}; put it back, or name another --out") from None
+        if not data:
+            raise RunError(f"{self.file}: is empty; put it back, or name another --out")
+        for name in NOT_CONFIG:
+            if not isinstance(data.get(name, {}), dict):
+                raise RunError(f"{self.file}: {name} must be a table, got {data[name]!r:.80}; put it back")
+        return data
+
+    def config(self) -> dict[str, Any]:
+        """What run.toml says was asked for."""
+        return {key: table for key, table in self.tables().items() if key not in NOT_CONFIG}
+
+    def check(self, name: str, found: str, what: str) -> None:
+        """Hold the hash of something that the run reads against the one it began with; it is written down until then.
+
+        Raises:
+            RunError: it is another one; `what` names it.
+        """
+        tables = self.tables()
+        known = tables.get("checked", {}).get(name)
+        if known is None or (known != found and not self.has_begun()):
+            checked = {**tables.get("checked", {}), name: found}
+            write_file(self.file, tomli_w.dumps({**tables, "checked": checked}))
+        elif known != found:
+            raise RunError(
+                f"{what}: is not what this run began with (its hash differs); put it back, or name another --out"
+            )
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object per line, in the folder of a training run."""
+        return self.path / METRICS
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """(dotted key, old, new) of the first place where two configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys((*old, *new)):
+            found = first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            if found:
+                return found
+        return None
+    old, new = (list(x) if isinstance(x, tuple) else x for x in (old, new))
+    return None if old == new else (key, old, new)

@@ -1,0 +1,113 @@
+"""A training run in its folder: run.toml, metrics.jsonl, checkpoints/step-N/, report.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from interlace.base.errors import RunError
+from interlace.base.files import disk_errors, sync, write_file
+from interlace.runs.checkpoints import is_whole, newest_whole, step_folders, step_of, write_checkpoint
+from interlace.runs.folder import RunFolder
+
+
+class TrainingRun(RunFolder):
+    """A run folder with a log and checkpoints, which survives being killed at any moment."""
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """What was logged so far, up to the first line that a kill or a crash cut off."""
+        for _, line in self._lines():
+            if line is None:
+                return
+            yield line
+
+    def _lines(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """(number, line), the line None where it is not one that a run wrote."""
+        if not self.metrics_file.is_file():
+            return
+        with open(self.metrics_file, "rb") as file:
+            for number, raw in enumerate(file, start=1):
+                try:
+                    line = json.loads(raw.decode())
+                except (ValueError, RecursionError):
+                    line = None
+                good = isinstance(line, dict) and is_line(line)
+                yield number, line if good and raw.endswith(b"\n") else None
+
+    def check_log(self) -> int:
+        """The last step that was logged; steps rise by one from 1.
+
+        Raises:
+            RunError: a line is damaged, and others follow it; or steps are missing.
+        """
+        last, bad = 0, 0
+        for number, line in self._lines():
+            if line is None:
+                bad = bad or number
+                continue
+            follows = line["step"] == last + 1 or (line["step"] == last and "diverged" in line)
+            if bad or not follows:
+                raise RunError(
+                    f"{self.metrics_file}:{bad or number}: is not a line that a run wrote there; put the file back, or "
+                    "remove the lines from there on: the run goes on from the checkpoint before"
+                )
+            last = line["step"]
+        return last
+
+    def log(self, **values: Any) -> None:
+        """Append one line to metrics.jsonl."""
+        with disk_errors(self.metrics_file), open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop lines of steps that a resumed run will do again."""
+        kept = [json.dumps(m) for m in self.metrics() if m.get("step", 0) <= step]
+        write_file(self.metrics_file, "".join(line + "\n" for line in kept))
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return step_folders(self.path)
+
+    def newest_good(self) -> Path | None:
+        """The newest checkpoint whose files match their checksums and whose step was logged.
+
+        A run killed between a checkpoint and its line goes on from the one before, and ends with the line that it would
+        have had.
+
+        Raises:
+            RunError: there are checkpoints, and none can be gone on with; or the log is damaged.
+        """
+        last = self.check_log()
+        found = self.checkpoints()
+        if newest := newest_whole([p for p in found if (step_of(p) or 0) <= last]):
+            return newest
+        if damaged := [p.name for p in found if not is_whole(p)]:
+            raise RunError(
+                f"{self.path / 'checkpoints'}: {', '.join(damaged)} is damaged, and no other can be gone on with; put "
+                "it back, or remove the folder checkpoints and metrics.jsonl to begin again"
+            )
+        if ahead := [p for p in found if (step_of(p) or 0) > last + 1]:
+            raise RunError(
+                f"{self.metrics_file}: ends at step {last}, but {ahead[0].name} was written; put the log back, or "
+                "remove the folder checkpoints to begin again"
+            )
+        return None
+
+    def write_checkpoint(self, step: int, fill: Callable[[Path], None]) -> Path:
+        """As `checkpoints.write_checkpoint`; its line must be on the disk, else it would be passed over."""
+
+        def synced(folder: Path) -> None:
+            fill(folder)
+            if self.metrics_file.is_file():
+                sync(self.metrics_file)
+
+        return write_checkpoint(self.path, step, synced)
+
+
+def is_line(line: dict[str, Any]) -> bool:
+    """Whether an object is a line of a log: numbers of a step, or why it diverged."""
+    numbers = all(type(value) in (int, float) for name, value in line.items() if name != "diverged")
+    said = "loss" in line or isinstance(line.get("diverged"), str)
+    return numbers and said and "tokens" in line and type(line.get("step")) is int
