@@ -30,8 +30,9 @@ from measure import Apart, compare, describe, median, reading_bytes_per_second, 
 import interlace
 from interlace.base.segments import Segments
 from interlace.data.batches import IGNORE, Batch
+from interlace.generation.pack import pack_for_decoding
 from interlace.generation.sampling import Sampling
-from interlace.generation.text import generate_tokens, lay_out_for_decoding
+from interlace.generation.text import generate_tokens
 from interlace.model.config import ModelConfig
 from interlace.model.precision import matmul_flops_per_second
 from interlace.train.optimizer import parameter_groups
@@ -146,7 +147,7 @@ def decode(table: dict[str, Any], dtype: torch.dtype, pairs: int, made: int, wei
     """Greedy tokens, one at a time with carried state, after a prompt of 16, batch 1, `generate` on both sides."""
     ours, theirs = both(table, dtype)
     read = sum(p.nbytes for n, p in ours.named_parameters() if n != "embedding.weight")
-    lay_out_for_decoding(ours, int8=weights == "int8")
+    pack_for_decoding(ours, int8=weights == "int8")
     prompt = torch.randint(table["vocabulary"], (1, 16))
     ids, greedy = prompt[0].tolist(), Sampling(temperature=0)
 

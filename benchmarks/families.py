@@ -24,8 +24,9 @@ import transformers
 from measure import compare, describe, require_truth
 
 import interlace
+from interlace.generation.pack import pack_for_decoding
 from interlace.generation.sampling import Sampling
-from interlace.generation.text import generate_tokens, lay_out_for_decoding
+from interlace.generation.text import generate_tokens
 
 TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 TRUNK = {**TOKENS, "vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
@@ -125,7 +126,7 @@ def measure(name: str, dtype: torch.dtype, pairs: int) -> dict[str, Any]:
     prefill = compare(
         lambda: ours(tokens, last_only=True), lambda: theirs(tokens, use_cache=True, logits_to_keep=1), pairs
     )
-    lay_out_for_decoding(ours)
+    pack_for_decoding(ours)
     prompt, greedy = tokens[:, :TEXT], Sampling(temperature=0)
     decode = compare(
         lambda: list(generate_tokens(ours, prompt[0].tolist(), max_tokens=NEW, sampling=greedy)),

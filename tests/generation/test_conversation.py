@@ -7,10 +7,12 @@ import torch
 
 from interlace.base.errors import ConfigError, PromptTooLong
 from interlace.data.tokenizer import Tokenizer
+from interlace.generation import decode
 from interlace.generation.batch import generate_batch
 from interlace.generation.conversation import Conversation, end_tokens
+from interlace.generation.pack import pack_for_decoding
 from interlace.generation.sampling import Sampling
-from interlace.generation.text import generate_tokens, lay_out_for_decoding
+from interlace.generation.text import generate_tokens
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 
@@ -38,7 +40,7 @@ def make(pattern=("gated_delta", "attention"), **more):
 def test_a_batched_row_is_its_solo_run(laid_out, temperature):
     model = make(tokens={"eos": [7, 8, 9]})
     if laid_out:
-        lay_out_for_decoding(model)
+        pack_for_decoding(model)
     draw = torch.Generator().manual_seed(1)
     prompts = [torch.randint(10, 300, (n,), generator=draw).tolist() for n in (1, 17, 5, 30, 2, 9)]
     most = [40, 3, 25, 40, 1, 12]
@@ -46,13 +48,34 @@ def test_a_batched_row_is_its_solo_run(laid_out, temperature):
     together = generate_batch(model, prompts, most, [sampling] * 6, list(range(6)))
     for place, (ids, count) in enumerate(zip(prompts, most, strict=True)):
         alone = list(generate_tokens(model, ids, max_tokens=count, sampling=sampling, seed=place))
-        assert together[place].ids == alone
+        assert together[place].made == alone
         assert together[place].ended == (len(alone) < count)
+
+
+@pytest.mark.parametrize("most", [1, 8, 20, 40])
+def test_prompts_are_read_a_bounded_number_of_tokens_at_a_time(most, monkeypatch):
+    """However many come at once: short ones together, a long one in parts; the answers are the solo ones."""
+    model, read = make(), []
+    monkeypatch.setattr(decode, "PREFILL", most)
+    forward = HybridLM.forward
+
+    def counted(self, tokens, *more, **options):
+        read.append(tokens.numel())
+        return forward(self, tokens, *more, **options)
+
+    draw = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(10, 300, (n,), generator=draw).tolist() for n in (1, 17, 5, 30, 2, 9)]
+    alone = [list(generate_tokens(model, ids, max_tokens=6, sampling=Sampling(0.0))) for ids in prompts]
+    monkeypatch.setattr(HybridLM, "forward", counted)
+    together = generate_batch(model, prompts, [6] * 6, [Sampling(0.0)] * 6, [0] * 6)
+    assert [row.made for row in together] == alone
+    assert max(read) <= max(most, len(prompts))
+    assert sum(read) >= sum(map(len, prompts))
 
 
 def test_bad_batches_are_refused():
     model = make(max_positions=20)
-    with pytest.raises(PromptTooLong, match="15 tokens and 10 to make"):
+    with pytest.raises(PromptTooLong, match="15 tokens and max_tokens = 10 make 25"):
         generate_batch(model, [[1] * 15], [10], [Sampling()], [0])
     with pytest.raises(ConfigError, match="0 tokens to go on from"):
         generate_batch(model, [[]], [10], [Sampling()], [0])

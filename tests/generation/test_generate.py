@@ -10,8 +10,9 @@ from interlace.base.errors import CheckpointError, ConfigError, PromptTooLong
 from interlace.base.segments import Segments
 from interlace.data.tokenizer import Tokenizer
 from interlace.generation.capture import Decoder
+from interlace.generation.pack import pack_for_decoding
 from interlace.generation.sampling import Sampling
-from interlace.generation.text import generate_tokens, lay_out_for_decoding
+from interlace.generation.text import generate_tokens
 from interlace.model.presets import PRESETS, preset
 from interlace.model.sizes import sizes
 from interlace.model.state import ModelState
@@ -93,7 +94,7 @@ def test_a_prompt_past_the_limit(model):
 def test_the_layout_for_decoding_changes_nothing(model, tmp_path):
     before = list(generate_tokens(model, [1, 2], max_tokens=9, sampling=Sampling(temperature=0)))
     interlace.save(model, tmp_path / "a")
-    interlace.save(lay_out_for_decoding(model), tmp_path / "b")
+    interlace.save(pack_for_decoding(model), tmp_path / "b")
     assert list(generate_tokens(model, [1, 2], max_tokens=9, sampling=Sampling(temperature=0))) == before
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
@@ -148,7 +149,7 @@ def test_token_by_token_equals_prefill(name, dtype, instruction_set):
             model(tokens[0, :20], state=model.empty_state(1, 50)),
             model(tokens[1, :5], state=model.empty_state(1, 50)),
         ]
-        decoder = Decoder(lay_out_for_decoding(model), ModelState.concat([state for _, state in prompts]))
+        decoder = Decoder(pack_for_decoding(model), ModelState.concat([state for _, state in prompts]))
         found = [decoder.step(torch.stack((tokens[0, 20 + t], tokens[1, 5 + t]))).clone() for t in range(30)]
     assert (decoder.reason == "") == (name in REPLAYED), decoder.reason
     logits = [torch.stack([x[row] for x in found]) for row in range(2)]
@@ -169,7 +170,7 @@ def test_token_by_token_equals_prefill(name, dtype, instruction_set):
 @NATIVE
 def test_decoders_do_not_disturb_each_other(model):
     """Two prompts that go on in turns, with a prefill of a third between them."""
-    model = lay_out_for_decoding(model)
+    model = pack_for_decoding(model)
     greedy = Sampling(temperature=0)
     prompts = ([1, 2, 3], [9, 8], [4])
     alone = [list(generate_tokens(model, p, max_tokens=20, sampling=greedy)) for p in prompts]
@@ -186,7 +187,7 @@ def test_a_replayed_step_allocates_nothing(model):
     """The state's, the buffers' and the logits' addresses stay, and torch sees only the embedding's row."""
     from interlace.generation.capture import _Foreign
 
-    model = lay_out_for_decoding(model)
+    model = pack_for_decoding(model)
     with torch.inference_mode():
         state = model(torch.tensor([1, 2]), state=model.empty_state(1, 50), last_only=True)[1]
         decoder = Decoder(model, state)
@@ -227,7 +228,7 @@ def test_int8_weights_are_near_and_cannot_be_saved_or_trained(model, tmp_path, t
             want = torch.nn.functional.linear(rounded.hidden(tokens)[0], rounded_head)
         else:
             want = rounded(tokens)[0]
-        lay_out_for_decoding(model, int8=True)
+        pack_for_decoding(model, int8=True)
         found = model(tokens)[0]
         state, steps = model.empty_state(1, 40), []
         for token in tokens.split(1):
@@ -244,7 +245,7 @@ def test_int8_weights_are_near_and_cannot_be_saved_or_trained(model, tmp_path, t
 
 
 def test_a_cast_after_packing_is_seen(model):
-    model = lay_out_for_decoding(model)
+    model = pack_for_decoding(model)
     with torch.no_grad():
         before = model(torch.arange(9))[0]
         after = model.double()(torch.arange(9))[0]
@@ -272,7 +273,7 @@ def test_a_decoder_goes_on_past_what_was_reserved(model, reserve):
 def test_a_copy_of_a_packed_model_has_its_own_weights(model):
     import copy
 
-    other = copy.deepcopy(lay_out_for_decoding(model))
+    other = copy.deepcopy(pack_for_decoding(model))
     with torch.no_grad():
         before = model(torch.arange(9))[0]
         for parameter in other.parameters():

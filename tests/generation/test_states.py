@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import interlace
-from interlace.base.errors import ShapeError
+from interlace.base.errors import ShapeError, StateUsed
 from interlace.base.segments import Segments
 from interlace.generation.capture import Decoder
-from interlace.generation.text import lay_out_for_decoding
+from interlace.generation.pack import pack_for_decoding
 from interlace.layers.hyena import Hyena
 from interlace.layers.projection import Projections
 from interlace.model.presets import PRESETS, preset
@@ -25,7 +25,7 @@ def build(name):
 
 def packed(model):
     """Packed whether there are native kernels or not."""
-    lay_out_for_decoding(model)
+    pack_for_decoding(model)
     for module in model.modules():
         if isinstance(module, Projections):
             module.pack()
@@ -85,7 +85,7 @@ def test_two_weights_that_change_places_are_seen():
 
 def test_a_weight_replaced_between_two_steps_of_a_decoder_is_seen():
     """A pass that was taken down holds addresses: it must notice that they are no longer the weights'."""
-    model = lay_out_for_decoding(build("tiny-hybrid"))
+    model = pack_for_decoding(build("tiny-hybrid"))
     tokens = torch.arange(12)
     with torch.no_grad():
         decoder = Decoder(model, model(tokens[:3], state=model.empty_state(1, 20))[1])
@@ -118,13 +118,13 @@ def test_a_filter_that_is_kept_notices_weights_at_an_old_address():
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_models_made_under_inference_mode_run(name):
     with torch.inference_mode():
-        lay_out_for_decoding(build(name))(torch.arange(5))
+        pack_for_decoding(build(name))(torch.arange(5))
 
 
 @pytest.mark.parametrize("how", ["in place", "replaced"])
 def test_a_rounded_head_that_is_tied_follows_its_embedding_or_says_that_it_cannot(how):
     model = interlace.HybridLM(preset("tiny-hybrid").replace(init_std=0.2, tied_embeddings=True)).eval()
-    weight = lay_out_for_decoding(model, int8=True).embedding.weight
+    weight = pack_for_decoding(model, int8=True).embedding.weight
     with torch.no_grad():
         new = 0.2 * torch.randn_like(weight)
         weight.copy_(new) if how == "in place" else setattr(weight, "data", new)
@@ -138,7 +138,7 @@ def test_a_rounded_head_that_is_tied_follows_its_embedding_or_says_that_it_canno
 
 def test_rounded_weights_that_get_new_ones_are_not_forgotten():
     """int8 gives the layers' own weights up: loading others is refused in words, not ignored."""
-    model = lay_out_for_decoding(build("tiny-hybrid"), int8=True)
+    model = pack_for_decoding(build("tiny-hybrid"), int8=True)
     layer = model.blocks[0].mixer.query
     layer.weight = torch.nn.Parameter(torch.randn(layer.out_features, layer.in_features))
     with torch.no_grad(), pytest.raises(interlace.base.errors.ConfigError, match="int8"):
@@ -214,3 +214,52 @@ def test_the_operators_own_state_is_refused_too():
     attention(*(x[:1] for x in draw), state=state)
     with pytest.raises(ShapeError, match=r"state.*used"):
         attention(*(x[:1] for x in draw), state=state)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_a_state_that_is_written_into_rows_goes_on_as_it_would_have(name):
+    """Sequences of other lengths take the place of rows; those that stay are as they were."""
+    model = build(name).double()
+    draw = torch.Generator().manual_seed(0)
+    tokens = [torch.randint(model.config.vocabulary, (n,), generator=draw) for n in (5, 3, 7, 9, 6)]
+    with torch.no_grad():
+        _, held = model(torch.cat(tokens[:3]), Segments.from_lengths([5, 3, 7]))
+        _, new = model(torch.cat(tokens[3:]), Segments.from_lengths([9, 6]))
+        kept = new.select([0, 1])
+        held.write([2, 0], new)
+        assert held.positions.tolist() == [6, 3, 9]
+        more = torch.randint(model.config.vocabulary, (3, 4), generator=draw)
+        found, _ = model(more, state=held)
+        for row, first in enumerate((4, 1, 3)):
+            want, _ = model(torch.cat((tokens[first], more[row])))
+            torch.testing.assert_close(found[row], want[-4:], rtol=1e-8, atol=1e-9)
+        again, _ = model(more[:2], state=new)  # what was written from is not used up
+        copied, _ = model(more[:2], state=kept)
+        torch.testing.assert_close(again, copied)
+
+
+def test_what_cannot_be_written_into_a_state_is_refused():
+    model, other = build("tiny-hybrid"), build("tiny-mamba")
+    two, one = model.empty_state(2), model.empty_state(1)
+    for rows in ([0, 1], [2], [], ["a"], [-3]):
+        with pytest.raises(ShapeError, match="rows"):
+            two.write(rows, one)
+    with pytest.raises(ShapeError, match="another model"):
+        two.write([0], other.empty_state(1))
+    model(torch.arange(3), state=one)
+    with pytest.raises(StateUsed):
+        two.write([0], one)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_every_state_answers(name):
+    """Its memory, its tensors, and how many more tokens fit."""
+    model = build(name)
+    state = model.empty_state(2, 16)
+    with torch.inference_mode():
+        _, state = model(torch.arange(10).view(2, 5), state=state)
+    assert state.nbytes == sum(x.nbytes for x in state.tensors()) > 0
+    grows = any("attention" in kind or kind == "hyena" for kind in model.config.pattern)
+    assert state.room >= 11
+    assert grows or state.room == 1 << 62
+    assert all(x.shape[0] == 2 for x in state.tensors())

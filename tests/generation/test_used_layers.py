@@ -11,7 +11,7 @@ import interlace
 from interlace.base.errors import ConfigError, ShapeError, StateUsed
 from interlace.base.segments import Segments
 from interlace.generation.capture import Decoder
-from interlace.generation.text import lay_out_for_decoding
+from interlace.generation.pack import pack_for_decoding
 from interlace.layers.base import Stream
 from interlace.layers.hyena import Hyena
 from interlace.layers.projection import Projections
@@ -173,7 +173,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", list(CHANGES))
 def test_packed_weights_and_biases_are_those_that_the_layers_have(name):
     bias, change = CHANGES[name]
-    packed, plain = lay_out_for_decoding(attention_model(bias)), attention_model(bias)
+    packed, plain = pack_for_decoding(attention_model(bias)), attention_model(bias)
     for module in packed.modules():
         if isinstance(module, Projections):
             module.pack()
@@ -189,7 +189,7 @@ def test_packed_weights_and_biases_are_those_that_the_layers_have(name):
 @pytest.mark.parametrize("name", ["transposed", "last bias gone", "a lone bias more"])
 def test_a_decoder_sees_them_too(name):
     bias, change = CHANGES[name]
-    model, tokens = lay_out_for_decoding(attention_model(bias)), torch.arange(9)
+    model, tokens = pack_for_decoding(attention_model(bias)), torch.arange(9)
     with torch.no_grad():
         decoder = Decoder(model, model(tokens[:3], state=model.empty_state(1, 20))[1])
         for t in (3, 4):
@@ -210,7 +210,7 @@ def test_kept_taps_follow_weights_of_inference_mode():
 def test_a_tied_head_of_inference_mode_follows_its_embedding():
     with torch.inference_mode():
         model = interlace.HybridLM(preset("tiny-hybrid").replace(init_std=0.2, tied_embeddings=True)).eval()
-        lay_out_for_decoding(model, int8=True)
+        pack_for_decoding(model, int8=True)
         model.embedding.weight.mul_(-1)
         torch.testing.assert_close(model.logits(torch.eye(model.config.width)), model.embedding.weight.T)
 
@@ -222,7 +222,7 @@ def test_a_rounded_model_is_not_saved(tmp_path, inference):
     with torch.inference_mode(inference):
         model = interlace.HybridLM(preset("tiny-hybrid").replace(tied_embeddings=True))
         with pytest.raises(CheckpointError, match="int8"):
-            interlace.save(lay_out_for_decoding(model, int8=True), tmp_path / "model")
+            interlace.save(pack_for_decoding(model, int8=True), tmp_path / "model")
 
 
 # Arguments

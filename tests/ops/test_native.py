@@ -65,13 +65,14 @@ def test_without_kernels_everything_works_and_says_so_once():
 import logging, torch
 logging.basicConfig()
 from interlace import HybridLM, generate
-from interlace.generation.text import generate_tokens, lay_out_for_decoding
+from interlace.generation.text import generate_tokens
+from interlace.generation.pack import pack_for_decoding
 from interlace.model.presets import preset
 from interlace.ops.core import kernels as native
 assert not native.available() and native.active() == "none"
 model = HybridLM(preset("tiny-hybrid"))
 model(torch.arange(20))[0].sum().backward()
-print(len(list(generate_tokens(lay_out_for_decoding(model), [1, 2], max_tokens=5))))
+print(len(list(generate_tokens(pack_for_decoding(model), [1, 2], max_tokens=5))))
 """
     done = in_a_process(code, INTERLACE_NATIVE="off")
     assert done.stdout.strip() == "5", done.stderr

@@ -71,13 +71,14 @@ def chat(
     import interlace
     from interlace.base.errors import ConfigError
     from interlace.generation.conversation import Conversation
-    from interlace.generation.text import lay_out_for_decoding, recommended
+    from interlace.generation.pack import pack_for_decoding
+    from interlace.generation.text import recommended
     from interlace.model.device import check_device
 
     if json and prompt is None:
         raise ConfigError("json: prints one answer; give --prompt too")
     check_device(device)
-    model = lay_out_for_decoding(interlace.load(checkpoint, device=device))
+    model = pack_for_decoding(interlace.load(checkpoint, device=device))
     sampling, taken = recommended(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     say_recommended(taken)
     talk = Conversation(model, sampling, max_tokens, system, seed)

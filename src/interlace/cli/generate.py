@@ -75,7 +75,8 @@ def generate(
     import interlace
     from interlace.base.errors import ConfigError
     from interlace.evaluate.bits_per_byte import score_text
-    from interlace.generation.text import lay_out_for_decoding, recommended
+    from interlace.generation.pack import pack_for_decoding
+    from interlace.generation.text import recommended
     from interlace.model.device import check_device
     from interlace.model.precision import choose_precision
 
@@ -91,10 +92,10 @@ def generate(
         model = model.float()
     loss = None
     if weights_loss is None:
-        lay_out_for_decoding(model, int8=weights == "int8")
+        pack_for_decoding(model, int8=weights == "int8")
     else:
         before = score_text(model, weights_loss)
-        after = score_text(lay_out_for_decoding(model, int8=True), weights_loss)
+        after = score_text(pack_for_decoding(model, int8=True), weights_loss)
         loss = {"bits_per_byte": before, "bits_per_byte_int8": after, "bits_per_byte_lost": after - before}
         lost = f"{after:.4f} bits per byte instead of {before:.4f} ({after - before:+.4f})"
         say(f"int8 weights: {lost}", style="dim", console=err)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
-from interlace.base.errors import ConfigError, PromptTooLong
+from interlace.base.errors import ConfigError
 from interlace.data.chat import ChatTemplate, split_thought
 from interlace.data.tokenizer import Tokenizer
-from interlace.generation.capture import Decoder
+from interlace.generation.decode import Row, decode
+from interlace.generation.prompts import check_count, check_fits, check_ids, seeded
 from interlace.generation.sampling import Sampling
-from interlace.generation.text import PREFILL, check_count, check_ids, memory_for, seeded
 from interlace.model.model import HybridLM
 from interlace.model.state import ModelState
 
@@ -66,41 +66,28 @@ class Conversation:
         prompt = self.chat.render(asked, True)
         ids = self.tokenizer.encode(prompt)
         check_ids(self.model, ids)
-        limit = self.model.config.max_positions
-        if limit is not None and len(ids) + self.max_tokens > limit:
-            raise PromptTooLong(
-                f"conversation: {len(ids)} tokens and max_tokens = {self.max_tokens} pass the model's limit of "
-                f"{limit}; begin a new one"
-            )
+        check_fits(self.model, len(ids), self.max_tokens, "conversation", "begin a new one")
         made: list[str] = []
         self.made_tokens = 0
-        with memory_for(len(ids) + self.max_tokens):
-            for piece in self.tokenizer.stream(self._tokens(ids)):
-                made.append(piece)
-                yield piece
+        for piece in self.tokenizer.stream(self._tokens(ids)):
+            made.append(piece)
+            yield piece
         answer, thought = split_thought("".join(made), prompt.rstrip().endswith("<think>"))
         turn = {"role": "assistant", "content": answer}
         self.messages = [*asked, {**turn, "reasoning_content": thought} if thought else turn]
 
-    @torch.inference_mode()
     def _tokens(self, ids: list[int]) -> Iterator[int]:
         state, done = self._state, len(self._read)
         if state is None or ids[:done] != self._read or done >= len(ids):  # the template wrote the past otherwise
-            state, done = self.model.empty_state(1, len(ids) + self.max_tokens), 0
+            state, done = None, 0
         self._state = None  # an answer that is broken off leaves nothing half read
         rest = torch.tensor(ids[done:], device=self.model.device)
-        for part in rest.split(PREFILL):
-            logits, state = self.model(part, state=state, last_only=True)
-        decoder, read = Decoder(self.model, state), list(ids)
-        for _ in range(self.max_tokens):
-            token = int(self.sampling.draw(logits[0], self._generator))
-            if token in self.ends:
-                break
+        row = Row(rest, self.max_tokens, self.sampling, self._generator)
+        kept: list[ModelState] = []
+        for _, token in decode(self.model, [row], sorted(self.ends), state, kept.append):
             self.made_tokens += 1
             yield token
-            logits = decoder.step(torch.tensor([token], device=self.model.device))
-            read.append(token)
-        self._read, self._state = read, decoder.state
+        self._read, self._state = [*ids, *row.made], kept[0]
 
     def close(self) -> None:
         """End the process that renders."""

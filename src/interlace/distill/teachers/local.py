@@ -61,12 +61,12 @@ class Local:
     def _load(self) -> None:
         import interlace
         from interlace.generation.conversation import end_tokens
-        from interlace.generation.text import lay_out_for_decoding
+        from interlace.generation.pack import pack_for_decoding
 
         model = interlace.load(self.teacher.checkpoint, device=self.teacher.device)
         if model.tokenizer is None:
             raise ConfigError(f"teachers.{self.name}: {self.teacher.checkpoint} has no tokenizer")
-        self._model = lay_out_for_decoding(model)
+        self._model = pack_for_decoding(model)
         self._chat = model.tokenizer.chat()
         self._ends = end_tokens(model.tokenizer, self._chat)
 
@@ -97,7 +97,7 @@ class Local:
             _, prompts, most_, samplings, seeds = (list(x) for x in zip(*rows, strict=True))
             made = generate_batch(model, prompts, most_, samplings, seeds, self._ends)
             for (place, ids, *_), found in zip(rows, made, strict=True):
-                outcomes[place] = self._reply(bodies[place], ids, found.ids, found.ended)
+                outcomes[place] = self._reply(bodies[place], ids, found.made, found.ended)
         return outcomes
 
     def _reply(self, body: dict[str, Any], prompt: list[int], made: list[int], ended: bool) -> Reply:

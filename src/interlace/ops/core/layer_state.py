@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,12 +43,12 @@ class LayerState(UsedOnce):
         for state in self._states():
             state.advance()
 
-    def aged(self, seen: int, reserve: int) -> Self:
+    def aged(self, seen: int, reserve: int) -> LayerState:
         """A state of these sizes whose sequences have seen so many tokens, its caches allocated for `reserve`."""
         parts = {n: p if isinstance(p, Tensor) else p.aged(seen, reserve) for n, p in self.parts().items()}
         return type(self)(**parts)
 
-    def select(self, rows: Sequence[int]) -> Self:
+    def select(self, rows: Sequence[int]) -> LayerState:
         """A copy that holds these sequences, in this order; raises StateUsed."""
         self.check_unused()
         made = {}
@@ -59,12 +59,12 @@ class LayerState(UsedOnce):
                 made[name] = part.select(rows)
         return type(self)(**made)
 
-    def fork(self, row: int) -> Self:
+    def fork(self, row: int) -> LayerState:
         """A copy of one sequence."""
         return self.select([row])
 
     @classmethod
-    def concat(cls, states: Sequence[Self]) -> Self:
+    def concat(cls, states: Sequence[Any]) -> LayerState:
         """The sequences of several states, in order; raises StateUsed."""
         for state in states:
             state.check_unused()
@@ -74,7 +74,7 @@ class LayerState(UsedOnce):
             made[name] = torch.cat(some) if isinstance(part, Tensor) else type(part).concat(some)
         return cls(**made)
 
-    def write(self, rows: Sequence[int], other: Self) -> None:
+    def write(self, rows: Sequence[int], other: Any) -> None:
         """Put the sequences of another state in the place of these rows, in place; raises StateUsed."""
         self.check_unused()
         other.check_unused()
