@@ -113,7 +113,7 @@ def whole_file(data: Path, train: list[dict], sheet: list[dict], change: dict) -
         seconds = time.perf_counter() - began
         run = DistillRun(folder / "run")
         ledger = run.open_ledger()
-        dropped = {r.values["place"] for r in ledger.ordered(run.last.id, "dropped")}
+        dropped = {r.values["place"] for r in ledger.rows.ordered(run.last.id, "dropped")}
         ledger.close()
     found = len(dropped & places.keys())
     return {"file of": len(train), "planted": len(places), "found": found, "others dropped": len(dropped) - found,

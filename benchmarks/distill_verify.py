@@ -166,7 +166,7 @@ def run_programs(data: Path) -> None:
         outside = Path(folder) / "outside"
         outside.write_text("precious")
         for name, source in ATTACKS.items():
-            found = cage.run(source.replace("{outside}", str(outside)), cage.Limits(seconds=2.0))
+            found = cage.run(source.replace("{outside}", str(outside)), cage.CageLimits(seconds=2.0))
             said = {"attack": name, "ended as": found.kind, "why": found.why[:70], "seconds": round(found.seconds, 2)}
             print(json.dumps({**said, "contained": found.kind != "passed" and outside.read_text() == "precious"}))
 

@@ -9,7 +9,7 @@ import pytest
 
 import interlace
 from interlace.base.errors import CheckpointError, ConfigError, DataError, Failure, InterlaceError, RunError
-from interlace.base.files import new_folder, step_of, user_path
+from interlace.base.files import new_folder, user_path
 from interlace.base.schema import read_toml
 from interlace.checkpoint.convert import convert
 from interlace.checkpoint.folder import resolve
@@ -21,6 +21,7 @@ from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 from interlace.model.model import HybridLM
 from interlace.model.presets import preset
+from interlace.runs.checkpoints import step_of
 from interlace.runs.folder import RunFolder
 
 UNKNOWN = {

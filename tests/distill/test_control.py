@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from interlace.distill.teachers.rate import BREAK, Pace, backoff
+from interlace.distill.teachers.rate import BREAK, RateControl, backoff
 
 
 class Endpoint:
@@ -39,7 +39,7 @@ class Endpoint:
 
 def drive(endpoint, seconds, pace=None, tokens=lambda draw: draw.uniform(50, 150)):
     """(answers per second, tokens per second, share sent back) over the last three quarters of the time."""
-    pace, draw, now, flying, number = pace or Pace(64), random.Random(0), 0.0, [], 0
+    pace, draw, now, flying, number = pace or RateControl(64), random.Random(0), 0.0, [], 0
     done, back = [], 0
     while now < seconds:
         wait = pace.wait(now)
@@ -83,7 +83,7 @@ def drive(endpoint, seconds, pace=None, tokens=lambda draw: draw.uniform(50, 150
     ],
 )
 def test_a_limit_of_requests_is_found_and_nearly_used_up(endpoint, connections):
-    rate, _, back = drive(endpoint, 240, Pace(connections))
+    rate, _, back = drive(endpoint, 240, RateControl(connections))
     assert 0.92 * endpoint.limits["requests"] < rate <= 1.01 * endpoint.limits["requests"]
     assert back < 0.1
 
@@ -91,7 +91,7 @@ def test_a_limit_of_requests_is_found_and_nearly_used_up(endpoint, connections):
 @pytest.mark.parametrize("tokens", [2000, 20_000])
 def test_a_limit_of_tokens_is_found_and_nearly_used_up(tokens):
     endpoint = Endpoint(requests=1000, tokens=tokens, latency=0.1)
-    pace = Pace(64)
+    pace = RateControl(64)
     _, rate, _ = drive(endpoint, 240, pace)
     assert 0.92 * tokens < rate <= 1.01 * tokens
     assert pace.rates["requests"].limit is None
@@ -99,7 +99,7 @@ def test_a_limit_of_tokens_is_found_and_nearly_used_up(tokens):
 
 @pytest.mark.parametrize("wrong", [1.0, 0.5, 2.0])
 def test_limits_that_are_known_are_kept_from_the_first_request_and_mended_where_they_are_wrong(wrong):
-    pace = Pace(64)
+    pace = RateControl(64)
     pace.resume({"requests": wrong * 100.0}, age=3.0, now=0.0)
     assert pace.wait(0.0) == 0
     rate, _, back = drive(Endpoint(requests=100, latency=0.1), 120, pace)
@@ -108,7 +108,7 @@ def test_limits_that_are_known_are_kept_from_the_first_request_and_mended_where_
 
 
 def test_a_limit_does_not_climb_while_nothing_is_sent():
-    pace = Pace(64)
+    pace = RateControl(64)
     pace.resume({"requests": 10.0}, age=0.0, now=0.0)
     for second in range(0, 120, 5):
         pace.wait(float(second))
@@ -122,14 +122,14 @@ def test_without_limits_the_connections_are_filled():
 
 
 def test_nothing_is_sent_before_retry_after():
-    pace = Pace(8)
+    pace = RateControl(8)
     pace.limited(pace.start(1, 0.0), "requests", 30.0, 1.0)
     assert pace.wait(1.0) == pytest.approx(30.0)
     assert pace.wait(30.9) == pytest.approx(0.1)
 
 
 def test_one_burst_of_refusals_is_one_cut():
-    pace = Pace(64)
+    pace = RateControl(64)
     for t in range(50):
         pace.success(pace.start(10, t / 10), 10, t / 10 + 0.05)
     flying = [pace.start(10, 5.0) for _ in range(8)]
@@ -146,7 +146,7 @@ def test_one_burst_of_refusals_is_one_cut():
 
 
 def test_a_dead_endpoint_opens_the_breaker_and_one_answer_closes_it():
-    pace, now = Pace(64), 0.0
+    pace, now = RateControl(64), 0.0
     for _ in range(BREAK):
         pace.trouble(pace.start(1, now), now + 0.1)
         now += 0.1
@@ -167,7 +167,7 @@ def test_a_dead_endpoint_opens_the_breaker_and_one_answer_closes_it():
 
 
 def test_a_few_failures_do_not_close_the_window_and_many_do():
-    pace, draw = Pace(64), random.Random(0)
+    pace, draw = RateControl(64), random.Random(0)
     for i in range(400):
         ticket = pace.start(1, float(i))
         (pace.trouble if draw.random() < 0.05 else lambda t, n: pace.success(t, 1, n))(ticket, i + 0.5)

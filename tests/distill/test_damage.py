@@ -13,14 +13,15 @@ import pytest
 from interlace.base.errors import InterlaceError
 from interlace.distill.export import export
 from interlace.distill.folder import DistillRun
-from interlace.distill.ledger.ledger import Ledger, Limits, Record, Reserve
+from interlace.distill.ledger.ledger import Ledger
+from interlace.distill.ledger.records import Limits, Record, Reserve
 from interlace.distill.report import report
 from interlace.distill.run import generate, status
 from interlace.runs.progress import silent
 from interlace.study.quickstart.run import quickstart
 from interlace.study.tasks.arms import Shape
 from interlace.study.tasks.cell import Budget
-from interlace.study.tasks.grid import Grid
+from interlace.study.tasks.grid import TaskGrid
 from interlace.study.tasks.registry import task
 
 NOT_UTF8 = b'{"caf\xe9": 1}'
@@ -90,30 +91,30 @@ REQUESTS = {
 def asked(folder):
     """A ledger with one answer."""
     ledger = Ledger(folder / "ledger.sqlite", "run")
-    assert ledger.claim("k", "t", "{}", Reserve(5, 0.0), Limits())
-    ledger.finish(Record("k", "t", "ok", "{}"), Reserve(5, 0.0))
+    assert ledger.requests.claim("k", "t", "{}", Reserve(5, 0.0), Limits())
+    ledger.requests.finish(Record("k", "t", "ok", "{}"), Reserve(5, 0.0))
     return ledger
 
 
 @pytest.mark.parametrize("change", list(REQUESTS))
 def test_a_damaged_request_is_named_and_not_waited_for(tmp_path, change):
     with closing(asked(tmp_path)) as ledger:
-        ledger.db.execute(REQUESTS[change])
-        refused(lambda: ledger.find("k"), r"ledger\.sqlite: table requests, request k")
+        ledger.file.db.execute(REQUESTS[change])
+        refused(lambda: ledger.requests.find("k"), r"ledger\.sqlite: table requests, request k")
 
 
 def test_a_request_in_flight_of_nobody_is_lost_and_can_be_sent_again(tmp_path):
     with closing(asked(tmp_path)) as ledger:
-        ledger.db.execute("UPDATE requests SET state = 'sent', owner = 99")
+        ledger.file.db.execute("UPDATE requests SET state = 'sent', owner = 99")
         assert ledger.recover() == 1
-        assert ledger.claim("k", "t", "{}", Reserve(5, 0.0), Limits())
+        assert ledger.requests.claim("k", "t", "{}", Reserve(5, 0.0), Limits())
 
 
 def test_a_process_that_no_process_wrote_down_is_gone(tmp_path):
     with closing(asked(tmp_path)) as ledger:
-        ledger.db.execute("INSERT INTO owners VALUES (99, 'elsewhere', 'x', 'y', NULL)")
+        ledger.file.db.execute("INSERT INTO owners VALUES (99, 'elsewhere', 'x', 'y', NULL)")
         ledger.recover()
-        assert ledger.db.execute("SELECT id FROM owners").fetchall() == [(ledger.owner,)]
+        assert ledger.file.db.execute("SELECT id FROM owners").fetchall() == [(ledger.file.owner,)]
 
 
 @pytest.mark.parametrize("column", ["state", "reason", "key"])
@@ -173,7 +174,7 @@ def test_a_damaged_run_toml_of_a_distillation_is_named(made, tmp_path, change):
 
 def tiny(out):
     setting = (Shape(width=16, depth=1, heads=1, mlp=0), Budget(2, 2, (1e-3, 1e-2), evaluations=1, tests=2))
-    return Grid(out, {"parity": setting}, ("transformer",), 1, jobs=2)
+    return TaskGrid(out, {"parity": setting}, ("transformer",), 1, jobs=2)
 
 
 RESULT = {"task": "parity", "scores": {"40": 0.5}, "diverged": None}

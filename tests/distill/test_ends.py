@@ -7,8 +7,8 @@ from ledgers import rows_of
 from says import completion, whole
 
 from interlace.distill.run import generate
-from interlace.distill.teachers.client import judge
-from interlace.distill.teachers.endpoint import content
+from interlace.distill.teachers.outcomes import content
+from interlace.distill.teachers.questions import judge
 
 CALL = [{"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}]
 

@@ -10,7 +10,7 @@ from ledgers import rows_of
 from simulator import FAULTS, FORMS, HEADS, USAGE
 
 from interlace.distill.export import export
-from interlace.distill.ledger.ledger import Exhausted
+from interlace.distill.ledger.records import Exhausted
 from interlace.distill.run import generate, status
 
 ROWS = 300

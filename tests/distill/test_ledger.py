@@ -12,7 +12,8 @@ import pytest
 
 from interlace.base.errors import DataError, Failure
 from interlace.base.text import clean, digest
-from interlace.distill.ledger.ledger import Exhausted, Ledger, Limits, NewRow, Record, Reserve
+from interlace.distill.ledger.ledger import Ledger
+from interlace.distill.ledger.records import Exhausted, Limits, NewRow, Record, Reserve
 
 FREE = Limits()
 SMALL = Reserve(100, 0.5)
@@ -26,8 +27,10 @@ def ledger(tmp_path):
 
 
 def paid(ledger, key, reserve=SMALL, **more):
-    assert ledger.claim(key, "t", "{}", reserve, more.pop("limits", FREE))
-    ledger.finish(Record(key, "t", "ok", "text", prompt_tokens=10, answer_tokens=20, cost=0.1, **more), reserve)
+    assert ledger.requests.claim(key, "t", "{}", reserve, more.pop("limits", FREE))
+    ledger.requests.finish(
+        Record(key, "t", "ok", "text", prompt_tokens=10, answer_tokens=20, cost=0.1, **more), reserve
+    )
 
 
 def test_a_key_is_the_hash_of_canonical_json():
@@ -38,17 +41,17 @@ def test_a_key_is_the_hash_of_canonical_json():
 
 def test_a_request_is_claimed_once_and_found_ever_after(ledger, tmp_path):
     paid(ledger, "k")
-    assert ledger.find("k").response == "text"
-    assert not ledger.claim("k", "t", "{}", SMALL, FREE)
-    assert ledger.claim("open", "t", "{}", SMALL, FREE)
+    assert ledger.requests.find("k").response == "text"
+    assert not ledger.requests.claim("k", "t", "{}", SMALL, FREE)
+    assert ledger.requests.claim("open", "t", "{}", SMALL, FREE)
     other = Ledger(tmp_path / "l.sqlite", "other")
-    assert other.find("k") == ledger.find("k")
-    assert other.find("open") is None
-    assert not other.claim("open", "t", "{}", SMALL, FREE)  # we are alive and about it
-    ledger.unclaim("open", SMALL)
-    assert other.claim("open", "t", "{}", SMALL, FREE)
-    assert other.spent().reserved_requests == 1
-    assert ledger.spent().reserved_requests == 0
+    assert other.requests.find("k") == ledger.requests.find("k")
+    assert other.requests.find("open") is None
+    assert not other.requests.claim("open", "t", "{}", SMALL, FREE)  # we are alive and about it
+    ledger.requests.unclaim("open", SMALL)
+    assert other.requests.claim("open", "t", "{}", SMALL, FREE)
+    assert other.requests.spent().reserved_requests == 1
+    assert ledger.requests.spent().reserved_requests == 0
     other.close()
 
 
@@ -64,42 +67,43 @@ def test_a_budget_holds_before_a_request_is_sent(ledger, limits, said):
     paid(ledger, "a", limits=Limits())
     paid(ledger, "b", limits=Limits())
     with pytest.raises(Exhausted) as error:
-        ledger.claim("c", "t", "{}", SMALL, limits)
+        ledger.requests.claim("c", "t", "{}", SMALL, limits)
     assert said in str(error.value)
-    assert ledger.find("c") is None
-    assert ledger.spent().requests == 2
+    assert ledger.requests.find("c") is None
+    assert ledger.requests.spent().requests == 2
 
 
 def test_what_is_in_flight_is_held_back(ledger):
-    assert ledger.claim("a", "t", "{}", SMALL, Limits(cost=0.9))
+    assert ledger.requests.claim("a", "t", "{}", SMALL, Limits(cost=0.9))
     with pytest.raises(Exhausted, match=r"0\.5000 held for requests in flight"):
-        ledger.claim("b", "t", "{}", SMALL, Limits(cost=0.9))
-    ledger.finish(Record("a", "t", "ok", cost=0.1), SMALL)
-    assert ledger.claim("b", "t", "{}", SMALL, Limits(cost=0.9))
+        ledger.requests.claim("b", "t", "{}", SMALL, Limits(cost=0.9))
+    ledger.requests.finish(Record("a", "t", "ok", cost=0.1), SMALL)
+    assert ledger.requests.claim("b", "t", "{}", SMALL, Limits(cost=0.9))
 
 
 def test_a_try_that_may_have_been_charged_stays_taken(ledger):
-    assert ledger.claim("a", "t", "{}", SMALL, FREE)
-    ledger.give_up_try("a", SMALL, charged=True)
-    assert ledger.claim("a", "t", "{}", SMALL, FREE)
-    ledger.give_up_try("a", SMALL, charged=False)
-    ledger.fail(Record("a", "t", "failed", error="status 500", tries=2))
-    spent = ledger.spent()
+    assert ledger.requests.claim("a", "t", "{}", SMALL, FREE)
+    ledger.requests.release_try("a", SMALL, charged=True)
+    assert ledger.requests.claim("a", "t", "{}", SMALL, FREE)
+    ledger.requests.release_try("a", SMALL, charged=False)
+    ledger.requests.fail(Record("a", "t", "failed", error="status 500", tries=2))
+    spent = ledger.requests.spent()
     assert (spent.lost_requests, spent.lost_tokens, spent.lost_cost) == (1, 100, 0.5)
     assert (spent.requests, spent.tokens, spent.cost) == (1, 0, 0)
     assert spent.reserved_requests == 0
-    assert ledger.find("a").state == "failed"
+    assert ledger.requests.find("a").state == "failed"
     with pytest.raises(Exhausted, match=r"0\.5000 perhaps charged for requests lost in flight"):
-        ledger.claim("b", "t", "{}", SMALL, Limits(cost=0.7))
+        ledger.requests.claim("b", "t", "{}", SMALL, Limits(cost=0.7))
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from interlace.distill.ledger.ledger import *
+from interlace.distill.ledger.ledger import Ledger
+from interlace.distill.ledger.records import Limits, Record, Reserve
 l = Ledger(Path(sys.argv[1]), "run")
-for i in range(3): l.claim(f"k{i}", "t", "{}", Reserve(100, 0.5), Limits())
-l.finish(Record("k0", "t", "ok", cost=0.1), Reserve(100, 0.5))
+for i in range(3): l.requests.claim(f"k{i}", "t", "{}", Reserve(100, 0.5), Limits())
+l.requests.finish(Record("k0", "t", "ok", cost=0.1), Reserve(100, 0.5))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -108,21 +112,21 @@ def test_what_a_killed_process_had_in_flight_is_opened_and_stays_counted(tmp_pat
     path = tmp_path / "l.sqlite"
     assert subprocess.run([sys.executable, "-c", KILLED, str(path)]).returncode == -signal.SIGKILL
     ledger = Ledger(path, "run")
-    assert ledger.find("k0").state == "ok"
-    assert ledger.find("k1") is None
-    assert ledger.claim("k1", "t", "{}", SMALL, FREE)
-    spent = ledger.spent()
+    assert ledger.requests.find("k0").state == "ok"
+    assert ledger.requests.find("k1") is None
+    assert ledger.requests.claim("k1", "t", "{}", SMALL, FREE)
+    spent = ledger.requests.spent()
     assert (spent.lost_requests, spent.lost_cost, spent.reserved_requests) == (2, 1.0, 1)
     ledger.close()
 
 
 def test_closing_in_the_middle_counts_what_was_in_flight_as_lost(tmp_path):
     first = Ledger(tmp_path / "l.sqlite", "run")
-    first.claim("a", "t", "{}", SMALL, FREE)
+    first.requests.claim("a", "t", "{}", SMALL, FREE)
     first.close()
     second = Ledger(tmp_path / "l.sqlite", "run")
-    assert second.spent().lost_cost == 0.5
-    assert second.claim("a", "t", "{}", SMALL, FREE)
+    assert second.requests.spent().lost_cost == 0.5
+    assert second.requests.claim("a", "t", "{}", SMALL, FREE)
     second.close()
 
 
@@ -133,9 +137,9 @@ def test_processes_that_race_for_a_request_claim_it_once_and_share_the_budget(tm
     def race(ledger):
         for i in range(40):
             try:
-                if ledger.claim(f"k{i}", "t", "{}", Reserve(1, 0.1), Limits(requests=30)):
+                if ledger.requests.claim(f"k{i}", "t", "{}", Reserve(1, 0.1), Limits(requests=30)):
                     won.append(i)
-                    ledger.finish(Record(f"k{i}", "t", "ok"), Reserve(1, 0.1))
+                    ledger.requests.finish(Record(f"k{i}", "t", "ok"), Reserve(1, 0.1))
             except Exhausted:
                 return
 
@@ -193,35 +197,35 @@ def test_a_missing_ledger_is_not_made_to_be_read(tmp_path):
 
 def test_a_full_disk_is_said_and_the_room_kept_back_is_given_up_first(tmp_path):
     ledger = Ledger(tmp_path / "l.sqlite", "run")
-    assert ledger._room(ledger.owner).stat().st_size > 1 << 20
-    assert ledger.claim("a", "t", "{}", SMALL, FREE)
-    pages = ledger.db.execute("PRAGMA page_count").fetchone()[0]
-    ledger.db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own "database or disk is full"
+    assert ledger.file.reserve_file(ledger.file.owner).stat().st_size > 1 << 20
+    assert ledger.requests.claim("a", "t", "{}", SMALL, FREE)
+    pages = ledger.file.db.execute("PRAGMA page_count").fetchone()[0]
+    ledger.file.db.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's own "database or disk is full"
     many = [NewRow(f"{i}", {"text": "x" * 500}) for i in range(1000)]
     with pytest.raises(Failure, match="the disk is full; make room"):
-        ledger.add("s", many)
-    ledger.db.execute("PRAGMA max_page_count = 1000000")
-    ledger.finish(Record("a", "t", "ok", "y" * 50_000), SMALL)
-    assert len(ledger.find("a").response) == 50_000
+        ledger.rows.add("s", many)
+    ledger.file.db.execute("PRAGMA max_page_count = 1000000")
+    ledger.requests.finish(Record("a", "t", "ok", "y" * 50_000), SMALL)
+    assert len(ledger.requests.find("a").response) == 50_000
     ledger.close()
 
 
 def test_rows_inherit_columns_and_are_read_in_order(ledger):
-    ledger.begin_stage("s")
-    ledger.add("s", [NewRow("000000001", {"a": 1, "b": "x"}), NewRow("000000000", {"a": 0, "b": "y"})])
-    first, second = ledger.waiting("s", "t", 0, 10)
-    ledger.begin_stage("t")
-    ledger.add(
+    ledger.rows.begin_stage("s")
+    ledger.rows.add("s", [NewRow("000000001", {"a": 1, "b": "x"}), NewRow("000000000", {"a": 0, "b": "y"})])
+    first, second = ledger.rows.waiting("s", "t", 0, 10)
+    ledger.rows.begin_stage("t")
+    ledger.rows.add(
         "t", [NewRow("000000001", {"b": "z", "c": [1]}, first), NewRow("000000000", {}, second, "dropped", "no")]
     )
-    assert [r.key for r in ledger.ordered("s")] == ["000000000", "000000001"]
-    assert ledger.waiting("s", "t", 0, 10) == []
-    (row,) = ledger.ordered("t")
+    assert [r.key for r in ledger.rows.ordered("s")] == ["000000000", "000000001"]
+    assert ledger.rows.waiting("s", "t", 0, 10) == []
+    (row,) = ledger.rows.ordered("t")
     assert row.values == {"a": 1, "b": "z", "c": [1]}
-    assert ledger.count("t") == {"ok": 1, "dropped": 1}
-    assert ledger.reasons("t") == [("dropped", "no", 1)]
-    ledger.add("t", [NewRow("000000001", {"b": "other"}, first)])
-    assert next(iter(ledger.ordered("t"))).values["b"] == "z"
+    assert ledger.rows.count("t") == {"ok": 1, "dropped": 1}
+    assert ledger.rows.reasons("t") == [("dropped", "no", 1)]
+    ledger.rows.add("t", [NewRow("000000001", {"b": "other"}, first)])
+    assert next(iter(ledger.rows.ordered("t"))).values["b"] == "z"
 
 
 def test_what_is_kept_is_known_to_the_next_process(ledger, tmp_path):
@@ -247,16 +251,16 @@ def test_a_ledger_of_format_1_is_brought_up_to_date(tmp_path):
     )
     db.close()
     again = Ledger(path, "run")
-    assert again.find("k").response == "text"
-    assert again.begin_stage("s", ordered=True) is False
+    assert again.requests.find("k").response == "text"
+    assert again.rows.begin_stage("s", ordered=True) is False
     again.keep("x", 1)
     again.close()
 
 
 def test_any_text_goes_in_and_comes_out(ledger):
     texts = ["lone \ud800 surrogate", "nul \0 here", "x" * 10_000_000, "emoji 🙂", ""]
-    ledger.add("s", [NewRow(f"{i}", {"text": t}) for i, t in enumerate(texts)])
-    assert [r.values["text"] for r in ledger.ordered("s")] == texts
+    ledger.rows.add("s", [NewRow(f"{i}", {"text": t}) for i, t in enumerate(texts)])
+    assert [r.values["text"] for r in ledger.rows.ordered("s")] == texts
     assert [clean(t) for t in texts[:2]] == ["lone � surrogate", texts[1]]
     assert clean("🙂") == "🙂"
-    json.dumps([r.values for r in ledger.ordered("s")])
+    json.dumps([r.values for r in ledger.rows.ordered("s")])

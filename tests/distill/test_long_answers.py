@@ -111,7 +111,7 @@ def test_an_answer_that_is_hard_to_read_ends_in_a_verdict_and_not_the_run(says, 
     assert time.monotonic() - began < 10
     folder = DistillRun(tmp_path / "run")
     ledger = folder.open_ledger()
-    found = list(ledger.ordered(folder.stages[-1].id, state=None))
+    found = list(ledger.rows.ordered(folder.stages[-1].id, state=None))
     ledger.close()
     assert len(found) == 3
     if by != "exact":

@@ -9,7 +9,7 @@ import pytest
 from interlace.base.errors import ConfigError
 from interlace.base.schema import validate
 from interlace.distill.desk import Answer, Desk
-from interlace.distill.ledger.ledger import Row
+from interlace.distill.ledger.records import Row
 from interlace.distill.steps.marks import read_marks
 from interlace.distill.steps.registry import KINDS
 

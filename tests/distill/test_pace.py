@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from interlace.distill.teachers.rate import Pace
+from interlace.distill.teachers.rate import RateControl
 
 LANES = 256  # rows at once
 
@@ -54,7 +54,7 @@ class Endpoint:
 
 def drive(endpoint, seconds, pace=None, tokens=(30, 40), seed=0):
     """(answers a second, tokens a second, share sent back by a limit, [when each was answered])."""
-    pace, draw, now, events, number = pace or Pace(128), random.Random(seed), 0.0, [], 0
+    pace, draw, now, events, number = pace or RateControl(128), random.Random(seed), 0.0, [], 0
     done, waiting, sent, used_in_all = [], 0, 0, 0.0
     while now < seconds:
         free = waiting + pace.in_flight < LANES
@@ -136,7 +136,7 @@ def test_a_limit_of_requests_in_flight_is_found(at_once, latency, least):
 
 
 def test_one_429_among_answers_holds_up_itself_alone():
-    pace = Pace(64)
+    pace = RateControl(64)
     for i in range(40):
         pace.success(pace.start(10, i / 20), 10, i / 20 + 0.01)
     ticket, beside = pace.start(10, 3.0), pace.start(10, 3.0)
@@ -148,7 +148,7 @@ def test_one_429_among_answers_holds_up_itself_alone():
 
 
 def test_where_nothing_passes_the_line_waits_as_it_was_told():
-    pace = Pace(64)
+    pace = RateControl(64)
     for i in range(40):
         pace.success(pace.start(10, i / 20), 10, i / 20 + 0.01)
     for i in range(8):
@@ -160,7 +160,7 @@ def test_where_nothing_passes_the_line_waits_as_it_was_told():
 
 
 def test_a_short_retry_after_among_long_ones_counts():
-    pace = Pace(64)
+    pace = RateControl(64)
     tickets = [pace.start(10, 0.0) for _ in range(8)]
     for i, ticket in enumerate(tickets):
         pace.limited(ticket, "requests", 2.0 if i == 3 else 30.0, 0.01)

@@ -11,7 +11,7 @@ from says import completion, whole
 
 from interlace.base.errors import ConfigError
 from interlace.distill.run import generate
-from interlace.distill.teachers.endpoint import flags
+from interlace.distill.teachers.outcomes import flags
 
 FLAGGED = {"error": {"message": "Input was flagged by moderation", "code": 403, "metadata": {"reasons": ["violence"]}}}
 POLICY = {"error": {"message": "The response was filtered due to content management policy.", "code": "content_filter"}}

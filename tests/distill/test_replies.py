@@ -12,7 +12,8 @@ from says import completion, whole
 from interlace.base.errors import ConfigError
 from interlace.distill.folder import DistillRun
 from interlace.distill.run import generate, status
-from interlace.distill.teachers.endpoint import Endpoint, Reply, content
+from interlace.distill.teachers.endpoint import Endpoint
+from interlace.distill.teachers.outcomes import Reply, content
 from interlace.distill.teachers.teacher import Teacher
 
 BODY = json.dumps(completion()).encode()
@@ -141,7 +142,7 @@ def test_what_is_no_json_amid_a_run_is_a_row_s_reason_with_its_address(says, rec
     generate(recipe(sim.url, rows=6, teacher="tries = 2"), tmp_path / "run")
     folder = DistillRun(tmp_path / "run")
     ledger = folder.open_ledger()
-    (row,) = [r for r in ledger.ordered(folder.stages[-1].id, state=None) if r.state != "ok"]
+    (row,) = [r for r in ledger.rows.ordered(folder.stages[-1].id, state=None) if r.state != "ok"]
     ledger.close()
     assert what in row.reason
     assert sim.url in row.reason

@@ -14,7 +14,8 @@ from ledgers import rows_of
 from interlace.base.errors import ConfigError, DataError, Failure, RunError
 from interlace.distill.export import export
 from interlace.distill.folder import DistillRun
-from interlace.distill.ledger.ledger import Exhausted, Ledger
+from interlace.distill.ledger.ledger import Ledger
+from interlace.distill.ledger.records import Exhausted
 from interlace.distill.run import generate, status
 from interlace.distill.teachers.client import Dead
 
@@ -78,7 +79,7 @@ def test_figures_of_usage_that_cannot_be_are_replaced_by_estimates(server, recip
     generate(recipe(sim.url, run="max_cost = 1.0"), tmp_path / "run")
     folder = DistillRun(tmp_path / "run")
     ledger = folder.open_ledger()
-    found = ledger.db.execute("SELECT counted, prompt_tokens, answer_tokens, cost FROM requests").fetchall()
+    found = ledger.file.db.execute("SELECT counted, prompt_tokens, answer_tokens, cost FROM requests").fetchall()
     ledger.close()
     assert {f[0] for f in found} == {"estimated"}
     assert all(5 < f[1] < 40 and 3 < f[2] <= 64 and 0 < f[3] < 0.001 for f in found)

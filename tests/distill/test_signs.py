@@ -16,8 +16,8 @@ from interlace.distill.folder import DistillRun
 from interlace.distill.run import generate
 from interlace.distill.steps.ask import Generate
 from interlace.distill.steps.refusals import is_refusal
-from interlace.distill.teachers.client import split_reasoning
-from interlace.distill.teachers.endpoint import content
+from interlace.distill.teachers.outcomes import content
+from interlace.distill.teachers.questions import split_reasoning
 from interlace.text.contamination import Index, Item
 from interlace.text.minhash import first_of_each, shingles, signature
 from interlace.text.words import words_of
@@ -50,7 +50,7 @@ def kept_by_dedup(tmp_path, texts, threshold):
     generate(tmp_path / "r.toml", tmp_path / "run")
     folder = DistillRun(tmp_path / "run")
     ledger = folder.open_ledger()
-    kept = [r.values["q"] for r in ledger.ordered(folder.last.id)]
+    kept = [r.values["q"] for r in ledger.rows.ordered(folder.last.id)]
     ledger.close()
     return kept
 

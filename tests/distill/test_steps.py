@@ -104,8 +104,8 @@ def test_samples_are_rows_and_reasoning_stays_apart(server, recipe, tmp_path):
     ],
 )
 def test_reasoning_is_found_in_a_field_or_between_tags(message, answer, reasoning):
-    from interlace.distill.teachers.client import split_reasoning
-    from interlace.distill.teachers.endpoint import content
+    from interlace.distill.teachers.outcomes import content
+    from interlace.distill.teachers.questions import split_reasoning
 
     assert split_reasoning(content({"choices": [{"message": message}]})) == (answer, reasoning)
 
@@ -138,7 +138,7 @@ def alone(step, values, client, tmp_path):
     import asyncio
 
     from interlace.distill.desk import Desk
-    from interlace.distill.ledger.ledger import Row
+    from interlace.distill.ledger.records import Row
     from interlace.sandbox.templates import Templates
 
     templates = Templates()
@@ -343,7 +343,7 @@ def test_the_agreement_of_two_judges_is_reported(server, tmp_path):
 
 
 def test_the_best_of_samples_goes_on():
-    from interlace.distill.ledger.ledger import Row
+    from interlace.distill.ledger.records import Row
 
     best = step_of("best", highest="score")
     family = [

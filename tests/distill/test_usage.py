@@ -6,7 +6,7 @@ import pytest
 from says import completion, whole
 
 from interlace.distill.folder import DistillRun
-from interlace.distill.ledger.ledger import Exhausted
+from interlace.distill.ledger.records import Exhausted
 from interlace.distill.run import generate, status
 
 LONG = "It is seven, as was to be shown. " * 60  # about 2,000 letters
@@ -17,7 +17,7 @@ def requests(run):
     """(counted, prompt tokens, answer tokens) of every request."""
     folder = DistillRun(run)
     ledger = folder.open_ledger()
-    found = ledger.db.execute("SELECT counted, prompt_tokens, answer_tokens FROM requests").fetchall()
+    found = ledger.file.db.execute("SELECT counted, prompt_tokens, answer_tokens FROM requests").fetchall()
     ledger.close()
     return found
 

@@ -18,7 +18,7 @@ if sys.platform != "linux":
 
 from interlace.sandbox import cage_child
 
-LIMITS = cage.Limits(seconds=4.0, memory_bytes=256 << 20)
+LIMITS = cage.CageLimits(seconds=4.0, memory_bytes=256 << 20)
 LEVELS = [pytest.param(1, id="Linux 5.13"), pytest.param(3, id="Linux 6.2"), pytest.param(4, id="Linux 6.8"), None]
 MACHINE = 1 if os.uname().machine == "aarch64" else 0
 
@@ -464,7 +464,7 @@ assert abs(numpy.linalg.inv(a) @ a - numpy.eye(200)).max() < 1e-6
 numpy.save("a.npy", a)
 assert (numpy.load("a.npy", mmap_mode="r") == a).all()
 """
-    found = cage.run(program, cage.Limits(seconds=20.0, memory_bytes=1 << 30))
+    found = cage.run(program, cage.CageLimits(seconds=20.0, memory_bytes=1 << 30))
     assert found.kind == "passed", found
 
 
@@ -533,10 +533,10 @@ def test_as_many_threads_run_as_are_allowed():
     source = f"""
 import threading
 end = threading.Event()
-threads = [threading.Thread(target=end.wait) for _ in range({cage.Limits().threads - 2})]
+threads = [threading.Thread(target=end.wait) for _ in range({cage.CageLimits().threads - 2})]
 for one in threads: one.start()
 end.set()
 for one in threads: one.join()
 """
-    found = cage.run(source, cage.Limits(seconds=10.0))
+    found = cage.run(source, cage.CageLimits(seconds=10.0))
     assert found.kind == "passed", found

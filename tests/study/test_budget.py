@@ -16,10 +16,10 @@ from interlace.runs.progress import silent
 from interlace.runs.training import TrainingRun
 from interlace.study.quickstart import contest
 from interlace.study.quickstart import run as quickstart_run
-from interlace.study.quickstart.contest import NAMES
+from interlace.study.quickstart.plan import NAMES
 from interlace.study.quickstart.report import sentence
 from interlace.study.text import sources
-from interlace.train.trainer import Step, Trainer
+from interlace.train.trainer import StepResult, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ class Machine:
             self.now, self.training, self.steps = self.now + seconds, self.training + seconds, self.steps + 1
             self.trained += batch.tokens.numel()
             trainer.done += 1
-            return Step(9 - trainer.done / 1000, 1.0, trainer.schedule.learning_rate, seconds)
+            return StepResult(9 - trainer.done / 1000, 1.0, trainer.schedule.learning_rate, seconds)
 
         held = HeldOut.__init__
 

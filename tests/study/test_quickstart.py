@@ -14,7 +14,8 @@ from interlace.base.errors import DataError, RunError
 from interlace.data.sources import split_point
 from interlace.model.sizes import sizes
 from interlace.runs.progress import silent
-from interlace.study.quickstart.contest import RATES, configs, tokens_to_reach
+from interlace.study.quickstart.contest import configs, tokens_to_reach
+from interlace.study.quickstart.plan import RATES
 from interlace.study.quickstart.report import sentence
 from interlace.study.quickstart.run import quickstart
 from interlace.study.text import sources

@@ -19,12 +19,12 @@ from interlace.cli.main import run
 from interlace.data.batches import IGNORE
 from interlace.study.tasks import arms
 from interlace.study.tasks.arms import Shape
-from interlace.study.tasks.cell import Budget, Cell, train
-from interlace.study.tasks.grid import Grid
+from interlace.study.tasks.cell import Budget, TaskCell, train
+from interlace.study.tasks.grid import TaskGrid
 from interlace.study.tasks.objects import shortcut
 from interlace.study.tasks.registry import TASKS
 from interlace.study.tasks.suites import DEFAULTS, SUITES
-from interlace.train.trainer import Step, Trainer
+from interlace.train.trainer import StepResult, Trainer
 
 DOCS = Path(__file__).parents[2] / "docs"
 every_task = pytest.mark.parametrize("name", list(TASKS))
@@ -241,7 +241,7 @@ def test_every_arm_reads_every_token(model):
 
 def tiny(out, models=("gated_delta", "transformer"), **more):
     setting = (Shape(width=16, depth=1, heads=1, mlp=0), Budget(6, 4, (1e-3, 1e-2), evaluations=2, tests=8))
-    return Grid(out, {"parity": setting}, models, 2, jobs=2, **more)
+    return TaskGrid(out, {"parity": setting}, models, 2, jobs=2, **more)
 
 
 def test_a_grid_runs_resumes_and_reports(tmp_path, capsys):
@@ -276,7 +276,7 @@ def test_a_grid_runs_resumes_and_reports(tmp_path, capsys):
 
 def test_a_cell_that_diverges_is_kept_and_marked(tmp_path):
     shape, budget = Shape(width=16, depth=1, heads=1, mlp=0), Budget(40, 4, tests=8)
-    result = train(Cell("parity", "transformer", 0, 1e30, shape, budget), tmp_path)
+    result = train(TaskCell("parity", "transformer", 0, 1e30, shape, budget), tmp_path)
     assert "diverged" in result["diverged"]
     assert result["solved"] is None
 
@@ -288,15 +288,15 @@ def test_a_cell_that_diverges_late_is_not_solved_and_its_rate_is_not_chosen(tmp_
         steps.append(batch)
         if len(steps) > 4:
             raise Diverged("step 4: loss nan")
-        return Step(0.1, 1.0, 1e-3, 0.0)
+        return StepResult(0.1, 1.0, 1e-3, 0.0)
 
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.setattr(
         "interlace.study.tasks.cell.Tests.scores", lambda self, model: dict.fromkeys(self.task.tested, 1.0)
     )
     shape, budget = Shape(width=16, depth=1, heads=1, mlp=0), Budget(8, 4, (1e-3, 1e-2), evaluations=4, tests=8)
-    cell = Cell("parity", "transformer", 0, 1e-3, shape, budget)
-    grid = Grid(tmp_path, {"parity": (shape, budget)}, ("transformer",), 1)
+    cell = TaskCell("parity", "transformer", 0, 1e-3, shape, budget)
+    grid = TaskGrid(tmp_path, {"parity": (shape, budget)}, ("transformer",), 1)
     for rate in budget.rates:
         folder = tmp_path / "cells" / replace(cell, rate=rate).name
         folder.mkdir(parents=True)
@@ -329,7 +329,7 @@ def test_a_cell_that_fails_says_why(tmp_path, monkeypatch):
     from interlace.base.errors import Failure
 
     grid = tiny(tmp_path / "study")
-    monkeypatch.setattr(Cell, "write", lambda self, folder: folder.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr(TaskCell, "write", lambda self, folder: folder.mkdir(parents=True, exist_ok=True))
     with pytest.raises(Failure, match=r"cell parity-.*cell.json.*log.txt"):
         grid.run()
 
@@ -362,7 +362,7 @@ def test_bad_input_is_one_sentence(arguments, words, tmp_path, capsys):
 def test_a_grid_of_nothing_is_refused(more, words, tmp_path):
     setting = (Shape(width=16, depth=1, heads=1, mlp=0), Budget(6, 4))
     with pytest.raises(ConfigError, match=words):
-        Grid(**{"out": tmp_path / "x", "tasks": {"parity": setting}, "models": ("lstm",), "seeds": 1, **more})
+        TaskGrid(**{"out": tmp_path / "x", "tasks": {"parity": setting}, "models": ("lstm",), "seeds": 1, **more})
 
 
 def test_what_a_cell_is_stays_written(tmp_path):

@@ -70,9 +70,9 @@ convert(one, out, shard_bytes=20_000, watch=hold)
 GRID = """
 from interlace.study.tasks.arms import Shape
 from interlace.study.tasks.cell import Budget
-from interlace.study.tasks.grid import Grid
+from interlace.study.tasks.grid import TaskGrid
 setting = (Shape(width=16, depth=1, heads=1, mlp=0), Budget(2, 2, (1e-3, 1e-2), evaluations=1, tests=2))
-Grid(out, {"parity": setting}, ("transformer",), 1, jobs=1, watch=hold).run()
+TaskGrid(out, {"parity": setting}, ("transformer",), 1, jobs=1, watch=hold).run()
 """
 QUICKSTART = """
 from interlace.study.quickstart.run import quickstart
@@ -237,10 +237,10 @@ def test_two_conversions_to_one_folder(tmp_path):
 def test_two_grids_in_one_folder(tmp_path):
     from interlace.study.tasks.arms import Shape
     from interlace.study.tasks.cell import Budget
-    from interlace.study.tasks.grid import Grid
+    from interlace.study.tasks.grid import TaskGrid
 
     setting = (Shape(width=16, depth=1, heads=1, mlp=0), Budget(2, 2, (1e-3, 1e-2), evaluations=1, tests=2))
-    second = Grid(tmp_path / "out", {"parity": setting}, ("transformer",), 1, jobs=1)
+    second = TaskGrid(tmp_path / "out", {"parity": setting}, ("transformer",), 1, jobs=1)
     with holding(GRID, tmp_path, tmp_path / "out") as first:
         refused(second.run, first)
 

@@ -12,7 +12,7 @@ from contextlib import closing
 import pytest
 
 from interlace.distill.desk import Desk
-from interlace.distill.ledger.ledger import Row
+from interlace.distill.ledger.records import Row
 from interlace.distill.steps.verify import Verify
 from interlace.sandbox import cage
 from interlace.sandbox.templates import Templates
@@ -503,7 +503,7 @@ SHAPES = {
 }
 
 
-LIMITS = cage.Limits(seconds=3)
+LIMITS = cage.CageLimits(seconds=3)
 
 
 def kind(code, tests):
@@ -564,6 +564,6 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = len(os.listdir("/proc/self/fd"))
     for code in (RIGHT, WRONG, "while True: pass"):
-        programs.check(code, ASSERT, cage.Limits(seconds=1))
+        programs.check(code, ASSERT, cage.CageLimits(seconds=1))
     assert len(os.listdir("/proc/self/fd")) == before
     assert list(tmp_path.iterdir()) == []

@@ -214,7 +214,7 @@ def test_the_code_of_an_answer():
     assert code_of("```python\nx = 1\n```\n```python\n>>> x\n1\n```") == "x = 1"
 
 
-LIMITS = cage.Limits(seconds=2.0, memory_bytes=256 << 20)
+LIMITS = cage.CageLimits(seconds=2.0, memory_bytes=256 << 20)
 
 
 @linux

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from interlace.checkpoint.family import token_ids
+from interlace.checkpoint.families.parts import token_ids
 from interlace.checkpoint.folder import CONFIG, GENERATION, read_table
 from interlace.data.tokenizer import SPECIAL_TOKENS, TOKENIZER, TOKENIZER_CONFIG, token_text
 from interlace.model.config import SpecialTokens

@@ -75,7 +75,7 @@ def tasks(
     from interlace.base.errors import ConfigError, RunError
     from interlace.base.files import user_path
     from interlace.model.device import check_device
-    from interlace.study.tasks.grid import Grid
+    from interlace.study.tasks.grid import TaskGrid
     from interlace.study.tasks.registry import task
     from interlace.study.tasks.report import columns, rows, sentence, write_report
     from interlace.study.tasks.suites import ARMS, SUITES, Suite
@@ -99,7 +99,7 @@ def tasks(
         say(plan.about, style="dim", console=err)
     with Meter() as meter:
         count = plan.seeds if seeds is None else seeds
-        results = Grid(out, settings, chosen, count, first_seed, jobs, device, meter.update).run()
+        results = TaskGrid(out, settings, chosen, count, first_seed, jobs, device, meter.update).run()
     report = write_report(out, results, " ".join(["interlace", *sys.argv[1:]]))
     if json:
         print_json(results)

@@ -32,7 +32,7 @@ HEX = set("0123456789abcdefABCDEF")
 SAID = "tokenizer: cannot write a token"
 
 
-class Step:
+class DecoderStep:
     """One decoder that treats each token by itself."""
 
     def __init__(self, decode: Callable[[str], str]):
@@ -55,7 +55,7 @@ class Step:
         return self._decode(token)
 
 
-class Placed(Step):
+class Placed(DecoderStep):
     """A token at the start of a text is written otherwise than one in its middle (Metaspace, WordPiece)."""
 
     def __init__(self, first: Callable[[str], str], later: Callable[[str], str]):
@@ -70,7 +70,7 @@ class Placed(Step):
         self._first = None
 
 
-class ByteFallback(Step):
+class ByteFallback(DecoderStep):
     """Tokens <0x00> to <0xFF> are bytes; a run of them is a text, or a sign of a fault for each byte of it."""
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class ByteFallback(Step):
         return token if byte is None else bytes([byte])
 
 
-class ByteLevel(Step):
+class ByteLevel(DecoderStep):
     """Each letter of a token is a byte; a token with other letters is a text of its own."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class ByteLevel(Step):
             return token.encode()
 
 
-class WordEnds(Step):
+class WordEnds(DecoderStep):
     """A suffix ends a word, and becomes a blank unless the text ends (BPEDecoder)."""
 
     def __init__(self, suffix: str):
@@ -145,7 +145,7 @@ class WordEnds(Step):
         return [] if self._held is None else [self._held.replace(self._suffix, "")]
 
 
-class Unrepeated(Step):
+class Unrepeated(DecoderStep):
     """A token that follows itself is left out (CTC)."""
 
     _last: str | None = None
@@ -157,7 +157,7 @@ class Unrepeated(Step):
         return [text for text in super().push(token) if text]
 
 
-class Ends(Step):
+class Ends(DecoderStep):
     """The letter at both ends of the whole text is stripped, a given number of times."""
 
     def __init__(self, letter: str, at_start: int, at_end: int):
@@ -182,7 +182,7 @@ class Ends(Step):
         return [text[:kept]]
 
 
-class AtTheEnd(Step):
+class AtTheEnd(DecoderStep):
     """What a step makes of the whole text cannot be told before its end."""
 
     def __init__(self, decode: Callable[[str], str]):
@@ -214,7 +214,7 @@ def _flat(table: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         yield table
 
 
-def _step(table: dict[str, Any], joined: bool) -> Step:
+def _step(table: dict[str, Any], joined: bool) -> DecoderStep:
     """The step of a decoder's JSON; joined: whether a step before it has made one text of all tokens."""
     kind = table["type"]
     if kind == "ByteFallback" and not joined:
@@ -222,7 +222,7 @@ def _step(table: dict[str, Any], joined: bool) -> Step:
     if kind == "ByteLevel" and not joined:
         return ByteLevel()
     if kind == "Fuse":
-        return Step(lambda text: text)
+        return DecoderStep(lambda text: text)
     if kind == "BPEDecoder" and not joined:
         return WordEnds(table["suffix"])
     library = _library(table)
@@ -237,10 +237,10 @@ def _step(table: dict[str, Any], joined: bool) -> Step:
         if kind == "Strip":
             return Ends(table["content"], table["start"], table["stop"])
         letterwise = kind == "Metaspace" or (kind == "Replace" and len(table["pattern"].get("String", "..")) == 1)
-        return Step(alone) if letterwise else AtTheEnd(alone)
+        return DecoderStep(alone) if letterwise else AtTheEnd(alone)
     if kind == "CTC":
         return Unrepeated(alone)
-    return Placed(alone, later) if kind in ("Metaspace", "WordPiece") else Step(alone)
+    return Placed(alone, later) if kind in ("Metaspace", "WordPiece") else DecoderStep(alone)
 
 
 class Decoding:
@@ -254,7 +254,7 @@ class Decoding:
         self._fast = fast
         self._special = {t.content for t in fast.get_added_tokens_decoder().values() if t.special}
         table = None if fast.decoder is None else json.loads(fast.decoder.__getstate__())
-        self._steps: list[Step] = [] if table is not None else [Placed(lambda t: t, lambda t: " " + t)]
+        self._steps: list[DecoderStep] = [] if table is not None else [Placed(lambda t: t, lambda t: " " + t)]
         joined = False
         for part in _flat(table):
             self._steps.append(_step(part, joined))

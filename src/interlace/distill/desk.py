@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from interlace.distill.ledger.ledger import Row, State
+from interlace.distill.ledger.records import Row, State
 from interlace.sandbox.templates import Templates
 from interlace.sandbox.worker import Workers
 

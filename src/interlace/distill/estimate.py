@@ -8,7 +8,7 @@ from typing import Any
 
 from interlace.base.errors import ConfigError
 from interlace.distill.desk import Desk
-from interlace.distill.recipe import Recipe, Stage
+from interlace.distill.recipe import DistillRecipe, Stage
 from interlace.distill.steps.ask import Asking
 from interlace.sandbox.templates import Templates
 
@@ -18,7 +18,7 @@ USUAL = 0.5  # of max_tokens that an answer is taken to have
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StepEstimate:
     """One step's.
 
     Attributes:
@@ -40,10 +40,10 @@ class Estimate:
     most: float = 0.0
 
 
-def estimate(recipe: Recipe, limit: int | None = None) -> list[Estimate]:
+def estimate(recipe: DistillRecipe, limit: int | None = None) -> list[StepEstimate]:
     """For each step, if no row is dropped; sources are read once, nothing is sent."""
     templates = Templates()
-    found: dict[str, Estimate] = {}
+    found: dict[str, StepEstimate] = {}
     samples: dict[str, list[dict[str, Any]]] = {}
     try:
         for name, stage in recipe.stages.items():
@@ -59,16 +59,16 @@ def estimate(recipe: Recipe, limit: int | None = None) -> list[Estimate]:
     return list(found.values())
 
 
-def _source(stage: Stage, desk: Desk, limit: int | None) -> tuple[Estimate, list[dict[str, Any]]]:
+def _source(stage: Stage, desk: Desk, limit: int | None) -> tuple[StepEstimate, list[dict[str, Any]]]:
     limits = [x for x in (limit, getattr(stage.step, "limit", None)) if x]
     rows = islice(stage.step.rows(desk), min(limits) if limits else None)
     seen = list(islice(rows, LOOKED_AT))
-    return Estimate(stage.step.name, stage.step.kind, len(seen) + sum(1 for _ in rows)), seen
+    return StepEstimate(stage.step.name, stage.step.kind, len(seen) + sum(1 for _ in rows)), seen
 
 
 def _step(
-    recipe: Recipe, stage: Stage, rows: int, seen: list[dict[str, Any]], desk: Desk
-) -> tuple[Estimate, list[dict[str, Any]]]:
+    recipe: DistillRecipe, stage: Stage, rows: int, seen: list[dict[str, Any]], desk: Desk
+) -> tuple[StepEstimate, list[dict[str, Any]]]:
     """A step's estimate, and rows as they may leave it: texts that are not there yet stand as long as they may be."""
     step = stage.step
     most = step.max_tokens if isinstance(step, Asking) else 0
@@ -76,14 +76,14 @@ def _step(
     after = [{**dict.fromkeys(stage.columns, new), **row} for row in seen]
     requests = step.requests(rows)
     if not requests:
-        return Estimate(step.name, step.kind, step.fan(rows)), after
+        return StepEstimate(step.name, step.kind, step.fan(rows)), after
     sizes = [_prompt_bytes(step, row, desk) for row in seen] or [0]
     prompt = int(TOKENS_PER_BYTE * sum(sizes) / len(sizes) * requests)
     teachers = [recipe.teachers[t] for t in step.asks()]
     longest = int(sum(sizes) / len(sizes) * requests)
     costs = [(t.cost(prompt, int(USUAL * most * requests)), t.cost(longest, most * requests)) for t in teachers]
     return (
-        Estimate(
+        StepEstimate(
             step.name,
             step.kind,
             step.fan(rows),

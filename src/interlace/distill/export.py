@@ -18,7 +18,8 @@ from interlace.data.chat import ROLES
 from interlace.data.sources import split_point
 from interlace.data.thoughts import THOUGHTS, reasoning_of, table, written
 from interlace.distill.folder import DistillRun, versions
-from interlace.distill.ledger.ledger import Ledger, Row
+from interlace.distill.ledger.ledger import Ledger
+from interlace.distill.ledger.records import Row
 from interlace.distill.recipe import Output
 from interlace.distill.run import summary
 from interlace.runs.progress import Progress, Watch, silent
@@ -57,8 +58,8 @@ def export(run: str | Path, out: str | Path, *, parquet: bool = True, watch: Wat
             for split in splits.values():
                 open_.callback(split.release)
             left_out: Counter[str] = Counter()
-            total = ledger.count(folder.last.id).get("ok", 0)
-            for done, row in enumerate(ledger.ordered(folder.last.id), start=1):
+            total = ledger.rows.count(folder.last.id).get("ok", 0)
+            for done, row in enumerate(ledger.rows.ordered(folder.last.id), start=1):
                 try:
                     made = conversation(row, settings, templates)
                 except Unusable as error:

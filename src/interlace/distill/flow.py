@@ -13,8 +13,9 @@ from typing import Any
 from interlace.base.errors import InterlaceError
 from interlace.base.text import clean_values
 from interlace.distill.desk import Desk
-from interlace.distill.ledger.ledger import Ledger, NewRow, Row
-from interlace.distill.recipe import Recipe, Stage
+from interlace.distill.ledger.ledger import Ledger
+from interlace.distill.ledger.records import NewRow, Row
+from interlace.distill.recipe import DistillRecipe, Stage
 from interlace.distill.steps.base import OF_A_ROW, ended_by
 from interlace.distill.teachers.client import Client
 
@@ -29,7 +30,7 @@ def stage_id(stage: Stage, limit: int | None = None) -> str:
 
 
 @dataclass
-class Course:
+class StageRun:
     """How a stage goes.
 
     Attributes:
@@ -51,13 +52,13 @@ class Flow:
         tell: called now and then while it runs.
     """
 
-    recipe: Recipe
+    recipe: DistillRecipe
     ledger: Ledger
     client: Client
     desk: Desk
     limit: int | None = None
     tell: Callable[[], None] = lambda: None
-    courses: dict[str, Course] = field(default_factory=dict)
+    courses: dict[str, StageRun] = field(default_factory=dict)
 
     def stage_id(self, name: str) -> str:
         """As the function, by name."""
@@ -69,7 +70,7 @@ class Flow:
         Raises:
             InterlaceError: why it ended before; what is written stays.
         """
-        self.courses = {name: Course(stage) for name, stage in self.recipe.stages.items()}
+        self.courses = {name: StageRun(stage) for name, stage in self.recipe.stages.items()}
         ticker = asyncio.create_task(self._tick())
         try:
             results = await asyncio.gather(*(self._stage(c) for c in self.courses.values()), return_exceptions=True)
@@ -98,11 +99,11 @@ class Flow:
                 last = time.monotonic()
                 self.ledger.beat()
 
-    async def _stage(self, course: Course) -> None:
+    async def _stage(self, course: StageRun) -> None:
         """Run one stage; an error stops the others too."""
         step = course.stage.step
         try:
-            if self.ledger.begin_stage(self.stage_id(step.name), step.ORDERED):
+            if self.ledger.rows.begin_stage(self.stage_id(step.name), step.ORDERED):
                 course.done = True
                 return
             desk = self._desk(step.name)
@@ -112,7 +113,7 @@ class Flow:
                 await self._ordered(course, desk)
             else:
                 await self._one_by_one(course, desk)
-            self.ledger.end_stage(self.stage_id(step.name), desk.notes)
+            self.ledger.rows.end_stage(self.stage_id(step.name), desk.notes)
             course.done = True
         except Exception as error:
             self._halt(course, error)
@@ -120,7 +121,7 @@ class Flow:
         finally:
             course.moved.set()
 
-    def _halt(self, course: Course, error: Exception) -> None:
+    def _halt(self, course: StageRun, error: Exception) -> None:
         """An error of one stage stops all."""
         if not isinstance(error, InterlaceError):
             error = InterlaceError(f"steps.{course.stage.step.name}: {error!r}")
@@ -129,7 +130,7 @@ class Flow:
     def _desk(self, name: str) -> Desk:
         return replace(self.desk, step=name, client=self.client, used=[], notes={})
 
-    async def _source(self, course: Course, desk: Desk) -> None:
+    async def _source(self, course: StageRun, desk: Desk) -> None:
         """Write the rows of a source; those that are there already are passed over."""
         name = course.stage.step.name
         limits = [x for x in (self.limit, getattr(course.stage.step, "limit", None)) if x]
@@ -143,14 +144,14 @@ class Flow:
                 chunk = []
         await self._write(course, name, chunk)
 
-    async def _write(self, course: Course, name: str, rows: list[NewRow]) -> None:
+    async def _write(self, course: StageRun, name: str, rows: list[NewRow]) -> None:
         if self.client.stop is not None:
             raise self.client.stop
-        self.ledger.add(self.stage_id(name), rows)
+        self.ledger.rows.add(self.stage_id(name), rows)
         course.moved.set()
         await asyncio.sleep(0)
 
-    async def _one_by_one(self, course: Course, desk: Desk) -> None:
+    async def _one_by_one(self, course: StageRun, desk: Desk) -> None:
         """Take rows as they come, many at once."""
         waiting = self._arrivals(course)
         lock = asyncio.Lock()
@@ -174,7 +175,7 @@ class Flow:
         if errors:
             raise next((e for e in errors if not isinstance(e, InterlaceError)), errors[0])
 
-    async def _row(self, course: Course, row: Row, prefix: str, desk: Desk) -> None:
+    async def _row(self, course: StageRun, row: Row, prefix: str, desk: Desk) -> None:
         """What becomes of one row; a template that fails on it ends the row, one that is unsafe the run."""
         step = course.stage.step
         try:
@@ -190,10 +191,10 @@ class Flow:
             key = prefix + (row.key if len(outs) == 1 else f"{row.key}.{place:03}")
             used = out.requests + (shared if not place else ())
             rows.append(NewRow(key, clean_values(out.values), row.id, out.state, out.reason, used))
-        self.ledger.add(self.stage_id(step.name), rows)
+        self.ledger.rows.add(self.stage_id(step.name), rows)
         course.moved.set()
 
-    async def _arrivals(self, course: Course) -> AsyncIterator[tuple[Row, str]]:
+    async def _arrivals(self, course: StageRun) -> AsyncIterator[tuple[Row, str]]:
         """Rows of every step before, as they are written, that have not been through this one."""
         stage, feeds = self.stage_id(course.stage.step.name), course.stage.feeds
         after = dict.fromkeys(feeds, 0)
@@ -203,13 +204,13 @@ class Flow:
                 self.courses[feed].moved.clear()
             found = 0
             for feed in feeds:
-                ids = self.ledger.waiting(self.stage_id(feed), stage, after[feed], CHUNK)
+                ids = self.ledger.rows.waiting(self.stage_id(feed), stage, after[feed], CHUNK)
                 for id_ in ids:
                     if self.client.stop is not None:
                         raise self.client.stop
                     after[feed] = id_
                     found += 1
-                    yield self.ledger.row(id_), self._prefix(course, feed)
+                    yield self.ledger.rows.row(id_), self._prefix(course, feed)
             if not found:
                 if ended:
                     return
@@ -221,11 +222,11 @@ class Flow:
                     task.cancel()
 
     @staticmethod
-    def _prefix(course: Course, feed: str) -> str:
+    def _prefix(course: StageRun, feed: str) -> str:
         """Keeps rows of several steps apart where they come together."""
         return f"{course.stage.feeds.index(feed)}-" if len(course.stage.feeds) > 1 else ""
 
-    async def _ordered(self, course: Course, desk: Desk) -> None:
+    async def _ordered(self, course: StageRun, desk: Desk) -> None:
         """Wait for all rows, then see them in order.
 
         What was interrupted is gone through again: rows that are there stay, and what was asked is in the ledger.
@@ -254,11 +255,11 @@ class Flow:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.courses[feed].moved.wait(), 1.0)
 
-    def _rows_of(self, course: Course) -> Iterator[Row]:
+    def _rows_of(self, course: StageRun) -> Iterator[Row]:
         """All rows that reach a stage, by the place of their stage and by key."""
         for feed in course.stage.feeds:
             prefix = self._prefix(course, feed)
-            for row in self.ledger.ordered(self.stage_id(feed)):
+            for row in self.ledger.rows.ordered(self.stage_id(feed)):
                 yield Row(row.id, prefix + row.key, row.state, row.reason, row.values)
 
 
@@ -281,7 +282,7 @@ def outlook(flow: Flow) -> Outlook:
     leaving: dict[str, float] = {}
     steps, done, expected = [], 0.0, 0.0
     for name, stage in flow.recipe.stages.items():
-        rows = flow.ledger.count(flow.stage_id(name))
+        rows = flow.ledger.rows.count(flow.stage_id(name))
         steps.append({"step": name, "rows": rows})
         step, out, ok = stage.step, sum(rows.values()), rows.get("ok", 0)
         if step.FEEDS or flow.courses[name].done:

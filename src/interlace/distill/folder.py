@@ -16,7 +16,7 @@ from interlace.base.files import disk_errors, write_file
 from interlace.base.schema import Closed, validate
 from interlace.distill.flow import stage_id
 from interlace.distill.ledger.ledger import Ledger
-from interlace.distill.recipe import Recipe
+from interlace.distill.recipe import DistillRecipe
 from interlace.runs.folder import CONFIG, RunFolder
 from interlace.runs.versions import versions as versions_of
 
@@ -112,7 +112,7 @@ class DistillRun(RunFolder):
         self.stages = tuple(StageRecord(s.name, s.kind, s.id, s.feeds) for s in found.stages)
 
     @staticmethod
-    def begin(path: Path, recipe: Recipe, file: Path, limit: int | None = None) -> DistillRun:
+    def begin(path: Path, recipe: DistillRecipe, file: Path, limit: int | None = None) -> DistillRun:
         """Take up the one that is there, or make another, whose run.toml `write` writes; an edited recipe goes on.
 
         Raises:

@@ -15,7 +15,7 @@ from interlace.base.errors import ConfigError, DataError, nearest
 from interlace.base.files import sha256
 from interlace.base.schema import Closed, read_toml, validate
 from interlace.base.text import digest
-from interlace.distill.ledger.ledger import Limits
+from interlace.distill.ledger.records import Limits
 from interlace.distill.steps.base import Step
 from interlace.distill.steps.registry import KINDS
 from interlace.distill.teachers.teacher import Teacher
@@ -102,7 +102,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DistillRecipe:
     """A recipe that was checked.
 
     Attributes:
@@ -129,7 +129,7 @@ class Recipe:
         return self.stages[self.output.source or next(reversed(self.stages))]
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = (), templates: Templates | None = None) -> Recipe:
+def read_recipe(path: Path, overrides: Sequence[str] = (), templates: Templates | None = None) -> DistillRecipe:
     """Read and check a recipe; input files are read once.
 
     Args:
@@ -144,7 +144,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), templates: Templates 
         return build(raw, path.parent, templates or own)
 
 
-def build(raw: dict[str, Any], folder: Path, templates: Templates) -> Recipe:
+def build(raw: dict[str, Any], folder: Path, templates: Templates) -> DistillRecipe:
     """The same from plain data."""
     for key in raw:
         if key not in TABLES:
@@ -160,7 +160,7 @@ def build(raw: dict[str, Any], folder: Path, templates: Templates) -> Recipe:
     _check_teachers(steps, teachers, settings)
     stages = _stages(steps, teachers, folder, settings.seed, templates)
     _check_output(output, stages, templates)
-    return Recipe(raw, folder, settings, teachers, stages, output)
+    return DistillRecipe(raw, folder, settings, teachers, stages, output)
 
 
 def _table(raw: dict[str, Any], name: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from interlace.base.files import user_path, write_file
 from interlace.base.schema import validate
 from interlace.distill.export import Unusable, conversation
 from interlace.distill.folder import DistillRun, versions
-from interlace.distill.ledger.ledger import Ledger, Row
+from interlace.distill.ledger.ledger import Ledger
+from interlace.distill.ledger.records import Row
 from interlace.distill.recipe import Output
 from interlace.distill.run import summary
 from interlace.distill.steps.grade import agreement
@@ -83,10 +84,10 @@ def _conversations(
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Conversations of a random part of the rows, in order, and why others are none."""
     settings = validate(Output, folder.about["recipe"].get("output", {}), "output")
-    total = ledger.count(folder.last.id).get("ok", 0)
+    total = ledger.rows.count(folder.last.id).get("ok", 0)
     draw, made = random.Random(0), []
     unusable: dict[str, int] = {}
-    for done, row in enumerate(ledger.ordered(folder.last.id), start=1):
+    for done, row in enumerate(ledger.rows.ordered(folder.last.id), start=1):
         if draw.random() * total >= LOOKED_AT:
             continue
         try:
@@ -198,7 +199,7 @@ def _samples(
 
 
 def _some(ledger: Ledger, stage: str, state: str, reason: str) -> Iterator[Row]:
-    return (ledger.row(id_) for id_ in ledger.ended(stage, state, reason, SHOWN_DROPPED))
+    return (ledger.rows.row(id_) for id_ in ledger.rows.ended(stage, state, reason, SHOWN_DROPPED))
 
 
 def _columns(row: Row) -> str:
@@ -269,7 +270,7 @@ def agreement_rows(folder: DistillRun, ledger: Ledger, name: str) -> list[list[s
     recipe = next(s for s in folder.about["recipe"]["steps"] if s.get("name", s["kind"]) == name)
     into, levels = recipe.get("into", "score"), recipe.get("levels", 4)
     pairs: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
-    for row in ledger.ordered(stage.id, state=None):
+    for row in ledger.rows.ordered(stage.id, state=None):
         marks = row.values.get(f"{into}_marks")
         if not isinstance(marks, dict):
             continue
@@ -291,7 +292,7 @@ def _contamination(folder: DistillRun, ledger: Ledger) -> Iterator[str]:
         if stage.kind != "decontaminate":
             continue
         found: dict[str, list[dict[str, Any]]] = {}
-        for row in ledger.ordered(stage.id, "dropped"):
+        for row in ledger.rows.ordered(stage.id, "dropped"):
             match = row.values.get("contamination")
             if isinstance(match, dict):
                 found.setdefault(match["benchmark"], []).append(match)

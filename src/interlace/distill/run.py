@@ -24,9 +24,11 @@ from interlace.base.files import user_path
 from interlace.distill.desk import Desk
 from interlace.distill.flow import Flow, outlook
 from interlace.distill.folder import DistillRun
-from interlace.distill.ledger.ledger import STATES, Ledger, Spent
-from interlace.distill.recipe import Recipe, read_recipe
-from interlace.distill.teachers.client import Client, Stopped, Tally, Transport
+from interlace.distill.ledger.ledger import Ledger
+from interlace.distill.ledger.records import STATES, Spent
+from interlace.distill.recipe import DistillRecipe, read_recipe
+from interlace.distill.teachers.client import Client, Stopped, Tally
+from interlace.distill.teachers.line import Transport
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.sandbox.templates import Templates
 
@@ -76,7 +78,7 @@ class Snapshots:
     def look(self, finished: bool = False) -> Snapshot:
         """Now."""
         flow = self.flow
-        found, spent = outlook(flow), flow.ledger.spent()
+        found, spent = outlook(flow), flow.ledger.requests.spent()
         now, tally = time.monotonic(), flow.client.tally
         answers = sum(tally.by_state.values())
         self._seen.append((now, answers))
@@ -100,7 +102,7 @@ class Snapshots:
         )
 
 
-def transports(recipe: Recipe) -> dict[str, Transport]:
+def transports(recipe: DistillRecipe) -> dict[str, Transport]:
     """What sends to each teacher that a step may ask; keys are read, nothing is sent."""
     from interlace.distill.teachers.endpoint import Endpoint
 
@@ -176,15 +178,15 @@ def again(flow: Flow, states: Sequence[str]) -> None:
     for name, stage in flow.recipe.stages.items() if states else ():
         id_ = flow.stage_id(name)
         below = bool(touched & set(stage.feeds))
-        count = flow.ledger.count(id_)
+        count = flow.ledger.rows.count(id_)
         if any(count.get(s) for s in states):
-            flow.ledger.reopen(id_, states)
+            flow.ledger.rows.reopen(id_, states)
             touched.add(name)
         if below:
             touched.add(name)
             if stage.step.ORDERED:
-                flow.ledger.clear_stage(id_)
-            flow.ledger.open_stage(id_)
+                flow.ledger.rows.clear_stage(id_)
+            flow.ledger.rows.open_stage(id_)
 
 
 async def _drive(flow: Flow, senders: dict[str, Transport], say: Callable[[str], None]) -> None:
@@ -228,22 +230,22 @@ def summary(folder: DistillRun, ledger: Ledger) -> dict[str, Any]:
     """What a run has come to, as plain data: each step's rows by state, reasons, and what was spent."""
     steps = []
     for stage in folder.stages:
-        usage = ledger.usage(stage.id)
+        usage = ledger.requests.usage(stage.id)
         steps.append(
             {
                 "step": stage.name,
                 "kind": stage.kind,
                 "from": list(stage.feeds),
-                "done": ledger.done(stage.id),
-                "rows": ledger.count(stage.id),
-                "ended": [{"state": s, "reason": r, "rows": n} for s, r, n in ledger.reasons(stage.id)],
+                "done": ledger.rows.done(stage.id),
+                "rows": ledger.rows.count(stage.id),
+                "ended": [{"state": s, "reason": r, "rows": n} for s, r, n in ledger.rows.reasons(stage.id)],
                 "requests": sum(u["requests"] for u in usage),
                 "cost": sum(u["cost"] or 0.0 for u in usage),
                 "usage": usage,
-                "notes": ledger.notes(stage.id),
+                "notes": ledger.rows.notes(stage.id),
             }
         )
-    return {"run": str(folder.path), "steps": steps, "spent": asdict(ledger.spent())}
+    return {"run": str(folder.path), "steps": steps, "spent": asdict(ledger.requests.spent())}
 
 
 def status(run: str | Path) -> dict[str, Any]:

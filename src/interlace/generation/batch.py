@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from interlace.base.errors import ConfigError
-from interlace.generation.decode import Row, decode
+from interlace.generation.decode import Continuation, decode
 from interlace.generation.prompts import check_count, check_fits, checked_prompt, prompt_tokens, seeded
 from interlace.generation.sampling import Sampling
 from interlace.model.model import HybridLM
@@ -18,7 +18,7 @@ def generate_batch(
     samplings: Sequence[Sampling],
     seeds: Sequence[int],
     ends: Sequence[int] = (),
-) -> list[Row]:
+) -> list[Continuation]:
     """Continue every prompt until it ends or has its max_tokens; each is drawn from its own seed.
 
     Args:
@@ -40,7 +40,7 @@ def generate_batch(
         ids = checked_prompt(given)
         check_count("max_tokens", most)
         check_fits(model, len(ids), most)
-        rows.append(Row(prompt_tokens(model, ids), most, sampling, seeded(seed)))
+        rows.append(Continuation(prompt_tokens(model, ids), most, sampling, seeded(seed)))
     for _ in decode(model, rows, ends):
         pass
     return rows

@@ -9,7 +9,7 @@ import torch
 from interlace.base.errors import ConfigError
 from interlace.data.chat import ChatTemplate, split_thought
 from interlace.data.tokenizer import Tokenizer
-from interlace.generation.decode import Row, decode
+from interlace.generation.decode import Continuation, decode
 from interlace.generation.prompts import check_count, check_fits, check_ids, seeded
 from interlace.generation.sampling import Sampling
 from interlace.model.model import HybridLM
@@ -82,7 +82,7 @@ class Conversation:
             state, done = None, 0
         self._state = None  # an answer that is broken off leaves nothing half read
         rest = torch.tensor(ids[done:], device=self.model.device)
-        row = Row(rest, self.max_tokens, self.sampling, self._generator)
+        row = Continuation(rest, self.max_tokens, self.sampling, self._generator)
         kept: list[ModelState] = []
         for _, token in decode(self.model, [row], sorted(self.ends), state, kept.append):
             self.made_tokens += 1

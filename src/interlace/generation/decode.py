@@ -22,7 +22,7 @@ PREFILL = 4096  # prompt tokens read at a time, of all sequences together, which
 
 
 @dataclass
-class Row:
+class Continuation:
     """A sequence to go on with; it is drawn as if it were alone.
 
     Attributes:
@@ -49,7 +49,7 @@ class Row:
 
 def decode(
     model: HybridLM,
-    rows: Sequence[Row],
+    rows: Sequence[Continuation],
     ends: Sequence[int] = (),
     state: ModelState | None = None,
     keep: Callable[[ModelState], None] | None = None,

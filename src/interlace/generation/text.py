@@ -7,7 +7,7 @@ from typing import Any
 
 from interlace.base.errors import ConfigError
 from interlace.checkpoint.folder import GENERATION
-from interlace.generation.decode import Row, decode
+from interlace.generation.decode import Continuation, decode
 from interlace.generation.prompts import check_count, check_fits, check_ids, checked_prompt, prompt_tokens, seeded
 from interlace.generation.sampling import Sampling
 from interlace.generation.stops import Stops
@@ -123,5 +123,5 @@ def generate_tokens(
     ids = checked_prompt(ids)
     generator = seeded(seed)
     check_fits(model, len(ids), max_tokens)
-    row = Row(prompt_tokens(model, ids), max_tokens, sampling or Sampling(), generator)
+    row = Continuation(prompt_tokens(model, ids), max_tokens, sampling or Sampling(), generator)
     return (token for _, token in decode(model, [row]))

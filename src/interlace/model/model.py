@@ -40,7 +40,7 @@ class Source:
     generation: dict[str, Any] = field(default_factory=dict)
 
 
-class Reading(NamedTuple):
+class Pass(NamedTuple):
     """What a pass over tokens gives.
 
     Attributes:
@@ -194,7 +194,7 @@ class HybridLM(nn.Module):
         """What the head reads, [total, D] after the last norm; the segments; the state after these tokens."""
         return self.read(tokens, segments, state)[:3]
 
-    def read(self, tokens: Tensor, segments: Segments | None = None, state: ModelState | None = None) -> Reading:
+    def read(self, tokens: Tensor, segments: Segments | None = None, state: ModelState | None = None) -> Pass:
         """One pass over tokens, up to the head."""
         if not isinstance(tokens, Tensor):
             raise ShapeError(f"tokens: must be a tensor of ids, got {tokens!r:.80}")
@@ -217,7 +217,7 @@ class HybridLM(nn.Module):
         hidden, layers, loads = self.body(x, stream, before_layers)
         lengths = torch.diff(segments.offsets).long()
         after = ModelState(layers, lengths if before is None else before + lengths, self.kinds)
-        return Reading(hidden, segments, after, loads)
+        return Pass(hidden, segments, after, loads)
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raise ShapeError for ids that the vocabulary lacks. On a GPU only where no gradient is wanted: it waits."""

@@ -53,7 +53,7 @@ LEVELS = (
 
 
 @dataclass(frozen=True)
-class Limits:
+class CageLimits:
     """What a program may take.
 
     Attributes:
@@ -72,7 +72,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CageOutcome:
     """What became of a program.
 
     Attributes:
@@ -89,12 +89,12 @@ class Outcome:
 
 def run(
     source: str,
-    limits: Limits | None = None,
+    limits: CageLimits | None = None,
     level: int | None = None,
     *,
     wires: Sequence[int] = (),
     folder: Path | None = None,
-) -> Outcome:
+) -> CageOutcome:
     """Run a program and wait for it.
 
     Args:
@@ -105,7 +105,7 @@ def run(
     Raises:
         BackendUnavailable: this system has no such locks; nothing was run.
     """
-    limits = limits or Limits()
+    limits = limits or CageLimits()
     _tidy()
     own = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
     try:
@@ -114,7 +114,7 @@ def run(
         shutil.rmtree(own, ignore_errors=True)
 
 
-def _run(source: str, limits: Limits, folder: Path, inside: Path, wires: Sequence[int], level: int) -> Outcome:
+def _run(source: str, limits: CageLimits, folder: Path, inside: Path, wires: Sequence[int], level: int) -> CageOutcome:
     inside.mkdir(exist_ok=True)
     (folder / "program").write_bytes(source.encode("utf-8", "replace"))
     token = secrets.token_hex(16)
@@ -145,7 +145,7 @@ def _run(source: str, limits: Limits, folder: Path, inside: Path, wires: Sequenc
     with open(folder / "output", "rb") as file:
         printed = file.read(1 << 14).decode("utf-8", "replace")
     found = _judge(process.returncode, over, said, token, printed)
-    return Outcome(found[0], found[1][:SHOWN], printed[:SHOWN], time.monotonic() - began)
+    return CageOutcome(found[0], found[1][:SHOWN], printed[:SHOWN], time.monotonic() - began)
 
 
 @cache
@@ -158,7 +158,7 @@ def _tidy() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _watch(process: subprocess.Popen[bytes], limits: Limits, inside: Path, began: float) -> Kind | None:
+def _watch(process: subprocess.Popen[bytes], limits: CageLimits, inside: Path, began: float) -> Kind | None:
     """Wait for the end, or for a limit to be passed."""
     ended = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
     folder = os.path.realpath(inside)

@@ -19,7 +19,7 @@ UTILISATION = 0.35  # share of the matrix-product rate that training reached her
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TrainingEstimate:
     """Counts, FLOPs, bytes and seconds of a run."""
 
     parameters: int
@@ -59,7 +59,7 @@ def activation_bytes(config: ModelConfig, rows: int, length: int) -> int:
     return sum(kept.values())
 
 
-def estimate(recipe: Recipe, device: str = "cpu") -> Estimate:
+def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
     """The cost of a recipe on this machine; takes about a second, allocates no weights."""
     data, length = recipe.data, recipe.data.length
     model = sizes(recipe.model, (length,), element_bytes=4)
@@ -68,7 +68,7 @@ def estimate(recipe: Recipe, device: str = "cpu") -> Estimate:
     steps = steps_of(recipe)
     tokens = steps * data.rows * length
     flops = model.training_flops_per_token[length] * tokens
-    return Estimate(
+    return TrainingEstimate(
         parameters=model.total,
         non_embedding_parameters=model.non_embedding,
         steps=steps,

@@ -25,7 +25,7 @@ from interlace.train.corpus import check_fit, check_inputs, open_corpus
 from interlace.train.recipe import Recipe
 from interlace.train.schedule import horizon_steps
 from interlace.train.steps import take_steps
-from interlace.train.trainer import Step, Trainer
+from interlace.train.trainer import StepResult, Trainer
 
 PARENT = "INTERLACE_PARENT"  # set for the processes of a study, whose orphans may still hold a folder for a moment
 ORPHAN_SECONDS = 5.0
@@ -139,7 +139,7 @@ def _steps(
         nonlocal started
         started = time.perf_counter()
 
-    def after(_: Trainer, step: Step) -> None:
+    def after(_: Trainer, step: StepResult) -> None:
         done = trainer.done
         row: dict[str, Any] = {
             "step": done,

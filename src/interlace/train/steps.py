@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 from interlace.base.errors import Diverged
 from interlace.data.batches import Batch
-from interlace.train.trainer import Step, Trainer
+from interlace.train.trainer import StepResult, Trainer
 
 
 def take_steps(
     trainers: Sequence[Trainer],
     batch: Callable[[int], Batch],
-    after: Callable[[Trainer, Step], None] = lambda *_: None,
+    after: Callable[[Trainer, StepResult], None] = lambda *_: None,
     *,
     before: Callable[[int], None] = lambda _: None,
     diverged: Callable[[Trainer, Diverged], None] = lambda *_: None,

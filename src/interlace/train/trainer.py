@@ -26,7 +26,7 @@ from interlace.train.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Step:
+class StepResult:
     """What one step did.
 
     Attributes:
@@ -79,7 +79,7 @@ class Trainer:
         """Steps that the schedule is made for."""
         return self.schedule.steps
 
-    def step(self, batch: Batch) -> Step:
+    def step(self, batch: Batch) -> StepResult:
         """Take one step.
 
         Raises:
@@ -110,7 +110,7 @@ class Trainer:
                 block.mlp.rebalance(experts, self.balance_rate)
         self.done += 1
         busiest = max((experts.busiest for experts in loss.loads if experts is not None), default=None)
-        return Step(value, size, rate, time.perf_counter() - start, busiest)
+        return StepResult(value, size, rate, time.perf_counter() - start, busiest)
 
     def write(self, folder: Path) -> None:
         """The model as any other checkpoint, and beside it what training needs to go on."""

@@ -27,7 +27,7 @@ class NothingProved(Exception):
     """Whether the solution is right cannot be said: no check was made, one was missed, or something cannot cross."""
 
 
-def check(solution: str, tests: str, limits: cage.Limits | None = None) -> cage.Outcome:
+def check(solution: str, tests: str, limits: cage.CageLimits | None = None) -> cage.CageOutcome:
     """Run tests against a solution. "passed" is a proof: a check of the solution has held, none failed, all tests ran.
 
     Each side has the limits to itself; they share a folder.
@@ -53,7 +53,7 @@ def check(solution: str, tests: str, limits: cage.Limits | None = None) -> cage.
         raise NothingProved(judged.why.removeprefix(f"{NOTHING}{word} "))
     if judged.kind == "failed" and judged.why.startswith(GONE):
         kind = "ended early" if served.kind == "passed" else served.kind
-        return cage.Outcome(kind, served.why or "the solution ended its process", judged.output, judged.seconds)
+        return cage.CageOutcome(kind, served.why or "the solution ended its process", judged.output, judged.seconds)
     return judged
 
 
@@ -65,7 +65,13 @@ def _program(name: str, function: str, arguments: tuple[object, ...]) -> str:
 @cache
 def _modules(name: str) -> str:
     """Source that makes modules of ours, compiled already, and names the last one `made`."""
-    names = ["remote", "exchange", *(["pytest_child", "rewrite_child"] if name == "tests_child" else []), name]
+    names = [
+        "remote",
+        "crossing",
+        "exchange",
+        *(["pytest_child", "rewrite_child"] if name == "tests_child" else []),
+        name,
+    ]
     codes = {}
     for n in names:
         file = Path(__file__).with_name(f"{n}.py")

@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from interlace.verify import pytest_child
-from interlace.verify.exchange import DO, LIBRARY, SolutionGone, Wire
+from interlace.verify.crossing import LIBRARY
+from interlace.verify.exchange import DO, SolutionGone, Wire
 from interlace.verify.remote import Remote, RemoteClass
 from interlace.verify.rewrite_child import Rewritten, bound
 

@@ -14,31 +14,24 @@ from typing import Any
 
 from interlace.base.errors import CheckpointError
 from interlace.checkpoint.families.mamba2 import mixer_slots, read_steps, write_steps
-from interlace.checkpoint.family import (
+from interlace.checkpoint.families.parts import (
     SILU,
-    Family,
-    Slot,
-    Slots,
-    attention_slots,
     is_plain_mlp,
     layer_names,
-    linear_slots,
     need,
     only,
     plain_trunk,
-    read_rope,
     read_trunk,
     refuse_unless,
-    rope_parameters,
     tied_head,
-    trunk_slots,
     used_layers,
-    whole,
     whole_number,
     write_attention,
-    write_rope,
     write_trunk,
 )
+from interlace.checkpoint.families.rope import read_rope, rope_parameters, write_rope
+from interlace.checkpoint.families.slots import attention_slots, linear_slots, trunk_slots, whole
+from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.layers.attention import AttentionConfig
 from interlace.layers.mamba2 import Mamba2Config
 from interlace.layers.mlp import MLPConfig

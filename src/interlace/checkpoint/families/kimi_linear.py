@@ -18,29 +18,22 @@ from dataclasses import replace
 from typing import Any
 
 from interlace.base.errors import CheckpointError
-from interlace.checkpoint.family import (
+from interlace.checkpoint.families.parts import (
     SILU,
-    Family,
-    Slot,
-    Slots,
-    expert_slots,
     is_plain_mlp,
     layer_names,
-    linear_slots,
-    mlp_slots,
     need,
     only,
     plain_trunk,
     read_mlp,
     read_trunk,
     refuse_unless,
-    stacked,
-    trunk_slots,
     used_layers,
-    whole,
     whole_number,
     write_trunk,
 )
+from interlace.checkpoint.families.slots import expert_slots, linear_slots, mlp_slots, stacked, trunk_slots, whole
+from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.layers.kimi_delta import KimiDeltaConfig
 from interlace.layers.latent_attention import LatentAttentionConfig
 from interlace.layers.mlp import MLPConfig

@@ -13,21 +13,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.checkpoint.families.mamba2 import EMBEDDING, NORM, aliases, read_steps
-from interlace.checkpoint.family import (
+from interlace.checkpoint.families.parts import (
     SILU,
-    Family,
-    Slot,
-    Slots,
     only,
     plain_trunk,
     read_trunk,
     refuse_unless,
     tied_head,
-    trunk_slots,
     used_layers,
-    whole,
     write_trunk,
 )
+from interlace.checkpoint.families.slots import trunk_slots, whole
+from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.layers.mamba import MambaConfig
 from interlace.model.config import ModelConfig
 

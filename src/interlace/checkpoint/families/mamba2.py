@@ -13,22 +13,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.base.errors import CheckpointError
-from interlace.checkpoint.family import (
+from interlace.checkpoint.families.parts import (
     SILU,
-    Family,
-    Slot,
-    Slots,
     need,
     only,
     plain_trunk,
     read_trunk,
     refuse_unless,
     tied_head,
-    trunk_slots,
     used_layers,
-    whole,
     write_trunk,
 )
+from interlace.checkpoint.families.slots import trunk_slots, whole
+from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.layers.mamba2 import Mamba2Config
 from interlace.model.config import ModelConfig
 

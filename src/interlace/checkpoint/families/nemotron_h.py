@@ -19,25 +19,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.checkpoint.families.mamba2 import EMBEDDING, NORM, mixer_slots, read_steps, write_steps
-from interlace.checkpoint.family import (
-    ATTENTION,
+from interlace.checkpoint.families.parts import (
     SILU,
-    Family,
-    Slots,
-    expert_slots,
     layer_names,
-    linear_slots,
     need,
     only,
     plain_trunk,
     read_trunk,
     refuse_unless,
-    trunk_slots,
     used_layers,
-    whole,
     whole_number,
     write_trunk,
 )
+from interlace.checkpoint.families.slots import ATTENTION, expert_slots, linear_slots, trunk_slots, whole
+from interlace.checkpoint.family import Family, Slots
 from interlace.layers.attention import AttentionConfig
 from interlace.layers.mamba2 import Mamba2Config
 from interlace.layers.mlp import MLPConfig

@@ -9,23 +9,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.checkpoint.families import olmo3
-from interlace.checkpoint.family import (
-    Family,
+from interlace.checkpoint.families.parts import (
     is_olmo_attention,
     is_plain_mlp,
     need,
     only,
     plain_trunk,
     read_mlp,
-    read_rope,
     read_trunk,
-    rope_parameters,
     tied_head,
     used_layers,
     write_attention,
-    write_rope,
     write_trunk,
 )
+from interlace.checkpoint.families.rope import read_rope, rope_parameters, write_rope
+from interlace.checkpoint.family import Family
 from interlace.layers.attention import AttentionConfig
 from interlace.layers.mlp import MLPConfig
 from interlace.model.config import ModelConfig

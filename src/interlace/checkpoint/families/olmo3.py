@@ -10,28 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interlace.checkpoint.family import (
-    Family,
-    Slots,
-    attention_slots,
+from interlace.checkpoint.families.parts import (
     is_olmo_attention,
     is_plain_mlp,
     layer_names,
-    mlp_slots,
     need,
     only,
     plain_trunk,
     read_mlp,
-    read_rope,
     read_trunk,
     tied_head,
-    trunk_slots,
     used_layers,
-    whole,
     write_attention,
-    write_rope,
     write_trunk,
 )
+from interlace.checkpoint.families.rope import read_rope, write_rope
+from interlace.checkpoint.families.slots import attention_slots, mlp_slots, trunk_slots, whole
+from interlace.checkpoint.family import Family, Slots
 from interlace.layers.attention import AttentionConfig
 from interlace.layers.mlp import MLPConfig
 from interlace.model.config import ModelConfig

@@ -14,30 +14,23 @@ from dataclasses import replace
 from typing import Any
 
 from interlace.checkpoint.families.olmo3 import layer_slots
-from interlace.checkpoint.family import (
-    Family,
-    Slot,
-    Slots,
+from interlace.checkpoint.families.parts import (
     is_olmo_attention,
     is_plain_mlp,
     layer_names,
-    linear_slots,
-    mlp_slots,
     need,
     only,
     plain_trunk,
     read_mlp,
-    read_rope,
     read_trunk,
-    stacked,
     tied_head,
-    trunk_slots,
     used_layers,
-    whole,
     write_attention,
-    write_rope,
     write_trunk,
 )
+from interlace.checkpoint.families.rope import read_rope, write_rope
+from interlace.checkpoint.families.slots import linear_slots, mlp_slots, stacked, trunk_slots, whole
+from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.layers.attention import AttentionConfig
 from interlace.layers.gated_delta import GatedDeltaConfig
 from interlace.layers.mlp import MLPConfig

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interlace.checkpoint.family import Family, Slots, need, whole
+from interlace.checkpoint.families.parts import need
+from interlace.checkpoint.families.slots import whole
+from interlace.checkpoint.family import Family, Slots
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 

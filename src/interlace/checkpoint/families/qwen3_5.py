@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from interlace.checkpoint.families.parts import DEEPEST, need, tied_head, whole_number
 from interlace.checkpoint.families.qwen3_next import (
     MTP,
     MTP_KEYS,
@@ -22,19 +23,8 @@ from interlace.checkpoint.families.qwen3_next import (
     write_experts,
     write_layers,
 )
-from interlace.checkpoint.family import (
-    DEEPEST,
-    Family,
-    Slots,
-    expert_slots,
-    linear_slots,
-    need,
-    stacked,
-    tied_head,
-    trunk_slots,
-    whole,
-    whole_number,
-)
+from interlace.checkpoint.families.slots import expert_slots, linear_slots, stacked, trunk_slots, whole
+from interlace.checkpoint.family import Family, Slots
 from interlace.layers.gated_delta import GatedDeltaConfig
 from interlace.layers.moe import MoEConfig
 from interlace.model.config import ModelConfig

@@ -11,36 +11,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interlace.checkpoint.family import (
+from interlace.checkpoint.families.parts import (
     DEEPEST,
     SILU,
-    Family,
-    Slot,
-    Slots,
-    attention_slots,
-    convolution_slots,
-    expert_slots,
     is_plain_mlp,
     layer_names,
-    linear_slots,
-    mlp_slots,
     need,
     only,
     plain_trunk,
     read_mlp,
-    read_rope,
     read_trunk,
     refuse_unless,
-    rope_parameters,
     tied_head,
-    trunk_slots,
     used_layers,
-    whole,
     whole_number,
     write_attention,
-    write_rope,
     write_trunk,
 )
+from interlace.checkpoint.families.rope import read_rope, rope_parameters, write_rope
+from interlace.checkpoint.families.slots import (
+    attention_slots,
+    convolution_slots,
+    expert_slots,
+    linear_slots,
+    mlp_slots,
+    trunk_slots,
+    whole,
+)
+from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.layers.attention import AttentionConfig
 from interlace.layers.gated_delta import GatedDeltaConfig
 from interlace.layers.mlp import MLPConfig

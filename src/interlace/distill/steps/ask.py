@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from interlace.base.text import clean_values, digest
 from interlace.distill.desk import Answer, Desk, Question
-from interlace.distill.ledger.ledger import Row
+from interlace.distill.ledger.records import Row
 from interlace.distill.steps.base import Out, Step
 from interlace.distill.steps.refusals import is_refusal
 from interlace.sandbox.worker import OutOfBounds, Refused

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from interlace.base.errors import ConfigError
 from interlace.base.schema import Closed
-from interlace.distill.ledger.ledger import Row
+from interlace.distill.ledger.records import Row
 from interlace.sandbox.templates import UnsafeTemplate
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from interlace.base.text import text_of
 from interlace.distill.desk import Desk
-from interlace.distill.ledger.ledger import Row
+from interlace.distill.ledger.records import Row
 from interlace.distill.steps.ask import CHECKS
 from interlace.distill.steps.base import OF_A_ROW, Out, Rows, Step, drop, ended_by
 from interlace.sandbox.worker import OutOfBounds, Refused

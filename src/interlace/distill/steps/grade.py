@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from interlace.base.schema import Closed
 from interlace.distill.desk import Desk, Question
-from interlace.distill.ledger.ledger import Row
+from interlace.distill.ledger.records import Row
 from interlace.distill.steps.ask import Asking
 from interlace.distill.steps.base import Out, drop
 from interlace.distill.steps.marks import fold, read_marks

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from interlace.base.text import text_of
 from interlace.distill.desk import Desk, Question
-from interlace.distill.ledger.ledger import Row
+from interlace.distill.ledger.records import Row
 from interlace.distill.steps.ask import Asking
 from interlace.distill.steps.base import OF_A_ROW, Out, Rows, drop, ended_by
 

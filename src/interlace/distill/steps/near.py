@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from interlace.base.text import digest
 from interlace.distill.desk import Desk
-from interlace.distill.ledger.ledger import Row
+from interlace.distill.ledger.records import Row
 from interlace.distill.steps.base import OF_A_ROW, Out, Rows, Step, drop, ended_by
 from interlace.text.contamination import THRESHOLD, WITH_ANSWER, Index, judged, read_benchmark, to_columns
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from interlace.base.errors import BackendUnavailable
 from interlace.distill.desk import Desk
-from interlace.distill.ledger.ledger import Row
+from interlace.distill.ledger.records import Row
 from interlace.distill.steps.ask import CHECKS
 from interlace.distill.steps.base import Out, Step
 from interlace.sandbox import cage
@@ -122,7 +122,7 @@ class Verify(Step):
     async def _check(self, row: Row, desk: Desk) -> tuple[bool, str]:
         answer = desk.render(self.answer, row, "answer")
         if self.by == "python":
-            limits = cage.Limits(self.seconds, self.memory_mb << 20)
+            limits = cage.CageLimits(self.seconds, self.memory_mb << 20)
             tests = self._known("tests", row, desk)
             try:
                 outcome = await desk.on_a_core(programs.check, code_of(answer), tests, limits)

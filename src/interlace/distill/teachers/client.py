@@ -10,47 +10,30 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from interlace.base.errors import ConfigError, Failure, InterlaceError
 from interlace.base.text import canonical, digest
 from interlace.distill.desk import Answer, Question
-from interlace.distill.ledger.ledger import Exhausted, Ledger, Limits, Record, Reserve, State
-from interlace.distill.teachers.endpoint import (
-    CALLS,
-    CUT,
-    FILTERED,
-    GOOD,
-    Content,
+from interlace.distill.ledger.ledger import Ledger
+from interlace.distill.ledger.records import Exhausted, Limits, Record, Reserve
+from interlace.distill.teachers.endpoint import request_body
+from interlace.distill.teachers.line import Line, Transport
+from interlace.distill.teachers.outcomes import (
     Limited,
     Outcome,
     Reply,
     Trouble,
     content,
-    request_body,
 )
-from interlace.distill.teachers.rate import Pace, Ticket, backoff
-from interlace.distill.teachers.standing import Standing
+from interlace.distill.teachers.questions import counted, judge, split_reasoning
+from interlace.distill.teachers.rate import RateControl, Ticket, backoff
 from interlace.distill.teachers.teacher import Teacher
 
-TURN_TOKENS = 16  # around each message: roles and marks
-TEMPLATE_TOKENS = 128  # that an endpoint's template may add to a prompt, as long as nothing else was seen
-HIDDEN = 10_000_000  # tokens beyond what was asked for that a count may hold; no model reads or writes more
-DEFAULT_ANSWER_TOKENS = 4096  # reserved where a question sets no max_tokens
 POLL_SECONDS = 0.5
 RECOVER_SECONDS = 5.0
 SAVE_SECONDS = 1.0  # between savings of the limits that were found
 FRESH_SECONDS = 600.0  # for which they are believed
-THOUGHTS = (  # tags that traces stand between
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("[THINK]", "[/THINK]"),
-    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
-)
-LIMITED_SECONDS = 10.0  # of nothing but rate limits, from which on it is said
-LETTERS_PER_TOKEN = 16  # more than any tokenizer's: fewer tokens than letters / 16 are no count
 
 
 class Stopped(Failure):
@@ -61,86 +44,6 @@ class Stopped(Failure):
 
 class Dead(Failure):
     """An endpoint has not answered for as long as its table allows."""
-
-
-class Transport(Protocol):
-    """What sends: an endpoint, or a checkpoint in this process."""
-
-    async def send(self, body: dict[str, Any]) -> Outcome:
-        """Send once."""
-
-    async def close(self) -> None:
-        """End."""
-
-
-@dataclass
-class Line:
-    """One teacher: its table, its identity, its pace, and what sends."""
-
-    name: str
-    teacher: Teacher
-    identity: dict[str, str]
-    transport: Transport
-    pace: Pace
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    answers: int = 0
-    answer_tokens: int = 0
-    prompt_bytes: int = 0
-    prompt_tokens: int = 0
-    more_prompt: int = TEMPLATE_TOKENS
-    more_answer: int = 0
-    standing: Standing = field(default_factory=Standing)
-    error: str = ""  # the last one
-    first: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the request that nothing is known before
-    saved: float = 0.0  # when the limits that were found last were
-
-    @property
-    def kept(self) -> str:
-        """The name of its limits in the ledger."""
-        return f"limits of {digest(self.identity)}"
-
-    @property
-    def beyond(self) -> str:
-        """The name, in the ledger, of what its counts hold beyond what was asked for."""
-        return f"beyond of {digest(self.identity)}"
-
-    @property
-    def ended(self) -> str:
-        """The name, in the ledger, of how many questions were refused when a run ended for it."""
-        return f"refused by {digest(self.identity)}"
-
-    def silence(self, now: float) -> str:
-        """What is being waited for where nothing is answered; empty while something is."""
-        patience = f"up to {self.teacher.patience_seconds:g} seconds (teachers.{self.name}.patience_seconds)"
-        if self.pace.dead_for(now) > 0:
-            return f"teachers.{self.name}: {self.teacher.base_url} does not answer ({self.error}); waiting {patience}"
-        if self.pace.limited_for(now) > LIMITED_SECONDS:
-            sent_back = "sends every request back for a rate limit"
-            return f"teachers.{self.name}: {self.teacher.base_url} {sent_back}; waiting {patience}"
-        return ""
-
-    def reserve(self, question: Question) -> Reserve:
-        """The most a question can take: no tokenizer makes more tokens than there are bytes."""
-        prompt = prompt_bytes(question) + self.more_prompt
-        answer = most_answer_tokens(question) + self.more_answer
-        return Reserve(prompt + answer, self.teacher.cost(prompt, answer))
-
-    def learn(self, question: Question, record: Record) -> None:
-        """From an answer: what the next may take, and how far its tokens are beyond what was asked for."""
-        size = prompt_bytes(question)
-        self.answers += 1
-        self.answer_tokens += record.answer_tokens
-        self.prompt_bytes += size
-        self.prompt_tokens += record.prompt_tokens
-        self.more_prompt = max(self.more_prompt, record.prompt_tokens - size)
-        self.more_answer = max(self.more_answer, record.answer_tokens - most_answer_tokens(question))
-
-    def expected(self, question: Question) -> float:
-        """Tokens that a question will about take, from those before it."""
-        size = prompt_bytes(question)
-        prompt = size * (self.prompt_tokens / self.prompt_bytes if self.prompt_bytes else 0.3)
-        most = most_answer_tokens(question)
-        return prompt + (min(self.answer_tokens / self.answers, most) if self.answers else most)
 
 
 @dataclass
@@ -188,7 +91,8 @@ class Client:
         """transports: by the teachers' names."""
         self.ledger, self.limits = ledger, limits
         self.lines = {
-            name: Line(name, t, t.identity(), transports[name], Pace(t.connections)) for name, t in teachers.items()
+            name: Line(name, t, t.identity(), transports[name], RateControl(t.connections))
+            for name, t in teachers.items()
         }
         for line in self.lines.values():
             known = ledger.recall(line.kept)
@@ -239,7 +143,7 @@ class Client:
         """The record of a question: from the ledger, from whoever is just asking it, or from the teacher."""
         key = self.key(line, question)
         while True:
-            found = self.ledger.find(key)
+            found = self.ledger.requests.find(key)
             if found is not None:
                 self.tally.reused += 1
                 return found
@@ -328,7 +232,7 @@ class Client:
         mine: bool | None = None
         request.reserve = line.reserve(request.question)  # as is known by now
         try:
-            mine = self.ledger.claim(key, line.name, request.asked, request.reserve, self.limits)
+            mine = self.ledger.requests.claim(key, line.name, request.asked, request.reserve, self.limits)
         except Exhausted as error:
             if not error.passing:
                 self.halt(error)
@@ -347,7 +251,7 @@ class Client:
                 return await line.transport.send(request.body)
         except Exception as error:
             line.pace.unsent(ticket)
-            self.ledger.give_up_try(request.record.key, request.reserve, not isinstance(error, InterlaceError))
+            self.ledger.requests.release_try(request.record.key, request.reserve, not isinstance(error, InterlaceError))
             self.halt(error if isinstance(error, InterlaceError) else Failure(f"teachers.{line.name}: {error!r}"))
             raise
         except BaseException:
@@ -364,7 +268,7 @@ class Client:
         line.standing.answer()
         self._fill(request, reply)
         line.pace.success(ticket, record.tokens, now)
-        self.ledger.finish(record, request.reserve)
+        self.ledger.requests.finish(record, request.reserve)
         self.tally.by_state[record.state] += 1
         if now - line.saved > SAVE_SECONDS and (limits := line.pace.limits()):
             line.saved = now
@@ -377,7 +281,7 @@ class Client:
         request.record.waits += 1
         self.tally.limited += 1
         own = line.pace.limited(ticket, outcome.kind, outcome.retry_after, now)
-        self.ledger.unclaim(request.record.key, request.reserve)
+        self.ledger.requests.unclaim(request.record.key, request.reserve)
         if line.pace.limited_for(now) > line.teacher.patience_seconds + (outcome.retry_after or 0.0):
             error = Failure(
                 f"teachers.{line.name}: every request to {line.teacher.base_url} of the last "
@@ -399,7 +303,7 @@ class Client:
         record.tries += 1
         record.error, record.response, line.error = outcome.error, outcome.raw, outcome.error
         self.tally.errors[outcome.error.split(":")[0][:40]] += 1
-        self.ledger.give_up_try(record.key, request.reserve, outcome.charged)
+        self.ledger.requests.release_try(record.key, request.reserve, outcome.charged)
         if outcome.alive:
             line.pace.answered(ticket)
         else:
@@ -415,7 +319,7 @@ class Client:
         if passing and (record.tries < line.teacher.tries or line.pace.dead_for(now) > 0):
             return False
         record.state = "refused" if outcome.refused else "failed"
-        self.ledger.fail(record)
+        self.ledger.requests.fail(record)
         self.tally.by_state[record.state] += 1
         return True
 
@@ -478,78 +382,3 @@ class Client:
             found = None  # the last thing a failed request got was no answer
         text, reasoning = split_reasoning(found) if found else ("", "")
         return Answer(record.state, text, reasoning, record.error, record.teacher, (*before, record.key))
-
-
-def prompt_bytes(question: Question) -> int:
-    """An upper bound of a prompt's tokens, but for what the endpoint's own template adds."""
-    size = sum(len(m["content"].encode("utf-8", "replace")) + TURN_TOKENS for m in question.messages)
-    return size + (len(canonical(question.schema)) if question.schema is not None else 0)
-
-
-def most_answer_tokens(question: Question) -> int:
-    """An upper bound of an answer's tokens."""
-    limits = [question.sampling.get(name) for name in ("max_tokens", "max_completion_tokens")]
-    return max([int(x) for x in limits if x] or [DEFAULT_ANSWER_TOKENS])
-
-
-def counted(question: Question, found: Content) -> tuple[str, int, int]:
-    """(reported or estimated, prompt tokens, answer tokens) of an answer.
-
-    Each figure counts by itself. One that cannot be is replaced: negative, beyond any answer, or too few for what was
-    written. Tokens that only the total or the details hold (reasoning that is not shown) are the answer's.
-    """
-    size, most = prompt_bytes(question), most_answer_tokens(question)
-    asked = sum(len(m["content"].encode("utf-8", "replace")) for m in question.messages)
-    written = len((found.text + found.reasoning).encode("utf-8", "replace"))
-    least = max(written // LETTERS_PER_TOKEN, int(written > 0))
-    # a quarter of the bytes is usual for English, and a third is careful
-    prompt, answer = size // 3 + 1, max(min(written // 3 + 1, most), written // 8)
-    reported = 0
-    if plausible(found.prompt_tokens, max(asked // LETTERS_PER_TOKEN, 1), 2 * size + HIDDEN):
-        prompt, reported = found.prompt_tokens or 0, reported + 1
-    if plausible(found.answer_tokens, least, most + HIDDEN):
-        answer, reported = found.answer_tokens or 0, reported + 1
-    if plausible(found.total_tokens, 0, 2 * size + most + HIDDEN):
-        answer = max(answer, (found.total_tokens or 0) - prompt)
-    if plausible(found.reasoning_tokens, answer + 1, most + HIDDEN):
-        answer += found.reasoning_tokens or 0
-    return "reported" if reported == 2 else "estimated", prompt, answer
-
-
-def plausible(tokens: int | None, least: int, most: int) -> bool:
-    """Whether a teacher's figure can be."""
-    return tokens is not None and least <= tokens <= most
-
-
-def judge(found: Content) -> tuple[State, str]:
-    """The state of an answer, and why it is not ok: only a known good end is one."""
-    if found.refusal:
-        return "refused", f"the teacher refused: {found.refusal[:200]}"
-    if found.finish in FILTERED:
-        return "refused", f"the endpoint's filter stopped the answer ({found.finish})"
-    if found.finish in CUT:
-        return "truncated", "the answer reached max_tokens"
-    if found.calls or found.finish in CALLS:
-        return "unparsable", f"the answer calls a tool ({found.finish or 'tool_calls'})"
-    if found.finish not in GOOD:
-        return "failed", f"the answer ended with {found.finish[:40]!r}, which is no end that is known"
-    text, reasoning = split_reasoning(found)
-    if not text.strip():
-        return "unparsable", "the answer is empty" + (" after its reasoning" if reasoning else "")
-    return "ok", ""
-
-
-def split_reasoning(found: Content) -> tuple[str, str]:
-    """(answer, reasoning): the trace apart, whether it has a field of its own or stands between tags at the start."""
-    if found.reasoning:
-        return found.text, found.reasoning
-    body = found.text.lstrip()
-    for begin, end in THOUGHTS:
-        if body.startswith(begin):
-            trace, closed, after = body.removeprefix(begin).partition(end)
-            return (after.lstrip() if closed else ""), trace.partition("<|end|>")[0].strip()
-    for begin, end in THOUGHTS:  # some templates open it in the prompt
-        if end in found.text and begin not in found.text:
-            trace, _, after = found.text.partition(end)
-            return after.lstrip(), trace.strip()
-    return found.text, ""

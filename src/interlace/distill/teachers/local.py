@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from interlace.base.errors import ConfigError, Failure, InterlaceError
-from interlace.distill.teachers.endpoint import Outcome, Reply, Trouble
+from interlace.distill.teachers.outcomes import Outcome, Reply, Trouble
 from interlace.distill.teachers.teacher import Teacher
 
 GATHER_SECONDS = 0.01  # that a batch waits for company

@@ -180,7 +180,7 @@ def _by_kind() -> dict[Kind, Evidence]:
 
 
 @dataclass
-class Pace:
+class RateControl:
     """The pace of one endpoint.
 
     Attributes:

@@ -47,7 +47,7 @@ def pieces_of(spans: list[tuple[int, int]], start: int, stop: int, size: int) ->
     return pieces
 
 
-class Grid:
+class ChunkGrid:
     """One run of equal chunks on every lane, with all that a scan over its pieces needs.
 
     A rule inherits this. Its constructor takes five parts, a scale and the pieces: query, key [lanes, H, n, C, K],
@@ -130,7 +130,7 @@ class Grid:
         return d_G
 
 
-def grids(rule: type[Grid], x: Recurrence) -> Iterator[Grid]:
+def grids(rule: type[ChunkGrid], x: Recurrence) -> Iterator[ChunkGrid]:
     """Cut the flat axis into lanes and chunks: a grid of whole chunks, and one for what remains."""
     total, time = x.query.shape[0], x.time
     spans = [(0, time)] if time else x.spans()
@@ -161,7 +161,7 @@ def unlay(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return torch.cat([x.flatten(2, 3) for x in parts], dim=2).transpose(1, 2).flatten(0, 1).contiguous().to(dtype)
 
 
-def head_blocks(rule: type[Grid], q: Tensor, v: Tensor) -> list[tuple[slice, slice]]:
+def head_blocks(rule: type[ChunkGrid], q: Tensor, v: Tensor) -> list[tuple[slice, slice]]:
     """(key heads, value heads) to work on at a time, so that temporaries stay in the cache and memory is bounded."""
     H, group = q.shape[1], v.shape[1] // q.shape[1]
     most = max(1, rule.WORKING_SET // q.shape[0])  # value heads
@@ -172,12 +172,12 @@ def head_blocks(rule: type[Grid], q: Tensor, v: Tensor) -> list[tuple[slice, sli
     return [(slice(h, h + heads), slice(h * group, (h + heads) * group)) for h in range(0, H, heads)]
 
 
-def run(rule: type[Grid], x: Recurrence) -> tuple[Tensor, Tensor, list[Grid]]:
+def run(rule: type[ChunkGrid], x: Recurrence) -> tuple[Tensor, Tensor, list[ChunkGrid]]:
     """Outputs [total, G, V], final states [N, G, K, V], and the grids, which hold what a backward needs."""
     initial = lay_states(x.state, x.time, x.dtype)
     outputs: list[Tensor] = []
     finals: list[Tensor] = []
-    used: list[Grid] = []
+    used: list[ChunkGrid] = []
     S = None
     for grid in grids(rule, x):
         out, S = grid.scan(initial, S, finals)
@@ -188,7 +188,7 @@ def run(rule: type[Grid], x: Recurrence) -> tuple[Tensor, Tensor, list[Grid]]:
 
 
 def run_back(
-    d_out: Tensor, d_final: Tensor | None, used: list[Grid], state: Tensor | None, time: int
+    d_out: Tensor, d_final: Tensor | None, used: list[ChunkGrid], state: Tensor | None, time: int
 ) -> tuple[list[Tensor], Tensor | None]:
     """Gradients of (q, k, v, g, beta) [total, heads, ...] and of the state, through the grids of a `run`."""
     dtype = used[0].dtype
@@ -207,7 +207,7 @@ def run_back(
     return joined, None if d_initial is None or state is None else d_initial.view(state.shape)
 
 
-def forward(rule: type[Grid], x: Recurrence) -> tuple[Tensor, Tensor]:
+def forward(rule: type[ChunkGrid], x: Recurrence) -> tuple[Tensor, Tensor]:
     """Outputs [total, G, V] in value's dtype and final states [N, G, K, V]."""
     out = torch.empty_like(x.value, memory_format=torch.contiguous_format)
     final = x.value.new_empty(x.rows, x.value.shape[1], x.key.shape[2], x.value.shape[2], dtype=x.dtype)
@@ -216,7 +216,7 @@ def forward(rule: type[Grid], x: Recurrence) -> tuple[Tensor, Tensor]:
     return out, final
 
 
-def backward(rule: type[Grid], d_out: Tensor, d_final: Tensor | None, x: Recurrence) -> tuple[Tensor, ...]:
+def backward(rule: type[ChunkGrid], d_out: Tensor, d_final: Tensor | None, x: Recurrence) -> tuple[Tensor, ...]:
     """Gradients of (query, key, value, log_decay, strength, state); everything but the inputs is computed again."""
     inputs = (x.query, x.key, x.value, x.log_decay, x.strength)
     grads = [torch.empty_like(y, memory_format=torch.contiguous_format) for y in inputs]

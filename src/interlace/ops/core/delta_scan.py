@@ -12,7 +12,7 @@ from torch import Tensor
 from interlace.ops.core import chunks
 from interlace.ops.core.chunks import Piece
 
-CHUNK = chunks.Grid.CHUNK  # tokens; halves and quarters were slower on AVX2 (docs/LOG.md)
+CHUNK = chunks.ChunkGrid.CHUNK  # tokens; halves and quarters were slower on AVX2 (docs/LOG.md)
 BLOCK = 16  # rows that are inverted by substitution before blocks are merged by products
 
 
@@ -35,7 +35,7 @@ def invert(A: Tensor) -> Tensor:
     return inverse
 
 
-class Grid(chunks.Grid):
+class DeltaGrid(chunks.ChunkGrid):
     """A delta rule on one run of chunks. Tensors are [L, n, C, ...] with L = lanes x G.
 
     A rule's constructor sets q, k, v, beta, the decays `into` the chunk and `out_of` it, A (strictly lower) and M, and

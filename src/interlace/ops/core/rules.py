@@ -29,7 +29,7 @@ def shapes(*inputs: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x.value, memory_format=torch.contiguous_format), final
 
 
-def define(name: str, rule: type[chunks.Grid], forward: Run | None = None) -> Callable[..., tuple[Tensor, Tensor]]:
+def define(name: str, rule: type[chunks.ChunkGrid], forward: Run | None = None) -> Callable[..., tuple[Tensor, Tensor]]:
     """Register a rule as `interlace::NAME`: (*Recurrence, not to be normalised) -> (out, final states).
 
     `forward` takes the place of the rule's own; the way back is always the rule's.
@@ -42,7 +42,7 @@ def define(name: str, rule: type[chunks.Grid], forward: Run | None = None) -> Ca
     return custom_op(name, Signature(INPUTS, GRADIENTS), lambda *inputs: run(Recurrence(*inputs)), backward, shapes)
 
 
-def chunked(name: str, rule: type[chunks.Grid], step: Run) -> Run:
+def chunked(name: str, rule: type[chunks.ChunkGrid], step: Run) -> Run:
     """A rule's backend "chunked"; `step` serves one token per sequence, without gradients."""
     operator = define(name, rule)
 
@@ -55,7 +55,7 @@ def chunked(name: str, rule: type[chunks.Grid], step: Run) -> Run:
     return run
 
 
-def native(name: str, rule: type[chunks.Grid]) -> Run:
+def native(name: str, rule: type[chunks.ChunkGrid]) -> Run:
     """A rule's backend "native": the kernels `NAME_forward` and `NAME_step`; the backward pass is by chunks.
 
     Tensors are float32 or bfloat16 on a CPU, arithmetic and states float32.

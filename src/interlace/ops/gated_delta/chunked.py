@@ -14,7 +14,7 @@ from interlace.ops.core import delta_scan
 from interlace.ops.core.chunks import Piece
 
 
-class Grid(delta_scan.Grid):
+class GatedDeltaGrid(delta_scan.DeltaGrid):
     """The gated delta rule on one run of chunks. Tensors are [L, n, C, ...] with L = lanes x G."""
 
     def __init__(self, parts: Sequence[Tensor], scale: float, pieces: list[Piece]):

@@ -13,11 +13,11 @@ from interlace.base.segments import Segments
 from interlace.ops.core import kernels, rules
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.core.operands import Recurrence
-from interlace.ops.gated_delta.chunked import Grid
+from interlace.ops.gated_delta.chunked import GatedDeltaGrid
 from interlace.ops.gated_delta.recurrent import recurrent
 from interlace.ops.gated_delta.step import step
 
-_chunked = rules.chunked("gated_delta", Grid, step)
+_chunked = rules.chunked("gated_delta", GatedDeltaGrid, step)
 
 
 def _native() -> rules.Run:

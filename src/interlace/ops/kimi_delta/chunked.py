@@ -84,7 +84,7 @@ def products_back(d_P: Tensor, a: Tensor, b: Tensor, G: Tensor) -> tuple[Tensor,
     return d_a, d_b
 
 
-class Grid(delta_scan.Grid):
+class KimiDeltaGrid(delta_scan.DeltaGrid):
     """Kimi Delta Attention on one run of chunks; `into` and `out_of` [L, n, C, K] differ by channel."""
 
     WORKING_SET = 4096

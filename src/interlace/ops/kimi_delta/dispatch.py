@@ -9,13 +9,13 @@ from interlace.base.segments import Segments
 from interlace.ops.core import kernels, rules
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.core.operands import Recurrence
-from interlace.ops.kimi_delta.chunked import Grid
+from interlace.ops.kimi_delta.chunked import KimiDeltaGrid
 from interlace.ops.kimi_delta.recurrent import recurrent
 from interlace.ops.kimi_delta.step import step as one_token
 
-_chunked = rules.chunked("kimi_delta", Grid, one_token)
+_chunked = rules.chunked("kimi_delta", KimiDeltaGrid, one_token)
 BACKENDS = (
-    kernels.backend(lambda: rules.native("kimi_delta", Grid), rules.refuses),
+    kernels.backend(lambda: rules.native("kimi_delta", KimiDeltaGrid), rules.refuses),
     Backend("chunked", lambda: _chunked, slow_on=(ANY,)),
     Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),
 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from interlace.ops.core.delta_scan import flops_per_token_and_head as scalar_decay
-from interlace.ops.kimi_delta.chunked import LEAF, Grid
+from interlace.ops.kimi_delta.chunked import LEAF, KimiDeltaGrid
 
 
-def flops_per_token_and_head(key_dim: int, value_dim: int, chunk: int = Grid.CHUNK) -> float:
+def flops_per_token_and_head(key_dim: int, value_dim: int, chunk: int = KimiDeltaGrid.CHUNK) -> float:
     """Forward FLOPs of matrix products per token and value head, a multiply-add counting 2.
 
     Those of the gated delta rule, but for (Q; K) K^T: of its full square only the blocks below the diagonal are

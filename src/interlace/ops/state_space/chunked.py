@@ -15,7 +15,7 @@ from interlace.ops.core import chunks
 from interlace.ops.core.chunks import Piece
 
 
-class Grid(chunks.Grid):
+class StateSpaceGrid(chunks.ChunkGrid):
     """The rule on one run of chunks. Tensors are [LH, n, C, r, ...], those of keys and queries [LH, n, C, K]."""
 
     WORKING_SET = 32_768

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from interlace.ops.state_space.chunked import Grid
+from interlace.ops.state_space.chunked import StateSpaceGrid
 
 
-def flops_per_token_and_head(key_dim: int, value_dim: int, group: int = 1, chunk: int = Grid.CHUNK) -> float:
+def flops_per_token_and_head(key_dim: int, value_dim: int, group: int = 1, chunk: int = StateSpaceGrid.CHUNK) -> float:
     """Forward FLOPs of matrix products per token and value head, a multiply-add counting 2.
 
     `group` value heads share the products of keys with queries.

@@ -19,7 +19,7 @@ from interlace.base.schema import Closed, validate
 from interlace.model.sizes import sizes
 from interlace.runs.page import table
 from interlace.runs.training import TrainingRun
-from interlace.study.ladder.plan import Cell, Ladder, build
+from interlace.study.ladder.plan import Ladder, LadderCell, build
 from interlace.study.scaling.source import RESULTS
 
 COLUMNS = ("arch", "size", "N", "D", "loss", "bits_per_byte", "flops", "run", "seed", "rate", "diverged")
@@ -33,7 +33,7 @@ DIVERGED = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """One finished run.
 
     Attributes:
@@ -67,7 +67,7 @@ class _Facts(Closed):
     rates: dict[str, _Rates] = Field(default_factory=dict)
 
 
-def outcome(folder: Path, vocabulary: int) -> Outcome | None:
+def outcome(folder: Path, vocabulary: int) -> RunOutcome | None:
     """What a run's folder holds, or None while the run is not finished.
 
     Raises:
@@ -86,7 +86,7 @@ def outcome(folder: Path, vocabulary: int) -> Outcome | None:
             done = done or row["horizon"] == 1
             if not row["held_out_loss"] < math.log(vocabulary):
                 diverged = diverged or f"held-out loss {row['held_out_loss']:.3f} is no better than guessing"
-    return Outcome(points, diverged, seconds) if done else None
+    return RunOutcome(points, diverged, seconds) if done else None
 
 
 def last_step(folder: Path) -> int:
@@ -105,7 +105,7 @@ def last_step(folder: Path) -> int:
     return 0
 
 
-def write_results(ladder: Ladder, out: Path, cells: list[Cell]) -> Path:
+def write_results(ladder: Ladder, out: Path, cells: list[LadderCell]) -> Path:
     """results.csv of the cells that have finished."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -187,7 +187,7 @@ __all__ = [
     "COLUMNS",
     "DIVERGED",
     "FACTS",
-    "Outcome",
+    "RunOutcome",
     "about",
     "last_step",
     "outcome",

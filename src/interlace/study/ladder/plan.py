@@ -78,7 +78,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Cell:
+class LadderCell:
     """One run: all horizons of a rung at one learning rate from one seed."""
 
     rung: Rung
@@ -119,7 +119,7 @@ class Ladder:
         batch = rung.rows * self.length
         return [max(1, round(m * rung.target / batch)) for m in self.settings.multiples]
 
-    def recipe(self, cell: Cell, corpus: str) -> Recipe:
+    def recipe(self, cell: LadderCell, corpus: str) -> Recipe:
         """The run as `interlace train` takes it."""
         steps = self.steps(cell.rung)
         train = {

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.base.errors import Failure
-from interlace.study.ladder.gather import Outcome
+from interlace.study.ladder.gather import RunOutcome
 from interlace.study.ladder.plan import Ladder
 
-Outcomes = Mapping[tuple[str, float], Outcome]
+Outcomes = Mapping[tuple[str, float], RunOutcome]
 """By (size, rate)."""
 
 
@@ -47,5 +47,5 @@ def rate_at(ladder: Ladder, arch: str, size: str, best: float) -> float:
     return next((r for r in ladder.rate.tried if math.isclose(r, rate, rel_tol=1e-9)), rate)
 
 
-def _loss(outcome: Outcome) -> float:
+def _loss(outcome: RunOutcome) -> float:
     return math.inf if outcome.diverged is not None else outcome.points[-1]["held_out_loss"]

@@ -23,8 +23,8 @@ from interlace.runs.lock import hold_folder
 from interlace.runs.processes import Job, last_line, run_all
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.study.ladder.estimate import Cost, costs, runs, totals
-from interlace.study.ladder.gather import FACTS, Outcome, last_step, outcome, read_facts, write_results
-from interlace.study.ladder.plan import Cell, Ladder
+from interlace.study.ladder.gather import FACTS, RunOutcome, last_step, outcome, read_facts, write_results
+from interlace.study.ladder.plan import Ladder, LadderCell
 from interlace.study.ladder.rates import best_rate, rate_at
 from interlace.study.text import sources as standard_library
 from interlace.train.corpus import check_fit, check_inputs, open_corpus
@@ -66,7 +66,7 @@ class LadderRun:
     jobs: int | None = None
     device: str = "cpu"
     watch: Watch = silent
-    read: dict[str, tuple[int, Outcome | None]] = field(default_factory=dict, repr=False)
+    read: dict[str, tuple[int, RunOutcome | None]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Check the folder and the number of processes."""
@@ -115,7 +115,7 @@ class LadderRun:
         alike = {(r.config.vocabulary, r.config.max_positions, r.rows): r for r in rungs}
         found = []
         for rung in sorted(alike.values(), key=lambda r: r.target):
-            recipe = self.ladder.recipe(Cell(rung, 1e-3, 0), data.source[0])
+            recipe = self.ladder.recipe(LadderCell(rung, 1e-3, 0), data.source[0])
             found.append(recipe.model_copy(update={"data": data.model_copy(update={"rows": rung.rows})}))
         return found
 
@@ -151,11 +151,11 @@ class LadderRun:
         """Keep facts in ladder.json."""
         write_file(self.out / FACTS, json.dumps({**read_facts(self.out), **facts}, indent=2) + "\n")
 
-    def folder(self, cell: Cell) -> Path:
+    def folder(self, cell: LadderCell) -> Path:
         """Its run folder."""
         return self.out / "cells" / cell.name
 
-    def outcome(self, cell: Cell) -> Outcome | None:
+    def outcome(self, cell: LadderCell) -> RunOutcome | None:
         """What a run came to, or None while it has not finished; a log is read again only when it has grown."""
         folder = self.folder(cell)
         log = RunFolder(folder).metrics_file
@@ -165,10 +165,10 @@ class LadderRun:
             known = self.read[cell.name] = (size, outcome(folder, cell.rung.config.vocabulary))
         return known[1]
 
-    def tuning(self, arch: str) -> list[Cell]:
+    def tuning(self, arch: str) -> list[LadderCell]:
         """The runs that find an architecture's rate."""
         rungs = [self.ladder.rungs[arch, s] for s in self.ladder.tuned()]
-        return [Cell(r, rate, 0) for r in rungs for rate in self.ladder.rate.tried]
+        return [LadderCell(r, rate, 0) for r in rungs for rate in self.ladder.rate.tried]
 
     def best_rate(self, arch: str) -> dict[str, Any] | None:
         """As `rates.best_rate`, or None while some of the tried runs are not done."""
@@ -176,7 +176,7 @@ class LadderRun:
         done = {k: o for k, o in found.items() if o is not None}
         return best_rate(self.ladder, arch, done) if len(done) == len(found) else None
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[LadderCell]:
         """The runs that the study is made of, as far as rates are known."""
         out = []
         for arch in self.ladder.archs:
@@ -185,14 +185,14 @@ class LadderRun:
             for size in self.ladder.sizes:
                 rate = rate_at(self.ladder, arch, size, found["best"])
                 rung = self.ladder.rungs[arch, size]
-                out += [Cell(rung, rate, seed) for seed in range(self.ladder.settings.seeds)]
+                out += [LadderCell(rung, rate, seed) for seed in range(self.ladder.settings.seeds)]
         return sorted(out, key=lambda c: -c.rung.target)  # the longest first, so that none is left alone at the end
 
-    def pending(self) -> list[Cell]:
+    def pending(self) -> list[LadderCell]:
         """Runs that can be started and have not finished."""
         return [c for c in self.all() if self.outcome(c) is None]
 
-    def job(self, cell: Cell) -> Job:
+    def job(self, cell: LadderCell) -> Job:
         """The run as a process; its recipe is written beside it."""
         recipe = self.out / "recipes" / f"{cell.name}.toml"
         text = tomli_w.dumps(self.ladder.recipe(cell, str(self.corpus)).to_dict())
@@ -217,7 +217,7 @@ class LadderRun:
         self.remember(command)
         found = costs(self.ladder)
         self.note(costs=[c.__dict__ for c in found])
-        pace = Pace(self, found)
+        pace = LadderProgress(self, found)
 
         def check(job: Job, status: int) -> None:
             cell = next((c for c in self.all() if c.name == job.name), None)
@@ -234,7 +234,7 @@ class LadderRun:
         """Keep the command among those that made this folder."""
         self.note(commands=list(dict.fromkeys([*read_facts(self.out).get("commands", []), command])))
 
-    def all(self) -> list[Cell]:
+    def all(self) -> list[LadderCell]:
         """Every run that is known: of rates and of the study."""
         return list(dict.fromkeys([*(c for a in self.ladder.archs for c in self.tuning(a)), *self.cells()]))
 
@@ -252,7 +252,7 @@ class LadderRun:
         with hold_folder(self.out):
             return self._emit(how, command)
 
-    def _line(self, cell: Cell) -> str:
+    def _line(self, cell: LadderCell) -> str:
         """The command that runs a cell alone."""
         recipe, folder, device = self.job(cell).command[3:]
         return shlex.join(["interlace", "train", recipe, "--out", folder, "--device", device])
@@ -280,7 +280,7 @@ class LadderRun:
         return script, len(lines)
 
 
-class Pace:
+class LadderProgress:
     """How far the ladder is and how long the rest takes: estimates, corrected by what runs have taken here."""
 
     def __init__(self, run: LadderRun, found: Sequence[Cost]):
@@ -309,5 +309,5 @@ class Pace:
         label, seconds = f"{len(done)} of {self.total} runs", slower * left / run.processes
         run.watch(Progress(label, share, 1.0, seconds, ", ".join(running)))
 
-    def _said(self, cell: Cell) -> float:
+    def _said(self, cell: LadderCell) -> float:
         return self.seconds[cell.rung.arch, cell.rung.size]

@@ -12,7 +12,7 @@ from interlace.base.files import write_file
 from interlace.model.device import facts
 from interlace.runs.page import origin, page, picture, table
 from interlace.runs.training import TrainingRun
-from interlace.study.quickstart.contest import NAMES
+from interlace.study.quickstart.plan import NAMES
 from interlace.train.report import curves, loss_plot
 
 

@@ -22,19 +22,9 @@ from interlace.model.sizes import sizes
 from interlace.runs.folder import RunFolder
 from interlace.runs.lock import hold_folder
 from interlace.runs.progress import Progress, Watch
-from interlace.study.quickstart.contest import (
-    LEAST_TOKENS,
-    LENGTH,
-    NAMES,
-    PLAN,
-    RATES,
-    ROWS,
-    SEED,
-    Clock,
-    Contest,
-    Plan,
-    tokens_to_reach,
-)
+from interlace.study.quickstart.contest import LEAST_TOKENS, LENGTH, ROWS, SEED, Contest, tokens_to_reach
+from interlace.study.quickstart.plan import NAMES, PLAN, RATES, Clock, Plan
+from interlace.study.quickstart.race import race
 from interlace.study.quickstart.report import write_report
 from interlace.study.text import sources
 from interlace.train.corpus import kept_corpus, stamp
@@ -75,7 +65,7 @@ def _quickstart(minutes: float, out: Path, text: Sources, settings: dict[str, An
     plan = contest.plan()
     sweep = contest.sweep(plan)
     rates = {name: best_rate(sweep, name) for name in NAMES}
-    contest.race(plan, rates)
+    race(contest, plan, rates)
     contest.keep(plan)
     watch(Progress("samples and report", 0, 0))
     results = verdict(contest, plan, sweep, rates)

@@ -28,7 +28,7 @@ from interlace.study.tasks.registry import task as find
 from interlace.study.tasks.task import Sample, Task, packed
 from interlace.train.recipe import TrainSettings
 from interlace.train.steps import take_steps
-from interlace.train.trainer import Step, Trainer
+from interlace.train.trainer import StepResult, Trainer
 
 SOLVED = 0.95  # the score at the hardest trained difficulty from which a task counts as solved
 WARMUP, DECAY = 0.05, 0.2
@@ -58,7 +58,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TaskCell:
     """What one process trains."""
 
     task: str
@@ -74,11 +74,11 @@ class Cell:
         return f"{self.task}-{Path(self.model).stem}-rate{self.rate:g}-seed{self.seed}"
 
     @staticmethod
-    def read(folder: Path) -> Cell:
+    def read(folder: Path) -> TaskCell:
         """The cell that a folder was made for."""
         raw = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
         raw["shape"], raw["budget"] = Shape(**raw["shape"]), Budget(**raw["budget"])
-        return Cell(**raw)
+        return TaskCell(**raw)
 
     def write(self, folder: Path) -> None:
         """Make the folder; what it holds already is not written again."""
@@ -125,7 +125,7 @@ def hardest_trained(task: Task) -> int:
     return max(d for d in task.tested if d <= task.trained[-1])
 
 
-def train(cell: Cell, folder: Path, device: str = "cpu") -> dict[str, Any]:
+def train(cell: TaskCell, folder: Path, device: str = "cpu") -> dict[str, Any]:
     """Train a cell from its start; returns and writes its result. A divergence ends it, and is kept and marked."""
     task, budget = find(cell.task), cell.budget
     table = config(cell.model, cell.shape, len(task.words)).replace(init_std=budget.init_std)
@@ -149,7 +149,7 @@ def train(cell: Cell, folder: Path, device: str = "cpu") -> dict[str, Any]:
             tokens += drawn.segments.total
             return drawn
 
-        def after(_: Trainer, step: Step) -> None:
+        def after(_: Trainer, step: StepResult) -> None:
             nonlocal scores, solved
             number = trainer.done
             if number % every and number != budget.steps:
@@ -177,7 +177,7 @@ def train(cell: Cell, folder: Path, device: str = "cpu") -> dict[str, Any]:
     return result
 
 
-def draw(task: Task, cell: Cell, number: int) -> Batch:
+def draw(task: Task, cell: TaskCell, number: int) -> Batch:
     """The batch of a step: a function of the seed and the step, the same for every model."""
     rng = np.random.default_rng([1, cell.seed, number])
     return task.batch(rng, cell.budget.rows, (number - 1) / cell.budget.steps)
@@ -189,7 +189,7 @@ def main() -> None:
     kernels.keep_memory()
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
-    train(Cell.read(folder), folder, *sys.argv[2:3])
+    train(TaskCell.read(folder), folder, *sys.argv[2:3])
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from interlace.runs.processes import Job, last_line, run_all
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.study.tasks import arms
 from interlace.study.tasks.arms import Shape
-from interlace.study.tasks.cell import Budget, Cell, hardest_trained
+from interlace.study.tasks.cell import Budget, TaskCell, hardest_trained
 from interlace.study.tasks.registry import task as find
 from interlace.study.tasks.task import Task
 
@@ -29,7 +29,7 @@ MOST_SEEDS = 1 << 63
 
 
 @dataclass
-class Grid:
+class TaskGrid:
     """Tasks x models x seeds in one folder.
 
     Attributes:
@@ -74,11 +74,11 @@ class Grid:
             for model in self.models:
                 arms.config(model, shape, len(find(name).words))
 
-    def cell(self, task: str, model: str, seed: int, rate: float) -> Cell:
+    def cell(self, task: str, model: str, seed: int, rate: float) -> TaskCell:
         """One cell; seeds count from `first_seed`."""
-        return Cell(task, model, self.first_seed + seed, rate, *self.tasks[task])
+        return TaskCell(task, model, self.first_seed + seed, rate, *self.tasks[task])
 
-    def result(self, cell: Cell) -> Result | None:
+    def result(self, cell: TaskCell) -> Result | None:
         """What a cell came to, or None while it has not.
 
         Raises:
@@ -104,7 +104,7 @@ class Grid:
 
         return None if None in tried.values() else max(rates, key=merit)
 
-    def pending(self) -> list[Cell]:
+    def pending(self) -> list[TaskCell]:
         """Cells that can be run now: rates first, then the other seeds at the rate that was chosen."""
         cells = []
         for task in self.tasks:
@@ -143,13 +143,13 @@ class Grid:
         if files:  # what a file says is part of the study: cells of two versions of it must not be mixed
             asked["model_files"] = files
         RunFolder.open(self.out, asked)
-        pace = Pace(self)
+        pace = GridProgress(self)
         run_all(lambda: [self.job(c) for c in self.pending()], self.processes, self.check, pace.tell)
         results = self.gather()
         write_file(self.out / "results.json", json.dumps(results, indent=2) + "\n")
         return results
 
-    def job(self, cell: Cell) -> Job:
+    def job(self, cell: TaskCell) -> Job:
         """A cell as a process of its own."""
         folder = self.out / "cells" / cell.name
         cell.write(folder)
@@ -205,15 +205,15 @@ class Grid:
             "curves": curves,
         }
 
-    def curve(self, cell: Cell) -> list[dict[str, Any]]:
+    def curve(self, cell: TaskCell) -> list[dict[str, Any]]:
         """What a cell scored on the way."""
         return read_curve(self.out / "cells" / cell.name / "metrics.jsonl", find(cell.task).tested)
 
 
-class Pace:
+class GridProgress:
     """How far the grid is, and how long the rest takes: cells weigh as long as their like have taken here."""
 
-    def __init__(self, grid: Grid):
+    def __init__(self, grid: TaskGrid):
         """Nothing was timed yet."""
         self.grid = grid
 
@@ -255,7 +255,7 @@ class Pace:
         return found
 
 
-def read_result(file: Path, cell: Cell) -> Result:
+def read_result(file: Path, cell: TaskCell) -> Result:
     """What a cell wrote at its end.
 
     Raises:
