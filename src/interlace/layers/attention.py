@@ -52,6 +52,10 @@ class AttentionConfig(MixerConfig):
         """Key and value heads."""
         return self.kv_heads or self.heads
 
+    def filled(self, width: int) -> AttentionConfig:
+        """With kv_heads and head_dim."""
+        return self.model_copy(update={"kv_heads": self.groups, "head_dim": self.dim(width)})
+
     def check(self, width: int) -> None:
         """Heads must divide."""
         if self.head_dim is None and width % self.heads:

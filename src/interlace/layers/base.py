@@ -51,6 +51,10 @@ class LayerConfig(Closed):
     def check(self, width: int) -> None:
         """Raise ValueError, naming the field, if the numbers do not fit together at this width."""
 
+    def filled(self, width: int) -> LayerConfig:
+        """The same layer with every size written out that follows from others; already checked."""
+        return self
+
     @abstractmethod
     def parameters(self, width: int) -> int:
         """Its parameters."""

@@ -56,6 +56,10 @@ class GatedDeltaConfig(MixerConfig):
         """Sizes of the query, key and value projections."""
         return self.heads * self.key_dim, self.heads * self.key_dim, self.groups * self.value_dim
 
+    def filled(self, width: int) -> GatedDeltaConfig:
+        """With value_heads."""
+        return self.model_copy(update={"value_heads": self.groups})
+
     def check(self, width: int) -> None:
         """Heads must divide."""
         if self.groups % self.heads:

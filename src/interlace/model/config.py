@@ -127,11 +127,7 @@ class ModelConfig(Closed):
             layer.check(self.width)
         except ValueError as error:
             raise ValueError(f"{name}.{error}") from None
-        full = {"kv_heads": "heads", "value_heads": "heads"}
-        filled = {k: getattr(layer, v) for k, v in full.items() if getattr(layer, k, 0) is None}
-        if getattr(layer, "head_dim", 0) is None:
-            filled["head_dim"] = layer.dim(self.width)  # type: ignore[attr-defined]
-        return layer.model_copy(update=filled)
+        return layer.filled(self.width)
 
     @staticmethod
     def from_dict(data: Mapping[str, Any], where: str = "model") -> ModelConfig:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from interlace.base.errors import DataError
 
@@ -57,8 +57,8 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         DataError: it cannot be read, or is not a whole gzip file.
     """
     try:
-        with gzip.open(path, "rb") if is_packed(path) else open(path, "rb") as file:
-            yield file  # type: ignore[misc]
+        with open(path, "rb") as raw:
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_packed(path) else raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: is not a whole gzip file: {error}") from None
     except OSError as error:

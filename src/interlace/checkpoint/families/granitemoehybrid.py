@@ -13,22 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.base.errors import CheckpointError
+from interlace.checkpoint.families import parts
 from interlace.checkpoint.families.mamba2 import mixer_slots, read_steps, write_steps
-from interlace.checkpoint.families.parts import (
-    SILU,
-    is_plain_mlp,
-    layer_names,
-    need,
-    only,
-    plain_trunk,
-    read_trunk,
-    refuse_unless,
-    tied_head,
-    used_layers,
-    whole_number,
-    write_attention,
-    write_trunk,
-)
 from interlace.checkpoint.families.rope import read_rope, rope_parameters, write_rope
 from interlace.checkpoint.families.slots import attention_slots, linear_slots, trunk_slots, whole
 from interlace.checkpoint.family import Family, Slot, Slots
@@ -50,10 +36,12 @@ MULTIPLIERS = {
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    refuse_unless(config, "hidden_act", *SILU)
-    trunk = read_trunk(config, eps=1e-6)
+    parts.refuse_unless(config, "hidden_act", *parts.SILU)
+    trunk = parts.read_trunk(config, eps=1e-6)
     depth = trunk["depth"]
-    types = layer_names(config, "layer_types", depth, KINDS) or layer_names(config, "layers_block_type", depth, KINDS)
+    types = parts.layer_names(config, "layer_types", depth, KINDS) or parts.layer_names(
+        config, "layers_block_type", depth, KINDS
+    )
     types = types or ["linear_attention"] * depth
     experts = config.get("num_local_experts", 8)
     mlp = "moe" if experts else True
@@ -62,12 +50,12 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     tables: dict[str, Any] = {
         name: {**read(config, trunk), "mlp": mlp} for name, read in kinds.items() if name in pattern
     }
-    shared = whole_number(config, "shared_intermediate_size", 1 << 20)
+    shared = parts.whole_number(config, "shared_intermediate_size", 1 << 20)
     if experts:
         tables["moe"] = {
             "experts": experts,
-            "chosen": need(config, "num_experts_per_tok"),
-            "width": need(config, "intermediate_size"),
+            "chosen": parts.need(config, "num_experts_per_tok"),
+            "width": parts.need(config, "intermediate_size"),
             "wide_router": False,
             "shared_width": shared,
         }
@@ -78,12 +66,12 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def _mixer(config: Mapping[str, Any], trunk: Mapping[str, Any]) -> dict[str, Any]:
-    heads, head_dim = need(config, "mamba_n_heads"), config.get("mamba_d_head", "auto")
+    heads, head_dim = parts.need(config, "mamba_n_heads"), config.get("mamba_d_head", "auto")
     return {
         "heads": heads,
         "head_dim": config.get("mamba_expand", 2) * trunk["width"] // heads if head_dim == "auto" else head_dim,
         "groups": config.get("mamba_n_groups", 1),
-        "state_dim": need(config, "mamba_d_state"),
+        "state_dim": parts.need(config, "mamba_d_state"),
         "convolution": config.get("mamba_d_conv", 4),
         "convolution_bias": config.get("mamba_conv_bias", True),
         "bias": config.get("mamba_proj_bias", False),
@@ -93,7 +81,7 @@ def _mixer(config: Mapping[str, Any], trunk: Mapping[str, Any]) -> dict[str, Any
 
 
 def _attention(config: Mapping[str, Any], trunk: Mapping[str, Any]) -> dict[str, Any]:
-    heads = need(config, "num_attention_heads")
+    heads = parts.need(config, "num_attention_heads")
     return {
         "heads": heads,
         "kv_heads": config.get("num_key_value_heads") or heads,
@@ -115,9 +103,9 @@ def _position(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
-    used, mlps = used_layers(config)
-    mixer, attention = only(used, Mamba2Config), only(used, AttentionConfig)
-    mlp, moe = only(mlps, MLPConfig), only(mlps, MoEConfig)
+    used, mlps = parts.used_layers(config)
+    mixer, attention = parts.only(used, Mamba2Config), parts.only(used, AttentionConfig)
+    mlp, moe = parts.only(mlps, MLPConfig), parts.only(mlps, MoEConfig)
     kinds = (mixer is not None) + (attention is not None)
     if len(used) != kinds or len(mlps) != 1 or None in map(config.mlp_of, range(config.depth)):
         return None
@@ -130,13 +118,13 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     if not plain or attention.dim(config.width) * attention.heads != config.width or attention.rope.fraction != 1:
         return None
     scales = {ours: getattr(config, ours) for ours in MULTIPLIERS.values()}
-    if not plain_trunk(config, **scales) or not (is_plain_mlp(mlp) if moe is None else _is_granite(moe)):
+    if not parts.plain_trunk(config, **scales) or not (parts.is_plain_mlp(mlp) if moe is None else _is_granite(moe)):
         return None
     names: dict[type, str] = {Mamba2Config: "linear_attention", AttentionConfig: "full_attention"}
     rope = attention.position == "rope"
     document = {
-        **write_trunk(config),
-        **write_attention(attention),
+        **parts.write_trunk(config),
+        **parts.write_attention(attention),
         "hidden_act": "silu",
         "layer_types": [names[type(config.kind(i))] for i in range(config.depth)],
         "attention_multiplier": attention.head_dim**-0.5 if attention.scale is None else attention.scale,
@@ -197,4 +185,6 @@ def slots(config: ModelConfig) -> Slots:
     return found
 
 
-FAMILY = Family("granitemoehybrid", "GraniteMoeHybridForCausalLM", read_config, write_config, slots, optional=tied_head)
+FAMILY = Family(
+    "granitemoehybrid", "GraniteMoeHybridForCausalLM", read_config, write_config, slots, optional=parts.tied_head
+)

@@ -18,20 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from interlace.base.errors import CheckpointError
-from interlace.checkpoint.families.parts import (
-    SILU,
-    is_plain_mlp,
-    layer_names,
-    need,
-    only,
-    plain_trunk,
-    read_mlp,
-    read_trunk,
-    refuse_unless,
-    used_layers,
-    whole_number,
-    write_trunk,
-)
+from interlace.checkpoint.families import parts
 from interlace.checkpoint.families.slots import expert_slots, linear_slots, mlp_slots, stacked, trunk_slots, whole
 from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.layers.kimi_delta import KimiDeltaConfig
@@ -63,15 +50,15 @@ def _either(config: Mapping[str, Any], *keys: str, default: Any = None) -> Any:
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    refuse_unless(config, "moe_router_activation_func", "sigmoid")
-    refuse_unless(config, "mla_use_nope", True)
-    refuse_unless(config, "hidden_act", *SILU, None)
-    refuse_unless(config, "moe_layer_freq", 1)
-    trunk = {**read_trunk(config, eps=1e-5), "tied_embeddings": False}
+    parts.refuse_unless(config, "moe_router_activation_func", "sigmoid")
+    parts.refuse_unless(config, "mla_use_nope", True)
+    parts.refuse_unless(config, "hidden_act", *parts.SILU, None)
+    parts.refuse_unless(config, "moe_layer_freq", 1)
+    trunk = {**parts.read_trunk(config, eps=1e-5), "tied_embeddings": False}
     trunk["max_positions"] = _either(config, "model_max_length", "max_position_embeddings")
     depth, linear = trunk["depth"], config.get("linear_attn_config") or {}
-    types = layer_names(config, "layer_types", depth, KINDS) or _listed(linear, depth)
-    feeds = layer_names(config, "mlp_layer_types", depth, ("dense", "sparse"))
+    types = parts.layer_names(config, "layer_types", depth, KINDS) or _listed(linear, depth)
+    feeds = parts.layer_names(config, "mlp_layer_types", depth, ("dense", "sparse"))
     if feeds is None:
         feeds = ["dense" if i < config.get("first_k_dense_replace", 1) else "sparse" for i in range(depth)]
     head_dim = linear.get("head_dim", config.get("linear_head_dim", 128))
@@ -84,11 +71,11 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
             "norm_eps": trunk["norm_eps"],
         },
         "latent_attention": lambda: {
-            "heads": need(config, "num_attention_heads"),
-            "latent": need(config, "kv_lora_rank"),
-            "key_dim": need(config, "qk_nope_head_dim"),
-            "shared_dim": need(config, "qk_rope_head_dim"),
-            "value_dim": need(config, "v_head_dim"),
+            "heads": parts.need(config, "num_attention_heads"),
+            "latent": parts.need(config, "kv_lora_rank"),
+            "key_dim": parts.need(config, "qk_nope_head_dim"),
+            "shared_dim": parts.need(config, "qk_rope_head_dim"),
+            "value_dim": parts.need(config, "v_head_dim"),
             "query_latent": config.get("q_lora_rank"),
             "bias": config.get("attention_bias", False),
         },
@@ -101,9 +88,9 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         if kind in kinds:
             tables[name] = {"type": kind, "mlp": True if feed == "dense" else "moe", **kinds[kind]()}
     if "dense" in feeds:
-        tables["mlp"] = read_mlp(config)
+        tables["mlp"] = parts.read_mlp(config)
     if "sparse" in feeds:
-        width = whole_number(config, "moe_intermediate_size", 1 << 20)
+        width = parts.whole_number(config, "moe_intermediate_size", 1 << 20)
         shared = _either(config, "num_shared_experts", "n_shared_experts", default=1)
         if not shared:
             raise CheckpointError("config.json: num_shared_experts = 0 is not supported; every Kimi Linear has one")
@@ -131,21 +118,21 @@ def _listed(linear: Mapping[str, Any], depth: int) -> list[str]:
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
-    used, mlps = used_layers(config)
+    used, mlps = parts.used_layers(config)
     mixers = {x.model_copy(update={"mlp": True}) for x in used}
-    delta, latent = only(mixers, KimiDeltaConfig), only(mixers, LatentAttentionConfig)
-    mlp, moe = only(mlps, MLPConfig), only(mlps, MoEConfig)
+    delta, latent = parts.only(mixers, KimiDeltaConfig), parts.only(mixers, LatentAttentionConfig)
+    mlp, moe = parts.only(mlps, MLPConfig), parts.only(mlps, MoEConfig)
     if len(mixers) != (delta is not None) + (latent is not None) or None in map(config.mlp_of, range(config.depth)):
         return None
-    if len(mlps) != (moe is not None) + (mlp is not None) or (mlp is not None and not is_plain_mlp(mlp)):
+    if len(mlps) != (moe is not None) + (mlp is not None) or (mlp is not None and not parts.is_plain_mlp(mlp)):
         return None
     fits = all(x.norm == "input" for x in mixers) and (delta is None or _is_kimi_delta(delta, config.norm_eps))
-    fits = fits and plain_trunk(config) and (moe is None or _is_kimi(moe))
+    fits = fits and parts.plain_trunk(config) and (moe is None or _is_kimi(moe))
     if not fits or config.tied_embeddings:
         return None
     full = [i for i in range(config.depth) if isinstance(config.kind(i), LatentAttentionConfig)]
     dense = [i for i in range(config.depth) if not isinstance(config.mlp_of(i), MoEConfig)]
-    document = write_trunk(config)
+    document = parts.write_trunk(config)
     if config.max_positions is not None:
         document["model_max_length"] = document.pop("max_position_embeddings")
     document |= {

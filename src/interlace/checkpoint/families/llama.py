@@ -9,18 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interlace.checkpoint.families.parts import (
-    is_plain_mlp,
-    need,
-    only,
-    plain_trunk,
-    read_mlp,
-    read_trunk,
-    tied_head,
-    used_layers,
-    write_attention,
-    write_trunk,
-)
+from interlace.checkpoint.families import parts
 from interlace.checkpoint.families.rope import read_rope, rope_parameters, write_rope
 from interlace.checkpoint.families.slots import attention_slots, mlp_slots, trunk_slots, whole
 from interlace.checkpoint.family import Family, Slots
@@ -33,7 +22,7 @@ NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "mlp_norm"
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    trunk, heads = read_trunk(config, eps=1e-6), need(config, "num_attention_heads")
+    trunk, heads = parts.read_trunk(config, eps=1e-6), parts.need(config, "num_attention_heads")
     attention = {
         "heads": heads,
         "kv_heads": config.get("num_key_value_heads") or heads,
@@ -42,22 +31,22 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         "rope": read_rope(rope_parameters(config, 10_000.0), config),
         "qk_norm": "none",
     }
-    tables = {"pattern": ["attention"], "attention": attention, "mlp": read_mlp(config, "mlp_bias")}
+    tables = {"pattern": ["attention"], "attention": attention, "mlp": parts.read_mlp(config, "mlp_bias")}
     return ModelConfig.from_dict({**trunk, **tables}, where="config.json")
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
-    used, mlps = used_layers(config)
-    attention, mlp = only(used, AttentionConfig), only(mlps, MLPConfig)
+    used, mlps = parts.used_layers(config)
+    attention, mlp = parts.only(used, AttentionConfig), parts.only(mlps, MLPConfig)
     if attention is None or mlp is None or len(used) != 1 or len(mlps) != 1:
         return None
     fits = is_plain_attention(attention) and attention.qk_norm == "none" and attention.window is None
-    if not fits or not is_plain_mlp(mlp, bias=True) or not plain_trunk(config):
+    if not fits or not parts.is_plain_mlp(mlp, bias=True) or not parts.plain_trunk(config):
         return None
     return {
-        **write_trunk(config),
-        **write_attention(attention),
+        **parts.write_trunk(config),
+        **parts.write_attention(attention),
         "head_dim": attention.head_dim,
         "intermediate_size": mlp.width,
         "mlp_bias": mlp.bias,
@@ -83,4 +72,4 @@ def slots(config: ModelConfig) -> Slots:
     return found
 
 
-FAMILY = Family("llama", "LlamaForCausalLM", read_config, write_config, slots, optional=tied_head)
+FAMILY = Family("llama", "LlamaForCausalLM", read_config, write_config, slots, optional=parts.tied_head)

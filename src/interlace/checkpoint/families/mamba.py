@@ -12,17 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from interlace.checkpoint.families import parts
 from interlace.checkpoint.families.mamba2 import EMBEDDING, NORM, aliases, read_steps
-from interlace.checkpoint.families.parts import (
-    SILU,
-    only,
-    plain_trunk,
-    read_trunk,
-    refuse_unless,
-    tied_head,
-    used_layers,
-    write_trunk,
-)
 from interlace.checkpoint.families.slots import trunk_slots, whole
 from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.layers.mamba import MambaConfig
@@ -41,8 +32,8 @@ NAMES = {
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    refuse_unless(config, "hidden_act", *SILU)
-    trunk = read_trunk({"tie_word_embeddings": True, **config}, eps=1e-5, eps_key="layer_norm_epsilon")
+    parts.refuse_unless(config, "hidden_act", *parts.SILU)
+    trunk = parts.read_trunk({"tie_word_embeddings": True, **config}, eps=1e-5, eps_key="layer_norm_epsilon")
     rank = config.get("time_step_rank", "auto")
     mixer = {
         "inner": config.get("intermediate_size") or int(config.get("expand", 2) * trunk["width"]),
@@ -60,15 +51,15 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
-    used, mlps = used_layers(config)
-    mixer = only(used, MambaConfig)
+    used, mlps = parts.used_layers(config)
+    mixer = parts.only(used, MambaConfig)
     if mixer is None or len(used) != 1 or mlps or mixer.norm != "input" or mixer.inner % config.width:
         return None
-    if not plain_trunk(config, float32_residual=config.float32_residual):
+    if not parts.plain_trunk(config, float32_residual=config.float32_residual):
         return None
     low, high = mixer.step_range
     return {
-        **write_trunk(config, eps_key="layer_norm_epsilon"),
+        **parts.write_trunk(config, eps_key="layer_norm_epsilon"),
         "hidden_act": "silu",
         "residual_in_fp32": config.float32_residual,
         "expand": mixer.inner // config.width,
@@ -101,4 +92,4 @@ def slots(config: ModelConfig) -> Slots:
     return found
 
 
-FAMILY = Family("mamba", "MambaForCausalLM", read_config, write_config, slots, aliases, tied_head)
+FAMILY = Family("mamba", "MambaForCausalLM", read_config, write_config, slots, aliases, parts.tied_head)

@@ -13,17 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interlace.base.errors import CheckpointError
-from interlace.checkpoint.families.parts import (
-    SILU,
-    need,
-    only,
-    plain_trunk,
-    read_trunk,
-    refuse_unless,
-    tied_head,
-    used_layers,
-    write_trunk,
-)
+from interlace.checkpoint.families import parts
 from interlace.checkpoint.families.slots import trunk_slots, whole
 from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.layers.mamba2 import Mamba2Config
@@ -35,9 +25,9 @@ SCALARS = {name: name for name in ("A_log", "D", "dt_bias")}
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    refuse_unless(config, "hidden_act", *SILU)
-    trunk = read_trunk(config, eps=1e-5, eps_key="layer_norm_epsilon")
-    heads, head_dim, expand = need(config, "num_heads"), need(config, "head_dim"), config.get("expand", 2)
+    parts.refuse_unless(config, "hidden_act", *parts.SILU)
+    trunk = parts.read_trunk(config, eps=1e-5, eps_key="layer_norm_epsilon")
+    heads, head_dim, expand = parts.need(config, "num_heads"), parts.need(config, "head_dim"), config.get("expand", 2)
     if heads * head_dim != expand * trunk["width"]:
         raise CheckpointError(
             f"config.json: num_heads = {heads} times head_dim = {head_dim} must be expand = {expand} times "
@@ -90,15 +80,15 @@ def write_steps(mixer: Mamba2Config) -> dict[str, Any]:
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
-    used, mlps = used_layers(config)
-    mixer = only(used, Mamba2Config)
+    used, mlps = parts.used_layers(config)
+    mixer = parts.only(used, Mamba2Config)
     if mixer is None or len(used) != 1 or mlps or mixer.norm != "input" or mixer.norm_eps != config.norm_eps:
         return None
     expand = mixer.inner / config.width
-    if expand != int(expand) or not plain_trunk(config, float32_residual=config.float32_residual):
+    if expand != int(expand) or not parts.plain_trunk(config, float32_residual=config.float32_residual):
         return None
     return {
-        **write_trunk(config, eps_key="layer_norm_epsilon"),
+        **parts.write_trunk(config, eps_key="layer_norm_epsilon"),
         "hidden_act": "silu",
         "residual_in_fp32": config.float32_residual,
         "num_heads": mixer.heads,
@@ -140,4 +130,4 @@ def aliases(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Slots
     return whole({"backbone.embedding.weight": "embedding.weight"})
 
 
-FAMILY = Family("mamba2", "Mamba2ForCausalLM", read_config, write_config, slots, aliases, tied_head)
+FAMILY = Family("mamba2", "Mamba2ForCausalLM", read_config, write_config, slots, aliases, parts.tied_head)

@@ -18,19 +18,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from interlace.checkpoint.families import parts
 from interlace.checkpoint.families.mamba2 import EMBEDDING, NORM, mixer_slots, read_steps, write_steps
-from interlace.checkpoint.families.parts import (
-    SILU,
-    layer_names,
-    need,
-    only,
-    plain_trunk,
-    read_trunk,
-    refuse_unless,
-    used_layers,
-    whole_number,
-    write_trunk,
-)
 from interlace.checkpoint.families.slots import ATTENTION, expert_slots, linear_slots, trunk_slots, whole
 from interlace.checkpoint.family import Family, Slots
 from interlace.layers.attention import AttentionConfig
@@ -63,22 +52,24 @@ LATENTS = {"fc1_latent_proj": "compress", "fc2_latent_proj": "expand"}
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    refuse_unless(config, "mlp_hidden_act", "relu2")
-    refuse_unless(config, "mamba_hidden_act", *SILU)
-    refuse_unless(config, "sliding_window", None, 0)
-    types = config.get("layers_block_type") or config.get("layer_types") or need(config, "hybrid_override_pattern")
+    parts.refuse_unless(config, "mlp_hidden_act", "relu2")
+    parts.refuse_unless(config, "mamba_hidden_act", *parts.SILU)
+    parts.refuse_unless(config, "sliding_window", None, 0)
+    types = (
+        config.get("layers_block_type") or config.get("layer_types") or parts.need(config, "hybrid_override_pattern")
+    )
     depth = config.get("num_hidden_layers") or len(types)
-    types = layer_names({"layer types": list(types)}, "layer types", depth, KINDS) or []
-    trunk = read_trunk({"num_hidden_layers": len(types), **config}, eps=1e-5, eps_key="layer_norm_epsilon")
+    types = parts.layer_names({"layer types": list(types)}, "layer types", depth, KINDS) or []
+    trunk = parts.read_trunk({"num_hidden_layers": len(types), **config}, eps=1e-5, eps_key="layer_norm_epsilon")
     trunk |= {"depth": len(types), "tied_embeddings": False}
     pattern = [KINDS[t] for t in types]
     bias = config.get("mlp_bias", False)
     tables = {
         "mamba2": lambda: {
-            "heads": need(config, "mamba_num_heads"),
-            "head_dim": need(config, "mamba_head_dim"),
+            "heads": parts.need(config, "mamba_num_heads"),
+            "head_dim": parts.need(config, "mamba_head_dim"),
             "groups": config.get("n_groups", config.get("mamba_n_groups", 8)),
-            "state_dim": need(config, "ssm_state_size"),
+            "state_dim": parts.need(config, "ssm_state_size"),
             "convolution": config.get("conv_kernel", 4),
             "convolution_bias": config.get("use_conv_bias", True),
             "bias": config.get("use_bias", False),
@@ -87,7 +78,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
             **read_steps(config),
         },
         "attention": lambda: {
-            "heads": need(config, "num_attention_heads"),
+            "heads": parts.need(config, "num_attention_heads"),
             "kv_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
             "head_dim": config.get("head_dim")
             or config.get("attention_head_dim")
@@ -96,11 +87,11 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
             "qk_norm": "none",
             "mlp": False,
         },
-        "mlp": lambda: {"width": need(config, "intermediate_size"), "activation": "relu2", "bias": bias},
+        "mlp": lambda: {"width": parts.need(config, "intermediate_size"), "activation": "relu2", "bias": bias},
         "moe": lambda: {
-            "experts": need(config, "n_routed_experts"),
-            "chosen": need(config, "num_experts_per_tok"),
-            "width": need(config, "moe_intermediate_size"),
+            "experts": parts.need(config, "n_routed_experts"),
+            "chosen": parts.need(config, "num_experts_per_tok"),
+            "width": parts.need(config, "moe_intermediate_size"),
             "activation": "relu2",
             "scores": "sigmoid",
             "normalise": config.get("norm_topk_prob", True),
@@ -108,7 +99,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
             "correction": True,
             "groups": config.get("n_group", 1),
             "chosen_groups": config.get("topk_group", 1),
-            "shared_width": whole_number(config, "moe_shared_expert_intermediate_size", 1 << 20),
+            "shared_width": parts.whole_number(config, "moe_shared_expert_intermediate_size", 1 << 20),
             "latent": config.get("moe_latent_size"),
             "bias": bias,
         },
@@ -126,9 +117,9 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
-    used, after = used_layers(config)
-    mixer, attention = only(used, Mamba2Config), only(used, AttentionConfig)
-    mlp, moe = only(used, MLPConfig), only(used, MoEConfig)
+    used, after = parts.used_layers(config)
+    mixer, attention = parts.only(used, Mamba2Config), parts.only(used, AttentionConfig)
+    mlp, moe = parts.only(used, MLPConfig), parts.only(used, MoEConfig)
     present = [x for x in (mixer, attention, mlp, moe) if x is not None]
     if after or len(present) != len(used):
         return None
@@ -142,14 +133,14 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     feeds = [x for x in (mlp, moe) if x is not None]
     if any(x.activation != "relu2" for x in feeds) or len({x.bias for x in feeds}) > 1:
         return None
-    if config.tied_embeddings or not plain_trunk(config, float32_residual=config.float32_residual):
+    if config.tied_embeddings or not parts.plain_trunk(config, float32_residual=config.float32_residual):
         return None
     if moe is not None and not moe.shared_width:
         return None
     if moe is not None and (moe.scores != "sigmoid" or not moe.correction or moe.shared_gate or not moe.wide_router):
         return None
     document = {
-        **write_trunk(config, eps_key="layer_norm_epsilon"),
+        **parts.write_trunk(config, eps_key="layer_norm_epsilon"),
         "layers_block_type": [WRITTEN[type(config.kind(i))] for i in range(config.depth)],
         "residual_in_fp32": config.float32_residual,
         "num_attention_heads": attention.heads,

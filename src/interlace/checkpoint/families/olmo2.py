@@ -8,20 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interlace.checkpoint.families import olmo3
-from interlace.checkpoint.families.parts import (
-    is_olmo_attention,
-    is_plain_mlp,
-    need,
-    only,
-    plain_trunk,
-    read_mlp,
-    read_trunk,
-    tied_head,
-    used_layers,
-    write_attention,
-    write_trunk,
-)
+from interlace.checkpoint.families import olmo3, parts
 from interlace.checkpoint.families.rope import read_rope, rope_parameters, write_rope
 from interlace.checkpoint.family import Family
 from interlace.layers.attention import AttentionConfig
@@ -31,7 +18,7 @@ from interlace.model.config import ModelConfig
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    trunk, heads = read_trunk(config, eps=1e-5), need(config, "num_attention_heads")
+    trunk, heads = parts.read_trunk(config, eps=1e-5), parts.need(config, "num_attention_heads")
     attention = {
         "heads": heads,
         "kv_heads": config.get("num_key_value_heads") or heads,
@@ -39,26 +26,26 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         "rope": read_rope(rope_parameters(config, 10_000.0), config),
         "norm": "output",
     }
-    tables = {"pattern": ["attention"], "attention": attention, "mlp": read_mlp(config)}
+    tables = {"pattern": ["attention"], "attention": attention, "mlp": parts.read_mlp(config)}
     return ModelConfig.from_dict({**trunk, **tables}, where="config.json")
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
-    used, mlps = used_layers(config)
-    attention, mlp = only(used, AttentionConfig), only(mlps, MLPConfig)
+    used, mlps = parts.used_layers(config)
+    attention, mlp = parts.only(used, AttentionConfig), parts.only(mlps, MLPConfig)
     if attention is None or mlp is None or len(used) != 1 or len(mlps) != 1:
         return None
-    fits = is_olmo_attention(config, attention) and attention.window is None and attention.position == "rope"
-    if not fits or not is_plain_mlp(mlp) or not plain_trunk(config):
+    fits = parts.is_olmo_attention(config, attention) and attention.window is None and attention.position == "rope"
+    if not fits or not parts.is_plain_mlp(mlp) or not parts.plain_trunk(config):
         return None
     return {
-        **write_trunk(config),
-        **write_attention(attention),
+        **parts.write_trunk(config),
+        **parts.write_attention(attention),
         "intermediate_size": mlp.width,
         "hidden_act": "silu",
         "rope_parameters": write_rope(attention.rope),
     }
 
 
-FAMILY = Family("olmo2", "Olmo2ForCausalLM", read_config, write_config, olmo3.slots, optional=tied_head)
+FAMILY = Family("olmo2", "Olmo2ForCausalLM", read_config, write_config, olmo3.slots, optional=parts.tied_head)

@@ -10,20 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interlace.checkpoint.families.parts import (
-    is_olmo_attention,
-    is_plain_mlp,
-    layer_names,
-    need,
-    only,
-    plain_trunk,
-    read_mlp,
-    read_trunk,
-    tied_head,
-    used_layers,
-    write_attention,
-    write_trunk,
-)
+from interlace.checkpoint.families import parts
 from interlace.checkpoint.families.rope import read_rope, write_rope
 from interlace.checkpoint.families.slots import attention_slots, mlp_slots, trunk_slots, whole
 from interlace.checkpoint.family import Family, Slots
@@ -37,9 +24,9 @@ THETA = 500_000.0
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    trunk, heads = read_trunk(config, eps=1e-5), need(config, "num_attention_heads")
+    trunk, heads = parts.read_trunk(config, eps=1e-5), parts.need(config, "num_attention_heads")
     depth = trunk["depth"]
-    types = layer_names(config, "layer_types", depth, KINDS)
+    types = parts.layer_names(config, "layer_types", depth, KINDS)
     types = types or ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(depth)]
     ropes = _ropes(config)
     base = {
@@ -52,10 +39,12 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     if "full_attention" in types:
         tables["attention"] = {**base, "rope": ropes["full_attention"]}
     if "sliding_attention" in types:
-        window = config["sliding_window"] if config.get("sliding_window") == 0 else need(config, "sliding_window")
+        window = config["sliding_window"] if config.get("sliding_window") == 0 else parts.need(config, "sliding_window")
         tables["sliding"] = {"type": "attention", **base, "window": window or None, "rope": ropes["sliding_attention"]}
     pattern = [KINDS.get(t, t) for t in types]
-    return ModelConfig.from_dict({**trunk, "pattern": pattern, "mlp": read_mlp(config), **tables}, where="config.json")
+    return ModelConfig.from_dict(
+        {**trunk, "pattern": pattern, "mlp": parts.read_mlp(config), **tables}, where="config.json"
+    )
 
 
 def _ropes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -73,23 +62,23 @@ def _ropes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
-    used, mlps = used_layers(config)
+    used, mlps = parts.used_layers(config)
     if not all(isinstance(x, AttentionConfig) for x in used) or len({x.window is None for x in used}) != len(used):
         return None
-    mlp = only(mlps, MLPConfig)
-    if len(mlps) != 1 or not is_plain_mlp(mlp) or not plain_trunk(config):
+    mlp = parts.only(mlps, MLPConfig)
+    if len(mlps) != 1 or not parts.is_plain_mlp(mlp) or not parts.plain_trunk(config):
         return None
     one = next(iter(used))
     if any(x.model_copy(update={"window": one.window, "rope": one.rope}) != one for x in used):
         return None
-    if one.position != "rope" or not is_olmo_attention(config, one):
+    if one.position != "rope" or not parts.is_olmo_attention(config, one):
         return None
     by_type = {"full_attention" if x.window is None else "sliding_attention": x for x in used}
     types = ["full_attention" if config.kind(i).window is None else "sliding_attention" for i in range(config.depth)]
     sliding = by_type.get("sliding_attention")
     return {
-        **write_trunk(config),
-        **write_attention(one),
+        **parts.write_trunk(config),
+        **parts.write_attention(one),
         "intermediate_size": mlp.width,
         "hidden_act": "silu",
         "layer_types": types,
@@ -113,4 +102,4 @@ def layer_slots(layer: str, block: str, kind: AttentionConfig) -> Slots:
     return found | whole({f"{layer}.{p}.weight": f"{block}.{o}.weight" for p, o in norms.items()})
 
 
-FAMILY = Family("olmo3", "Olmo3ForCausalLM", read_config, write_config, slots, optional=tied_head)
+FAMILY = Family("olmo3", "Olmo3ForCausalLM", read_config, write_config, slots, optional=parts.tied_head)

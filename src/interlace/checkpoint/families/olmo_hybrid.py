@@ -13,21 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from interlace.checkpoint.families import parts
 from interlace.checkpoint.families.olmo3 import layer_slots
-from interlace.checkpoint.families.parts import (
-    is_olmo_attention,
-    is_plain_mlp,
-    layer_names,
-    need,
-    only,
-    plain_trunk,
-    read_mlp,
-    read_trunk,
-    tied_head,
-    used_layers,
-    write_attention,
-    write_trunk,
-)
 from interlace.checkpoint.families.rope import read_rope, write_rope
 from interlace.checkpoint.families.slots import linear_slots, mlp_slots, stacked, trunk_slots, whole
 from interlace.checkpoint.family import Family, Slot, Slots
@@ -56,9 +43,9 @@ PROJECTIONS = {
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    trunk, heads = read_trunk(config, eps=1e-6), need(config, "num_attention_heads")
+    trunk, heads = parts.read_trunk(config, eps=1e-6), parts.need(config, "num_attention_heads")
     width, depth = trunk["width"], trunk["depth"]
-    types = layer_names(config, "layer_types", depth, KINDS)
+    types = parts.layer_names(config, "layer_types", depth, KINDS)
     if types is None:
         types = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(depth)]
         types = types if "full_attention" in types else [*types[:-1], "full_attention"]
@@ -84,7 +71,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         **_position(config),
     }
     pattern = [KINDS.get(t, t) for t in types]
-    tables = {"pattern": pattern, "gated_delta": delta, "attention": attention, "mlp": read_mlp(config)}
+    tables = {"pattern": pattern, "gated_delta": delta, "attention": attention, "mlp": parts.read_mlp(config)}
     return ModelConfig.from_dict({**trunk, **tables}, where="config.json")
 
 
@@ -100,17 +87,23 @@ def _position(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
-    used, mlps = used_layers(config)
-    delta, attention, mlp = only(used, GatedDeltaConfig), only(used, AttentionConfig), only(mlps, MLPConfig)
+    used, mlps = parts.used_layers(config)
+    delta, attention, mlp = (
+        parts.only(used, GatedDeltaConfig),
+        parts.only(used, AttentionConfig),
+        parts.only(mlps, MLPConfig),
+    )
     if delta is None or attention is None or mlp is None or len(used) != 2 or len(mlps) != 1:
         return None
     fits = delta.norm == "input" and delta.mlp is True and delta.norm_eps == 1e-5 and attention.window is None
-    if not (fits and is_olmo_attention(config, attention) and is_plain_mlp(mlp) and plain_trunk(config)):
+    if not (
+        fits and parts.is_olmo_attention(config, attention) and parts.is_plain_mlp(mlp) and parts.plain_trunk(config)
+    ):
         return None
     types = [k for name in config.kinds for k, v in KINDS.items() if isinstance(config.layers[name], _CLASSES[v])]
     return {
-        **write_trunk(config),
-        **write_attention(attention),
+        **parts.write_trunk(config),
+        **parts.write_attention(attention),
         "intermediate_size": mlp.width,
         "hidden_act": "silu",
         "layer_types": types,
@@ -184,4 +177,4 @@ def aliases(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Slots
     return found
 
 
-FAMILY = Family("olmo_hybrid", "OlmoHybridForCausalLM", read_config, write_config, slots, aliases, tied_head)
+FAMILY = Family("olmo_hybrid", "OlmoHybridForCausalLM", read_config, write_config, slots, aliases, parts.tied_head)

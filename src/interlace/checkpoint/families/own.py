@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interlace.checkpoint.families.parts import need
+from interlace.checkpoint.families import parts
 from interlace.checkpoint.families.slots import whole
 from interlace.checkpoint.family import Family, Slots
 from interlace.model.config import ModelConfig
@@ -14,7 +14,7 @@ from interlace.model.model import HybridLM
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """The `model` table."""
-    return ModelConfig.from_dict(need(config, "model"), where="config.json: model")
+    return ModelConfig.from_dict(parts.need(config, "model"), where="config.json: model")
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:

@@ -9,20 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interlace.checkpoint.families import llama
-from interlace.checkpoint.families.parts import (
-    is_plain_mlp,
-    layer_names,
-    need,
-    only,
-    plain_trunk,
-    read_mlp,
-    read_trunk,
-    tied_head,
-    used_layers,
-    write_attention,
-    write_trunk,
-)
+from interlace.checkpoint.families import llama, parts
 from interlace.checkpoint.families.rope import read_rope, rope_parameters, write_rope
 from interlace.checkpoint.family import Family
 from interlace.layers.attention import AttentionConfig
@@ -32,7 +19,7 @@ from interlace.model.config import ModelConfig
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    trunk, heads = read_trunk(config, eps=1e-6), need(config, "num_attention_heads")
+    trunk, heads = parts.read_trunk(config, eps=1e-6), parts.need(config, "num_attention_heads")
     attention = {
         "heads": heads,
         "kv_heads": config.get("num_key_value_heads") or heads,
@@ -41,10 +28,10 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
         "rope": read_rope(rope_parameters(config, 10_000.0), config),
         "qk_norm": "head",
     }
-    tables: dict[str, Any] = {"attention": attention, "mlp": read_mlp(config)}
+    tables: dict[str, Any] = {"attention": attention, "mlp": parts.read_mlp(config)}
     types = _layer_types(config, trunk["depth"])
     if "sliding" in types:
-        tables["sliding"] = {"type": "attention", **attention, "window": need(config, "sliding_window")}
+        tables["sliding"] = {"type": "attention", **attention, "window": parts.need(config, "sliding_window")}
     return ModelConfig.from_dict({**trunk, "pattern": types, **tables}, where="config.json")
 
 
@@ -52,7 +39,7 @@ def _layer_types(config: Mapping[str, Any], depth: int) -> list[str]:
     kinds = {"full_attention": "attention", "sliding_attention": "sliding"}
     if config.get("sliding_window") == 0:
         return ["attention"] * depth
-    if (names := layer_names(config, "layer_types", depth, kinds)) is not None:
+    if (names := parts.layer_names(config, "layer_types", depth, kinds)) is not None:
         return [kinds[name] for name in names]
     slides = config.get("use_sliding_window") and config.get("sliding_window") is not None
     first = config.get("max_window_layers", 28) if slides else depth
@@ -61,8 +48,8 @@ def _layer_types(config: Mapping[str, Any], depth: int) -> list[str]:
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
     """Ours to config.json, or None where the family cannot say it."""
-    used, mlps = used_layers(config)
-    mlp = only(mlps, MLPConfig)
+    used, mlps = parts.used_layers(config)
+    mlp = parts.only(mlps, MLPConfig)
     if not all(isinstance(x, AttentionConfig) for x in used) or mlp is None or len(mlps) != 1:
         return None
     one = next(iter(used))
@@ -70,13 +57,13 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     if len({x.model_copy(update={"window": None}) for x in used}) != 1 or len(windows - {None}) > 1:
         return None
     fits = llama.is_plain_attention(one) and one.qk_norm == "head"
-    if not fits or not is_plain_mlp(mlp) or not plain_trunk(config):
+    if not fits or not parts.is_plain_mlp(mlp) or not parts.plain_trunk(config):
         return None
     slides = windows != {None}
     types = ["full_attention" if config.kind(i).window is None else "sliding_attention" for i in range(config.depth)]
     return {
-        **write_trunk(config),
-        **write_attention(one),
+        **parts.write_trunk(config),
+        **parts.write_attention(one),
         "head_dim": one.head_dim,
         "intermediate_size": mlp.width,
         "hidden_act": "silu",
@@ -87,4 +74,4 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
     }
 
 
-FAMILY = Family("qwen3", "Qwen3ForCausalLM", read_config, write_config, llama.slots, optional=tied_head)
+FAMILY = Family("qwen3", "Qwen3ForCausalLM", read_config, write_config, llama.slots, optional=parts.tied_head)

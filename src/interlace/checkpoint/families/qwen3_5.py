@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interlace.checkpoint.families.parts import DEEPEST, need, tied_head, whole_number
+from interlace.checkpoint.families import parts
 from interlace.checkpoint.families.qwen3_next import (
     MTP,
     MTP_KEYS,
@@ -41,18 +41,18 @@ def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def read_dense(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
     text = _text(config)
-    return read_layers(text, set(range(whole_number(text, "num_hidden_layers", DEEPEST))), None)
+    return read_layers(text, set(range(parts.whole_number(text, "num_hidden_layers", parts.DEEPEST))), None)
 
 
 def read_sparse(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
     text = _text(config)
     moe = {
-        "experts": need(text, "num_experts"),
-        "chosen": need(text, "num_experts_per_tok"),
-        "width": need(text, "moe_intermediate_size"),
+        "experts": parts.need(text, "num_experts"),
+        "chosen": parts.need(text, "num_experts_per_tok"),
+        "width": parts.need(text, "moe_intermediate_size"),
         "wide_router": False,
-        "shared_width": need(text, "shared_expert_intermediate_size"),
+        "shared_width": parts.need(text, "shared_expert_intermediate_size"),
         "shared_gate": True,
     }
     return read_layers(text, set(), moe)
@@ -81,8 +81,8 @@ def slots(config: ModelConfig) -> Slots:
         if isinstance(kind, GatedDeltaConfig):
             theirs, ours = f"{layer}.linear_attn", f"{block}.mixer"
             sizes = zip(("query", "key", "value"), kind.channels, strict=True)
-            parts = tuple(stacked(f"{ours}.{name}.weight", size)[0] for name, size in sizes)
-            found |= {f"{theirs}.in_proj_qkv.weight": parts} | linear_slots(theirs, ours, PROJECTIONS)
+            pieces = tuple(stacked(f"{ours}.{name}.weight", size)[0] for name, size in sizes)
+            found |= {f"{theirs}.in_proj_qkv.weight": pieces} | linear_slots(theirs, ours, PROJECTIONS)
         found |= shared_slots(layer, block, kind, config, i)
         if isinstance(config.mlp_of(i), MoEConfig):
             names = {"gate_up_proj": "first", "down_proj": "second"}
@@ -109,7 +109,7 @@ DENSE = Family(
     write_dense,
     slots,
     aliases,
-    tied_head,
+    parts.tied_head,
     kept=MTP,
     kept_keys=MTP_KEYS,
     ignored=r"model\.visual\.",
@@ -123,7 +123,7 @@ SPARSE = Family(
     write_sparse,
     slots,
     aliases,
-    tied_head,
+    parts.tied_head,
     kept=MTP,
     kept_keys=MTP_KEYS,
     ignored=r"model\.visual\.",

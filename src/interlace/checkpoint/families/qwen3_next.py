@@ -11,23 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from interlace.checkpoint.families.parts import (
-    DEEPEST,
-    SILU,
-    is_plain_mlp,
-    layer_names,
-    need,
-    only,
-    plain_trunk,
-    read_mlp,
-    read_trunk,
-    refuse_unless,
-    tied_head,
-    used_layers,
-    whole_number,
-    write_attention,
-    write_trunk,
-)
+from interlace.checkpoint.families import parts
 from interlace.checkpoint.families.rope import read_rope, rope_parameters, write_rope
 from interlace.checkpoint.families.slots import (
     attention_slots,
@@ -53,7 +37,7 @@ MTP_KEYS = ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "num_nextn_
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
     """config.json to ours; raises CheckpointError or ConfigError."""
-    depth, step = whole_number(config, "num_hidden_layers", DEEPEST), config.get("decoder_sparse_step") or 1
+    depth, step = parts.whole_number(config, "num_hidden_layers", parts.DEEPEST), config.get("decoder_sparse_step") or 1
     dense = {
         i
         for i in range(depth)
@@ -62,12 +46,12 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
     moe = None
     if len(dense) < depth:
         moe = {
-            "experts": need(config, "num_experts"),
-            "chosen": need(config, "num_experts_per_tok"),
-            "width": need(config, "moe_intermediate_size"),
+            "experts": parts.need(config, "num_experts"),
+            "chosen": parts.need(config, "num_experts_per_tok"),
+            "width": parts.need(config, "moe_intermediate_size"),
             "normalise": config.get("norm_topk_prob", True),
             "wide_router": False,
-            "shared_width": need(config, "shared_expert_intermediate_size"),
+            "shared_width": parts.need(config, "shared_expert_intermediate_size"),
             "shared_gate": True,
         }
     return read_layers(config, dense, moe)
@@ -75,10 +59,10 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 def read_layers(config: Mapping[str, Any], dense: set[int], moe: dict[str, Any] | None) -> ModelConfig:
     """What Qwen3-Next and Qwen3.5 say alike; layers not in `dense` have experts."""
-    trunk, heads = read_trunk(config, eps=1e-6), need(config, "num_attention_heads")
+    trunk, heads = parts.read_trunk(config, eps=1e-6), parts.need(config, "num_attention_heads")
     depth = trunk["depth"]
-    refuse_unless(config, "hidden_act", *SILU, None)
-    types = layer_names(config, "layer_types", depth, KINDS)
+    parts.refuse_unless(config, "hidden_act", *parts.SILU, None)
+    types = parts.layer_names(config, "layer_types", depth, KINDS)
     if types is None:
         interval = config.get("full_attention_interval") or 4
         types = ["linear_attention" if (i + 1) % interval else "full_attention" for i in range(depth)]
@@ -113,7 +97,7 @@ def read_layers(config: Mapping[str, Any], dense: set[int], moe: dict[str, Any] 
         if kind in kinds:
             tables[name] = {"type": kind, "mlp": True if i in dense else "moe", **kinds[kind]}
     if dense:
-        tables["mlp"] = read_mlp(config)
+        tables["mlp"] = parts.read_mlp(config)
     if moe is not None:
         tables["moe"] = moe
     return ModelConfig.from_dict(
@@ -123,19 +107,19 @@ def read_layers(config: Mapping[str, Any], dense: set[int], moe: dict[str, Any] 
 
 def write_layers(config: ModelConfig) -> tuple[dict[str, Any], MoEConfig | None] | None:
     """The inverse of `read_layers`, and the experts; None where it cannot be said."""
-    used, mlps = used_layers(config)
+    used, mlps = parts.used_layers(config)
     mixers = {x.model_copy(update={"mlp": True}) for x in used}
-    delta, attention = only(mixers, GatedDeltaConfig), only(mixers, AttentionConfig)
-    mlp, moe = only(mlps, MLPConfig), only(mlps, MoEConfig)
+    delta, attention = parts.only(mixers, GatedDeltaConfig), parts.only(mixers, AttentionConfig)
+    mlp, moe = parts.only(mlps, MLPConfig), parts.only(mlps, MoEConfig)
     if len(mixers) != (delta is not None) + (attention is not None) or None in map(config.mlp_of, range(config.depth)):
         return None
-    if len(mlps) != (mlp is not None) + (moe is not None) or (mlp is not None and not is_plain_mlp(mlp)):
+    if len(mlps) != (mlp is not None) + (moe is not None) or (mlp is not None and not parts.is_plain_mlp(mlp)):
         return None
-    if any(x.norm != "input" for x in mixers) or not plain_trunk(config, zero_centred_norms=True):
+    if any(x.norm != "input" for x in mixers) or not parts.plain_trunk(config, zero_centred_norms=True):
         return None
     names: dict[type, str] = {GatedDeltaConfig: "linear_attention", AttentionConfig: "full_attention"}
     document = {
-        **write_trunk(config),
+        **parts.write_trunk(config),
         "hidden_act": "silu",
         "layer_types": [names[type(config.kind(i))] for i in range(config.depth)],
         "num_attention_heads": 1,  # of a model without attention
@@ -147,7 +131,7 @@ def write_layers(config: ModelConfig) -> tuple[dict[str, Any], MoEConfig | None]
         if not gated or attention.window is not None or attention.scale is not None:
             return None
         rope = {"partial_rotary_factor": attention.rope.fraction, **write_rope(attention.rope)}
-        document |= {**write_attention(attention), "head_dim": attention.head_dim, "rope_parameters": rope}
+        document |= {**parts.write_attention(attention), "head_dim": attention.head_dim, "rope_parameters": rope}
     if delta is not None:
         if delta.norm_eps != config.norm_eps or delta.negative_eigenvalues:
             return None
@@ -245,7 +229,7 @@ FAMILY = Family(
     read_config,
     write_config,
     slots,
-    optional=tied_head,
+    optional=parts.tied_head,
     kept=MTP,
     kept_keys=MTP_KEYS,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -30,15 +31,25 @@ _ragged = custom_op(
 )
 
 
-def _run_fused(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    segments: Segments,
-    state: AttentionState | None,
-    scale: float,
-    window: int | None,
-) -> tuple[Tensor, AttentionState]:
+class Attention(NamedTuple):
+    """One call of `attention`, whose arguments it holds; `scale` is a number."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    segments: Segments
+    state: AttentionState | None
+    scale: float
+    window: int | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.query.device
+
+
+def _run_fused(call: Attention) -> tuple[Tensor, AttentionState]:
+    query, key, value, segments, state, scale, window = call
     if state is not None:
         return ragged.cached(query, key, value, segments, state, scale)
     if torch.compiler.is_compiling() and segments.time is None:  # the borders are data, so the loop over them is opaque
@@ -48,15 +59,8 @@ def _run_fused(
     return out, AttentionState.of_tokens(key, value, segments, window)
 
 
-def _run_recurrent(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    segments: Segments,
-    state: AttentionState | None,
-    scale: float,
-    window: int | None,
-) -> tuple[Tensor, AttentionState]:
+def _run_recurrent(call: Attention) -> tuple[Tensor, AttentionState]:
+    query, key, value, segments, state, scale, window = call
     out = recurrent(query, key, value, segments, state, scale, window)
     if state is None:
         return out, AttentionState.of_tokens(key, value, segments, window)
@@ -70,15 +74,8 @@ def compiled_past(query: Tensor, key: Tensor, value: Tensor, scale: float, windo
     return ragged.after_past(query, key, value, scale, window)
 
 
-def _run_native(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    segments: Segments,
-    state: AttentionState | None,
-    scale: float,
-    window: int | None,
-) -> tuple[Tensor, AttentionState]:
+def _run_native(call: Attention) -> tuple[Tensor, AttentionState]:
+    query, key, value, segments, state, scale, window = call
     if state is None:
         out = native.fresh(query, key, value, segments, scale, window)
         return out, AttentionState.of_tokens(key, value, segments, window)
@@ -88,7 +85,7 @@ def _run_native(
 
 
 BACKENDS = (
-    kernels.backend(lambda: _run_native, native.refuses),
+    kernels.backend(lambda: _run_native, lambda call: native.refuses(call.query, call.key, call.value)),
     Backend("chunked", lambda: _run_fused, slow_on=("cpu",)),
     Backend("recurrent", lambda: _run_recurrent, slow_on=(ANY,)),
 )
@@ -147,6 +144,6 @@ def attention(
                 f"attention: state keeps keys and values of {list(sizes[0])} and {list(sizes[1])}, but key has shape "
                 f"{list(key.shape)} and value {list(value.shape)}; it was made for another layer"
             )
-    operands = (query, key, value, segments, state, float(K**-0.5 if scale is None else scale), window)
-    run: Callable[..., tuple[Tensor, AttentionState]] = choose("attention", BACKENDS, backend, *operands)
-    return run(*operands)
+    call = Attention(query, key, value, segments, state, float(K**-0.5 if scale is None else scale), window)
+    run: Callable[[Attention], tuple[Tensor, AttentionState]] = choose("attention", BACKENDS, backend, call)
+    return run(call)

@@ -64,7 +64,7 @@ _operator = custom_op(
 )
 
 
-def refuses(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> str | None:
+def refuses(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     """Why the kernels cannot serve these tensors, or None."""
     if not query.dtype == key.dtype == value.dtype:
         return "query, key and value differ in dtype"

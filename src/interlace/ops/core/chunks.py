@@ -109,7 +109,8 @@ class ChunkGrid:
             return torch.zeros_like(G[..., :1, :]), G[..., -1:, :]
         firsts, ends, _ = self.token_pieces(G.device)
         shifted = torch.nn.functional.pad(G, (0, 0, 1, 0))
-        return tuple(shifted.gather(-2, x.unsqueeze(-1).expand(G.shape)) for x in (firsts, ends))  # type: ignore[return-value]
+        before, after = (shifted.gather(-2, x.unsqueeze(-1).expand(G.shape)) for x in (firsts, ends))
+        return before, after
 
     def visible(self, device: torch.device) -> Tensor:
         """Which tokens of a chunk each token may see, bool [n or 1, C, C]: itself and earlier ones of its segment."""

@@ -19,7 +19,8 @@ class LayerState(UsedOnce):
 
     def parts(self) -> dict[str, Any]:
         """Tensors [N, ...] and states, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        this: Any = self
+        return {field.name: getattr(self, field.name) for field in fields(this)}
 
     def tensors(self) -> list[Tensor]:
         """All memory that it holds."""

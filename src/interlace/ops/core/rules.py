@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interlace.ops.core import chunks, kernels
+from interlace.ops.core.backends import ANY, Backend
 from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.core.kernels import DTYPES, address, floats
 from interlace.ops.core.operands import Recurrence
@@ -119,3 +120,13 @@ def prepare(x: Recurrence, step: bool = False) -> tuple[list[Tensor | None], lis
 def refuses(x: Recurrence) -> str | None:
     """Why the kernels cannot serve a call, or None."""
     return kernels.refuses(x.query, x.key, x.value)
+
+
+def backends(name: str, rule: type[chunks.ChunkGrid], step: Run, recurrent: Run) -> tuple[Backend, ...]:
+    """The table of a rule: its kernels, its chunked form, its truth."""
+    operator = chunked(name, rule, step)
+    return (
+        kernels.backend(lambda: native(name, rule), refuses),
+        Backend("chunked", lambda: operator, slow_on=(ANY,)),
+        Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),
+    )

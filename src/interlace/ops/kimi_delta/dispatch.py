@@ -6,19 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops.core import kernels, rules
-from interlace.ops.core.backends import ANY, Backend, choose
+from interlace.ops.core import rules
+from interlace.ops.core.backends import choose
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.kimi_delta.chunked import KimiDeltaGrid
 from interlace.ops.kimi_delta.recurrent import recurrent
 from interlace.ops.kimi_delta.step import step as one_token
 
-_chunked = rules.chunked("kimi_delta", KimiDeltaGrid, one_token)
-BACKENDS = (
-    kernels.backend(lambda: rules.native("kimi_delta", KimiDeltaGrid), rules.refuses),
-    Backend("chunked", lambda: _chunked, slow_on=(ANY,)),
-    Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),
-)
+BACKENDS = rules.backends("kimi_delta", KimiDeltaGrid, one_token, recurrent)
 
 
 def kimi_delta(

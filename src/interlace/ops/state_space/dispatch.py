@@ -6,19 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops.core import kernels, rules
-from interlace.ops.core.backends import ANY, Backend, choose
+from interlace.ops.core import rules
+from interlace.ops.core.backends import choose
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.state_space.chunked import StateSpaceGrid
 from interlace.ops.state_space.recurrent import recurrent
 from interlace.ops.state_space.step import step as one_token
 
-_chunked = rules.chunked("state_space", StateSpaceGrid, one_token)
-BACKENDS = (
-    kernels.backend(lambda: rules.native("state_space", StateSpaceGrid), rules.refuses),
-    Backend("chunked", lambda: _chunked, slow_on=(ANY,)),
-    Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),
-)
+BACKENDS = rules.backends("state_space", StateSpaceGrid, one_token, recurrent)
 
 
 def state_space(
