@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from interlace.base.version import VERSION
+from interlace.base.package import VERSION
 
 if TYPE_CHECKING:
     from interlace.base.errors import InterlaceError as InterlaceError

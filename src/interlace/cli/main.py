@@ -10,7 +10,7 @@ import sys
 
 import cyclopts
 
-from interlace.base.version import VERSION
+from interlace.base.package import VERSION
 
 HELP = """Train, study and run hybrid language models: recurrent layers interlaced with attention.
 

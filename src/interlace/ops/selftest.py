@@ -9,11 +9,11 @@ import importlib
 import pkgutil
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from interlace import ops
 from interlace.ops.core import kernels
 from interlace.ops.core.cases import LENGTHS, TOLERANCE, Case, Operator
 from interlace.runs.progress import Progress, Watch, silent
@@ -21,7 +21,9 @@ from interlace.runs.progress import Progress, Watch, silent
 
 def _operators() -> dict[str, Operator]:
     """Those whose folder holds a cases.py, by name."""
-    folders = [f"interlace.ops.{found.name}" for found in pkgutil.iter_modules(ops.__path__) if found.ispkg]
+    folders = [
+        f"interlace.ops.{found.name}" for found in pkgutil.iter_modules([str(Path(__file__).parent)]) if found.ispkg
+    ]
     with_cases = [f"{name}.cases" for name in folders if name != "interlace.ops.core"]
     found: list[Operator] = [importlib.import_module(name).OPERATOR for name in with_cases]
     return {operator.name: operator for operator in found}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
-from interlace.base.version import VERSION
+from interlace.base.package import VERSION
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies
 
 from interlace.base.errors import BackendUnavailable, Failure
+from interlace.base.package import VERSION
 from interlace.base.text import canonical
-from interlace.base.version import VERSION
 from interlace.distill.desk import Question
 from interlace.distill.teachers.outcomes import (
     Limited,

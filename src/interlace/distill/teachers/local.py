@@ -59,11 +59,11 @@ class Local:
                     answer.set_result(outcome)
 
     def _load(self) -> None:
-        import interlace
+        from interlace.checkpoint.load import load
         from interlace.generation.conversation import end_tokens
         from interlace.generation.pack import pack_for_decoding
 
-        model = interlace.load(self.teacher.checkpoint, device=self.teacher.device)
+        model = load(self.teacher.checkpoint, device=self.teacher.device)
         if model.tokenizer is None:
             raise ConfigError(f"teachers.{self.name}: {self.teacher.checkpoint} has no tokenizer")
         self._model = pack_for_decoding(model)

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from interlace.base.errors import BackendUnavailable, ConfigError, nearest
+from interlace.base.package import folders
 from interlace.ops.core.backends import Backend
 
 VARIABLE = "INTERLACE_NATIVE"
@@ -33,11 +34,9 @@ def _find() -> tuple[ModuleType | None, str]:
         return None, f"{VARIABLE}=off"
     try:
         # after torch, whose OpenMP runtime must be the one that both use
-        from interlace import _native
+        _native = import_module("interlace._native")
     except ImportError as error:
-        import interlace
-
-        notes = [Path(folder) / "_native_missing.txt" for folder in interlace.__path__]
+        notes = [folder / "_native_missing.txt" for folder in folders()]
         reasons = [note.read_text(encoding="utf-8").strip() for note in notes if note.is_file()]
         return None, reasons[0] if reasons else str(error)
     if wanted:

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import interlace
 from interlace.base.errors import ConfigError, RunError
 from interlace.base.files import user_path, write_file
-from interlace.base.version import VERSION
+from interlace.base.package import VERSION
+from interlace.checkpoint.load import load
 from interlace.data.batches import batches
 from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
@@ -168,5 +168,5 @@ def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: di
 
 def sample(checkpoint: Path) -> str:
     """A little text from a checkpoint, the same each time."""
-    model = interlace.load(checkpoint)
+    model = load(checkpoint)
     return PROMPT + "".join(generate(model, PROMPT, max_tokens=96, temperature=0.7, min_p=0.05, seed=1))
