@@ -7,44 +7,22 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from interlace.cli import (
-    chat,
-    completion,
-    convert_checkpoint,
-    data,
-    distill,
-    doctor,
-    generate,
-    quickstart,
-    recipes,
-    study,
-    study_fit,
-    study_ladder,
-    train,
-)
-from interlace.cli import inspect as inspect_verb
+from cyclopts import App
 
-VERBS: dict[str, Callable[..., Any]] = {
-    "quickstart": quickstart.quickstart,
-    "train": train.train,
-    "data prepare": data.prepare,
-    "data inspect": data.inspect,
-    "generate": generate.generate,
-    "chat": chat.chat,
-    "inspect": inspect_verb.inspect,
-    "convert-checkpoint": convert_checkpoint.convert_checkpoint,
-    "doctor": doctor.doctor,
-    "study tasks": study.tasks,
-    "study ladder": study_ladder.ladder,
-    "study fit": study_fit.fit,
-    "study report": study_fit.report,
-    "distill generate": distill.generate,
-    "distill status": distill.status,
-    "distill export": distill.export,
-    "distill report": distill.report,
-    "recipes": recipes.recipes,
-    "completion": completion.completion,
-}
+from interlace.cli.main import app
+
+
+def verbs(group: App = app, before: str = "") -> dict[str, Callable[..., Any]]:
+    """The functions of all verbs by name, as the application holds them; each module is imported."""
+    found: dict[str, Callable[..., Any]] = {}
+    for name in group:
+        if name.startswith("-"):
+            continue
+        one = group[name]
+        if one.default_command is not None:
+            found[before + name] = one.default_command
+        found |= verbs(one, f"{before}{name} ")
+    return found
 
 
 def reference() -> str:
@@ -53,7 +31,7 @@ def reference() -> str:
         "# The command line\n\nMade from the verbs' own help by `python -m interlace.cli.reference`. "
         "Exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted.\n"
     )
-    return head + "".join(f"\n## interlace {name}\n\n{section(verb)}" for name, verb in VERBS.items())
+    return head + "".join(f"\n## interlace {name}\n\n{section(verb)}" for name, verb in verbs().items())
 
 
 def section(verb: Callable[..., Any]) -> str:
