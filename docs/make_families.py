@@ -29,9 +29,10 @@ HEAD = """# Families
 Made by `python docs/make_families.py > docs/families.md`.
 
 `interlace.load(folder)` opens each of these, from the hub's files as they are; `interlace.save` writes the released
-names back, which `transformers` opens without our code. `tests/peers/` holds logits, cached steps, greedy text, ragged
-batches and gradients of each to `transformers`; what a family's published implementations disagree about is in the
-docstring of its file in `src/interlace/checkpoint/`.
+names back, which `transformers` opens without our code. `tests/peers/` compares small models of each family with
+`transformers` 5.23 and 5.24: logits, 100 cached steps, greedy text, ragged batches and gradients; and the bytes of every
+saved tensor with what was loaded. The docstring of a family's file in `src/interlace/checkpoint/families/` says where its
+published implementations disagree. [performance.md](performance.md#families) has speed and memory.
 
 | `model_type` | layers | file |
 |---|---|---|
@@ -45,7 +46,7 @@ the text model out of a release with a vision tower | `qwen3_5.py` |
 | `granitemoehybrid` | Mamba-2 and attention, four multipliers, experts beside a shared MLP | `granitemoehybrid.py` |
 | `mamba2`, `mamba` | pure recurrent models with a float32 residual stream | `mamba2.py`, `mamba.py` |
 | `llama`, `qwen3` | plain transformers | `llama.py`, `qwen3.py` |
-| `interlace` | any pattern of any kinds of layer, in our own names | `native.py` |
+| `interlace` | any pattern of any kinds of layer, in our own names | `own.py` |
 
 For study, without a published format of their own, a pattern may also name `hyena` (long gated convolutions, whose cache
 grows with the context) and `lstm`.

@@ -1,4 +1,4 @@
-"""Pages run as they are written: README.md, docs/train.md, docs/python.md."""
+"""Pages run as they are written: README.md, docs/train.md, docs/python.md. Links lead somewhere; pages are current."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from interlace.model.config import SpecialTokens
 from interlace.train.recipe import DataSettings, TrainSettings
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "docs/train.md", "docs/python.md"]
+LINKING = sorted(
+    str(page.relative_to(ROOT)) for part in ("*.md", "docs/*.md", "docs/studies/*.md") for page in ROOT.glob(part)
+)
 QUICK = ("recipes", "data", "train recipes/hybrid-small", "generate", "inspect", "convert-checkpoint")
 SMALL = ["data.length=32", "data.rows=4", "train.tokens=1024", "train.evaluations=1", "train.evaluation_tokens=64"]
 
@@ -60,15 +62,56 @@ def hybrid(tmp_path, recipe, monkeypatch, capsys):
     capsys.readouterr()
 
 
-def make_train():
-    spec = importlib.util.spec_from_file_location("make_train", ROOT / "docs" / "make_train.py")
+def maker(name):
+    """A script of docs/ that prints a page."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+def anchors(page):
+    """The headings of a page as links name them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head).strip().lower().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", LINKING)
+def test_links_lead_to_files_and_headings(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+        file, _, anchor = link.partition("#")
+        if "://" not in link:
+            target = (ROOT / page).parent / file if file else ROOT / page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+def test_readme_fits_on_a_few_screens_and_links_every_page():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 110
+    pages = [str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")]
+    assert [page for page in pages if f"({page})" not in readme] == []
+
+
+def test_the_map_of_rooms_is_current():
+    page = maker("make_rooms").page()
+    assert (ROOT / "docs/rooms.md").read_text() == page, "python docs/make_rooms.py > docs/rooms.md"
+
+
+def test_the_map_shows_every_room_and_the_folders_that_it_names():
+    rooms, package = maker("make_rooms"), ROOT / "src/interlace"
+    shown = {room for floor in rooms.floors() for room in floor}
+    assert shown == {place.parent.name for place in package.glob("*/__init__.py")}
+    for room in shown:
+        for paragraph in rooms.paragraphs(room):
+            assert paragraph.endswith("."), room
+            for name in re.findall(r"`(\w+)/`", paragraph):
+                assert (package / room / name / "__init__.py").is_file(), f"{room}: {name}/"
+
+
 def test_the_page_of_training_is_current():
-    assert (ROOT / "docs/train.md").read_text() == make_train().page(), "python docs/make_train.py > docs/train.md"
+    page = maker("make_train").page()
+    assert (ROOT / "docs/train.md").read_text() == page, "python docs/make_train.py > docs/train.md"
 
 
 @pytest.mark.parametrize("schema", [DataSettings, TrainSettings, SpecialTokens])
@@ -85,7 +128,7 @@ def test_every_key_of_a_training_recipe_is_explained(schema):
 
 def test_defaults_are_written_as_toml_reads_them():
     for schema in (DataSettings, TrainSettings):
-        for line in make_train().rows(schema)[2:]:
+        for line in maker("make_train").rows(schema)[2:]:
             key, standard = line.split(" | ")[0].strip("| `"), line.split(" | ")[2].strip()
             if standard not in ("", "required"):
                 value = tomllib.loads(f"value = {standard.strip('`')}")["value"]

@@ -1,1 +1,4 @@
-"""Folders on disk to models and back; nothing in a checkpoint is ever executed."""
+"""Loads models from folders on disk, saves them back, converts them; never executes what a folder holds.
+
+`families/` has one file for each published family.
+"""

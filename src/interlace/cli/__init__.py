@@ -1,1 +1,4 @@
-"""The command line: one file per verb, imported only when named; each parses, calls one room, and prints."""
+"""Parses a command, calls one room and prints the result: one file for each verb.
+
+A verb's file is imported only when the verb is named.
+"""

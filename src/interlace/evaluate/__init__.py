@@ -1,1 +1,4 @@
-"""Scores of a model on text it was not trained on."""
+"""Scores a model on held-out text in bits per byte, during training and after it.
+
+It also runs a whole training: the loop of `train`, held-out scores, samples, a report.
+"""

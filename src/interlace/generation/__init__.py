@@ -1,1 +1,4 @@
-"""Text from a model, piece by piece: sampling, stop strings, conversations, batches of rows."""
+"""Generates text: one decoding loop serves prompts, conversations and batches.
+
+`capture` captures the kernel calls of one step and replays them. `pack` stores weights as decoding reads them fastest.
+"""

@@ -1,1 +1,4 @@
-"""Layers: one module per file, each beside the config that describes it and predicts its size."""
+"""Defines the layers: one file for each kind, with the config that predicts its size.
+
+`registry` names the kinds that a pattern may hold.
+"""

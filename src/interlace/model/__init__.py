@@ -1,1 +1,4 @@
-"""The one model definition: what trains is what evaluates, generates and serves."""
+"""Defines the one model that trains, scores and generates: config, `HybridLM`, its state, its sizes.
+
+Sizes are parameters, FLOPs and bytes, computed from the config alone.
+"""

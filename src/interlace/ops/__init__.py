@@ -1,7 +1,8 @@
-"""Operators: one folder each, with its derivation, its slow truth, its fast forms and their dispatch.
+"""Computes: each operator has one folder with its derivation, slow recurrence, fast forms, dispatch and test cases.
 
 Every operator that mixes tokens takes a flat axis of them plus `segments`, and returns `(out, state)`, always. Those
 that work on each token alone (norm, activation, loss, product) have no state; their docstrings say what they return.
+`core/` holds what operators share. `selftest` runs all cases, for the laws and for `interlace doctor`.
 """
 
 from interlace.ops.attention.dispatch import attention

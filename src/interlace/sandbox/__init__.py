@@ -1,1 +1,4 @@
-"""Other people's code and templates: each runs in a process of its own that can be killed."""
+"""Runs programs and templates of other people, each in a process that has limits and can be killed.
+
+`cage` runs programs that a model wrote, `templates` renders Jinja, `worker` runs work that may hang. It needs no torch.
+"""

@@ -1,1 +1,4 @@
-"""Words, near-duplicates, contamination, topics and rows of files; no torch."""
+"""Compares texts: words, near-duplicates, benchmark contamination, topics; reads rows of files.
+
+It needs no torch.
+"""

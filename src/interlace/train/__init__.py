@@ -1,1 +1,4 @@
-"""One model trained on one's own text, in a run folder that survives being killed."""
+"""Trains a model from a recipe: one loop, optimizer, schedule, checkpoints that resume exactly.
+
+`objectives/` has the losses.
+"""

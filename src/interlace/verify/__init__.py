@@ -1,1 +1,4 @@
-"""Whether an answer is right: numbers, expressions, patterns, schemas, and programs in a cage."""
+"""Decides whether an answer is right: numbers, expressions, patterns, JSON by schema, programs by their tests.
+
+Programs run in the sandbox's cage, everything slow in a worker. It needs no torch.
+"""
