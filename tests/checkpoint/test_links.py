@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import pytest
 
 import interlace
 from interlace.base.errors import InterlaceError
 from interlace.checkpoint.convert import convert
+from interlace.checkpoint.folder import resolve
 from interlace.data.tokenizer import Tokenizer
 from interlace.model.model import HybridLM
 from interlace.model.presets import preset
+from interlace.runs.checkpoints import write_checkpoint
 
 FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
 
@@ -106,10 +109,35 @@ DIGITS = ["²", "٣", "１", "-1", ""]
 
 @pytest.mark.parametrize("digits", DIGITS)
 def test_a_step_is_numbered_in_plain_digits(folder, tmp_path, digits):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    folder.rename(tmp_path / "run" / "checkpoints" / "step-3")
+    as_step(folder, tmp_path / "run", 3)
     (tmp_path / "run" / "checkpoints" / f"step-{digits}").mkdir()
     interlace.load(tmp_path / "run")
+
+
+def as_step(folder, run, step):
+    """A checkpoint as a training run would write it, from a folder that holds a model."""
+
+    def fill(made):
+        shutil.copytree(folder, made, dirs_exist_ok=True)
+        (made / "training.json").write_text(json.dumps({"step": step}))
+        (made / "optimizer.safetensors").write_bytes(b"")
+
+    return write_checkpoint(run, step, fill)
+
+
+def test_the_newest_whole_checkpoint_of_a_run_is_loaded(folder, tmp_path):
+    """As a run that goes on would take it; where none is whole, that is said."""
+    run = tmp_path / "run"
+    first, last = as_step(folder, run, 3), as_step(folder, run, 7)
+    assert resolve(run) == last
+    weights = next(last.glob("model*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-4] + b"none")
+    assert resolve(run) == first
+    interlace.load(run)
+    (first / "checksums.json").unlink()
+    with pytest.raises(InterlaceError, match="none of its checkpoints is whole: step-3, step-7"):
+        interlace.load(run)
+    assert resolve(last) == last  # it was named
 
 
 @pytest.mark.parametrize("digits", [*DIGITS, "9" * 5000])
