@@ -36,7 +36,7 @@ class ShapeError(ConfigError, ValueError):
 
 
 class StateUsed(ShapeError):
-    """A state is used up by the call it is given to, and was given to another."""
+    """A state was given to a second call; the first call has used it up."""
 
 
 class DataError(InterlaceError):
@@ -70,12 +70,12 @@ class Diverged(Failure):
 
 
 def nearest(word: str, known: Iterable[str], alike: float = 0.5) -> str:
-    """A remedy for a misspelt name: "did you mean ...?" where one is as `alike` (1: the same), or the known names."""
+    """Return a remedy for a misspelt name: "did you mean ...?" if one is as `alike` (1: equal), or the known names."""
     choices = sorted(known)
     close = difflib.get_close_matches(word, choices, n=1, cutoff=alike)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(choices)}"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of other people's code says, in one line."""
+    """Return the message of an error from other people's code, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -1,4 +1,4 @@
-"""Writing that survives being killed: new files appear whole, or not at all."""
+"""Write files so that a kill does no harm: new files appear whole, or not at all."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sync(path: Path) -> None:
 
 
 def user_path(text: str | Path, kind: type[InterlaceError] = DataError) -> Path:
-    """A path as people write it: `~` is their home. It need not exist.
+    """Return a path as people write it, with `~` as their home; it need not exist.
 
     Raises:
         kind: there is no such user, or the system knows no such path.
@@ -47,7 +47,7 @@ def user_path(text: str | Path, kind: type[InterlaceError] = DataError) -> Path:
 
 @contextmanager
 def disk_errors(what: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write into a plain sentence."""
+    """Raise the operating system's refusal to write as a plain sentence."""
     try:
         yield
     except OSError as error:
@@ -75,9 +75,10 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def new_folder(path: Path, stale: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder to fill that takes its name only when it is complete.
+    """Give a folder to fill, which takes its name only when it is complete.
 
-    Where it exists, the new files replace those of their names, and then the others that match a pattern of `stale` go.
+    If the name exists already, new files replace those of their names; then old files that match a pattern of `stale`
+    are removed.
     """
     partial = path.with_name(path.name + PARTIAL)
     with disk_errors(path):
@@ -117,7 +118,7 @@ def _replace_files(partial: Path, path: Path, stale: Sequence[str]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The file's hash in hexadecimal."""
+    """Return a file's hash in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Files of a folder that strangers hand us: none of them may be a link to somewhere else, or no plain file."""
+"""Check files of a folder that strangers wrote: each must be a plain file, and no link that leaves the folder."""
 
 from __future__ import annotations
 

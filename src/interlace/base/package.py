@@ -1,4 +1,4 @@
-"""What the package says of itself: its version, which pyproject.toml states too, and where it lies."""
+"""Facts about the package itself: its version (pyproject.toml states it too) and where it is installed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ VERSION = "0.1.0"
 
 
 def folders() -> list[Path]:
-    """The folders that hold it: one, or two where it is installed in place."""
+    """Return the folders that hold the package: one, or two if it is installed in place."""
     spec = find_spec("interlace")
     return [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]

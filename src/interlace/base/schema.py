@@ -37,7 +37,7 @@ def validate(schema: type[M], data: Mapping[str, Any], where: str) -> M:
 
 
 def sentence(schema: type[BaseModel], error: ValidationError, where: str) -> str:
-    """What is wrong, in one line; `where` is the table that the schema describes."""
+    """Return in one line what is wrong; `where` is the table that the schema describes."""
     errors = error.errors(include_url=False)
     first = errors[0]
     path = [str(p) for p in first["loc"]]

@@ -85,13 +85,13 @@ class Segments:
 
     @property
     def lengths(self) -> list[int]:
-        """The N lengths."""
+        """The lengths of the N segments."""
         if self.time is not None:
             return [self.time] * self.count
         return [b - a for a, b in pairwise(self.offsets.tolist())]
 
     def spans(self) -> list[tuple[int, int]]:
-        """The N pairs (first token, one past the last) on the flat axis."""
+        """The N pairs (first token, one past the last token) on the flat axis."""
         return list(pairwise(self.offsets.tolist()))
 
     def last(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is carried from call to call may be given to one call only, which may write over it."""
+"""The rule for state that goes from call to call: it may be given to one call only, which may write over it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class UsedOnce:
     _used = False
 
     def use(self) -> Self:
-        """This state, used up.
+        """Mark this state as used up, and return it.
 
         Raises:
-            StateUsed: it was before.
+            StateUsed: it was used up before.
         """
         self.check_unused()
         self._used = True

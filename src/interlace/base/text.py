@@ -1,4 +1,4 @@
-"""Texts as every encoding knows them."""
+"""Texts that every encoding can write, and plain data as text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def clean(text: str) -> str:
-    """The text with lone surrogates, which no encoding knows, replaced by U+FFFD."""
+    """Return the text with lone surrogates, which no encoding can write, replaced by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def clean_values(value: Any) -> Any:
-    """Plain data with `clean` done to every text in it, keys included."""
+    """Return plain data with `clean` applied to every text in it, keys included."""
     if isinstance(value, str):
         return clean(value) if not value.isascii() else value
     if isinstance(value, dict):
@@ -23,7 +23,7 @@ def clean_values(value: Any) -> Any:
 
 
 def finite(value: Any) -> Any:
-    """A value that JSON can hold, which has no NaN and no infinity: None stands for them."""
+    """Return a value that JSON can hold: NaN and infinities become None."""
     if isinstance(value, dict):
         return {name if isinstance(name, str) else str(name): finite(v) for name, v in value.items()}
     if isinstance(value, list | tuple):
@@ -32,7 +32,7 @@ def finite(value: Any) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """A column as text: strings as they are, nothing for None, and anything else as JSON."""
+    """Return a column as text: strings unchanged, "" for None, and anything else as JSON."""
 
     if isinstance(value, str):
         return value
@@ -40,10 +40,10 @@ def text_of(value: Any) -> str:
 
 
 def canonical(value: Any) -> str:
-    """JSON that is the same for equal values: sorted keys, no spaces, everything beyond ASCII escaped."""
+    """Return JSON that is the same for equal values: sorted keys, no spaces, everything beyond ASCII escaped."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def digest(value: Any) -> str:
-    """32 hexadecimal digits that stand for plain data."""
+    """Return a hash of plain data: 32 hexadecimal digits."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]

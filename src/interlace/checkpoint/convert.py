@@ -1,7 +1,8 @@
-"""One checkpoint folder to another, tensor by tensor: released names, another dtype, other shards, no model in memory.
+"""Convert one checkpoint folder to another, tensor by tensor, without a model in memory.
 
-Shards are written one after the other under temporary names, synced and renamed, so a run that was killed goes on with
-the shard it was at. At the end every tensor is read back and compared with its source, bit for bit.
+It changes names to the released ones, the dtype, or the shards. Shards are written one after the other under temporary
+names, synced and renamed, so a run that was killed resumes with the shard it was at. At the end every tensor is read
+back and compared with its source, bit for bit.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ STATE = "conversion.json"  # in the unfinished folder: what is being converted, 
 
 @dataclass(frozen=True)
 class Result:
-    """What a conversion wrote.
+    """The result of a conversion.
 
     Attributes:
         model_type: the family.
@@ -129,7 +130,7 @@ def _convert(
 
 
 def plan(family: Family, config: ModelConfig, entries: Mapping[str, Entry], dtype: torch.dtype | None) -> list[Planned]:
-    """Every tensor to write, in the order of the family's names, and how to read it from the source."""
+    """Return every tensor to write, in the order of the family's names, and how to read it from the source."""
     found = match(family, config, entries)
     model = HybridLM(config, device="meta")
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
@@ -156,7 +157,7 @@ Piece = tuple[str, int, int]  # a stored tensor, the first of its elements that 
 
 
 def _places(found: Slots, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[tuple[int, int, str, int]]]:
-    """By parameter: (first row, end row, the stored tensor, the element it begins at), in order of rows."""
+    """Return by parameter: (first row, end row, the stored tensor, the element it begins at), in order of rows."""
     places: dict[str, list[tuple[int, int, str, int]]] = {}
     for name, slots in found.items():
         element = 0
@@ -176,7 +177,7 @@ def _columns(slot: Slot, shapes: Mapping[str, tuple[int, ...]]) -> int:
 def _pieces(
     slot: Slot, places: Mapping[str, list[tuple[int, int, str, int]]], shapes: Mapping[str, tuple[int, ...]]
 ) -> list[Piece]:
-    """Where a slot's rows lie in the source."""
+    """Return where a slot's rows lie in the source."""
     first, columns = 0 if slot.rows is None else slot.rows[0], _columns(slot, shapes)
     end = first + row_count(slot, shapes)
     pieces = []
@@ -200,7 +201,7 @@ def _reader(entries: Mapping[str, Entry], pieces: list[Piece]) -> Callable[[Tens
 def _open(
     partial: Path, folder: Path, entries: Mapping[str, Entry], dtype: torch.dtype | None, shard_bytes: int
 ) -> bool:
-    """Make the unfinished folder, or go on with it if it is the same work; whether that is so."""
+    """Make the unfinished folder, or resume it if it is the same work; return whether it is resumed."""
     files = sorted({e.path for e in entries.values()} | {folder / "config.json"})
     stamps = {str(p.resolve()): [p.stat().st_size, p.stat().st_mtime_ns] for p in files}
     wanted = {"files": stamps, "dtype": str(dtype), "shard_bytes": shard_bytes}
@@ -215,7 +216,7 @@ def _open(
 
 
 def _holds(path: Path, shard: list[Planned]) -> bool:
-    """Whether a file has these tensors, as far as its header says."""
+    """Return whether a file has these tensors, judged by its header."""
     try:
         header = read_header(path)
     except CheckpointError:
@@ -248,7 +249,7 @@ def _finish(
     content: dict[str, Any],
     shards: Mapping[str, list[Planned]],
 ) -> None:
-    """config.json, the index and what lay beside the source's weights; then the folder takes its name."""
+    """Write config.json, the index and the files that lay beside the source's weights; then rename the folder."""
     for name, file in others.items():
         (partial / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, partial / name)

@@ -1,4 +1,4 @@
-"""What a published family is: its config translated both ways, and a map of its tensor names."""
+"""The description of a published family: its config translated both ways, and a map of its tensor names."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from interlace.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Slot:
-    """Rows [first, end) of one of our parameters (None: all of it), whose rows are all its axes but the last.
+    """The place of a published tensor: rows [first, end) of one of our parameters (None: all of it).
 
-    `shape` is that of the published tensor where it differs, as for nn.Conv1d's weights with their axis of size 1.
+    A parameter's rows are all its axes but the last. `shape` is that of the published tensor where it differs, as for
+    nn.Conv1d's weights with their axis of size 1.
     """
 
     name: str
@@ -61,15 +62,15 @@ class Family:
     text: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda config: config)
 
     def keeps(self, name: str) -> bool:
-        """Whether a tensor is carried along."""
+        """Return whether a tensor is not used and is carried along."""
         return self.kept is not None and re.match(self.kept, name) is not None
 
     def ignores(self, name: str) -> bool:
-        """Whether a tensor belongs to another model, or to what only an engine of some other kind needs."""
+        """Return whether a tensor belongs to another model, or only serves other engines."""
         if _UNREAD.search(name):
             return True
         return self.ignored is not None and re.match(self.ignored, name) is not None
 
     def loaded(self, names: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the stored tensors that are not carried along and belong to no other model."""
+        """Return those of the stored tensors that are not carried along and belong to no other model."""
         return {name: x for name, x in names.items() if not (self.keeps(name) or self.ignores(name))}

@@ -1,4 +1,4 @@
-"""What tells one set of weights from another."""
+"""Identify a set of weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_WEIGHTS = ("training.json", "optimizer.safetensors", "checksums.json")  # fi
 
 
 def fingerprint(checkpoint: str | Path) -> str:
-    """One hash of the files of a checkpoint that its answers depend on; notes beside them are not believed.
+    """Return one hash of the files of a checkpoint that its answers depend on; notes beside them are not believed.
 
     Raises:
         CheckpointError: it is no checkpoint.

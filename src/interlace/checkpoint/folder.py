@@ -1,4 +1,4 @@
-"""A checkpoint folder as strangers hand it to us: what it holds, and what in it is refused."""
+"""Read a checkpoint folder that strangers made: what it holds, and what in it is refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def resolve(source: str | Path, weights: bool = True) -> Path:
-    """The checkpoint folder that a path or hub id means: itself, or the newest whole checkpoint of a run folder.
+    """Return the checkpoint folder that a path or hub id means: itself, or the newest whole checkpoint of a run folder.
 
     Args:
         weights: whether they are fetched too, where `source` is a hub id.
@@ -72,7 +72,7 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
 
 
 def _fetch(hub_id: str, weights: bool) -> Path:
-    """A release's folder in the hub's cache, with no more than a load reads."""
+    """Fetch a release into the hub's cache, with no more files than a load reads; return its folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -93,7 +93,9 @@ def _fetch(hub_id: str, weights: bool) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as a table. Code that it names (`auto_map`) is never fetched, imported or run, only read over.
+    """Return config.json as a table.
+
+    Code that it names (`auto_map`) is never fetched, imported or run; the name is ignored.
 
     Raises:
         CheckpointError: it is missing, damaged, or no table.
@@ -129,7 +131,7 @@ def alongside(folder: Path) -> dict[str, Path]:
 
 
 def shards_of(folder: Path) -> dict[str, str]:
-    """Which file holds which tensor, as the index says.
+    """Return the file of each tensor, as the index says.
 
     Raises:
         CheckpointError: it is no index, or names a file outside the folder.
@@ -148,7 +150,7 @@ def shards_of(folder: Path) -> dict[str, str]:
 
 
 def read_entries(folder: Path) -> dict[str, Entry]:
-    """Every tensor of the folder by name, from one file, the shards of an index, or shards whose numbers are whole.
+    """Return every tensor of the folder by name: from one file, an index's shards, or a full set of numbered ones.
 
     Raises:
         CheckpointError: no safetensors, a pickle instead, a missing shard, or a damaged header.
@@ -185,7 +187,7 @@ def read_entries(folder: Path) -> dict[str, Entry]:
 
 
 def _read_shards(folder: Path, shards: Sequence[str]) -> dict[str, Entry]:
-    """Every tensor of these files by name."""
+    """Return every tensor of these files by name."""
     entries: dict[str, Entry] = {}
     for shard in shards:
         for name, entry in read_header(inside(folder, folder / shard)).items():
@@ -199,7 +201,7 @@ def _read_shards(folder: Path, shards: Sequence[str]) -> dict[str, Entry]:
 
 
 def _numbered(folder: Path) -> list[str]:
-    """Shards I of N that stand without an index; none where there are none.
+    """Return shards I of N that stand without an index; none if there are none.
 
     Raises:
         CheckpointError: one of the N is missing, or there are two sets.
@@ -219,7 +221,7 @@ def _numbered(folder: Path) -> list[str]:
 
 
 def _refuse_others(folder: Path) -> None:
-    """Name what a folder holds in the place of a model's safetensors: an adapter, or another format."""
+    """Refuse a folder that holds an adapter or another format instead of a model's safetensors, and name it."""
     if (folder / ADAPTER).is_file():
         base = read_table(folder, ADAPTER, "an adapter's config").get("base_model_name_or_path", "a base model")
         raise CheckpointError(
@@ -232,7 +234,7 @@ def _refuse_others(folder: Path) -> None:
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """As `interlace.base.links.inside`.
+    """Return a file of the folder, as `interlace.base.links.inside`.
 
     Raises:
         CheckpointError: the file's real place is outside, or it is a link to itself.

@@ -1,4 +1,4 @@
-"""Loading: the model is laid out empty, and each stored tensor is read straight into its place."""
+"""Load a model: it is laid out empty, and each stored tensor is read straight into its place."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
 
 
 def check_vocabulary(folder: Path, tokenizer: Tokenizer | None, config: ModelConfig) -> None:
-    """A tokenizer's own ids must have rows in the embedding; tokens that were added to it may lie beyond.
+    """Check that a tokenizer's own ids have rows in the embedding; tokens that were added to it may lie beyond.
 
     Raises:
         CheckpointError: one lies beyond.
@@ -98,7 +98,7 @@ def check_vocabulary(folder: Path, tokenizer: Tokenizer | None, config: ModelCon
 
 
 def check_sizes(folder: Path, config: ModelConfig, entries: Mapping[str, Entry]) -> None:
-    """A config may not ask for several times what the files hold: refused before anything is laid out."""
+    """Refuse a config that asks for several times what the files hold, before anything is laid out."""
     asked, held = sizes(config, contexts=()).total, sum(entry.elements for entry in entries.values())
     if asked > 4 * held:
         raise CheckpointError(
@@ -108,7 +108,7 @@ def check_sizes(folder: Path, config: ModelConfig, entries: Mapping[str, Entry])
 
 
 def _check_tied_head(family: Family, config: ModelConfig, entries: Mapping[str, Entry], plan: Slots) -> None:
-    """A head that is stored although it is tied must be the embedding."""
+    """Check that a head that is stored although it is tied is the embedding."""
     head = next((name for name in family.optional(config) & set(entries) if name.endswith("lm_head.weight")), None)
     if head is None or not config.tied_embeddings:
         return
@@ -127,14 +127,14 @@ def _read_kept(entry: Entry, name: str, dtype: torch.dtype | None) -> Tensor:
 
 
 def rows_of(parameter: Tensor, slot: Slot) -> Tensor:
-    """The part of a parameter that a slot means, [rows, last axis] unless it is all of it."""
+    """Return the part of a parameter that a slot means, as [rows, last axis] unless it is all of it."""
     if slot.rows is None:
         return parameter
     return (parameter.flatten(0, -2) if parameter.ndim > 1 else parameter)[slice(*slot.rows)]
 
 
 def describe(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
-    """The family of a folder, its config as we say it and the part of config.json that it is, without its weights."""
+    """Return the family of a folder, our config of it and the part of config.json that it is, without its weights."""
     raw = read_config(folder)
     families = {kind: f for f in FAMILIES for kind in (f.model_type, *f.also)}
     kind = raw.get("model_type")
@@ -160,7 +160,7 @@ def describe(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
 
 
 def _check_numbers(path: Path, table: Mapping[str, Any]) -> None:
-    """Stop at sizes that no machine holds, in what the model is built from."""
+    """Refuse sizes that no machine holds, in what the model is built from."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             _check_numbers(path, value)
@@ -169,7 +169,7 @@ def _check_numbers(path: Path, table: Mapping[str, Any]) -> None:
 
 
 def empty_model(config: ModelConfig, dtype: torch.dtype, device: Any, stored: Mapping[str, torch.dtype]) -> HybridLM:
-    """A model whose parameters are allocated and not yet written.
+    """Return a model whose parameters are allocated and not yet written.
 
     Parameters that no matrix product reads keep the dtype in `stored` where that is wider than the model's.
     """
@@ -190,7 +190,7 @@ def empty_model(config: ModelConfig, dtype: torch.dtype, device: Any, stored: Ma
 
 
 def match(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> Slots:
-    """Stored name to slots, such that every element of every parameter is given exactly once.
+    """Return stored name to slots, such that every element of every parameter is given exactly once.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, given twice, or has another shape.
@@ -227,13 +227,13 @@ def match(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> 
 
 
 def row_count(slot: Slot, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many rows of its parameter a slot means."""
+    """Return how many rows of its parameter a slot means."""
     first, *rest = shapes[slot.name]
     return math.prod((first, *rest[:-1])) if slot.rows is None else slot.rows[1] - slot.rows[0]
 
 
 def published_shape(slots: tuple[Slot, ...], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape under which the tensor of these slots is stored."""
+    """Return the shape under which the tensor of these slots is stored."""
     if len(slots) == 1 and slots[0].shape is not None:
         return slots[0].shape
     if len(slots) == 1 and slots[0].rows is None:

@@ -1,4 +1,4 @@
-"""What to say of a stored tensor whose name the model lacks: a wrapper's prefix, an adapter, or a misspelling."""
+"""Explain a stored tensor whose name the model lacks: a wrapper's prefix, an adapter, or a misspelling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LACKED = ("model.", "backbone.")
 
 
 def unknown_name(name: str, stored: Sequence[str], known: Collection[str], family: Family) -> str:
-    """One sentence about the first unknown name, or about nearly all of them where they have one fault.
+    """Return one sentence about the first unknown name, or about nearly all of them if they have one fault.
 
     Args:
         stored: the names that are to be loaded.
@@ -40,12 +40,12 @@ def unknown_name(name: str, stored: Sequence[str], known: Collection[str], famil
 
 
 def _few(stored: Sequence[str]) -> int:
-    """How many names may be strange for another reason than the rest."""
+    """Return how many names may be unknown for another reason than the rest."""
     return max(1, len(stored) // 10)
 
 
 def _prefix(stored: Sequence[str], belongs: Callable[[str], bool]) -> str:
-    """The text before nearly all names without which they belong to the model."""
+    """Return the text before nearly all names; without it they belong to the model."""
     unknown = [n for n in stored if not belongs(n)]
     cuts = Counter(n[: i + 1] for n in unknown for i, letter in enumerate(n) if letter == "." and belongs(n[i + 1 :]))
     prefix, count = max(cuts.items(), key=lambda item: item[1], default=("", 0))
@@ -53,7 +53,7 @@ def _prefix(stored: Sequence[str], belongs: Callable[[str], bool]) -> str:
 
 
 def _renamed(stored: Sequence[str], renamed: Sequence[str], belongs: Callable[[str], bool]) -> bool:
-    """Whether names that do not belong to the model do so by their new form, all but a few."""
+    """Return whether names that do not belong to the model do so by their new form, all but a few."""
     unknown = [new for old, new in zip(stored, renamed, strict=True) if not belongs(old)]
     left = [new for new in unknown if not belongs(new)]
     return len(left) < len(unknown) and len(left) <= _few(stored)

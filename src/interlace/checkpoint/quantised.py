@@ -1,9 +1,11 @@
-"""Folders whose weights are quantised: known by what is stored, named by what the release says of it.
+"""Recognise folders whose weights are quantised by the stored tensors; the release's files name the method.
 
-A config may speak of quantisation though its weights were made plain again, and weights may be quantised though no
-config says so: the stored tensors decide. Sources of the names: huggingface/transformers src/transformers/quantizers,
-neuralmagic/compressed-tensors, NVIDIA/TensorRT-Model-Optimizer, AutoGPTQ, casper-hansen/AutoAWQ,
-bitsandbytes-foundation/bitsandbytes, mobiusml/hqq, ml-explore/mlx-lm.
+The tensors decide, because a config may speak of quantisation although its weights were made plain again, and weights
+may be quantised although no config says so.
+
+Sources of the names: huggingface/transformers src/transformers/quantizers, neuralmagic/compressed-tensors,
+NVIDIA/TensorRT-Model-Optimizer, AutoGPTQ, casper-hansen/AutoAWQ, bitsandbytes-foundation/bitsandbytes, mobiusml/hqq,
+ml-explore/mlx-lm.
 """
 
 from __future__ import annotations
@@ -44,10 +46,10 @@ NOTES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "qu
 
 
 def refuse_quantised(folder: Path, entries: Mapping[str, Entry]) -> None:
-    """Stop at weights that are not plain numbers, in one sentence that says how they are quantised.
+    """Refuse weights that are not plain numbers, in one sentence that says how they are quantised.
 
     Args:
-        entries: the tensors that are to be loaded; others may be what they are.
+        entries: the tensors that are to be loaded; others may be quantised.
 
     Raises:
         CheckpointError: the stored tensors are a quantised model's.
@@ -64,7 +66,7 @@ def refuse_quantised(folder: Path, entries: Mapping[str, Entry]) -> None:
 
 
 def _by_tensors(entries: Mapping[str, Entry], strange: Mapping[str, str]) -> str | None:
-    """The method that the tensors' names and dtypes tell; None where they do not tell any."""
+    """Return the method that the tensors' names and dtypes show; None if they show none."""
     for method, ending in ENDINGS.items():
         if any(re.search(f"{ending}$", name) for name in entries):
             return method
@@ -75,7 +77,7 @@ def _by_tensors(entries: Mapping[str, Entry], strange: Mapping[str, str]) -> str
 
 
 def _notes(folder: Path) -> list[Any]:
-    """What config.json and the files beside it say of quantisation."""
+    """Return what config.json and the files beside it say of quantisation."""
     config = read_config(folder)
     inner = config.get("text_config")
     tables = [config, inner if isinstance(inner, dict) else {}]
@@ -93,7 +95,7 @@ def _notes(folder: Path) -> list[Any]:
 
 
 def _described(note: Any) -> str:
-    """ "gptq, 4 bits" from a table of a config; "" where it does not say how."""
+    """Return "gptq, 4 bits" from a table of a config; "" if it does not say how."""
     if not isinstance(note, dict):
         return ""
     method = note.get("quant_method")
@@ -107,7 +109,7 @@ def _described(note: Any) -> str:
 
 
 def _bits(note: Mapping[str, Any]) -> int | None:
-    """Bits of a weight, where a config says them in a way of its method."""
+    """Return the bits of a weight, if a config says them in a way of its method."""
     if note.get("load_in_4bit") is True:
         return 4
     if note.get("load_in_8bit") is True:

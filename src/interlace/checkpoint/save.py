@@ -1,4 +1,4 @@
-"""Saving: the same model gives the same bytes, under the names of the first family that can express it."""
+"""Save a model: the same model gives the same bytes, under the names of the first family that can express it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES)
     """Write config.json, safetensors (sharded past `shard_bytes`) and the tokenizer's files.
 
     A model that a published family can express is saved in its released names, which `transformers` opens without our
-    code, and in the family that it was loaded from if that one can; any other in our own format. A tensor is written
-    in the dtype it was loaded from as long as that loses nothing. Published formats do not hold what only initial
-    values are drawn from (`decay_range`, `step_range`, `step_floor`): a model loaded again has our defaults there.
+    code. The family that it was loaded from comes first. Any other model is saved in our own format. A tensor is
+    written in the dtype it was loaded from, as long as that loses nothing.
+
+    Published formats do not hold what only initial values are drawn from (`decay_range`, `step_range`, `step_floor`): a
+    model loaded again has our defaults there.
 
     Raises:
         CheckpointError: the model was laid out for decoding with int8 weights.
@@ -42,7 +44,7 @@ def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES)
 
 
 def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-    """The files of a model, into a folder that exists."""
+    """Write the files of a model into a folder that exists."""
     if model.rounded:
         raise CheckpointError("model: its weights were rounded to int8 for decoding; load it again to save it")
     source = model.source
@@ -66,7 +68,7 @@ def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -
 
 
 def _say_another_format(family: Family, source: Source | None) -> None:
-    """A model that its own family cannot say is kept whole, and what it is now saved as is said."""
+    """Log in which format a model is saved if its own family, or any published one, cannot express it."""
     if source is None:
         if family.architecture is None:
             LOG.info("config.json: no published family says this model; saved in our own format")
@@ -76,20 +78,20 @@ def _say_another_format(family: Family, source: Source | None) -> None:
 
 
 def document(family: Family, config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """config.json."""
+    """Return config.json."""
     head = {"architectures": [family.architecture]} if family.architecture else {}
     return {**head, "model_type": family.model_type, "dtype": str(dtype).removeprefix("torch."), **config}
 
 
 def index_of(shards: Mapping[str, Sequence[Planned]]) -> dict[str, Any]:
-    """model.safetensors.index.json: which file holds which tensor."""
+    """Return model.safetensors.index.json: the file of each tensor."""
     where = {p.name: name for name, shard in shards.items() for p in shard}
     total = sum(p.nbytes for shard in shards.values() for p in shard)
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
 
 
 def family_of(config: ModelConfig, preferred: str | None = None) -> tuple[Family, dict[str, object]]:
-    """The family that saves a config, the preferred one if it can, and the config as that family writes it."""
+    """Return the family that saves a config, the preferred one if it can, and the config as that family writes it."""
     for family in sorted(FAMILIES, key=lambda f: f.model_type != preferred):
         published = family.write_config(config)
         if published is not None:
@@ -113,7 +115,7 @@ def _tensors(model: HybridLM, family: Family) -> list[tuple[str, tuple[int, ...]
 
 
 def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in a narrower dtype if that holds all its values."""
+    """Return the tensor in a narrower dtype if that holds all its values."""
     if dtype.itemsize >= tensor.dtype.itemsize:
         return tensor
     narrow = tensor.to(dtype)
@@ -121,7 +123,7 @@ def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def in_shards(tensors: Sequence[Planned], limit: int) -> dict[str, list[Planned]]:
-    """The tensors by file, each file of at most `limit` bytes unless one tensor is larger."""
+    """Return the tensors by file; each file has at most `limit` bytes unless one tensor is larger."""
     shards: list[list[Planned]] = [[]]
     size = 0
     for item in tensors:

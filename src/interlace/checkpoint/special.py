@@ -1,4 +1,4 @@
-"""Which ids end, begin and pad a text: all of a release's files together, since each release says it elsewhere."""
+"""Find the ids that end, begin and pad a text, in all of a release's files: each release states them elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEYS = {"eos": "eos_token_id", "bos": "bos_token_id", "pad": "pad_token_id"}
 
 
 def special_tokens(folder: Path, config: Mapping[str, Any], text: Mapping[str, Any], vocabulary: int) -> SpecialTokens:
-    """The union of the ends, and the first id that begins and that pads a text.
+    """Return the union of the ends, and the first id that begins and that pads a text.
 
     Sources, in order: the config of the text model, the config around it, generation_config.json, and the tokens that
     the tokenizer's own files name. Ids below 0 mean none. Ids that the model's vocabulary lacks are left out.
@@ -39,13 +39,13 @@ def special_tokens(folder: Path, config: Mapping[str, Any], text: Mapping[str, A
 
 
 def generation_config(folder: Path) -> dict[str, Any]:
-    """generation_config.json, empty where there is none."""
+    """Return generation_config.json, empty if there is none."""
     path = folder / GENERATION
     return read_table(folder, GENERATION, "the generation config") if path.exists() or path.is_symlink() else {}
 
 
 def _named_by_the_tokenizer(folder: Path) -> dict[str, list[int]]:
-    """Ids of the tokens that the tokenizer's files name as eos, bos and pad."""
+    """Return the ids of the tokens that the tokenizer's files name as eos, bos and pad."""
     named: dict[str, list[str]] = {kind: [] for kind in KEYS}
     ids: dict[str, int] = {}
     for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS):
@@ -67,7 +67,7 @@ def _named_by_the_tokenizer(folder: Path) -> dict[str, list[int]]:
 
 
 def _ids_of(tokenizer: Mapping[str, Any], wanted: set[str]) -> dict[str, int]:
-    """Ids of these texts in a tokenizer.json, whose model may be a table of ids or a list of pieces."""
+    """Return the ids of these texts in a tokenizer.json, whose model may be a table of ids or a list of pieces."""
     found: dict[str, int] = {}
     model = tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None

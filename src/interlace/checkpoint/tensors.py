@@ -1,7 +1,8 @@
-"""The safetensors format, read in blocks straight into place and written in a fixed order.
+"""The safetensors format: read in blocks straight into place, and written in a fixed order.
 
-Own code where a library exists, because loading must not hold a file's tensors beside the model's, headers come from
-strangers, and two saves of one model must be the same bytes. The `safetensors` library checks it in the tests.
+Why not the library: loading must not hold a file's tensors beside the model's, headers come from strangers, and two
+saves of one model must be the same bytes. The tests check this code with the `safetensors` library.
+
 Format: 8 bytes little-endian header length, JSON header, tensors (github.com/huggingface/safetensors).
 """
 
@@ -63,17 +64,17 @@ class Entry:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What torch calls the dtype; uint8, the bytes as they are, where torch has no such dtype."""
+        """torch's name of the dtype; uint8, the bytes as they are, if torch has no such dtype."""
         return DTYPES.get(self.code, torch.uint8)
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """How many numbers the tensor holds."""
         return math.prod(self.shape)
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """What a file holds, believed only as far as the file's own length bears it out.
+    """Return what a file holds; the header is believed only as far as the file's length allows.
 
     As strict as the `safetensors` library: tensors lie end to end, in bytes that the file has, and each has one name.
 
@@ -100,7 +101,7 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 
 def regular_size(path: Path) -> int:
-    """Bytes of a file that can be read from beginning to end, which a pipe or a device cannot.
+    """Return the bytes of a file that can be read from beginning to end, which a pipe or a device cannot.
 
     Raises:
         CheckpointError: it is missing, or no regular file.
@@ -109,7 +110,7 @@ def regular_size(path: Path) -> int:
 
 
 def _table(path: Path, raw: bytes) -> dict[str, Any]:
-    """The header's JSON, in which no name may stand twice."""
+    """Return the header's JSON, in which no name may stand twice."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
@@ -162,7 +163,7 @@ def _entry(path: Path, name: str, fields: object, base: int, size: int) -> Entry
 
 
 def _check_layout(path: Path, entries: dict[str, Entry], base: int, size: int) -> None:
-    """Tensors follow one another without a hole, without overlap, to the file's last byte."""
+    """Check that tensors follow one another without a hole or an overlap, to the file's last byte."""
     place = base
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != place:
@@ -218,7 +219,7 @@ def read_into(entry: Entry, name: str, target: Tensor, skip: int = 0) -> None:
 
 
 def same_values(a: tuple[str, Entry], b: tuple[str, Entry]) -> bool:
-    """Whether two stored tensors, given with their names, hold the same numbers in the same shape.
+    """Return whether two stored tensors, given with their names, hold the same numbers in the same shape.
 
     One in another dtype holds the same if it is the other one rounded. 4 million of each are in memory at a time.
     """
@@ -255,11 +256,11 @@ class Planned:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
+        """Bytes that it takes in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:
-        """The tensor itself."""
+        """Return the tensor itself."""
         target = torch.empty(self.shape, dtype=self.dtype)
         self.fill(target)
         return target
@@ -292,5 +293,5 @@ def write(path: Path, tensors: Iterable[tuple[str, tuple[int, ...], Tensor]]) ->
 
 
 def planned(name: str, shape: tuple[int, ...], tensor: Tensor) -> Planned:
-    """A tensor in memory, to be written under this shape."""
+    """Return a tensor in memory as one to be written under this shape."""
     return Planned(name, shape, tensor.dtype, lambda target: target.copy_(tensor.detach().reshape(shape)))  # type: ignore[arg-type]

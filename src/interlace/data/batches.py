@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step): resuming needs a number, and worker counts cannot matter."""
+"""Make batches as a pure function of (seed, step): resuming needs a number only, and worker counts cannot matter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Batch:
 
 
 def batches(split: TokenSplit, rows: int, length: int, seed: int) -> Batches | Conversations:
-    """Batches of texts, or of conversations, as the split holds them."""
+    """Return batches of texts, or of conversations, as the split holds them."""
     kind = Batches if split.learnt is None else Conversations
     return kind(split, rows, length, seed)
 
@@ -48,7 +48,7 @@ class Conversations:
     """
 
     def __init__(self, split: TokenSplit, rows: int, length: int, seed: int):
-        """At most rows x length tokens per batch.
+        """Prepare batches of at most rows x length tokens.
 
         Raises:
             DataError: no conversation has an answer within its first `length` tokens.
@@ -100,7 +100,7 @@ class Conversations:
         )
 
     def _count(self, epoch: int) -> int:
-        """Batches of an epoch, which is packed for it where that is not known."""
+        """Return the number of batches of an epoch; the epoch is packed if it is not known."""
         while len(self._counts) <= epoch:
             self._pack(len(self._counts))
             self._counts.append(len(self._ends))
@@ -129,7 +129,7 @@ class Batches:
     """
 
     def __init__(self, split: TokenSplit, rows: int, length: int, seed: int):
-        """rows x length tokens per batch.
+        """Prepare batches of rows x length tokens.
 
         Raises:
             DataError: the split has fewer tokens than one batch.

@@ -1,4 +1,4 @@
-"""Conversations as text: a chat template cuts them into what is read and what is learnt."""
+"""Write conversations as text by a chat template, in parts that are only read and parts that are learnt."""
 
 from __future__ import annotations
 
@@ -75,9 +75,10 @@ class ChatTemplate:
         }
 
     def parts(self, messages: Messages, turns: str = "all", tools: Sequence[Any] | None = None) -> list[Part]:
-        """A conversation in pieces, those of the assistant apart, its end of turn included.
+        """Return a conversation in parts: what the assistant wrote, its end of turn included, is apart from the rest.
 
-        A template that marks them itself (`{% generation %}`) is believed. A turn whose weight is 0 is not learnt.
+        A template that marks these parts itself (`{% generation %}`) is believed. A turn whose weight is 0 is not
+        learnt.
 
         turns: "all", or "last": only the last answer is learnt.
 
@@ -104,7 +105,7 @@ class ChatTemplate:
     def _found(
         self, messages: Messages, answers: Sequence[int], whole: str, tools: Sequence[Any] | None
     ) -> list[tuple[int, int]]:
-        """Where these answers stand, by what the template writes of fewer turns."""
+        """Return where these answers stand, found by rendering fewer turns."""
         spans, place = [], 0
         for i in answers:
             before = self.render(messages[:i], True, tools)
@@ -125,9 +126,9 @@ class ChatTemplate:
         return spans
 
     def ignored(self, messages: Messages, text: str, tools: Sequence[Any] | None = None) -> Counter[str]:
-        """How many values of a conversation its template does not write, by their keys; a turn's trace is one value.
+        """Count the values of a conversation that its template does not write, by key; a turn's trace is one value.
 
-        text: what it writes of the whole.
+        text: what the template writes of the whole conversation.
         """
         found: Counter[str] = Counter()
         if tools and self.render(messages, False, None) == text:
@@ -145,7 +146,10 @@ class ChatTemplate:
         return found
 
     def end_of_turn(self) -> str:
-        """What the template ends an answer with, spaces aside; asked with a system's turn where it refuses without."""
+        """Return the text that the template ends an answer with, without spaces around it.
+
+        If the template refuses to write turns without a system's turn, one is added.
+        """
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": RARE}]
         try:
             text = self.render(turns, False)
@@ -161,14 +165,14 @@ class ChatTemplate:
 
 
 def _as_templates_ask(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A turn without values that are null, its thought under each of the names that templates use."""
+    """Return a turn without null values, with its thought under each of the names that templates use."""
     turn = {k: v for k, v in message.items() if v is not None}
     trace = reasoning_of(turn)
     return {**turn, **{name: turn.get(name) or trace for name in TRACES}} if trace else turn
 
 
 def _learnt_spans(spans: list[tuple[int, int]], weights: list[bool], turns: str) -> list[tuple[int, int]]:
-    """Of what a template marks, what is to be learnt."""
+    """Return those of the spans that a template marks which are learnt."""
     if turns == "all" and all(weights):
         return spans
     if len(spans) != len(weights):
@@ -181,7 +185,7 @@ def _learnt_spans(spans: list[tuple[int, int]], weights: list[bool], turns: str)
 
 
 def _joined(parts: Iterable[Part]) -> list[Part]:
-    """Neighbours that are both learnt, or both not, as one."""
+    """Join neighbours that are both learnt, or both not."""
     joined: list[Part] = []
     for part in parts:
         if joined and joined[-1].learnt == part.learnt:
@@ -192,7 +196,7 @@ def _joined(parts: Iterable[Part]) -> list[Part]:
 
 
 def split_thought(text: str, opened: bool) -> tuple[str, str]:
-    """(answer, thought) of what a model wrote; opened: whether its prompt had opened the thought already."""
+    """Return (answer, thought) of what a model wrote; `opened`: its prompt had opened the thought already."""
     begin, end = "<think>", "</think>"
     body = text.lstrip()
     if not opened and not body.startswith(begin):
@@ -202,7 +206,7 @@ def split_thought(text: str, opened: bool) -> tuple[str, str]:
 
 
 def check_messages(messages: Any, where: str) -> Messages:
-    """A conversation that can be learnt from, or DataError."""
+    """Return a conversation that can be learnt from, or raise DataError."""
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: messages must be a list of turns")
     for turn in messages:

@@ -1,8 +1,9 @@
-"""Ids to text as they come, for every decoder of `tokenizers`: joined pieces are what the library makes of all ids.
+"""Turn ids into text as they come, for every decoder of `tokenizers`; the joined pieces equal what the library gives.
 
-A decoder is a chain of steps, each of which turns tokens into tokens. Here each step is told one token at a time and
-gives what can no longer change: a byte waits for the rest of its character, a blank for the end of the text where the
-decoder strips it there. Special tokens are left out before the first step, so that they break no character.
+A decoder is a chain of steps, each of which turns tokens into tokens. Here each step receives one token at a time and
+returns what can no longer change. A byte waits for the rest of its character. A blank waits for the end of the text if
+the decoder strips it there. Special tokens are dropped before the first step: they would break characters.
+
 Source: huggingface/tokenizers tokenizers/src/decoders, tokenizers/src/pre_tokenizers/byte_level.rs.
 """
 
@@ -21,7 +22,7 @@ from interlace.data.strangers import guarded
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letter that byte-level tokenizers write each byte with, to the byte."""
+    """Map the letter that byte-level tokenizers write for a byte to that byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = (b for b in range(256) if b not in plain)
     return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
@@ -40,23 +41,23 @@ class DecoderStep:
         self._decode = decode
 
     def push(self, token: str) -> list[str]:
-        """The tokens that are settled now that this one has come."""
+        """Add a token; return the tokens that are now settled."""
         return [self._decode(token)]
 
     def end(self) -> list[str]:
-        """The tokens that the end of the text settles."""
+        """End the text; return the tokens that this settles."""
         return []
 
     def begin_after(self) -> None:
         """Take the tokens that follow as the middle of a text."""
 
     def measure(self, token: str) -> str | bytes:
-        """What a token in the middle of a text is turned into."""
+        """Return what a token in the middle of a text is turned into."""
         return self._decode(token)
 
 
 class Placed(DecoderStep):
-    """A token at the start of a text is written otherwise than one in its middle (Metaspace, WordPiece)."""
+    """A step for tokens that are written otherwise at the start of a text than in its middle (Metaspace, WordPiece)."""
 
     def __init__(self, first: Callable[[str], str], later: Callable[[str], str]):
         super().__init__(later)
@@ -71,7 +72,7 @@ class Placed(DecoderStep):
 
 
 class ByteFallback(DecoderStep):
-    """Tokens <0x00> to <0xFF> are bytes; a run of them is a text, or a sign of a fault for each byte of it."""
+    """A step whose tokens <0x00> to <0xFF> are bytes; a run of them is a text, or a sign of a fault for each byte."""
 
     def __init__(self) -> None:
         super().__init__(lambda token: token)
@@ -104,7 +105,7 @@ class ByteFallback(DecoderStep):
 
 
 class ByteLevel(DecoderStep):
-    """Each letter of a token is a byte; a token with other letters is a text of its own."""
+    """A step in which each letter of a token is a byte; a token with other letters is a text of its own."""
 
     def __init__(self) -> None:
         super().__init__(lambda token: token)
@@ -129,7 +130,7 @@ class ByteLevel(DecoderStep):
 
 
 class WordEnds(DecoderStep):
-    """A suffix ends a word, and becomes a blank unless the text ends (BPEDecoder)."""
+    """A step in which a suffix ends a word, and becomes a blank unless the text ends (BPEDecoder)."""
 
     def __init__(self, suffix: str):
         super().__init__(lambda token: token.replace(suffix, " "))
@@ -146,7 +147,7 @@ class WordEnds(DecoderStep):
 
 
 class Unrepeated(DecoderStep):
-    """A token that follows itself is left out (CTC)."""
+    """A step that leaves out a token that follows itself (CTC)."""
 
     _last: str | None = None
 
@@ -158,7 +159,7 @@ class Unrepeated(DecoderStep):
 
 
 class Ends(DecoderStep):
-    """The letter at both ends of the whole text is stripped, a given number of times."""
+    """A step that strips a letter at both ends of the whole text, a given number of times."""
 
     def __init__(self, letter: str, at_start: int, at_end: int):
         super().__init__(lambda text: text)
@@ -183,7 +184,7 @@ class Ends(DecoderStep):
 
 
 class AtTheEnd(DecoderStep):
-    """What a step makes of the whole text cannot be told before its end."""
+    """A step whose result cannot be told before the end of the whole text."""
 
     def __init__(self, decode: Callable[[str], str]):
         super().__init__(decode)
@@ -198,7 +199,7 @@ class AtTheEnd(DecoderStep):
 
 
 def _library(table: dict[str, Any]) -> Library:
-    """A decoder of the library from its JSON."""
+    """Return a decoder of the library from its JSON."""
     empty = {"type": "WordLevel", "vocab": {}, "unk_token": ""}
     whole = {"version": "1.0", "added_tokens": [], "model": empty, "decoder": table}
     return Fast.from_str(json.dumps(whole)).decoder
@@ -215,7 +216,7 @@ def _flat(table: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
 
 
 def _step(table: dict[str, Any], joined: bool) -> DecoderStep:
-    """The step of a decoder's JSON; joined: whether a step before it has made one text of all tokens."""
+    """Return the step for a decoder's JSON; `joined`: a step before it has made one text of all tokens."""
     kind = table["type"]
     if kind == "ByteFallback" and not joined:
         return ByteFallback()
@@ -250,7 +251,7 @@ class Decoding:
     """
 
     def __init__(self, fast: Fast):
-        """fast: not changed while this is used."""
+        """fast: the tokenizer; it must not change while this is used."""
         self._fast = fast
         self._special = {t.content for t in fast.get_added_tokens_decoder().values() if t.special}
         table = None if fast.decoder is None else json.loads(fast.decoder.__getstate__())
@@ -266,27 +267,27 @@ class Decoding:
             step.begin_after()
 
     def token(self, number: int) -> str | None:
-        """The token of an id, or None where it is no part of a text: special, or beyond the vocabulary."""
+        """Return the token of an id, or None if it is no part of a text: special, or beyond the vocabulary."""
         token = self._fast.id_to_token(number) if 0 <= number < 1 << 32 else None
         return None if token is None or token in self._special else token
 
     def push(self, number: int) -> str:
-        """The text that is settled now that this id has come."""
+        """Add an id; return the text that is now settled."""
         token = self.token(number)
         return "" if token is None else self._through([token], 0)
 
     def end(self) -> str:
-        """The text that the end settles."""
+        """End the text; return the text that this settles."""
         return "".join(self._through(step.end(), i + 1) for i, step in enumerate(self._steps))
 
     def pending(self) -> str:
-        """What `end` would give; this goes on as if nothing had been asked."""
+        """Return what `end` would return, and change nothing."""
         steps = [copy.copy(step) for step in self._steps]
         text, self._steps = self.end(), steps
         return text
 
     def size_bytes(self, number: int) -> int:
-        """Bytes of text that an id stands for in the middle of a text."""
+        """Return how many bytes of text an id stands for in the middle of a text."""
         text: str | bytes | None = self.token(number)
         if text is None:
             return 0
@@ -297,7 +298,7 @@ class Decoding:
         return len(text if isinstance(text, bytes) else text.encode("utf-8", "replace"))
 
     def lead_bytes(self, numbers: Iterable[int]) -> int:
-        """Bytes that these ids have at the start of a text less than in its middle, such as a blank before a word."""
+        """Return how many bytes fewer these ids have at the start of a text than in its middle, such as a blank."""
         if not any(isinstance(s, Placed) or (isinstance(s, Ends) and s.at_start) for s in self._steps):
             return 0
         size, text = 0, ""

@@ -1,4 +1,4 @@
-"""From text to a folder of token shards with a manifest; the folder appears whole or not at all."""
+"""Turn text into a folder of token shards with a manifest; the folder appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class _Column:
         self._digest.update(raw)
 
     def close(self) -> dict[str, str]:
-        """Its name and hash."""
+        """Close the file; return its name and hash."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -163,7 +163,7 @@ def check_tokenizer(spec: str) -> None:
 
 
 def new_entries(spec: str) -> int | None:
-    """N of train:N; None for a tokenizer's file.
+    """Return N of train:N; None for a tokenizer's file.
 
     Raises:
         DataError: N is no number, or too small.
@@ -238,7 +238,7 @@ def _prepare(
 
 
 def _check_end(model: Tokenizer, end: str) -> None:
-    """ConfigError where no single token would tell a reader that an answer has ended."""
+    """Raise ConfigError if no single token would tell a reader that an answer has ended."""
     size = len(model.encode(end))
     if not model.end_ids(end):
         raise ConfigError(
@@ -248,7 +248,7 @@ def _check_end(model: Tokenizer, end: str) -> None:
 
 
 def _as_text(document: Document) -> str:
-    """A conversation roughly as it will be written, to learn a tokenizer from."""
+    """Return a conversation roughly as it will be written, to learn a tokenizer from."""
     return "\n".join(f"<|{m['role']}|>\n{m.get('content') or ''}" for m in document.messages or ())
 
 
@@ -316,7 +316,7 @@ def _tokenizer(spec: str, texts: Iterator[str], special: Sequence[str] = ()) -> 
 
 
 def _ends(template: str | None) -> list[str]:
-    """What a new tokenizer needs as one token, so that answers can end."""
+    """Return the texts that a new tokenizer needs as one token, because answers end with them."""
     if template is None:
         return []
     with contextlib.closing(ChatTemplate(template, END_OF_TEXT)) as writer:
@@ -325,7 +325,7 @@ def _ends(template: str | None) -> list[str]:
 
 
 def _sample(sources: Sources, held: HeldOutNames, total: int) -> Iterator[str]:
-    """What a new tokenizer is learnt from, in short pieces: the train split, or a share of its documents if large.
+    """Yield the text that a new tokenizer is learnt from, in short pieces: the train split, or a share of it.
 
     Pieces are cut before a space, which changes no word of a byte-level tokenizer.
     """

@@ -1,4 +1,4 @@
-"""Text as people keep it: files, folders, JSONL, gzip."""
+"""Read text as people store it: files, folders, JSONL, gzip."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Sources:
                 raise DataError(f"{path}: no such file or folder")
 
     def files(self, source: Path) -> Iterator[tuple[Path, str]]:
-        """The files of a source that are wanted, and their names below it."""
+        """Return the wanted files of a source, and their names below it."""
         if not source.is_dir():
             yield source, source.name
             return
@@ -125,7 +125,7 @@ class Sources:
             yield Document(name if number is None else f"{name}#{number:05}", part)
 
     def _check(self, path: Path) -> None:
-        """Read a whole file before anything of it is used: a broken one is left out whole. Once for each file."""
+        """Read a whole file, once, before any of it is used: a broken file is left out whole."""
         status = path.stat()
         stamp = (str(path), status.st_size, status.st_mtime_ns)
         if stamp in self._checked:
@@ -159,7 +159,7 @@ class Sources:
 
 
 def _same_names(sources: Sequence[Iterator[tuple[Path, str]]]) -> dict[Path, str]:
-    """Other names for files whose name a file of an earlier source has; the same file again keeps its name."""
+    """Return other names for files whose name a file of an earlier source has; the same file again keeps its name."""
     first: dict[str, Path] = {}
     renamed: dict[Path, str] = {}
     for number, files in enumerate(sources, start=1):
@@ -182,7 +182,7 @@ def _conversation(row: dict[str, Any], name: str, where: str, size: int) -> Docu
 
 
 def cut_long(blocks: Iterator[str]) -> Iterator[str]:
-    """Pieces of at most LONGEST characters, cut after a paragraph, a line or a word that ends in their second half."""
+    """Yield pieces of at most LONGEST characters, cut after a paragraph, a line or a word in their second half."""
     held = ""
     for block in blocks:
         held += block
@@ -195,7 +195,7 @@ def cut_long(blocks: Iterator[str]) -> Iterator[str]:
 
 
 def _cut(text: str, most: int) -> int:
-    """Where to cut a text that is longer than `most`."""
+    """Return where to cut a text that is longer than `most`."""
     for mark in ("\n\n", "\n", " "):
         found = text.rfind(mark, most // 2, most)
         if found >= 0:
@@ -204,7 +204,7 @@ def _cut(text: str, most: int) -> int:
 
 
 def lone_parts(blocks: Iterator[str]) -> Iterator[str]:
-    """As `parts`, of a text that comes in blocks."""
+    """Yield the `parts` of a text that comes in blocks."""
     held, more = "", True
     while more or held:
         while more and len(held) < 2 * LONGEST:
@@ -222,7 +222,7 @@ def lone_parts(blocks: Iterator[str]) -> Iterator[str]:
 
 
 def _or_whole(pieces: Iterator[str]) -> Iterator[tuple[int | None, str]]:
-    """Pieces with their numbers; a text in one piece has none."""
+    """Yield pieces with their numbers; a text in one piece has no number."""
     first, second = next(pieces, None), next(pieces, None)
     if first is not None and second is None:
         yield None, first
@@ -233,7 +233,7 @@ def _or_whole(pieces: Iterator[str]) -> Iterator[tuple[int | None, str]]:
 
 
 def parts(text: str) -> Iterator[str]:
-    """A long text cut at line ends into pieces of about PART_BYTES characters."""
+    """Yield a long text in pieces of about PART_BYTES characters, cut at ends of lines."""
     start = 0
     while start < len(text):
         stop = text.find("\n", start + PART_BYTES) + 1
@@ -243,18 +243,18 @@ def parts(text: str) -> Iterator[str]:
 
 
 def split_point(name: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
+    """Return a number in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 class HeldOutNames:
-    """Which documents are held out: those whose name's hash falls below a share, at least one and not all.
+    """Decides which documents are held out: those whose name's hash is below a share, at least one and not all.
 
-    Names are counted first, and then asked for; none are kept but two.
+    Count all names first, then ask for each; no more than two names are stored.
     """
 
     def __init__(self, share: float):
-        """share: of all documents."""
+        """share: the share of all documents that is held out."""
         self.share, self.count, self._chosen = share, 0, 0
         self._least = self._most = ""
 
@@ -269,12 +269,12 @@ class HeldOutNames:
             self._most = name
 
     def check(self) -> None:
-        """Raise DataError where none can be held out."""
+        """Raise DataError if no document can be held out."""
         if self.count < 2:
             raise DataError(f"held_out: {self.count} document cannot be split; give more text, or several files")
 
     def __contains__(self, name: str) -> bool:
-        """Whether a document that was counted is held out."""
+        """Return whether a document that was counted is held out."""
         if not self._chosen:
             return name == self._least
         return split_point(name) < self.share and not (self._chosen == self.count and name == self._most)

@@ -1,4 +1,4 @@
-"""A stranger's tokenizer.json, opened where it is survived that the library panics, aborts or does not end on it."""
+"""Open a stranger's tokenizer.json safely, even if the library panics, aborts or does not end on it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def open_fast(raw: bytes, path: Path | str) -> Fast:
-    """The tokenizer of a tokenizer.json.
+    """Return the tokenizer of a tokenizer.json.
 
     Raises:
         DataError: it is none, or breaks the library.
@@ -47,7 +47,7 @@ def open_fast(raw: bytes, path: Path | str) -> Fast:
 
 
 def guarded(call: Callable[[], T], what: str) -> T:
-    """What the library makes, or its refusal or panic as DataError."""
+    """Return what the library makes; raise its refusal or panic as DataError."""
     try:
         return call()
     except Exception as error:  # the library raises bare Exception
@@ -59,7 +59,7 @@ def guarded(call: Callable[[], T], what: str) -> T:
 
 
 def _is_plain(table: dict[str, Any]) -> bool:
-    """Whether a file is a byte-level BPE with nothing that has ever broken the library, such as our own are."""
+    """Return whether a file is a byte-level BPE without anything that ever broke the library, as our own files are."""
     model = table.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE":
         return False
@@ -81,7 +81,7 @@ def _worker() -> Worker:
 
 
 def _try_out(text: str, path: Path | str) -> None:
-    """Open and use it in a process that may end; each file once."""
+    """Open and use the file in a process that may end; each file is tried once."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     with _turn:
         if digest in _tried:

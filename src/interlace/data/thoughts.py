@@ -1,4 +1,4 @@
-"""Texts and thoughts of a turn, in each of the forms that endpoints and datasets give them."""
+"""Read the text and the thought of a turn, in each of the forms that endpoints and datasets use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ THOUGHTS = ("thinking", "reasoning")  # types of parts of a content
 
 
 def reasoning_of(message: Mapping[str, Any]) -> str:
-    """The trace of a message, wherever it stands; encrypted ones are none."""
+    """Return the trace of a message, in whatever field or part it stands; an encrypted trace counts as none."""
     for name in REASONING:
         if found := _trace(message.get(name)):
             return found
@@ -30,12 +30,12 @@ def _trace(value: Any) -> str:
 
 
 def table(value: Any) -> dict[str, Any]:
-    """A JSON object, or an empty one in the place of anything else."""
+    """Return a JSON object; an empty one for anything else."""
     return value if isinstance(value, dict) else {}
 
 
 def written(value: Any) -> str:
-    """A text, or the texts of a list of parts, thoughts left out."""
+    """Return a text, or the texts of a list of parts, without thoughts."""
     if isinstance(value, list):
         parts = (part if isinstance(part, str) else table(part) for part in value)
         return "".join(p if isinstance(p, str) else written(p.get("text")) for p in parts if _is_text(p))

@@ -1,4 +1,4 @@
-"""A tokenizer of any kind: text to ids, ids to text as they come, and how many bytes each id stands for."""
+"""A tokenizer of any kind: text to ids, ids to text as they come, and the bytes that each id stands for."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Tokenizer:
         bos: str = "",
         files: Mapping[str, bytes] | None = None,
     ):
-        """The arguments are the attributes."""
+        """Take the attributes as arguments."""
         self.fast, self.eos, self.chat_template, self.bos = fast, eos, chat_template, bos
         self.begin = tuple(_begins(fast))
         self.files = dict(files or {})
@@ -71,7 +71,7 @@ class Tokenizer:
         self._says_end = True  # whether its own files name an end of text, or say that it has none
 
     def chat(self) -> ChatTemplate:
-        """What writes conversations: the tokenizer's own template, or the default one."""
+        """Return the chat template that writes conversations: the tokenizer's own, or the default one."""
         eos = "" if self.eos is None else self.fast.id_to_token(self.eos) or ""
         return ChatTemplate(self.chat_template, eos, self.bos)
 
@@ -149,7 +149,7 @@ class Tokenizer:
         return Tokenizer.from_file(path) if path.is_file() else None
 
     def write(self, folder: Path) -> None:
-        """The files that `transformers` reads: as they were read, but for what was changed since."""
+        """Write the files that `transformers` reads: as they were read, with what was changed since."""
         fast = self.fast.to_str()
         kept = dict(self.files)
         if TOKENIZER not in kept or _whole_texts(open_fast(kept[TOKENIZER], TOKENIZER)).to_str() != fast:
@@ -161,7 +161,7 @@ class Tokenizer:
             write_file(folder / name, raw)
 
     def _changed(self, files: dict[str, bytes]) -> dict[str, bytes]:
-        """The files, with the end of text, the beginning and the template that this tokenizer now has."""
+        """Return the files with the end of text, the beginning and the template that this tokenizer now has."""
         new = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config = _table(files[TOKENIZER_CONFIG], TOKENIZER_CONFIG) if TOKENIZER_CONFIG in files else new
         eos = None if self.eos is None else self.fast.id_to_token(self.eos)
@@ -186,7 +186,7 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> int:
-        """The largest id, added tokens included, plus one: ids may have holes."""
+        """The largest id, added tokens included, plus one; ids may have holes."""
         return max([self.own_vocabulary - 1, *self.fast.get_added_tokens_decoder()]) + 1
 
     @property
@@ -202,28 +202,28 @@ class Tokenizer:
         return hashlib.sha256(self.fast.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, nothing added."""
+        """Return the ids of a text, with nothing added."""
         return guarded(lambda: self.fast.encode(text, add_special_tokens=False).ids, "tokenizer: cannot read this text")
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of a text that stands by itself, begun as the tokenizer begins texts."""
+        """Return the ids of a text that stands by itself, begun as the tokenizer begins texts."""
         return self.begun(self.encode(text))
 
     def begun(self, ids: list[int]) -> list[int]:
-        """Ids with what begins a text before them, unless they have it already."""
+        """Return the ids with those that begin a text before them, unless they are there already."""
         begin = list(self.begin)
         return ids if ids[: len(begin)] == begin else begin + ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of many texts, on all cores, nothing added."""
+        """Return the ids of many texts, on all cores, with nothing added."""
         read = self.fast.encode_batch_fast
         return guarded(lambda: [e.ids for e in read(texts, add_special_tokens=False)], "tokenizer: cannot read a text")
 
     def encode_pieces(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-        """Ids of each piece of each text, cut where the text is cut.
+        """Return the ids of each piece of each text, cut where the text is cut.
 
-        What stands before a cut is read as it would be without what follows, which is how a model is asked. What
-        follows is read as the middle of a text, so that no tokenizer puts a blank before it.
+        Text before a cut is read as it would be without the text that follows, which is how a model is asked. Text
+        after a cut is read as the middle of a text: no tokenizer puts a blank before it.
         """
         alone = iter(self.encode_batch([piece for pieces in texts for piece in pieces]))
         pairs = [before + piece for pieces in texts for before, piece in itertools.pairwise(pieces)]
@@ -239,20 +239,21 @@ class Tokenizer:
         return found
 
     def end_ids(self, end: str) -> tuple[int, ...]:
-        """What tells that an answer has ended, of the text that a template ends it with: its only token, or its first
-        special one; nothing where it has neither.
+        """Return the ids that tell that an answer has ended, from the text that a template ends it with.
+
+        It is the only token of that text, or its first special one; none if it has neither.
         """
         ids, special = self.encode(end), self.special_ids()
         return tuple(ids) if len(ids) == 1 else tuple([i for i in ids if i in special][:1])
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids; special tokens are left out."""
+        """Return the text of ids; special tokens are left out."""
         return guarded(lambda: self.fast.decode(ids, skip_special_tokens=True), "tokenizer: cannot write these ids")
 
     def stream(self, ids: Iterable[int], after: Sequence[int] = ()) -> Iterator[str]:
-        """Pieces of text as ids come; joined they are what `decode` makes of all of them.
+        """Yield pieces of text as ids come; joined, they are what `decode` makes of all ids.
 
-        after: ids of the text that these go on from, so that a blank at their start stays one.
+        after: ids of the text that these continue; with it, a blank at their start stays.
         """
         decoding = self.decoding(after)
         for token in ids:
@@ -262,7 +263,7 @@ class Tokenizer:
             yield piece
 
     def decoding(self, after: Sequence[int] = ()) -> Decoding:
-        """What turns ids into text as they come; in the middle of a text, if ids of one came before."""
+        """Return the decoder of one text; it begins in the middle of a text if ids of one came before."""
         decoding = Decoding(self.fast)
         last = next((token for token in reversed(after) if decoding.token(token) is not None), None)
         if last is not None:
@@ -279,7 +280,7 @@ class Tokenizer:
         return torch.tensor([decoding.size_bytes(i) for i in range(self.vocabulary)], dtype=torch.int32)
 
     def lead_bytes(self, ids: Sequence[int]) -> int:
-        """Bytes by which ids at the start of a text weigh less than `byte_lengths` says."""
+        """Return how many bytes fewer ids at the start of a text have than `byte_lengths` says."""
         return Decoding(self.fast).lead_bytes(ids)
 
 
@@ -299,7 +300,7 @@ def token_text(table: Mapping[str, Any], key: str, path: Path | str) -> str:
 
 
 def _whole_texts(fast: Fast) -> Fast:
-    """Without the truncation, padding and dropout that a file was saved with, which would cut or fill texts."""
+    """Switch off the truncation, padding and dropout that a file was saved with: they would cut or fill texts."""
     fast.no_truncation()
     fast.no_padding()
     if getattr(fast.model, "dropout", None):
@@ -308,14 +309,14 @@ def _whole_texts(fast: Fast) -> Fast:
 
 
 def _begins(fast: Fast) -> list[int]:
-    """The ids that a tokenizer's post-processor puts before a text."""
+    """Return the ids that a tokenizer's post-processor puts before a text."""
     encoding = guarded(lambda: fast.encode("a"), "tokenizer: cannot read a text")
     first = next((i for i, special in enumerate(encoding.special_tokens_mask) if not special), 0)
     return encoding.ids[:first]
 
 
 def _table(raw: bytes, path: Path | str) -> dict[str, Any]:
-    """A JSON table, or DataError."""
+    """Return a JSON table, or raise DataError."""
     try:
         table = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -326,7 +327,7 @@ def _table(raw: bytes, path: Path | str) -> dict[str, Any]:
 
 
 def _ends_beside(folder: Path, fast: Fast) -> list[int]:
-    """The ends of text that the model's configs name, of those that the tokenizer has, ids below 0 left out."""
+    """Return the ends of text that the model's configs name and the tokenizer has; ids below 0 are left out."""
     configs = alongside(folder, CONFIGS)
     tables = [(path, _table(path.read_bytes(), path)) for path in configs.values()]
     inner = [(path, table.get("text_config")) for path, table in tables]
@@ -341,7 +342,7 @@ def _ends_beside(folder: Path, fast: Fast) -> list[int]:
 
 
 def _with_special(files: dict[str, bytes], key: str, text: str | None) -> dict[str, bytes]:
-    """The files, special_tokens_map.json naming no other token; null there says that a tokenizer has none."""
+    """Return the files, with special_tokens_map.json naming this token alone; null there means that there is none."""
     table = _table(files[SPECIAL_TOKENS], SPECIAL_TOKENS) if SPECIAL_TOKENS in files else {}
     if text is not None and token_text(table, key, SPECIAL_TOKENS) in ("", text):
         return files
@@ -353,7 +354,7 @@ def _is_named_template(entry: Any) -> bool:
 
 
 def _template(raw: Mapping[str, bytes], files: Mapping[str, Path]) -> str | None:
-    """The chat template: a file of its own, or the default one of a tokenizer's or processor's config."""
+    """Return the chat template: a file of its own, or the default one of a tokenizer's or processor's config."""
     if TEMPLATE in raw:
         try:
             return raw[TEMPLATE].decode("utf-8-sig")

@@ -1,4 +1,4 @@
-"""The child of `interlace.data.strangers`: opens a stranger's tokenizer.json, and uses it on texts that break bad ones.
+"""The child process of `interlace.data.strangers`: open a stranger's tokenizer.json, and use it on hard texts.
 
 The library behind `tokenizers` panics, aborts or does not end on some files; here that ends a process that is expected
 to end.
@@ -23,7 +23,7 @@ LITERALS = 500  # of a file, that are tried as texts
 
 
 def answer(request: dict[str, Any]) -> bool:
-    """True once a tokenizer.json was opened and used; ValueError says why it cannot be."""
+    """Return True if a tokenizer.json could be opened and used; a ValueError says why not."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 2)  # a panic writes a report of its own
     os.close(nothing)
@@ -51,7 +51,7 @@ def answer(request: dict[str, Any]) -> bool:
 
 
 def _decode_each(fast: Tokenizer) -> None:
-    """Write every token by itself, as ids that come one by one are."""
+    """Write every token by itself, as ids that come one by one are written."""
     for token, number in fast.get_vocab().items():
         try:
             fast.decode([number], skip_special_tokens=False)
@@ -62,7 +62,7 @@ def _decode_each(fast: Tokenizer) -> None:
 
 
 def _texts(table: Any) -> Iterator[str]:
-    """Short texts, and all that a file itself speaks of."""
+    """Return short texts, and all texts that a file itself names."""
     yield from ("", "a", "ab", "é", "🔥", " ", "".join(map(chr, range(256))), "a" * 200, "ab" * 100, " \n\t" * 20)
     literals = dict.fromkeys(text for text in _literals(table) if len(text) < 200)
     yield from list(literals)[:LITERALS]

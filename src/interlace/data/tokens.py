@@ -1,4 +1,4 @@
-"""Reading a folder that `prepare` wrote."""
+"""Read a folder that `prepare` wrote."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class TokenSplit:
 
     @property
     def count(self) -> int:
-        """Tokens in the split."""
+        """How many tokens the split has."""
         return int(self.borders[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop), int64."""
+        """Return the tokens [start, stop), int64."""
         found = []
         shard = int(np.searchsorted(self.starts, start, side="right")) - 1
         while start < stop:
@@ -88,7 +88,7 @@ class _Splits(Closed):
 
 
 class _Manifest(Closed):
-    """What manifest.json must hold; what else stands in it is passed over."""
+    """What manifest.json must hold; other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
@@ -149,7 +149,7 @@ class Corpus:
                 raise DataError(f"{path}: is damaged (its checksum differs); prepare again")
 
     def fingerprint(self) -> str:
-        """sha256 of what the tokens are: the same for the same text prepared again, wherever it lay."""
+        """sha256 of what decides the tokens: the same for the same text prepared again, wherever it lies."""
         parts = {key: self.manifest[key] for key in ("dtype", "tokenizer", "splits")}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

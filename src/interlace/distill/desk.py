@@ -1,4 +1,4 @@
-"""What a step may use while it works on a row: templates, teachers, and processes for work that may hang."""
+"""The desk: what a step uses while it works on a row (templates, teachers, and processes for work that may hang)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Question:
-    """What a teacher is asked.
+    """A question to a teacher.
 
     Attributes:
         messages: [{"role": ..., "content": ...}, ...].
-        sampling: temperature, top_p, max_tokens, stop, and what else the endpoint takes.
+        sampling: temperature, top_p, max_tokens, stop, and other keys that the endpoint takes.
         schema: JSON schema of the answer, or None for text.
-        sample: tells apart requests that are the same otherwise.
+        sample: a number that makes questions different which are equal otherwise.
     """
 
     messages: tuple[dict[str, str], ...]
@@ -35,15 +35,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """A teacher's answer to a question.
 
     Attributes:
-        state: of the request.
+        state: the state of the request.
         text: the answer, without its reasoning.
-        reasoning: the trace that a teacher gave apart, or between tags.
+        reasoning: the trace that the teacher wrote in a field of its own, or between tags.
         error: why the state is not "ok".
-        teacher: who gave it.
-        keys: of the requests in the ledger; the last was answered so, those before it failed.
+        teacher: the name of the teacher that answered.
+        keys: keys of the requests in the ledger; the last one got this answer, those before it failed.
     """
 
     state: State
@@ -55,22 +55,27 @@ class Answer:
 
 
 class Asks(Protocol):
-    """Who can be asked."""
+    """Anything that can put questions to teachers."""
 
     async def ask(self, teachers: Sequence[str], question: Question) -> Answer:
-        """The answer of the first teacher that has one."""
+        """Return the answer of the first teacher that has one."""
 
 
 @dataclass
 class Desk:
-    """One step's, or one row's.
+    """The tools that one step, or one row of that step, works with.
 
     Attributes:
         step: the name of the step.
-        folder: the recipe's; paths in it start here.
-        seed: the recipe's.
+        folder: the recipe's folder; relative paths in the recipe start here.
+        seed: the recipe's seed.
+        templates: renders the recipe's templates.
+        client: asks the teachers; None while nothing may be asked.
         used: keys of the requests that were made so far.
-        notes: what a step says at its end.
+        notes: remarks that the step stores at its end.
+        pools: the processes that `work` started, by module and time limit.
+        kept: the values that `once` made, by name.
+        cores: limits the threads of `on_a_core` to the number of cores.
     """
 
     step: str
@@ -85,11 +90,11 @@ class Desk:
     cores: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(os.cpu_count() or 1))
 
     def for_row(self) -> Desk:
-        """The same, with nothing used yet."""
+        """Return a copy for one row, with no requests used yet."""
         return replace(self, used=[])
 
     async def ask(self, teachers: Sequence[str], question: Question) -> Answer:
-        """Ask; the request is remembered as used by this row."""
+        """Ask the teachers, and record the requests as used by this row."""
         assert self.client is not None
         answer = await self.client.ask(teachers, question)
         self.used += answer.keys
@@ -97,7 +102,10 @@ class Desk:
 
     @staticmethod
     async def together(work: Iterable[Awaitable[T]]) -> list[T]:
-        """All results. Where one fails, the others still end, so that no answer on its way is thrown away."""
+        """Wait for all the work and return its results.
+
+        If one part fails, the others still run to their end: their requests are in flight and will be charged.
+        """
         found = await asyncio.gather(*work, return_exceptions=True)
         errors = [x for x in found if isinstance(x, BaseException)]
         if errors:
@@ -105,19 +113,22 @@ class Desk:
         return [x for x in found if not isinstance(x, BaseException)]
 
     def render(self, template: str, row: Row | Mapping[str, Any], where: str) -> str:
-        """A template over a row's columns."""
+        """Render a template over a row's columns; `where` is the template's field, for errors."""
         values = row.values if isinstance(row, Row) else row
         return self.templates.render(template, values, f"steps.{self.step}.{where}")
 
     async def work(self, module: str, request: Any, seconds: float = 5.0) -> Any:
-        """The answer of a process that runs `module`; see `interlace.sandbox.worker`."""
+        """Send a request to a process that runs `module` and return its answer; see `interlace.sandbox.worker`.
+
+        seconds: the time limit of one request.
+        """
         name = f"{module} {seconds}"
         if name not in self.pools:
             self.pools[name] = Workers(module, os.cpu_count() or 1, seconds)
         return await self.pools[name].ask(request)
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """Something that a run makes once, and keeps."""
+        """Return the value that `make` gives; it is called once in a run, and its value is reused."""
         if name not in self.kept:
             self.kept[name] = make()
         found: T = self.kept[name]
@@ -129,6 +140,6 @@ class Desk:
             pool.close()
 
     async def on_a_core(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Call something that takes a while in a thread, as many at once as there are cores."""
+        """Call slow work in a thread; at most as many run at once as there are cores."""
         async with self.cores:
             return await asyncio.to_thread(work, *arguments)

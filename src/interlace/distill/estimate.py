@@ -1,4 +1,4 @@
-"""What a recipe may take, before anything is sent."""
+"""Estimate what a recipe may take, before anything is sent."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from interlace.distill.steps.ask import Asking
 from interlace.sandbox.templates import Templates
 
 LOOKED_AT = 50  # rows of a source whose prompts are rendered
-TOKENS_PER_BYTE = 0.3  # of prompts in English
-USUAL = 0.5  # of max_tokens that an answer is taken to have
+TOKENS_PER_BYTE = 0.3  # in English prompts
+USUAL = 0.5  # share of max_tokens that an answer is taken to have
 
 
 @dataclass(frozen=True)
 class StepEstimate:
-    """One step's.
+    """The estimate for one step.
 
     Attributes:
-        rows: that leave it, at most.
-        requests: at most, retries aside.
-        prompt_tokens: about, in all.
-        answer_tokens: at most, in all.
-        cost: USD, about: with answers of half the length that is allowed.
-        most: USD, with answers as long as they may be and prompts of a token for each byte; repairs come on top.
+        rows: the most rows that leave the step.
+        requests: the most requests, without retries.
+        prompt_tokens: about how many prompt tokens, in all.
+        answer_tokens: the most answer tokens, in all.
+        cost: about how many USD, if answers are half as long as they may be.
+        most: the most USD, if answers are as long as they may be and a prompt has a token for each byte; repairs come
+            on top.
     """
 
     step: str
@@ -41,7 +42,7 @@ class StepEstimate:
 
 
 def estimate(recipe: DistillRecipe, limit: int | None = None) -> list[StepEstimate]:
-    """For each step, if no row is dropped; sources are read once, nothing is sent."""
+    """Estimate every step as if no row were dropped; sources are read once, and nothing is sent."""
     templates = Templates()
     found: dict[str, StepEstimate] = {}
     samples: dict[str, list[dict[str, Any]]] = {}
@@ -69,7 +70,10 @@ def _source(stage: Stage, desk: Desk, limit: int | None) -> tuple[StepEstimate, 
 def _step(
     recipe: DistillRecipe, stage: Stage, rows: int, seen: list[dict[str, Any]], desk: Desk
 ) -> tuple[StepEstimate, list[dict[str, Any]]]:
-    """A step's estimate, and rows as they may leave it: texts that are not there yet stand as long as they may be."""
+    """Return a step's estimate, and sample rows as they may leave it.
+
+    Columns that the step makes hold a text as long as an answer is taken to be (USUAL).
+    """
     step = stage.step
     most = step.max_tokens if isinstance(step, Asking) else 0
     new = "x" * int(USUAL * most / TOKENS_PER_BYTE)

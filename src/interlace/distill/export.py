@@ -1,4 +1,4 @@
-"""What a run made, as conversations to train on: JSONL and Parquet, split by hash, with a manifest of where from."""
+"""Export the rows of a run as conversations: JSONL and Parquet, split by hash, with a manifest of their origin."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from interlace.runs.progress import Progress, Watch, silent
 from interlace.sandbox.templates import Templates
 
 SPLITS = ("train", "held_out")
-SEPARATORS = re.compile("[\x85\u2028\u2029]")  # that some readers take for ends of lines
-PARTS = ("text", "input_text", "output_text", "redacted_thinking", *THOUGHTS)  # of a turn's content
-PARQUET_BYTES = 16 << 20  # of rows that wait to be written together
-TURN_BYTES = 1024  # that a turn takes beside its text
+SEPARATORS = re.compile("[\x85\u2028\u2029]")  # some readers take these for ends of lines
+PARTS = ("text", "input_text", "output_text", "redacted_thinking", *THOUGHTS)  # types in a turn's content
+PARQUET_BYTES = 16 << 20  # text of the rows that are written together
+TURN_BYTES = 1024  # memory that a turn takes beside its text
 
 
 class Unusable(Exception):
-    """A row that makes no conversation; the message says why."""
+    """A row makes no conversation; the message says why."""
 
 
 def export(run: str | Path, out: str | Path, *, parquet: bool = True, watch: Watch = silent) -> dict[str, Any]:
-    """Write train.jsonl, held_out.jsonl, the same as Parquet, and manifest.json; returns the manifest.
+    """Write train.jsonl, held_out.jsonl, the same as Parquet, and manifest.json; return the manifest.
 
     Args:
         run: a folder that `generate` wrote; it need not be finished.
@@ -83,7 +83,11 @@ def export(run: str | Path, out: str | Path, *, parquet: bool = True, watch: Wat
 
 
 def _written_before(out: Path) -> set[str]:
-    """The files of an earlier export in a folder; DataError where it holds anything else."""
+    """Return the names of the files that an earlier export left in a folder.
+
+    Raises:
+        DataError: the folder holds anything else.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return set()
     try:
@@ -94,7 +98,7 @@ def _written_before(out: Path) -> set[str]:
 
 
 def conversation(row: Row, settings: Output, templates: Templates) -> dict[str, Any]:
-    """A row as {"id", "messages", "split", and the columns that are kept}.
+    """Return a row as {"id", "messages", "split", and the columns of `keep`}.
 
     Raises:
         Unusable: a template fails on it, or a turn is empty.
@@ -125,7 +129,11 @@ def conversation(row: Row, settings: Output, templates: Templates) -> dict[str, 
 
 
 def check_turn(turn: Any) -> dict[str, Any]:
-    """A turn of a column of messages with its trace, wherever that stands; Unusable where it is none."""
+    """Return a turn as {"role", "content"}, with its trace as "reasoning_content", in whatever field or part it stood.
+
+    Raises:
+        Unusable: it is not a turn.
+    """
     content = turn.get("content") if isinstance(turn, dict) else None
     text = written(content)
     known = isinstance(content, str) or (text and all(map(_is_text_or_thought, content or ())))
@@ -140,7 +148,7 @@ def _is_text_or_thought(part: Any) -> bool:
 
 
 def strict(value: Any, indent: int | None = None) -> str:
-    """JSON as every reader knows it: null in the place of NaN and of what is infinite."""
+    """Return a value as JSON that every reader accepts: NaN and infinities become null."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     except ValueError:
@@ -148,10 +156,10 @@ def strict(value: Any, indent: int | None = None) -> str:
 
 
 class Split:
-    """One side's files, written row by row."""
+    """The files of one side of the split, written row by row."""
 
     def __init__(self, folder: Path, name: str, parquet: bool):
-        """Begin them."""
+        """Open the files."""
         self.folder, self.name, self.rows, self.characters = folder, name, 0, 0
         self._jsonl: IO[str] = open(folder / f"{name}.jsonl", "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._parquet = Parquet(folder / f"{name}.parquet") if parquet else None
@@ -172,26 +180,27 @@ class Split:
             self._parquet.close()
 
     def release(self) -> None:
-        """Let go of the files, finished or not."""
+        """Close the files, finished or not."""
         self._jsonl.close()
         if self._parquet is not None:
             self._parquet.release()
 
     def manifest(self) -> dict[str, Any]:
-        """Rows, characters and hashes."""
+        """Return the number of rows, the number of characters, and the files' hashes."""
         files = sorted(p for p in self.folder.iterdir() if p.stem == self.name)
         hashes = {p.name: sha256(p) for p in files}
         return {"rows": self.rows, "characters": self.characters, "sha256": hashes}
 
 
 class Parquet:
-    """Conversations as Parquet: id, messages as a list of structs, and the kept columns as one JSON text.
+    """A Parquet file of conversations: id, messages as a list of structs, and the columns of `keep` as one JSON text.
 
-    Rows are written by groups of PARQUET_BYTES of text, so memory follows that and the longest row, not the run.
+    Rows are written in groups of PARQUET_BYTES of text. Memory therefore follows that size and the longest row, not the
+    run.
     """
 
     def __init__(self, path: Path):
-        """Begin a file.
+        """Open a new file.
 
         Raises:
             BackendUnavailable: pyarrow is not installed.
@@ -213,7 +222,7 @@ class Parquet:
         self._held_bytes = 0
 
     def add(self, row: dict[str, Any]) -> None:
-        """Write a row, soon."""
+        """Add a row; it is written with the next group."""
         kept = {k: v for k, v in row.items() if k not in ("id", "messages")}
         turns = [{"reasoning_content": None, **t} for t in row["messages"]]
         columns = strict(kept)
@@ -228,17 +237,17 @@ class Parquet:
         self._held, self._held_bytes = [], 0
 
     def close(self) -> None:
-        """Finish the file."""
+        """Write the last group and finish the file."""
         self._flush()
         self.release()
 
     def release(self) -> None:
-        """Let go of the file, finished or not."""
+        """Close the file, finished or not."""
         self._writer.close()
 
 
 def describe(folder: DistillRun, ledger: Ledger, splits: dict[str, Split], left_out: dict[str, int]) -> dict[str, Any]:
-    """The manifest."""
+    """Return the manifest of an export as plain data."""
     recipe = folder.about["recipe"]
     about = ("kind", "model", "base_url", "checkpoint", "licence", "terms", "authorisation", "price_in", "price_out")
     teachers = {name: {k: table[k] for k in about if k in table} for name, table in recipe.get("teachers", {}).items()}

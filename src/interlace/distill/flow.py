@@ -1,4 +1,7 @@
-"""The run of a recipe: all steps at once, each taking rows as they come; what is written is never done again."""
+"""Run all steps of a recipe at once.
+
+Each step takes rows as the steps before it write them. A row that is in the ledger is never made again.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +22,23 @@ from interlace.distill.recipe import DistillRecipe, Stage
 from interlace.distill.steps.base import OF_A_ROW, ended_by
 from interlace.distill.teachers.client import Client
 
-CHUNK = 500  # rows of a source, or ids of rows that wait, at a time
+CHUNK = 500  # rows of a source that are written at once, or ids of waiting rows that are read at once
 BEAT_SECONDS = 20.0
-DIGITS = 9  # of a row's number
+DIGITS = 9  # digits of a row's number
 
 
 def stage_id(stage: Stage, limit: int | None = None) -> str:
-    """Under which a step's rows are kept; those of a trial are apart from those of the whole run."""
+    """Return the id under which a stage's rows are stored; a trial with `limit` has ids of its own."""
     return stage.id + (f"-{limit}" if limit else "")
 
 
 @dataclass
 class StageRun:
-    """How a stage goes.
+    """The progress of one stage.
 
     Attributes:
-        done: all its rows are there.
-        moved: set whenever a row is written, and at the end.
+        done: whether all its rows are written.
+        moved: an event that is set whenever a row is written, and at the end.
     """
 
     stage: Stage
@@ -45,11 +48,12 @@ class StageRun:
 
 @dataclass
 class Flow:
-    """A recipe on its way.
+    """One run of a recipe.
 
     Attributes:
-        limit: the most rows of every source, for a trial; None for all.
-        tell: called now and then while it runs.
+        limit: the most rows of every source, for a trial; None for all rows.
+        tell: called twice a second while the recipe runs.
+        courses: the progress of each stage, by the step's name.
     """
 
     recipe: DistillRecipe
@@ -61,18 +65,20 @@ class Flow:
     courses: dict[str, StageRun] = field(default_factory=dict)
 
     def stage_id(self, name: str) -> str:
-        """As the function, by name."""
+        """Return `stage_id` of the stage with this name."""
         return stage_id(self.recipe.stages[name], self.limit)
 
     async def run(self) -> None:
-        """Until every row has ended.
+        """Run until every row has ended.
 
         Raises:
-            InterlaceError: why it ended before; what is written stays.
+            InterlaceError: why the run ended before; what is written stays.
         """
         self.courses = {name: StageRun(stage) for name, stage in self.recipe.stages.items()}
         ticker = asyncio.create_task(self._tick())
         try:
+            # Without return_exceptions, one error would throw away what is in flight in other stages: answers were once
+            # paid for and not written (docs/LOG.md).
             results = await asyncio.gather(*(self._stage(c) for c in self.courses.values()), return_exceptions=True)
         finally:
             ticker.cancel()
@@ -100,7 +106,7 @@ class Flow:
                 self.ledger.beat()
 
     async def _stage(self, course: StageRun) -> None:
-        """Run one stage; an error stops the others too."""
+        """Run one stage; an error stops the other stages too."""
         step = course.stage.step
         try:
             if self.ledger.rows.begin_stage(self.stage_id(step.name), step.ORDERED):
@@ -122,7 +128,7 @@ class Flow:
             course.moved.set()
 
     def _halt(self, course: StageRun, error: Exception) -> None:
-        """An error of one stage stops all."""
+        """Stop all stages because of an error in one of them."""
         if not isinstance(error, InterlaceError):
             error = InterlaceError(f"steps.{course.stage.step.name}: {error!r}")
         self.client.halt(error)
@@ -131,7 +137,7 @@ class Flow:
         return replace(self.desk, step=name, client=self.client, used=[], notes={})
 
     async def _source(self, course: StageRun, desk: Desk) -> None:
-        """Write the rows of a source; those that are there already are passed over."""
+        """Write the rows of a source; rows that are in the ledger already stay as they are."""
         name = course.stage.step.name
         limits = [x for x in (self.limit, getattr(course.stage.step, "limit", None)) if x]
         chunk: list[NewRow] = []
@@ -152,7 +158,7 @@ class Flow:
         await asyncio.sleep(0)
 
     async def _one_by_one(self, course: StageRun, desk: Desk) -> None:
-        """Take rows as they come, many at once."""
+        """Take rows as they come, and work on up to `rows_at_once` of them at once."""
         waiting = self._arrivals(course)
         lock = asyncio.Lock()
 
@@ -170,13 +176,16 @@ class Flow:
                     raise
 
         lanes = [asyncio.create_task(lane()) for _ in range(self.recipe.run.rows_at_once)]
-        results = await asyncio.gather(*lanes, return_exceptions=True)
+        results = await asyncio.gather(*lanes, return_exceptions=True)  # answers in flight are written first
         errors = [r for r in results if isinstance(r, BaseException)]
         if errors:
             raise next((e for e in errors if not isinstance(e, InterlaceError)), errors[0])
 
     async def _row(self, course: StageRun, row: Row, prefix: str, desk: Desk) -> None:
-        """What becomes of one row; a template that fails on it ends the row, one that is unsafe the run."""
+        """Run a step on one row and write the rows that leave it.
+
+        A template that fails on the row ends this row; an unsafe template ends the run.
+        """
         step = course.stage.step
         try:
             outs = await step.one(row, desk)
@@ -195,7 +204,7 @@ class Flow:
         course.moved.set()
 
     async def _arrivals(self, course: StageRun) -> AsyncIterator[tuple[Row, str]]:
-        """Rows of every step before, as they are written, that have not been through this one."""
+        """Yield (row, prefix of its key) for each new row of the steps before, as the rows are written."""
         stage, feeds = self.stage_id(course.stage.step.name), course.stage.feeds
         after = dict.fromkeys(feeds, 0)
         while True:
@@ -223,14 +232,16 @@ class Flow:
 
     @staticmethod
     def _prefix(course: StageRun, feed: str) -> str:
-        """Keeps rows of several steps apart where they come together."""
+        """Return a prefix for keys; it keeps the rows of several feeding steps apart."""
         return f"{course.stage.feeds.index(feed)}-" if len(course.stage.feeds) > 1 else ""
 
     async def _ordered(self, course: StageRun, desk: Desk) -> None:
-        """Wait for all rows, then see them in order.
+        """Wait for all rows, then pass them to the step in order.
 
-        What was interrupted is gone through again: rows that are there stay, and what was asked is in the ledger.
+        After an interruption the step goes through all rows again. Rows that are written stay, and answers come from
+        the ledger.
         """
+        # To clear the rows and make them again, as an earlier version did, leaves rows of later steps without a parent.
         for feed in course.stage.feeds:
             await self._end_of(feed)
         rows = functools.partial(self._rows_of, course)
@@ -247,7 +258,7 @@ class Flow:
         await self._write(course, course.stage.step.name, chunk)
 
     async def _end_of(self, feed: str) -> None:
-        """Wait until all rows of a stage are there."""
+        """Wait until all rows of a stage are written."""
         while not self.courses[feed].done:
             if self.client.stop is not None:
                 raise self.client.stop
@@ -256,7 +267,7 @@ class Flow:
                 await asyncio.wait_for(self.courses[feed].moved.wait(), 1.0)
 
     def _rows_of(self, course: StageRun) -> Iterator[Row]:
-        """All rows that reach a stage, by the place of their stage and by key."""
+        """Yield all rows that reach a stage, ordered by the stage they come from and then by key."""
         for feed in course.stage.feeds:
             prefix = self._prefix(course, feed)
             for row in self.ledger.rows.ordered(self.stage_id(feed)):
@@ -269,7 +280,8 @@ class Outlook:
 
     Attributes:
         steps: each step's rows by state.
-        done, expected: requests that rows are through with, and those of the whole run if rows go on as they have.
+        done: requests of the rows that have passed their steps.
+        expected: requests of the whole run, if rows continue to be dropped at the same share.
     """
 
     steps: list[dict[str, Any]]
@@ -278,7 +290,7 @@ class Outlook:
 
 
 def outlook(flow: Flow) -> Outlook:
-    """Count what is there, and carry each step's losses on to the rows that wait."""
+    """Count the rows of every step, and expect waiting rows to be dropped at the same share as earlier ones."""
     leaving: dict[str, float] = {}
     steps, done, expected = [], 0.0, 0.0
     for name, stage in flow.recipe.stages.items():

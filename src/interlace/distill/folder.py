@@ -1,4 +1,4 @@
-"""A run folder of distillation: run.toml, ledger.sqlite, and what the other verbs read from them."""
+"""The run folder of a distillation: run.toml and ledger.sqlite."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ DEPENDENCIES = ("aiohttp", "jinja2", "jsonschema", "sympy", "pyarrow")
 
 
 def versions() -> dict[str, str]:
-    """What the rows of a run depend on beside its recipe."""
+    """Return the versions of the software, beside the recipe, that the rows of a run depend on."""
     return versions_of(*DEPENDENCIES)
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A step as run.toml keeps it, so that a run can be read when its inputs are gone.
+    """A step as run.toml stores it; with it, a run can be read when its inputs are gone.
 
     Attributes:
-        id: under which its rows are kept.
+        id: the id under which its rows are stored.
     """
 
     name: str
@@ -59,7 +59,7 @@ class _Recipe(Closed):
 
 
 class _About(Closed):
-    """What run.toml must hold; what else stands in it is passed over."""
+    """What run.toml must hold; other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
@@ -78,15 +78,17 @@ class DistillRun(RunFolder):
     """A folder that `generate` wrote.
 
     Attributes:
-        id: whose budget its requests count against in the ledger.
-        ledger: the file.
-        stages: in an order in which each comes after those that feed it.
-        about: what run.toml holds: recipe, versions, when it was begun.
-        known: whether it was there before.
+        id: the run whose budget its requests count against in the ledger.
+        ledger: the path of the ledger.
+        stages: the steps, each after those that feed it.
+        about: the contents of run.toml: recipe, versions, when it was begun.
+        known: whether the folder was there before.
     """
 
     def __init__(self, path: Path, about: dict[str, Any] | None = None):
-        """about: of a run that begins; None to read run.toml.
+        """Check a run folder.
+
+        about: the contents of run.toml for a run that begins; None to read the file.
 
         Raises:
             RunError: it is no such folder, or its run.toml is damaged.
@@ -113,7 +115,7 @@ class DistillRun(RunFolder):
 
     @staticmethod
     def begin(path: Path, recipe: DistillRecipe, file: Path, limit: int | None = None) -> DistillRun:
-        """Take up the one that is there, or make another, whose run.toml `write` writes; an edited recipe goes on.
+        """Resume the run in a folder, also with an edited recipe, or begin a new one; `write` writes its run.toml.
 
         Raises:
             RunError: the folder holds something else.
@@ -146,16 +148,19 @@ class DistillRun(RunFolder):
         return run
 
     def write(self) -> None:
-        """Write run.toml; after the ledger is there, so that a known run without one has lost it."""
+        """Write run.toml.
+
+        Call it after the ledger was made: a folder with a run.toml and no ledger has then lost its ledger.
+        """
         write_file(self.file, tomli_w.dumps(self.about))
 
     @property
     def last(self) -> StageRecord:
-        """The step whose rows are written."""
+        """The step whose rows are exported."""
         return next(s for s in self.stages if s.name == self.about["last"])
 
     def open_ledger(self) -> Ledger:
-        """To read.
+        """Open the ledger to read.
 
         Raises:
             DataError: it is missing or damaged.

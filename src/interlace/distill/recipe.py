@@ -1,4 +1,4 @@
-"""A recipe: teachers, steps that feed each other, limits, and what is written in the end."""
+"""A distillation recipe: teachers, steps that feed each other, limits, and the rows that are exported."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class RunSettings(Closed):
     """The table `[run]`.
 
     Attributes:
-        seed: of everything that is drawn.
+        seed: the seed of everything that is drawn.
         max_cost: USD; never passed, whatever happens: what was in flight when a process was killed counts in full.
-        max_tokens: of prompts and answers; a hard limit too.
-        max_requests: sent, those sent back for a rate limit left out; a hard limit too.
+        max_tokens: tokens of prompts and answers together; a hard limit too.
+        max_requests: requests sent, without those rejected for a rate limit; a hard limit too.
         ledger: a file that several recipes share; `ledger.sqlite` in the run folder if not given.
         rows_at_once: rows of a step that are worked on at once, at most.
     """
@@ -76,22 +76,22 @@ class Output(Closed):
         return value
 
     def templates(self) -> dict[str, str]:
-        """By field."""
+        """Return the templates that are given, by field."""
         names = ("system", "user", "assistant", "reasoning", "split_by")
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A step in its place.
+    """A step in its place in a recipe.
 
     Attributes:
-        step: the table.
-        feeds: the names of the steps it takes rows from.
-        columns: that its rows have.
-        inputs: hashes of the files it reads, by path.
-        id: hash of the step, its inputs and everything before it: rows are kept under it, so that an edit of the recipe
-            does anew what it changes, and no more.
+        step: the step's table.
+        feeds: the names of the steps that it takes rows from.
+        columns: the columns of its rows.
+        inputs: hashes of the files that it reads, by path.
+        id: hash of the step, its inputs and all steps before it. Rows are stored under it, and so an edit of the recipe
+            repeats only the work that it changes.
     """
 
     step: Step
@@ -106,9 +106,9 @@ class DistillRecipe:
     """A recipe that was checked.
 
     Attributes:
-        raw: the file as plain data, overrides applied.
-        folder: where it lies; paths in it start here.
-        stages: by name, each after those that feed it.
+        raw: the file as plain data, with overrides applied.
+        folder: the folder of the file; relative paths in the recipe start here.
+        stages: the stages by name, each after those that feed it.
     """
 
     raw: dict[str, Any]
@@ -120,12 +120,12 @@ class DistillRecipe:
 
     @property
     def limits(self) -> Limits:
-        """Hard limits."""
+        """The hard limits of the budget."""
         return Limits(self.run.max_requests, self.run.max_tokens, self.run.max_cost)
 
     @property
     def last(self) -> Stage:
-        """The stage whose rows are written."""
+        """The stage whose rows are exported."""
         return self.stages[self.output.source or next(reversed(self.stages))]
 
 
@@ -133,7 +133,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), templates: Templates 
     """Read and check a recipe; input files are read once.
 
     Args:
-        templates: checks the recipe's, and stays open; one is made for the purpose if it is not given.
+        templates: checks the recipe's templates, and stays open; if not given, one is made and closed.
 
     Raises:
         ConfigError: a key, a value, a name, a template or the order of the steps is wrong.
@@ -145,7 +145,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), templates: Templates 
 
 
 def build(raw: dict[str, Any], folder: Path, templates: Templates) -> DistillRecipe:
-    """The same from plain data."""
+    """Check a recipe that is given as plain data; see `read_recipe`."""
     for key in raw:
         if key not in TABLES:
             raise ConfigError(f"{key}: unknown table; {nearest(key, TABLES)}")
@@ -171,7 +171,7 @@ def _table(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _steps(raw: dict[str, Any]) -> dict[str, Step]:
-    """The steps by name, each checked against the schema of its kind."""
+    """Return the steps by name, each checked against the schema of its kind."""
     tables = raw.get("steps")
     if not isinstance(tables, list) or not tables:
         raise ConfigError("steps: a recipe needs at least one table [[steps]]")
@@ -190,7 +190,7 @@ def _steps(raw: dict[str, Any]) -> dict[str, Step]:
 
 
 def _check_teachers(steps: dict[str, Step], teachers: dict[str, Teacher], settings: RunSettings) -> None:
-    """Every teacher that is named is there, may be learnt from, and has a price if there is a limit of cost."""
+    """Check that every named teacher exists, allows training by its terms, and has a price if cost is limited."""
     for step in steps.values():
         for name in step.asks():
             if name not in teachers:
@@ -208,7 +208,7 @@ def _check_teachers(steps: dict[str, Step], teachers: dict[str, Teacher], settin
 def _stages(
     steps: dict[str, Step], teachers: dict[str, Teacher], folder: Path, seed: int, templates: Templates
 ) -> dict[str, Stage]:
-    """The steps in an order in which each comes after those that feed it, their columns checked."""
+    """Return the stages, each after those that feed it, with their columns checked."""
     feeds = _feeds(steps)
     stages: dict[str, Stage] = {}
     for name in _order(feeds):
@@ -245,7 +245,11 @@ def _feeds(steps: dict[str, Step]) -> dict[str, tuple[str, ...]]:
 
 
 def _order(feeds: dict[str, tuple[str, ...]]) -> list[str]:
-    """Names so that each comes after its sources; raises ConfigError with the circle, where there is one."""
+    """Return the names in an order in which each comes after its sources.
+
+    Raises:
+        ConfigError: steps feed each other in a circle, which the message names.
+    """
     ordered: list[str] = []
     way: list[str] = []
 
@@ -304,7 +308,7 @@ def _check_output(output: Output, stages: dict[str, Stage], templates: Templates
 
 
 def _hash(path: Path, where: str) -> str:
-    """The hash of an input file, or of all files of a folder."""
+    """Return the hash of an input file, or of all files of a folder."""
     if path.is_file():
         return sha256(path)
     if not path.is_dir():

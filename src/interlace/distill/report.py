@@ -1,4 +1,4 @@
-"""report.html of a distillation: what was made, what was dropped and why, samples to read, and what it cost."""
+"""report.html of a distillation: rows made, rows dropped and why, samples to read, and the cost."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STYLE = """<style>
 
 
 def report(run: str | Path, watch: Watch = silent, out: str | Path | None = None) -> Path:
-    """Write report.html; returns its path.
+    """Write report.html and return its path.
 
     Args:
         out: the file to write; report.html in the run folder if not given.
@@ -82,7 +82,7 @@ def report(run: str | Path, watch: Watch = silent, out: str | Path | None = None
 def _conversations(
     folder: DistillRun, ledger: Ledger, templates: Templates, watch: Watch
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Conversations of a random part of the rows, in order, and why others are none."""
+    """Return conversations of a random part of the rows, in order, and counts of rows that make none, by reason."""
     settings = validate(Output, folder.about["recipe"].get("output", {}), "output")
     total = ledger.rows.count(folder.last.id).get("ok", 0)
     draw, made = random.Random(0), []
@@ -112,7 +112,7 @@ def _lead(folder: DistillRun, found: dict[str, Any], made: Sequence[Any]) -> str
 
 
 def step_rows(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Rows by step and state."""
+    """Return the header and the rows of a table: rows by step and state."""
     states = list(dict.fromkeys(s for step in found["steps"] for s in step["rows"])) or ["ok"]
     rows = [
         [f"{s['step']} ({s['kind']})" + ("" if s["done"] else ", not finished"), ", ".join(s["from"]) or "-"]
@@ -123,7 +123,7 @@ def step_rows(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def cost_rows(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """What each step took from each teacher."""
+    """Return the header and the rows of a table: requests, tokens, cost and time by step and teacher."""
     columns = [
         "step",
         "teacher",
@@ -208,7 +208,7 @@ def _columns(row: Row) -> str:
 
 
 def _shape(made: list[dict[str, Any]]) -> Iterator[str]:
-    """Lengths, runs of words, topics."""
+    """Yield the section on lengths, repeated runs of words, and topics."""
     if not made:
         return
     asked = ["\n".join(t["content"] for t in m["messages"] if t["role"] == "user") for m in made]
@@ -232,7 +232,7 @@ def _shape(made: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def length_figure(asked: Sequence[str], said: Sequence[str]) -> bytes:
-    """A PNG: histograms of characters."""
+    """Return a PNG with two histograms: characters of the questions and of the answers."""
     import numpy as np
     from matplotlib.figure import Figure
 
@@ -253,7 +253,7 @@ def length_figure(asked: Sequence[str], said: Sequence[str]) -> bytes:
 
 
 def _judges(folder: DistillRun, ledger: Ledger) -> Iterator[str]:
-    """How far the judges of each rubric agree."""
+    """Yield, for each rubric, a table of how far its judges agree."""
     for stage in folder.stages:
         if stage.kind != "grade":
             continue
@@ -265,7 +265,7 @@ def _judges(folder: DistillRun, ledger: Ledger) -> Iterator[str]:
 
 
 def agreement_rows(folder: DistillRun, ledger: Ledger, name: str) -> list[list[str]]:
-    """For each criterion and pair of judges."""
+    """Return a table's rows, one for each criterion and pair of judges."""
     stage = next(s for s in folder.stages if s.name == name)
     recipe = next(s for s in folder.about["recipe"]["steps"] if s.get("name", s["kind"]) == name)
     into, levels = recipe.get("into", "score"), recipe.get("levels", 4)
@@ -287,7 +287,7 @@ def agreement_rows(folder: DistillRun, ledger: Ledger, name: str) -> list[list[s
 
 
 def _contamination(folder: DistillRun, ledger: Ledger) -> Iterator[str]:
-    """For each benchmark, what was found of it."""
+    """Yield, for each `decontaminate` step, a table of the rows dropped by benchmark."""
     for stage in folder.stages:
         if stage.kind != "decontaminate":
             continue

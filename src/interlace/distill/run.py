@@ -1,4 +1,4 @@
-"""A run folder of distillation: run.toml, ledger.sqlite, and what the verbs read from them.
+"""Run a recipe in a run folder, and report how far a run is.
 
 from interlace.distill.run import generate, status
 from interlace.distill.export import export
@@ -35,19 +35,19 @@ from interlace.sandbox.templates import Templates
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How a run goes, for a display.
+    """The progress of a run at one moment, for a display.
 
     Attributes:
-        steps: for each step, its rows by state.
-        spent: of the budget, by this run folder.
-        tally: of this process.
-        limits: as in the recipe: requests, tokens, cost.
-        share: of the work that is done.
-        rows_per_second: answers lately.
-        expected_cost: USD of the whole run, if it goes on as it has.
-        seconds_left: None while nothing was timed.
-        finished: whether this is the last one.
-        waits: a sentence for each teacher that does not answer, or sends everything back.
+        steps: each step's rows by state.
+        spent: what this run folder has taken from the budget.
+        tally: what this process has counted.
+        limits: the recipe's limits of requests, tokens and cost.
+        share: the share of the work that is done.
+        rows_per_second: answers per second, lately.
+        expected_cost: USD of the whole run, if it continues as before.
+        seconds_left: expected seconds to the end; None until something was timed.
+        finished: whether this is the last snapshot.
+        waits: a sentence for each teacher that does not answer, or rejects everything.
     """
 
     steps: list[dict[str, Any]]
@@ -63,20 +63,23 @@ class Snapshot:
 
 
 class Snapshots:
-    """Makes snapshots of a flow; knows how fast it went lately."""
+    """Makes snapshots of a flow, and remembers how fast it was lately."""
 
     def __init__(self, flow: Flow, seconds: float = 20.0):
-        """seconds: that count as lately."""
+        """Start with no snapshot.
+
+        seconds: the time over which speed is measured.
+        """
         self.flow, self.seconds = flow, seconds
         self._seen: deque[tuple[float, int]] = deque()
 
     def progress(self, finished: bool = False) -> Progress:
-        """Now; its detail is a Snapshot."""
+        """Return the progress at this moment; its detail is a Snapshot."""
         found = self.look(finished)
         return Progress("rows", found.share, 1.0, found.seconds_left, found)
 
     def look(self, finished: bool = False) -> Snapshot:
-        """Now."""
+        """Return a snapshot of this moment."""
         flow = self.flow
         found, spent = outlook(flow), flow.ledger.requests.spent()
         now, tally = time.monotonic(), flow.client.tally
@@ -103,7 +106,7 @@ class Snapshots:
 
 
 def transports(recipe: DistillRecipe) -> dict[str, Transport]:
-    """What sends to each teacher that a step may ask; keys are read, nothing is sent."""
+    """Make the transport of each teacher that a step may ask; keys are read, nothing is sent."""
     from interlace.distill.teachers.endpoint import Endpoint
 
     asked = {name for stage in recipe.stages.values() for name in stage.step.asks()}
@@ -130,19 +133,19 @@ def generate(
     watch: Watch = silent,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Run a recipe in a folder, or go on with it; returns what `status` says.
+    """Run a recipe in a folder, or resume it; return what `status` returns.
 
     Args:
         recipe: the TOML file.
         out: the run folder.
         limit: the most rows of every source, for a trial.
-        retry: states whose rows are done again, with requests sent anew, such as "failed".
-        watch: told how it goes, twice a second.
-        say: told at once that an interrupt was seen.
+        retry: states whose rows are made again, with their requests sent anew, such as "failed".
+        watch: called with the progress twice a second.
+        say: called with a message as soon as an interrupt arrives.
 
     Raises:
         ConfigError, DataError, RunError: the recipe, its inputs or the folder are wrong; nothing was sent.
-        Exhausted: a limit of the budget is reached. Stopped: it was interrupted. Dead: an endpoint is.
+        Exhausted: a limit of the budget is reached. Stopped: it was interrupted. Dead: an endpoint does not answer.
     """
     file = user_path(recipe, ConfigError)
     for state in retry:
@@ -150,7 +153,7 @@ def generate(
             raise DataError(f"retry: {state!r} is not a state that can be tried again; name {', '.join(STATES[1:])}")
     with contextlib.ExitStack() as open_:
         templates = open_.enter_context(contextlib.closing(Templates()))
-        templates.start()  # while inputs are read
+        templates.start()  # it starts while inputs are read
         plan = read_recipe(file, overrides, templates)
         senders = transports(plan)
         folder = DistillRun.begin(user_path(out, RunError), plan, file, limit)
@@ -173,7 +176,10 @@ def generate(
 
 
 def again(flow: Flow, states: Sequence[str]) -> None:
-    """Open up rows that ended in these states, and every step after them that sees all rows at once."""
+    """Reopen the rows that ended in these states.
+
+    Every later step that sees all rows at once is cleared; every other later step is reopened.
+    """
     touched: set[str] = set()
     for name, stage in flow.recipe.stages.items() if states else ():
         id_ = flow.stage_id(name)
@@ -190,7 +196,7 @@ def again(flow: Flow, states: Sequence[str]) -> None:
 
 
 async def _drive(flow: Flow, senders: dict[str, Transport], say: Callable[[str], None]) -> None:
-    """Run until the end; the first interrupt lets what is in flight finish, the second does not."""
+    """Run to the end; the first interrupt lets requests in flight finish, the second abandons them."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     presses = 0
@@ -227,7 +233,7 @@ async def _drive(flow: Flow, senders: dict[str, Transport], say: Callable[[str],
 
 
 def summary(folder: DistillRun, ledger: Ledger) -> dict[str, Any]:
-    """What a run has come to, as plain data: each step's rows by state, reasons, and what was spent."""
+    """Return the results of a run as plain data: each step's rows by state, reasons, and what was spent."""
     steps = []
     for stage in folder.stages:
         usage = ledger.requests.usage(stage.id)
@@ -249,7 +255,7 @@ def summary(folder: DistillRun, ledger: Ledger) -> dict[str, Any]:
 
 
 def status(run: str | Path) -> dict[str, Any]:
-    """How far a run folder is, while it runs or afterwards; changes nothing.
+    """Return how far a run is, while it runs or afterwards; nothing is changed.
 
     Raises:
         RunError, DataError: it is no run folder, or its ledger is missing or damaged.

@@ -1,4 +1,4 @@
-"""Bits per byte: comparable across tokenizers, since it counts what the text weighs and not how it was cut."""
+"""Bits per byte of a text: comparable across tokenizers, since it counts the text's bytes and not its tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHARACTERS = (8, 256)  # of a text that are read for each token that is scored: 
 
 
 def nats_of(logits: Tensor, targets: Tensor) -> float:
-    """-log p of targets [rows] under logits [rows, vocabulary], summed."""
+    """Return -log p of targets [rows] under logits [rows, vocabulary], summed."""
     log_p = torch.log_softmax(logits.float(), dim=-1)
     return -float(log_p.gather(1, targets.to(log_p.device)[:, None]).double().sum())
 
@@ -30,7 +30,7 @@ class HeldOut:
     """A fixed part of a corpus' held-out split: the same rows for every model and every call."""
 
     def __init__(self, corpus: Corpus, length: int, tokens: int, rows: int = 8):
-        """At most `tokens` tokens, in rows of `length` as in training."""
+        """Take at most `tokens` tokens, in rows of `length` as in training."""
         split = corpus.splits["held_out"]
         length = min(length, split.count - 1)
         rows = max(1, min(rows, (split.count - 1) // length, tokens // length))
@@ -42,10 +42,10 @@ class HeldOut:
 
     @torch.no_grad()
     def score(self, model: HybridLM) -> dict[str, float]:
-        """{"held_out_bits_per_byte", "held_out_loss" in nats per token}, over tokens that stand for text.
+        """Return {"held_out_bits_per_byte", "held_out_loss" in nats per token}, over tokens that stand for text.
 
-        The first token of a row's piece of a document has no context in its row and is not scored; of conversations the
-        assistant's turns are.
+        The first token of a row's piece of a document has no context in its row and is not scored. Of conversations,
+        only the assistant's turns are scored.
         """
         training = model.training
         model.eval()
@@ -67,13 +67,15 @@ class HeldOut:
 
 
 def _lead_bytes(tokenizer: Tokenizer, batch: Batch, begin: int) -> int:
-    """Bytes that the first tokens of this batch's documents weigh less than in the middle of a text."""
+    """Return how many bytes fewer the first tokens of this batch's documents have than in the middle of a text."""
     first = (batch.tokens == begin) & (batch.targets != IGNORE)
     return sum(tokenizer.lead_bytes([token]) for token in batch.targets[first].tolist())
 
 
 def first_ids(tokenizer: Tokenizer, file: Path, most: int) -> list[int]:
-    """The first `most` ids of a text file: those of a beginning that stay the same when twice as much is read.
+    """Return the first `most` ids of a text file.
+
+    Only the beginning is read: twice as much each time, until the ids no longer change.
 
     Raises:
         DataError: the file cannot be read as text.
@@ -91,7 +93,7 @@ def first_ids(tokenizer: Tokenizer, file: Path, most: int) -> list[int]:
 
 @torch.inference_mode()
 def score_text(model: HybridLM, file: Path, most_tokens: int = 65_536) -> float:
-    """Bits per byte of a text file read as one sequence, its first token apart, which has no context.
+    """Return bits per byte of a text file read as one sequence; the first token has no context and is not scored.
 
     Only the beginning that is scored is read: at most 256 characters for each of `most_tokens`.
 

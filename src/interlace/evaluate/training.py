@@ -29,14 +29,14 @@ def train_and_report(
     device: str = "cpu",
     say: Callable[[str], None] = lambda _: None,
 ) -> TrainingRun:
-    """Train, or go on training, in the run folder `out`; its report.html is written however it ends.
+    """Train, or resume training, in the run folder `out`; its report.html is written however the run ends.
 
     Args:
         watch: as for `train`.
-        say: told in a sentence why the page could not be written.
+        say: called with a sentence on why the page could not be written.
 
     Raises:
-        As `train`. KeyboardInterrupt names the checkpoint that the same command goes on from.
+        As `train`. KeyboardInterrupt names the checkpoint that the same command resumes from.
     """
     begun = False
 
@@ -61,7 +61,7 @@ def train_and_report(
 
 
 def _write_page(out: Path, say: Callable[[str], None]) -> None:
-    """The page of a run, finished or not; a fault of the page hides nothing else."""
+    """Write the page of a run, finished or not; an error of the page hides no other error."""
     run = TrainingRun(out)
     if not (run.file.is_file() and run.metrics_file.is_file() and run.metrics_file.stat().st_size):
         return
@@ -72,7 +72,7 @@ def _write_page(out: Path, say: Callable[[str], None]) -> None:
 
 
 def _write_samples(run: Path, checkpoint: Path) -> None:
-    """What the model writes after three beginnings of held-out documents, the same each time."""
+    """Write what the model generates after three beginnings of held-out documents, the same each time."""
     if (run / SAMPLES).is_file():
         return
     data = DataSettings.model_validate(TrainingRun(run).config()["data"])

@@ -1,4 +1,4 @@
-"""Many prompts at once; a row is drawn as if it were alone."""
+"""Generate for many prompts at once; each row is drawn as if it were alone."""
 
 from __future__ import annotations
 

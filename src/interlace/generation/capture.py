@@ -1,7 +1,7 @@
-"""One decoding step after another at the cost of its kernels: the first is captured, the rest replay its calls.
+"""Decode at the cost of the kernels alone: the calls of the first step are captured, later steps replay them.
 
-What is captured is the model's own forward pass, so nothing about a model is said twice. A pass that computes
-anything outside the native kernels (rotary positions, another device) cannot be replayed, and is simply run.
+The model's own forward pass is captured, so nothing about a model is written twice. A pass that computes anything
+outside the native kernels (rotary positions, another device) cannot be replayed, and is run as usual.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ class _Foreign(TorchDispatchMode):
 
 
 class Decoder:
-    """N sequences that go on one token at a time; nothing is allocated per token where the passes are replayed.
+    """N sequences that advance one token at a time; if passes are replayed, nothing is allocated per token.
 
     Attributes:
         reason: why passes are run and not replayed; "" once they are.
     """
 
     def __init__(self, model: HybridLM, state: ModelState):
-        """model: laid out for decoding or not; state: used up."""
+        """model: packed for decoding or not; state: used up."""
         state.check_kinds(model.kinds)
         self.model, self.state = model, ModelState(state.use().layers, state.positions.clone(), state.kinds)
         self.recording: kernels.Recording | None = None
@@ -91,7 +91,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
-        """Logits [N, vocabulary] after one more token [N] of each sequence; overwritten by the next step."""
+        """Return logits [N, vocabulary] after one more token [N] of each sequence; the next step overwrites them."""
         if tokens.shape != (self.state.count,):
             raise ShapeError(f"tokens: must be [{self.state.count}], one per sequence, got {list(tokens.shape)}")
         self.model.check_tokens(tokens)
@@ -109,7 +109,7 @@ class Decoder:
         return logits
 
     def _read(self, tokens: Tensor) -> None:
-        """What the first layer reads, into the memory that the recording knows."""
+        """Write the input of the first layer into the memory that the recording reads."""
         weight, config = self.model.embedding.weight, self.model.config
         if config.embedding_multiplier == 1 and self.x.dtype == weight.dtype:
             torch.index_select(weight, 0, tokens, out=self.x)
@@ -117,7 +117,7 @@ class Decoder:
             self.x.copy_(self.model.embed(tokens))
 
     def _addresses(self) -> list[Any]:
-        """Where the weights lie that a recording knows, and how."""
+        """Return the addresses and strides of the weights that a recording uses."""
         places: list[Any] = [None if (w := table[name]) is None else w.data_ptr() for table, name in self._weights]
         return places + [None if (w := table[name]) is None else w.stride() for table, name in self._squares]
 

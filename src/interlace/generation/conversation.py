@@ -1,4 +1,4 @@
-"""A conversation with a model: turns are written by its chat template, and what it has read is not read again."""
+"""A conversation with a model: turns are written by its chat template, and text that it has read is not read again."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from interlace.model.state import ModelState
 
 
 def end_tokens(tokenizer: Tokenizer, chat: ChatTemplate) -> tuple[int, ...]:
-    """The token that a chat template ends an answer with; none where there is no such token."""
+    """Return the token that a chat template ends an answer with, in a tuple; an empty one if there is no such token."""
     return tokenizer.end_ids(chat.end_of_turn())
 
 
 class Conversation:
-    """Turns so far, and the state of the model after what it has read.
+    """The turns so far, and the state of the model after what it has read.
 
     Attributes:
         messages: the turns; a thought that an answer began with stands apart, as its reasoning_content.
-        made_tokens: of the last answer.
+        made_tokens: tokens of the last answer.
     """
 
     made_tokens = 0
 
     def __init__(self, model: HybridLM, sampling: Sampling, max_tokens: int, system: str = "", seed: int | None = None):
-        """max_tokens: for one answer.
+        """max_tokens: the most tokens of one answer.
 
         Raises:
             ConfigError: the model has no tokenizer, or its chat template fails.
@@ -57,7 +57,7 @@ class Conversation:
         self._state: ModelState | None = None
 
     def say(self, text: str) -> Iterator[str]:
-        """The answer to a turn, in pieces as they come; both turns are kept once it has ended.
+        """Yield the answer to a turn in pieces as they come; both turns are stored when it has ended.
 
         Raises:
             PromptTooLong: the conversation and an answer do not fit the model's limit.

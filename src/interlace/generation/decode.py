@@ -1,4 +1,4 @@
-"""The decoding loop, of which there is one: texts, conversations, batches and local teachers all call it.
+"""The only decoding loop: texts, conversations, batches and local teachers all call it.
 
 Prompts are read a bounded number of tokens at a time; then one token of each sequence follows another.
 """
@@ -23,13 +23,13 @@ PREFILL = 4096  # prompt tokens read at a time, of all sequences together, which
 
 @dataclass
 class Continuation:
-    """A sequence to go on with; it is drawn as if it were alone.
+    """A sequence to continue; it is drawn as if it were alone.
 
     Attributes:
         prompt: int64 [T], tokens to read first.
         max_tokens: the most to make.
         sampling: how tokens are drawn.
-        generator: of its draws.
+        generator: the random generator of its draws.
         made: tokens so far, without the one that ended them.
         ended: whether an end-of-text token came, and not max_tokens.
     """
@@ -43,7 +43,7 @@ class Continuation:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more is made of it."""
+        """Whether no more tokens are made."""
         return self.ended or len(self.made) >= self.max_tokens
 
 
@@ -54,7 +54,7 @@ def decode(
     state: ModelState | None = None,
     keep: Callable[[ModelState], None] | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """(which row, its next token) as they come, until every row is done.
+    """Yield (which row, its next token) as they come, until every row is done.
 
     Args:
         ends: tokens that end a sequence beside the model's own.
@@ -99,7 +99,7 @@ def decode(
 def read_prompts(
     model: HybridLM, prompts: Sequence[Tensor], reserve: int, state: ModelState | None = None
 ) -> tuple[Tensor, ModelState]:
-    """Logits [N, vocabulary] after each prompt and the state, whose caches have room for `reserve` tokens.
+    """Return logits [N, vocabulary] after each prompt, and the state, whose caches have space for `reserve` tokens.
 
     At most PREFILL tokens are in flight: short prompts are read together, a long one in parts.
     """
@@ -115,7 +115,7 @@ def read_prompts(
 
 
 def grouped(lengths: Sequence[int]) -> list[list[int]]:
-    """Prompts in order, in groups of at most PREFILL tokens; a longer one is a group by itself."""
+    """Return prompts in order, in groups of at most PREFILL tokens; a longer prompt is a group by itself."""
     groups: list[list[int]] = []
     size = 0
     for row, length in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""A model's weights as decoding reads them fastest."""
+"""Pack a model's weights as decoding reads them fastest."""
 
 from __future__ import annotations
 

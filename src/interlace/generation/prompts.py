@@ -1,4 +1,4 @@
-"""What is checked before a token is made: prompts, numbers of tokens, seeds, and the room that a model has."""
+"""Check what is given before a token is made: prompts, numbers of tokens, seeds, and the model's limit and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST = 1 << 31  # tokens that may be asked for
 
 
 def check_ids(model: HybridLM, ids: Sequence[int]) -> None:
-    """Raise ConfigError for a token of the model's tokenizer that the model has no row for."""
+    """Raise ConfigError for a token of the tokenizer for which the model has no row."""
     wrong = next((i for i in ids if not 0 <= i < model.config.vocabulary), None)
     if wrong is not None:
         name = None if model.tokenizer is None else model.tokenizer.fast.id_to_token(wrong)
@@ -28,13 +28,13 @@ def check_ids(model: HybridLM, ids: Sequence[int]) -> None:
 
 
 def check_count(name: str, value: Any) -> None:
-    """Raise ConfigError for what is no number of tokens."""
+    """Raise ConfigError for a value that is no number of tokens."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < MOST:
         raise ConfigError(f"{name}: must be an integer, at least 1 and below {MOST:,}, got {value!r}")
 
 
 def check_fits(model: HybridLM, tokens: int, max_tokens: int, what: str = "prompt", remedy: str = "") -> None:
-    """Raise PromptTooLong where `tokens` and what is to be made of them pass the model's limit; `what` names them."""
+    """Raise PromptTooLong if `tokens` and those to be made pass the model's limit; `what` names them."""
     limit, total = model.config.max_positions, tokens + max_tokens
     if limit is not None and total > limit:
         raise PromptTooLong(
@@ -44,7 +44,7 @@ def check_fits(model: HybridLM, tokens: int, max_tokens: int, what: str = "promp
 
 
 def checked_prompt(ids: Any) -> list[int]:
-    """A prompt's ids as a list, or ConfigError; what a model's vocabulary lacks is the model's to say."""
+    """Return a prompt's ids as a list, or raise ConfigError; ids beyond the vocabulary are checked by the model."""
     try:
         if isinstance(ids, str) or (isinstance(ids, Tensor) and ids.ndim != 1):
             raise TypeError
@@ -61,7 +61,7 @@ def checked_prompt(ids: Any) -> list[int]:
 
 
 def prompt_tokens(model: HybridLM, ids: Sequence[int]) -> Tensor:
-    """int64 [len(ids)], on the model's device.
+    """Return the ids as int64 [len(ids)], on the model's device.
 
     Raises:
         ShapeError: an id is outside the vocabulary.
@@ -74,7 +74,7 @@ def prompt_tokens(model: HybridLM, ids: Sequence[int]) -> Tensor:
 
 @contextmanager
 def memory_for(positions: int) -> Iterator[None]:
-    """Raise Failure, which names max_tokens, where memory does not hold the state of so many tokens."""
+    """Raise Failure, which names max_tokens, if memory does not hold the state of so many tokens."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:  # the CPU's allocator has no error of its own
@@ -86,7 +86,7 @@ def memory_for(positions: int) -> Iterator[None]:
 
 
 def seeded(seed: int | None) -> torch.Generator:
-    """A generator of draws, fresh for None.
+    """Return a random generator with this seed, or a fresh one for None.
 
     Raises:
         ConfigError: the seed is no integer from 0 below 2**64.

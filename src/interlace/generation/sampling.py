@@ -1,4 +1,4 @@
-"""The next token from its logits."""
+"""Draw the next token from its logits."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Sampling:
         return p / p.sum(-1, keepdim=True)
 
     def draw(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """int64 [...]: a token for each row of logits."""
+        """Draw a token for each row of logits, int64 [...]."""
         if self.temperature == 0 and bool(torch.isfinite(logits.amax(-1)).all()):
             return logits.argmax(-1)
         return torch.multinomial(self.probabilities(logits).cpu(), 1, generator=generator).squeeze(-1)

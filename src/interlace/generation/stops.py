@@ -1,4 +1,4 @@
-"""Strings that end a text, in which a tokenizer's special tokens may stand, though decoded texts do not show them."""
+"""Stop strings: they end a text, and may hold special tokens although decoded texts do not show those."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FIRST_MARK, LAST_MARK = 0xD800, 0xDFFF  # half surrogates, which no decoded text
 
 
 def checked_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Stop strings as a tuple; one string is one of them.
+    """Return stop strings as a tuple; a single string becomes one of them.
 
     Raises:
         ConfigError: one is empty or no text.
@@ -35,7 +35,7 @@ class Stops:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: str | Sequence[str] | None, after: Sequence[int] = ()):
-        """after: ids of the text that the cut one goes on from."""
+        """after: ids of the text that the cut text continues."""
         stops, names = checked_stops(stop), tokenizer.special_ids()
         used = sorted({n for n in names.values() if n and any(n in s for s in stops)}, key=lambda n: (-len(n), n))
         marks = {name: chr(FIRST_MARK + i) for i, name in enumerate(used)}
@@ -50,7 +50,7 @@ class Stops:
         self._held, self.met = "", False
 
     def cut(self, ids: Iterable[int]) -> Iterator[str]:
-        """Pieces of the text before the stop; no id is asked for after it."""
+        """Yield pieces of the text before the stop; no id is asked for after it."""
         for token in ids:
             mark = self._marks.get(token)
             if mark is None:
@@ -69,7 +69,7 @@ class Stops:
             yield piece + rest
 
     def _take(self, text: str) -> str:
-        """What may be shown now that this text has come."""
+        """Add a text; return what may be shown now."""
         self._held += text
         if found := self._place(self._held):
             self.met = True
@@ -85,7 +85,7 @@ class Stops:
         return piece
 
     def _place(self, text: str) -> tuple[str] | None:
-        """The shown text before the first stop string, in a tuple; None where there is none."""
+        """Return the shown text before the first stop string, in a tuple; None if there is none."""
         shown = _shown(text)
         places = [shown.find(s) for s in self._plain] + [
             len(_shown(text[:place])) if (place := text.find(s)) >= 0 else -1 for s in self._marked
@@ -95,5 +95,5 @@ class Stops:
 
 
 def _shown(text: str) -> str:
-    """The text without marks."""
+    """Return the text without marks."""
     return "".join(c for c in text if not FIRST_MARK <= ord(c) <= LAST_MARK) if not text.isascii() else text

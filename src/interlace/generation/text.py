@@ -1,4 +1,4 @@
-"""Text from a model, in pieces as they come."""
+"""Generate text with a model, in pieces as they come."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def generate(
     seed: int | None = None,
     stop: str | Sequence[str] = (),
 ) -> Pieces:
-    """Pieces of text as they come, until the model ends the text, a stop string appears, or max_tokens are made.
+    """Yield pieces of text as they come, until the model ends the text, a stop string appears, or max_tokens are made.
 
     Args:
         model: with a tokenizer.
-        prompt: text to go on from; not repeated in the output.
+        prompt: text to continue; not repeated in the output.
         max_tokens: the most to make.
-        temperature, top_k, top_p, min_p: see `Sampling`; None for what the model's release recommends in
-            generation_config.json, and where it does not, for the default of `Sampling`. top_k = 0 keeps all tokens.
-        seed: of the draws; None for a fresh one.
+        temperature, top_k, top_p, min_p: see `Sampling`. None takes what the model's release recommends in
+            generation_config.json, or else the default of `Sampling`. top_k = 0 keeps all tokens.
+        seed: the seed of the draws; None for a fresh one.
         stop: strings that end the text, special tokens among them; they are not part of it.
 
     Raises:
@@ -54,14 +54,14 @@ def generate(
 
 
 class Pieces(Iterator[str]):
-    """Pieces of text as they come.
+    """An iterator over pieces of text as they come.
 
     Attributes:
         tokens: how many were made so far.
     """
 
     def __init__(self, stops: Stops, ids: Iterator[int]):
-        """ids: of the text, made when they are asked for."""
+        """ids: the ids of the text, made when they are asked for."""
         self.tokens = 0
         self._pieces = stops.cut(self._counted(ids))
 
@@ -71,12 +71,14 @@ class Pieces(Iterator[str]):
             yield token
 
     def __next__(self) -> str:
-        """The next piece."""
+        """Return the next piece."""
         return next(self._pieces)
 
 
 def recommended(model: HybridLM, **given: Any) -> tuple[Sampling, dict[str, Any]]:
-    """How to draw: what is given, else what generation_config.json says, else the defaults; and what was taken of it.
+    """Return (the sampling to use, the settings that the release recommended and that are used).
+
+    A given setting comes first, then generation_config.json, then the default.
 
     Args:
         given: temperature, top_k, top_p, min_p; None where nothing is given.
@@ -110,7 +112,7 @@ def generate_tokens(
     sampling: Sampling | None = None,
     seed: int | None = None,
 ) -> Iterator[int]:
-    """Token ids as they come; ends before an end-of-text token, which is not yielded.
+    """Yield token ids as they come; end before an end-of-text token, which is not yielded.
 
     Caches are allocated once, for the prompt and max_tokens, so memory is what `interlace inspect` predicts.
 

@@ -49,15 +49,15 @@ class AttentionConfig(MixerConfig):
 
     @property
     def groups(self) -> int:
-        """Key and value heads."""
+        """How many key and value heads there are."""
         return self.kv_heads or self.heads
 
     def filled(self, width: int) -> AttentionConfig:
-        """With kv_heads and head_dim."""
+        """Return the config with kv_heads and head_dim filled in."""
         return self.model_copy(update={"kv_heads": self.groups, "head_dim": self.dim(width)})
 
     def check(self, width: int) -> None:
-        """Heads must divide."""
+        """Check that the heads divide."""
         if self.head_dim is None and width % self.heads:
             raise ValueError(
                 f"heads: {self.heads} does not divide the model's width {width}; set head_dim or change it"
@@ -69,11 +69,11 @@ class AttentionConfig(MixerConfig):
             raise ValueError(f"head_dim: rope needs an even size, got {turning}; use position = 'none'")
 
     def build(self, width: int, style: NormStyle) -> Attention:
-        """The module."""
+        """Return the module."""
         return Attention(width, self, style)
 
     def parameters(self, width: int) -> int:
-        """Projections, their biases and the norms."""
+        """Count projections, their biases and the norms."""
         d = self.dim(width)
         wide, narrow = self.heads * d, self.groups * d
         norms = {"projection": wide + narrow, "head": 2 * d, "none": 0}[self.qk_norm]
@@ -81,29 +81,29 @@ class AttentionConfig(MixerConfig):
         return 2 * width * (wide + narrow) + gate + norms + self.bias * (wide + 2 * narrow + width)
 
     def flops_per_token(self, width: int, context: float) -> float:
-        """Projections, and scores and sums over the visible tokens."""
+        """Count projections, and scores and sums over the visible tokens."""
         d = self.dim(width)
         visible = min(context, self.window or context)
         projections = 4.0 * width * d * (self.heads + self.groups) + 2.0 * self.gate * width * self.heads * d
         return projections + 4.0 * self.heads * d * visible
 
     def state_bytes(self, context: int, element_bytes: int) -> int:
-        """Attention has no recurrent state."""
+        """Return 0: attention has no recurrent state."""
         return 0
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """Keys and values of the visible tokens; needs head_dim, which ModelConfig fills in."""
+        """Count keys and values of the visible tokens; needs head_dim, which ModelConfig fills in."""
         assert self.head_dim is not None
         return 2 * min(context, self.window or context) * self.groups * self.head_dim * element_bytes
 
 
 class Attention(Projections):
-    """Source: Olmo 2 and 3 (QK-norm over the projection before the head split), arXiv 2501.00656."""
+    """Softmax attention. Source: Olmo 2 and 3 (QK-norm over the projection before the head split), arXiv 2501.00656."""
 
     GROUPS = (("query", "key", "value"), ("output",))
 
     def __init__(self, width: int, config: AttentionConfig, style: NormStyle):
-        """width: the model's; style: of the QK-norms."""
+        """width: the width of the model; style: the style of the QK-norms."""
         super().__init__()
         self.config, self.dim = config, config.dim(width)
         self.rope_name = f"{self.dim} {config.rope.model_dump_json()}"
@@ -118,12 +118,12 @@ class Attention(Projections):
             self.key_norm = style.build(self.dim if per_head else narrow)
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> AttentionState:
-        """The state of `rows` sequences that have seen nothing."""
+        """Return the state of `rows` sequences that have seen nothing."""
         groups, window = self.config.groups, self.config.window
         return AttentionState.empty(rows, groups, self.dim, self.dim, window, like, reserve)
 
     def forward(self, x: Tensor, stream: Stream, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
-        """x [total, D] to ([total, D], the state after these tokens)."""
+        """Map x [total, D] to ([total, D], the state after these tokens)."""
         narrow = self.config.groups * self.dim
         query, key, value = self.project("query", x).split((self.query.out_features, narrow, narrow), dim=-1)
         gate = None

@@ -1,4 +1,4 @@
-"""What a kind of layer is: a config that knows its sizes, a module, and the state the module carries."""
+"""The base of all layers: a config that knows its sizes, a module, and the state that the module carries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from interlace.layers.rope import RopeConfig, rotary
 
 @dataclass
 class Stream:
-    """What all layers of one forward pass share.
+    """Facts that all layers of one forward pass share.
 
     Attributes:
         segments: where sequences start on the flat axis.
@@ -28,7 +28,7 @@ class Stream:
     _rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def rotary(self, name: str, rope: RopeConfig, dim: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [total, dim], computed once for all layers that share this rope, and so this name."""
+        """Return cos and sin [total, dim], computed once for all layers that share this rope, and so this name."""
         if name not in self._rotary:
             self._rotary[name] = rotary(self.positions, rope, dim)
         return self._rotary[name]
@@ -45,35 +45,35 @@ class LayerConfig(Closed):
 
     @abstractmethod
     def build(self, width: int, style: NormStyle) -> Any:
-        """The module."""
+        """Return the module."""
 
     @abstractmethod
     def check(self, width: int) -> None:
         """Raise ValueError, naming the field, if the numbers do not fit together at this width."""
 
     def filled(self, width: int) -> LayerConfig:
-        """The same layer with every size written out that follows from others; already checked."""
+        """Return the layer with every size written out that follows from others; it is checked already."""
         return self
 
     @abstractmethod
     def parameters(self, width: int) -> int:
-        """Its parameters."""
+        """Return the number of parameters."""
 
     def idle_parameters(self, width: int) -> int:
-        """Those of its parameters that one token leaves unread."""
+        """Return how many of the parameters one token leaves unread."""
         return 0
 
     @abstractmethod
     def flops_per_token(self, width: int, context: float) -> float:
-        """Forward FLOPs per token (a multiply-add counts 2) with `context` tokens visible on average."""
+        """Return forward FLOPs per token (a multiply-add counts 2) with `context` tokens visible on average."""
 
     @abstractmethod
     def state_bytes(self, context: int, element_bytes: int) -> int:
-        """Bytes of recurrent state per sequence; they do not grow with context."""
+        """Return the bytes of recurrent state per sequence; they do not grow with context."""
 
     @abstractmethod
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """Bytes per sequence that grow with context, after `context` tokens: keys and values."""
+        """Return the bytes per sequence that grow with context, after `context` tokens: keys and values."""
 
 
 class MixerConfig(LayerConfig):
@@ -93,9 +93,9 @@ class FeedForwardConfig(LayerConfig):
     """
 
     def state_bytes(self, context: int, element_bytes: int) -> int:
-        """It carries nothing."""
+        """Return 0: the layer carries no state."""
         return 0
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """It keeps nothing."""
+        """Return 0: the layer keeps no cache."""
         return 0

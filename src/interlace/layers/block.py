@@ -12,14 +12,16 @@ from interlace.layers.projection import compute_dtype
 
 
 class Block(nn.Module):
-    """x <- x + mixer(norm x); x <- x + mlp(norm x), or with the norms on what is added; either branch may be absent."""
+    """A layer: x <- x + mixer(norm x); x <- x + mlp(norm x), or with norms on what is added. Branches may be absent."""
 
     def __init__(
         self, width: int, kind: LayerConfig, mlp: FeedForwardConfig | None, style: NormStyle, multiplier: float = 1.0
     ):
-        """kind: a mixer's config, or a feed-forward layer's that stands alone; mlp: what follows a mixer, or None.
+        """Build the branches.
 
-        multiplier: of what each branch adds.
+        kind: the config of a mixer, or of a feed-forward layer that stands alone.
+        mlp: the config of the layer after a mixer, or None.
+        multiplier: factor on what each branch adds.
         """
         super().__init__()
         self.norm_input, self.multiplier = kind.norm == "input", multiplier
@@ -34,11 +36,11 @@ class Block(nn.Module):
             self.mlp_norm = style.build(width)
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> Any:
-        """The mixer's state of `rows` sequences that have seen nothing; None without a mixer."""
+        """Return the mixer's state of `rows` sequences that have seen nothing; None without a mixer."""
         return self.mixer.initial_state(rows, like, reserve) if self.has_mixer else None
 
     def forward(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any, Any]:
-        """x [total, D] to ([total, D], the mixer's state, in training mode the load of the experts); None for none."""
+        """Map x [total, D] to ([total, D], the mixer's state or None, in training mode the experts' load or None)."""
         return self._pre_norm(x, stream, state) if self.norm_input else self._post_norm(x, stream, state)
 
     def _pre_norm(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any, Any]:

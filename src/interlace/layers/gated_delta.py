@@ -31,7 +31,7 @@ class GatedDeltaConfig(MixerConfig):
         value_dim: size of a value head (V).
         convolution: taps of the short convolution (W).
         negative_eigenvalues: doubles beta, so that a token may reflect the state and not only erase from it.
-        norm_eps: of the gated norm, whatever the model's own eps is.
+        norm_eps: the eps of the gated norm, whatever the model's own eps is.
         decay_range, step_range, step_floor: the initial decay rate A and step dt are drawn from these.
     """
 
@@ -48,7 +48,7 @@ class GatedDeltaConfig(MixerConfig):
 
     @property
     def groups(self) -> int:
-        """Value heads."""
+        """How many value heads there are."""
         return self.value_heads or self.heads
 
     @property
@@ -57,49 +57,49 @@ class GatedDeltaConfig(MixerConfig):
         return self.heads * self.key_dim, self.heads * self.key_dim, self.groups * self.value_dim
 
     def filled(self, width: int) -> GatedDeltaConfig:
-        """With value_heads."""
+        """Return the config with value_heads filled in."""
         return self.model_copy(update={"value_heads": self.groups})
 
     def check(self, width: int) -> None:
-        """Heads must divide."""
+        """Check that the heads divide."""
         if self.groups % self.heads:
             raise ValueError(f"value_heads: {self.groups} is not a multiple of heads = {self.heads}")
 
     def build(self, width: int, style: NormStyle) -> GatedDelta:
-        """The module."""
+        """Return the module."""
         return GatedDelta(width, self)
 
     def parameters(self, width: int) -> int:
-        """Projections, convolution, gates and norm."""
+        """Count projections, convolution, gates and norm."""
         _, key, value = self.channels
         projections = width * (2 * key + 2 * value + 2 * self.groups) + value * width
         return projections + self.convolution * (2 * key + value) + 2 * self.groups + self.value_dim
 
     def flops_per_token(self, width: int, context: float) -> float:
-        """Projections, convolution and the chunked rule; the same at any context."""
+        """Count projections, convolution and the chunked rule; the same at any context."""
         _, key, value = self.channels
         products = 2.0 * width * (2 * key + 3 * value + 2 * self.groups)
         rule = self.groups * flops_per_token_and_head(self.key_dim, self.value_dim, self.groups // self.heads)
         return products + 2.0 * self.convolution * (2 * key + value) + rule
 
     def state_bytes(self, context: int, element_bytes: int) -> int:
-        """The float32 memory, and the convolution's window in the activations' dtype."""
+        """Count the float32 memory, and the convolution's window in the activations' dtype."""
         window = (self.convolution - 1) * sum(self.channels) * element_bytes
         return 4 * self.groups * self.key_dim * self.value_dim + window
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """No keys and values are kept."""
+        """Return 0: no keys and values are kept."""
         return 0
 
 
 class GatedDelta(Projections):
-    """Source: arXiv 2412.06464; the details are those of Olmo Hybrid, arXiv 2604.03444 section 2.1."""
+    """Gated DeltaNet. Source: arXiv 2412.06464; the details are those of Olmo Hybrid, arXiv 2604.03444 section 2.1."""
 
     FLOAT32 = ("A_log", "dt_bias")
     GROUPS = (("query", "key", "value", "gate", "decay", "beta"), ("output",))
 
     def __init__(self, width: int, config: GatedDeltaConfig):
-        """width: the model's."""
+        """width: the width of the model."""
         super().__init__()
         self.config = config
         G, (key, _, value) = config.groups, config.channels
@@ -118,20 +118,20 @@ class GatedDelta(Projections):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """A uniform, dt log-uniform and stored through the inverse of softplus; taps as nn.Conv1d draws them."""
+        """Draw A uniformly; dt log-uniformly, stored through the inverse of softplus; taps as nn.Conv1d draws them."""
         config = self.config
         draw_steps(self.dt_bias, *config.step_range, config.step_floor)
         self.A_log.uniform_(*config.decay_range).clamp_(min=1e-6).log_()
         self.convolution.uniform_(-1, 1).mul_(config.convolution**-0.5)
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> RecurrentState:
-        """The state of `rows` sequences that have seen nothing."""
+        """Return the state of `rows` sequences that have seen nothing."""
         c = self.config
         memory = (c.groups, c.key_dim, c.value_dim)
         return RecurrentState.empty(rows, c.convolution - 1, sum(c.channels), memory, like)
 
     def forward(self, x: Tensor, stream: Stream, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
-        """x [total, D] to ([total, D], the state after these tokens)."""
+        """Map x [total, D] to ([total, D], the state after these tokens)."""
         if state is not None:
             state.check_unused()
         operands = (self.project("query", x), self, stream, state)
@@ -141,7 +141,7 @@ class GatedDelta(Projections):
     def by_operators(
         self, projected: Tensor, stream: Stream, state: RecurrentState | None
     ) -> tuple[Tensor, RecurrentState]:
-        """All between the projections, [total, 2 H K + 2 G V + 2 G] to [total, G V]."""
+        """Compute all between the projections by operators: [total, 2 H K + 2 G V + 2 G] to [total, G V]."""
         c, G, (key, _, value) = self.config, self.config.groups, self.config.channels
         mixed, gate, decay, beta = projected.split((2 * key + value, value, G, G), dim=-1)
         window, memory = (None, None) if state is None else (state.window, state.memory)
@@ -157,7 +157,7 @@ class GatedDelta(Projections):
         return out.flatten(1), RecurrentState(window, memory)
 
     def step(self, projected: Tensor, state: RecurrentState) -> MixerStep:
-        """The operands of the fused step."""
+        """Return the operands of the fused step."""
         return MixerStep(
             projected=projected,
             taps=self.convolution.to(projected.dtype),
@@ -173,7 +173,7 @@ class GatedDelta(Projections):
 
 
 def _is_step(_: Tensor, layer: GatedDelta, stream: Stream, state: RecurrentState | None) -> bool:
-    """Whether this is one token per sequence, without gradients."""
+    """Return whether this is one token per sequence, without gradients."""
     traced = torch.is_grad_enabled() or torch.compiler.is_compiling()
     return state is not None and stream.segments.time == 1 and not traced
 
@@ -181,7 +181,7 @@ def _is_step(_: Tensor, layer: GatedDelta, stream: Stream, state: RecurrentState
 def _fused(
     projected: Tensor, layer: GatedDelta, stream: Stream, state: RecurrentState
 ) -> tuple[Tensor, RecurrentState]:
-    """All between the projections in one call; the state is changed in place, being used up."""
+    """Compute all between the projections in one call; the state is changed in place, as the call uses it up."""
     return mixer_step(layer.step(projected, state.use())), RecurrentState(state.window, state.memory)
 
 

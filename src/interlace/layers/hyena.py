@@ -27,7 +27,7 @@ STEPS = 64  # tokens by which a filter that is kept between calls grows at least
 
 @dataclass
 class HyenaState(LayerState):
-    """What one layer carries for N sequences.
+    """The state of one layer for N sequences.
 
     Attributes:
         window: [N, W - 1, 3 D], the short convolution's last inputs.
@@ -42,7 +42,7 @@ class HyenaConfig(MixerConfig):
     """Hyena of order two.
 
     Attributes:
-        channels: of the convolution (D).
+        channels: channels of the convolution (D).
         convolution: taps of the short convolution before it (W).
         filter_width: hidden size of the network that makes the taps.
         filter_bands: how many sines and cosines of a tap's age it reads.
@@ -60,14 +60,14 @@ class HyenaConfig(MixerConfig):
 
     @property
     def features(self) -> int:
-        """What the network reads of an age."""
+        """How many numbers the network reads of an age."""
         return 1 + 2 * self.filter_bands
 
     def check(self, width: int) -> None:
-        """Any sizes fit together."""
+        """Accept any sizes: all fit together."""
 
     def build(self, width: int, style: NormStyle) -> Hyena:
-        """The module."""
+        """Return the module."""
         return Hyena(width, self)
 
     def _matrices(self, width: int) -> int:
@@ -75,34 +75,34 @@ class HyenaConfig(MixerConfig):
         return 4 * width * D + hidden * (self.features + hidden + D)
 
     def parameters(self, width: int) -> int:
-        """Projections, short convolution, and the network that makes the taps."""
+        """Count projections, short convolution, and the network that makes the taps."""
         D = self.channels
         return self._matrices(width) + 3 * D * self.convolution + 2 * self.filter_width + 2 * D
 
     def flops_per_token(self, width: int, context: float) -> float:
-        """Projections, a tap for each token of one sequence, and three transforms of twice the sequence's length."""
+        """Count projections, a tap for each token of a sequence, and three transforms of twice its length."""
         D = self.channels
         length = 2 * context - 1  # `context` is half of the sequence, on average
         transforms = 3 * 5.0 * D * math.log2(2 * length) if length > 1 else 0.0
         return 2.0 * self._matrices(width) + 2.0 * self.convolution * 3 * D + transforms
 
     def state_bytes(self, context: int, element_bytes: int) -> int:
-        """The short convolution's window."""
+        """Count the short convolution's window."""
         return (self.convolution - 1) * 3 * self.channels * element_bytes
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """Every input of the long convolution."""
+        """Count every input of the long convolution."""
         return context * self.channels * element_bytes
 
 
 class Hyena(Projections):
-    """Source: Poli et al., "Hyena Hierarchy", arXiv 2302.10866, section 3."""
+    """Hyena of order two. Source: Poli et al., "Hyena Hierarchy", arXiv 2302.10866, section 3."""
 
     FLOAT32 = ("log_rate",)
     GROUPS = (("input",), ("output",))
 
     def __init__(self, width: int, config: HyenaConfig):
-        """width: the model's."""
+        """width: the width of the model."""
         super().__init__()
         self.config, self.size = config, config.channels
         self.input = nn.Linear(width, 3 * self.size, bias=False)  # two gates and a value
@@ -120,14 +120,17 @@ class Hyena(Projections):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Rates log-uniform from fast to slow, in order; taps of the short convolution as nn.Conv1d draws them."""
+        """Set rates log-uniform from fast to slow, in order; draw taps of the short convolution as nn.Conv1d does."""
         c = self.config
         spread = torch.linspace(0, 1, self.size, device=self.log_rate.device)
         self.log_rate.copy_(-(math.log(c.fast) * (1 - spread) + math.log(c.slow) * spread))
         self.convolution.uniform_(-1, 1).mul_(c.convolution**-0.5)
 
     def filter(self, length: int) -> Tensor:
-        """The taps [length, D] of ages 0 and up, in float32 at least; kept between calls that need no gradients."""
+        """Return the taps [length, D] of ages 0 and up, in float32 at least.
+
+        Calls that need no gradients share them.
+        """
         weights = [self.age.weight, self.age.bias, self.mix.weight, self.mix.bias, self.taps.weight, self.log_rate]
         if torch.is_grad_enabled() and any(w.requires_grad for w in weights):
             return self._filter(length)
@@ -157,12 +160,12 @@ class Hyena(Projections):
         return taps * torch.exp(-age[:, None] * self.log_rate.exp())
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> HyenaState:
-        """The state of `rows` sequences that have seen nothing."""
+        """Return the state of `rows` sequences that have seen nothing."""
         window = like.new_zeros(rows, self.config.convolution - 1, 3 * self.size)
         return HyenaState(window, AttentionState.empty(rows, 1, self.size, 0, None, like, reserve))
 
     def forward(self, x: Tensor, stream: Stream, state: HyenaState | None) -> tuple[Tensor, HyenaState]:
-        """x [total, D] to ([total, D], the state after these tokens)."""
+        """Map x [total, D] to ([total, D], the state after these tokens)."""
         segments = stream.segments
         window, past = (None, None) if state is None else (state.window, state.past)
         mixed, window = short_convolution(

@@ -1,4 +1,4 @@
-"""Kimi Delta Attention: a delta rule whose every key channel forgets at its own rate, gates through a bottleneck."""
+"""Kimi Delta Attention: a delta rule whose key channels each forget at their own rate; gates pass a bottleneck."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class KimiDeltaConfig(MixerConfig):
     """Kimi Delta Attention.
 
     Attributes:
-        heads: of queries, keys and values (H).
+        heads: heads of queries, keys and values (H).
         key_dim: size of a key head (K).
         value_dim: size of a value head (V).
         decay_rank, gate_rank: what decays and output gates are squeezed through; None for value_dim.
         convolution: taps of the short convolution (W).
         negative_eigenvalues: doubles beta, so that a token may reflect the state and not only erase from it.
-        norm_eps: of the gated norm.
+        norm_eps: the eps of the gated norm.
         decay_range, step_range, step_floor: the initial decay rate A and step dt are drawn from these.
     """
 
@@ -51,14 +51,14 @@ class KimiDeltaConfig(MixerConfig):
 
     @property
     def ranks(self) -> tuple[int, int]:
-        """What decays and gates are squeezed through."""
+        """The bottleneck sizes of decays and gates."""
         return self.decay_rank or self.value_dim, self.gate_rank or self.value_dim
 
     def check(self, width: int) -> None:
-        """Any sizes fit together."""
+        """Accept any sizes: all fit together."""
 
     def build(self, width: int, style: NormStyle) -> KimiDelta:
-        """The module."""
+        """Return the module."""
         return KimiDelta(width, self)
 
     def _matrices(self, width: int) -> int:
@@ -68,27 +68,30 @@ class KimiDeltaConfig(MixerConfig):
         return read + decay * key + gate * value + value * width
 
     def parameters(self, width: int) -> int:
-        """Projections, convolution, decays and norm."""
+        """Count projections, convolution, decays and norm."""
         _, key, _ = self.channels
         return self._matrices(width) + self.convolution * sum(self.channels) + self.heads + key + self.value_dim
 
     def flops_per_token(self, width: int, context: float) -> float:
-        """Projections, convolution and the chunked rule; the same at any context."""
+        """Count projections, convolution and the chunked rule; the same at any context."""
         rule = self.heads * flops_per_token_and_head(self.key_dim, self.value_dim)
         return 2.0 * self._matrices(width) + 2.0 * self.convolution * sum(self.channels) + rule
 
     def state_bytes(self, context: int, element_bytes: int) -> int:
-        """The float32 memory, and the convolution's window in the activations' dtype."""
+        """Count the float32 memory, and the convolution's window in the activations' dtype."""
         window = (self.convolution - 1) * sum(self.channels) * element_bytes
         return 4 * self.heads * self.key_dim * self.value_dim + window
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """No keys and values are kept."""
+        """Return 0: no keys and values are kept."""
         return 0
 
 
 class KimiDelta(Projections):
-    """Source: arXiv 2510.26692, section 3 and 4; fla-org/flash-linear-attention, fla/layers/kda.py."""
+    """Kimi Delta Attention.
+
+    Source: arXiv 2510.26692, section 3 and 4; fla-org/flash-linear-attention, fla/layers/kda.py.
+    """
 
     FLOAT32 = ("A_log", "dt_bias")
     GROUPS = (
@@ -99,7 +102,7 @@ class KimiDelta(Projections):
     )
 
     def __init__(self, width: int, config: KimiDeltaConfig):
-        """width: the model's."""
+        """width: the width of the model."""
         super().__init__()
         self.config = config
         (key, _, value), (decay, gate) = config.channels, config.ranks
@@ -118,19 +121,19 @@ class KimiDelta(Projections):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """A uniform, dt log-uniform; taps as nn.Conv1d draws them."""
+        """Draw A uniformly and dt log-uniformly; taps as nn.Conv1d draws them."""
         config = self.config
         draw_steps(self.dt_bias, *config.step_range, config.step_floor)
         self.A_log.uniform_(*config.decay_range).clamp_(min=1e-6).log_()
         self.convolution.uniform_(-1, 1).mul_(config.convolution**-0.5)
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> RecurrentState:
-        """The state of `rows` sequences that have seen nothing."""
+        """Return the state of `rows` sequences that have seen nothing."""
         c = self.config
         return RecurrentState.empty(rows, c.convolution - 1, sum(c.channels), (c.heads, c.key_dim, c.value_dim), like)
 
     def forward(self, x: Tensor, stream: Stream, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
-        """x [total, D] to ([total, D], the state after these tokens)."""
+        """Map x [total, D] to ([total, D], the state after these tokens)."""
         c, (key, _, value) = self.config, self.config.channels
         window, memory = (None, None) if state is None else (state.window, state.memory)
         sizes = (2 * key + value, c.heads, *c.ranks)

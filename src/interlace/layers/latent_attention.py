@@ -1,8 +1,8 @@
 """Multi-head latent attention, without positions: keys and values of all heads are read out of one small latent.
 
-What is cached is the latent. A prompt's keys and values are read out of it head by head, as in plain attention; a
-single token instead takes its query to the latent, and the mixed latent to its values, which is the same sum in another
-order and never builds the past's keys and values.
+The latent is cached. For a prompt, keys and values are read out of it head by head, as in plain attention. A single
+token takes its query to the latent instead, and the mixed latent to its values: the same sum in another order, which
+never builds the past's keys and values.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LatentAttentionConfig(MixerConfig):
     """Multi-head latent attention.
 
     Attributes:
-        heads: of queries, keys and values.
+        heads: heads of queries, keys and values.
         latent: size of what keys and values are read out of.
         key_dim: the part of a head's key that is read out of the latent.
         shared_dim: the part that all heads share, beside the latent.
@@ -49,10 +49,10 @@ class LatentAttentionConfig(MixerConfig):
         return self.key_dim + self.shared_dim
 
     def check(self, width: int) -> None:
-        """Any sizes fit together."""
+        """Accept any sizes: all fit together."""
 
     def build(self, width: int, style: NormStyle) -> LatentAttention:
-        """The module."""
+        """Return the module."""
         return LatentAttention(width, self)
 
     def _matrices(self, width: int) -> int:
@@ -62,28 +62,31 @@ class LatentAttentionConfig(MixerConfig):
         return read + kept + self.heads * (self.latent * (self.key_dim + self.value_dim) + self.value_dim * width)
 
     def parameters(self, width: int) -> int:
-        """Projections, biases and the latents' norms."""
+        """Count projections, biases and the latents' norms."""
         biases = self.latent + self.shared_dim + width + (self.query_latent or 0)
         return self._matrices(width) + self.bias * biases + self.latent + (self.query_latent or 0)
 
     def flops_per_token(self, width: int, context: float) -> float:
-        """Projections, and scores and sums over the visible tokens, as a prompt's are computed."""
+        """Count projections, and scores and sums over the visible tokens, as a prompt's are computed."""
         return 2.0 * self._matrices(width) + 2.0 * self.heads * (self.query_dim + self.value_dim) * context
 
     def state_bytes(self, context: int, element_bytes: int) -> int:
-        """Attention has no recurrent state."""
+        """Return 0: attention has no recurrent state."""
         return 0
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """The latents and shared keys."""
+        """Count the latents and shared keys."""
         return context * (self.latent + self.shared_dim) * element_bytes
 
 
 class LatentAttention(Projections):
-    """Source: DeepSeek-V2, arXiv 2405.04434, section 2.1; without RoPE as in Kimi Linear, arXiv 2510.26692."""
+    """Multi-head latent attention.
+
+    Source: DeepSeek-V2, arXiv 2405.04434, section 2.1; without RoPE as in Kimi Linear, arXiv 2510.26692.
+    """
 
     def __init__(self, width: int, config: LatentAttentionConfig):
-        """width: the model's."""
+        """width: the width of the model."""
         super().__init__()
         self.config = c = config
         queries = c.heads * c.query_dim
@@ -101,11 +104,11 @@ class LatentAttention(Projections):
         self.output = nn.Linear(c.heads * c.value_dim, width, bias=c.bias)
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> AttentionState:
-        """The state of `rows` sequences that have seen nothing: its keys are latents beside shared keys."""
+        """Return the state of `rows` sequences that have seen nothing: its keys are latents beside shared keys."""
         return AttentionState.empty(rows, 1, self.config.latent + self.config.shared_dim, 0, None, like, reserve)
 
     def forward(self, x: Tensor, stream: Stream, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
-        """x [total, D] to ([total, D], the state after these tokens)."""
+        """Map x [total, D] to ([total, D], the state after these tokens)."""
         c, segments = self.config, stream.segments
         source = x if c.query_latent is None else self.query_norm(self.project("query_down", x))
         query = self.project("query", source).unflatten(-1, (c.heads, -1))
@@ -123,7 +126,7 @@ class LatentAttention(Projections):
         return self.project("output", mixed.flatten(1)), state
 
     def read_out(self, kept: Tensor, heads: range) -> tuple[Tensor, Tensor]:
-        """kept [total, latent + shared] to keys [total, heads, query_dim] and values [total, heads, value_dim]."""
+        """Map kept [total, latent + shared] to keys [total, heads, query_dim] and values [total, heads, value_dim]."""
         c = self.config
         latent, shared = kept.split((c.latent, c.shared_dim), dim=-1)
         rows = c.key_dim + c.value_dim
@@ -133,7 +136,7 @@ class LatentAttention(Projections):
         return torch.cat((key, shared.unsqueeze(1).expand(-1, len(heads), -1)), dim=-1), value
 
     def after_past(self, query: Tensor, state: AttentionState, spans: list[tuple[int, int]]) -> Tensor:
-        """Each sequence's queries over all it has seen, a few heads at a time, so that memory is bounded."""
+        """Attend with each sequence's queries to all it has seen, a few heads at a time to bound memory."""
         c = self.config
         rows = []
         for row, (a, b) in enumerate(spans):

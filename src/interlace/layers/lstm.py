@@ -1,4 +1,4 @@
-"""LSTM: the recurrence whose next state is no linear function of the last; torch's own, over ragged sequences."""
+"""LSTM: a recurrence whose next state is not a linear function of the last; torch's own, over ragged sequences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from interlace.ops.core.layer_state import LayerState
 
 @dataclass
 class LSTMState(LayerState):
-    """What one layer carries for N sequences.
+    """The state of one layer for N sequences.
 
     Attributes:
         hidden, cell: float32 [N, H].
@@ -37,39 +37,42 @@ class LSTMConfig(MixerConfig):
     hidden: int = Field(gt=0)
 
     def check(self, width: int) -> None:
-        """Any sizes fit together."""
+        """Accept any sizes: all fit together."""
 
     def build(self, width: int, style: NormStyle) -> LSTM:
-        """The module."""
+        """Return the module."""
         return LSTM(width, self)
 
     def _matrices(self, width: int) -> int:
         return self.hidden * (4 * width + 4 * self.hidden + width)
 
     def parameters(self, width: int) -> int:
-        """Gates, their bias, and the output's projection."""
+        """Count gates, their bias, and the output's projection."""
         return self._matrices(width) + 4 * self.hidden
 
     def flops_per_token(self, width: int, context: float) -> float:
-        """Two for each element of a matrix; the same at any context."""
+        """Count two for each element of a matrix; the same at any context."""
         return 2.0 * self._matrices(width)
 
     def state_bytes(self, context: int, element_bytes: int) -> int:
-        """Hidden state and cell, in float32."""
+        """Count hidden state and cell, in float32."""
         return 8 * self.hidden
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """No keys and values are kept."""
+        """Return 0: no keys and values are kept."""
         return 0
 
 
 class LSTM(Projections):
-    """Source: Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997, with a forget gate; one bias for torch's two."""
+    """LSTM with a forget gate, and one bias for torch's two.
+
+    Source: Hochreiter, Schmidhuber, "Long Short-Term Memory", 1997.
+    """
 
     GROUPS = (("output",),)
 
     def __init__(self, width: int, config: LSTMConfig):
-        """width: the model's."""
+        """width: the width of the model."""
         super().__init__()
         self.config = config
         self.input = nn.Linear(width, 4 * config.hidden)  # input, forget, cell and output gates
@@ -77,12 +80,12 @@ class LSTM(Projections):
         self.output = nn.Linear(config.hidden, width, bias=False)
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> LSTMState:
-        """The state of `rows` sequences that have seen nothing."""
+        """Return the state of `rows` sequences that have seen nothing."""
         wide = torch.promote_types(like.dtype, torch.float32)
         return LSTMState(*(like.new_zeros(rows, self.config.hidden, dtype=wide) for _ in range(2)))
 
     def forward(self, x: Tensor, stream: Stream, state: LSTMState | None) -> tuple[Tensor, LSTMState]:
-        """x [total, D] to ([total, D], the state after these tokens)."""
+        """Map x [total, D] to ([total, D], the state after these tokens)."""
         segments = stream.segments
         wide = torch.promote_types(x.dtype, torch.float32)
         before = self.initial_state(segments.count, x) if state is None else state
@@ -108,7 +111,10 @@ class LSTM(Projections):
 
 
 def packed_order(segments: Segments) -> tuple[Tensor, Tensor, Tensor]:
-    """How torch packs ragged sequences: rows alive at each time (falling), tokens in that order, sequences likewise."""
+    """Return how torch packs ragged sequences.
+
+    That is: rows alive at each time (falling), tokens in that order, sequences in that order.
+    """
     lengths = torch.tensor(segments.lengths)
     rows = torch.argsort(lengths, descending=True, stable=True)
     times = torch.arange(int(lengths.max()))

@@ -40,42 +40,42 @@ class MambaConfig(MixerConfig):
     step_floor: float = 1e-4
 
     def check(self, width: int) -> None:
-        """Any sizes fit together."""
+        """Accept any sizes: all fit together."""
 
     def build(self, width: int, style: NormStyle) -> Mamba:
-        """The module."""
+        """Return the module."""
         return Mamba(width, self)
 
     def _matrices(self, width: int) -> int:
         return self.inner * (3 * width + 2 * self.step_rank + 2 * self.state_dim)
 
     def parameters(self, width: int) -> int:
-        """Projections, convolution, decays, steps and skip."""
+        """Count projections, convolution, decays, steps and skip."""
         biases = self.bias * (2 * self.inner + width)
         convolution = self.inner * (self.convolution + self.convolution_bias)
         return self._matrices(width) + biases + convolution + self.inner * (self.state_dim + 2)
 
     def flops_per_token(self, width: int, context: float) -> float:
-        """Projections, convolution and, for each element of the state, its decay, write and read."""
+        """Count projections, convolution and, for each element of the state, its decay, write and read."""
         return 2.0 * self._matrices(width) + 2.0 * self.convolution * self.inner + 6.0 * self.inner * self.state_dim
 
     def state_bytes(self, context: int, element_bytes: int) -> int:
-        """The float32 states, and the convolution's window in the activations' dtype."""
+        """Count the float32 states, and the convolution's window in the activations' dtype."""
         return 4 * self.inner * self.state_dim + (self.convolution - 1) * self.inner * element_bytes
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """No keys and values are kept."""
+        """Return 0: no keys and values are kept."""
         return 0
 
 
 class Mamba(Projections):
-    """Source: arXiv 2312.00752; state-spaces/mamba, mamba_ssm/modules/mamba_simple.py."""
+    """Mamba. Source: arXiv 2312.00752; state-spaces/mamba, mamba_ssm/modules/mamba_simple.py."""
 
     FLOAT32 = ("A_log", "dt_bias", "D")
     GROUPS = (("input",), ("selection",), ("step",), ("output",))
 
     def __init__(self, width: int, config: MambaConfig):
-        """width: the model's."""
+        """width: the width of the model."""
         super().__init__()
         self.config = c = config
         self.input = nn.Linear(width, 2 * c.inner, bias=c.bias)  # x, z
@@ -91,7 +91,7 @@ class Mamba(Projections):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """A = 1 .. K in each channel, dt log-uniform, D one; taps as nn.Conv1d draws them."""
+        """Set A = 1 .. K in each channel and D = 1; draw dt log-uniformly, and taps as nn.Conv1d draws them."""
         c = self.config
         draw_steps(self.dt_bias, *c.step_range, c.step_floor)
         self.A_log.copy_(torch.arange(1.0, c.state_dim + 1, device=self.A_log.device).log().expand_as(self.A_log))
@@ -100,12 +100,12 @@ class Mamba(Projections):
             self.convolution_bias.zero_()
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> RecurrentState:
-        """The state of `rows` sequences that have seen nothing."""
+        """Return the state of `rows` sequences that have seen nothing."""
         c = self.config
         return RecurrentState.empty(rows, c.convolution - 1, c.inner, (c.inner, c.state_dim), like)
 
     def forward(self, x: Tensor, stream: Stream, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
-        """x [total, D] to ([total, D], the state after these tokens)."""
+        """Map x [total, D] to ([total, D], the state after these tokens)."""
         c = self.config
         window, memory = (None, None) if state is None else (state.window, state.memory)
         mixed, gate = self.project("input", x).chunk(2, dim=-1)

@@ -24,13 +24,13 @@ class Mamba2Config(MixerConfig):
     Attributes:
         heads: value heads (G).
         head_dim: size of a value head (V).
-        groups: of heads that share B and C (H); the norm's statistics are taken over each group too.
+        groups: groups of heads that share B and C (H); the norm's statistics are taken over each group too.
         state_dim: size of B and C (K).
         convolution: taps of the short convolution (W).
         convolution_bias: whether it has a bias.
         bias: whether the two projections have biases.
         min_step, max_step: limits of dt after softplus; None for no upper one.
-        norm_eps: of the gated norm.
+        norm_eps: the eps of the gated norm.
         step_range, step_floor: the initial dt is drawn from these.
     """
 
@@ -58,45 +58,45 @@ class Mamba2Config(MixerConfig):
         return self.inner, self.groups * self.state_dim, self.groups * self.state_dim
 
     def check(self, width: int) -> None:
-        """Heads must divide."""
+        """Check that the heads divide."""
         if self.heads % self.groups:
             raise ValueError(f"groups: {self.groups} does not divide heads = {self.heads}")
 
     def build(self, width: int, style: NormStyle) -> Mamba2:
-        """The module."""
+        """Return the module."""
         return Mamba2(width, self)
 
     def parameters(self, width: int) -> int:
-        """Projections, convolution, the three scalars of each head, and norm."""
+        """Count projections, convolution, the three scalars of each head, and norm."""
         into = self.inner + sum(self.channels) + self.heads
         projections = into * (width + self.bias) + width * (self.inner + self.bias)
         convolution = sum(self.channels) * (self.convolution + self.convolution_bias)
         return projections + convolution + 3 * self.heads + self.inner
 
     def flops_per_token(self, width: int, context: float) -> float:
-        """Projections, convolution and the chunked rule; the same at any context."""
+        """Count projections, convolution and the chunked rule; the same at any context."""
         products = 2.0 * width * (2 * self.inner + sum(self.channels) + self.heads)
         rule = self.heads * flops_per_token_and_head(self.state_dim, self.head_dim, self.heads // self.groups)
         return products + 2.0 * self.convolution * sum(self.channels) + rule
 
     def state_bytes(self, context: int, element_bytes: int) -> int:
-        """The float32 memory, and the convolution's window in the activations' dtype."""
+        """Count the float32 memory, and the convolution's window in the activations' dtype."""
         window = (self.convolution - 1) * sum(self.channels) * element_bytes
         return 4 * self.heads * self.state_dim * self.head_dim + window
 
     def cache_bytes(self, context: int, element_bytes: int) -> int:
-        """No keys and values are kept."""
+        """Return 0: no keys and values are kept."""
         return 0
 
 
 class Mamba2(Projections):
-    """Source: arXiv 2405.21060; state-spaces/mamba, mamba_ssm/modules/mamba2.py (norm_before_gate false)."""
+    """Mamba-2. Source: arXiv 2405.21060; state-spaces/mamba, mamba_ssm/modules/mamba2.py (norm_before_gate false)."""
 
     FLOAT32 = ("A_log", "dt_bias", "D")
     GROUPS = (("input",), ("output",))
 
     def __init__(self, width: int, config: Mamba2Config):
-        """width: the model's."""
+        """width: the width of the model."""
         super().__init__()
         self.config = config
         channels = sum(config.channels)
@@ -112,7 +112,7 @@ class Mamba2(Projections):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """A uniform in [1, 16], dt log-uniform, D one; taps as nn.Conv1d draws them."""
+        """Draw A uniformly in [1, 16] and dt log-uniformly, set D = 1; taps as nn.Conv1d draws them."""
         config = self.config
         draw_steps(self.dt_bias, *config.step_range, config.step_floor)
         self.A_log.uniform_(1.0, 16.0).log_()
@@ -121,13 +121,13 @@ class Mamba2(Projections):
             self.convolution_bias.zero_()
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> RecurrentState:
-        """The state of `rows` sequences that have seen nothing."""
+        """Return the state of `rows` sequences that have seen nothing."""
         c = self.config
         memory = (c.heads, c.state_dim, c.head_dim)
         return RecurrentState.empty(rows, c.convolution - 1, sum(c.channels), memory, like)
 
     def forward(self, x: Tensor, stream: Stream, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
-        """x [total, D] to ([total, D], the state after these tokens)."""
+        """Map x [total, D] to ([total, D], the state after these tokens)."""
         c = self.config
         window, memory = (None, None) if state is None else (state.window, state.memory)
         gate, mixed, dt = self.project("input", x).split((c.inner, sum(c.channels), c.heads), dim=-1)

@@ -35,27 +35,30 @@ class MLPConfig(FeedForwardConfig):
     bias: bool = False
 
     def check(self, width: int) -> None:
-        """Any sizes fit together."""
+        """Accept any sizes: all fit together."""
 
     def build(self, width: int, style: NormStyle) -> MLP:
-        """The module."""
+        """Return the module."""
         return MLP(width, self)
 
     def parameters(self, width: int) -> int:
-        """Matrices and biases."""
+        """Count matrices and biases."""
         matrices = 3 if self.activation == "swiglu" else 2
         return matrices * width * self.width + self.bias * ((matrices - 1) * self.width + width)
 
     def flops_per_token(self, width: int, context: float) -> float:
-        """Two for each element of a matrix."""
+        """Count two for each element of a matrix."""
         return 2.0 * (3 if self.activation == "swiglu" else 2) * width * self.width
 
 
 class MLP(Projections):
-    """Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202; So et al., "Primer", arXiv 2109.08668."""
+    """The feed-forward layer.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202; So et al., "Primer", arXiv 2109.08668.
+    """
 
     def __init__(self, width: int, config: MLPConfig):
-        """width: the model's."""
+        """width: the width of the model."""
         super().__init__()
         self.activation = config.activation
         if config.activation == "swiglu":
@@ -65,5 +68,5 @@ class MLP(Projections):
         self.GROUPS = (("gate", "up") if config.activation == "swiglu" else ("up",), ("down",))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, None]:
-        """[total, D] to the same, residual added; there are no experts whose load could be told."""
+        """Map [total, D] to [total, D] with the residual added; the second result is None, as there are no experts."""
         return self.project("down", activate(self.project(self.GROUPS[0][0], x), self.activation), residual), None

@@ -58,11 +58,11 @@ class MoEConfig(FeedForwardConfig):
 
     @property
     def shared(self) -> MLPConfig:
-        """The shared expert's config, where there is one."""
+        """The shared expert's config, or None."""
         return MLPConfig(width=self.shared_width, activation=self.activation, bias=self.bias)
 
     def check(self, width: int) -> None:
-        """Choices must exist."""
+        """Check that tokens can choose so many experts and groups."""
         if self.chosen > self.experts:
             raise ValueError(f"chosen: {self.chosen} is more than experts = {self.experts}")
         if self.experts % self.groups:
@@ -75,26 +75,26 @@ class MoEConfig(FeedForwardConfig):
             raise ValueError("shared_gate: there is no shared expert to open; set shared_width")
 
     def build(self, width: int, style: NormStyle) -> MoE:
-        """The module."""
+        """Return the module."""
         return MoE(width, self)
 
     def expert_parameters(self, width: int) -> int:
-        """Parameters of one expert."""
+        """Count parameters of one expert."""
         return (3 if self.activation == "swiglu" else 2) * (self.latent or width) * self.width
 
     def parameters(self, width: int) -> int:
-        """Router, experts, shared expert and latent projections."""
+        """Count router, experts, shared expert and latent projections."""
         shared = self.shared.parameters(width) + self.shared_gate * width if self.shared_width else 0
         latent = 0 if self.latent is None else 2 * width * self.latent + self.bias * (self.latent + width)
         router = self.experts * (width + self.correction)
         return router + self.experts * self.expert_parameters(width) + shared + latent
 
     def idle_parameters(self, width: int) -> int:
-        """The experts that a token does not choose."""
+        """Return the parameters of the experts that a token does not choose."""
         return (self.experts - self.chosen) * self.expert_parameters(width)
 
     def flops_per_token(self, width: int, context: float) -> float:
-        """Router, chosen experts, shared expert and latent projections."""
+        """Count router, chosen experts, shared expert and latent projections."""
         flops = 2.0 * (self.experts * width + self.chosen * self.expert_parameters(width))
         if self.shared_width:
             flops += self.shared.flops_per_token(width, context) + 2.0 * self.shared_gate * width
@@ -103,7 +103,7 @@ class MoEConfig(FeedForwardConfig):
 
 @dataclass(frozen=True)
 class Load:
-    """How a training pass spread its tokens.
+    """The load of the experts in a training pass.
 
     Attributes:
         counts: int64 [E], (token, choice) pairs that each expert got.
@@ -129,13 +129,16 @@ class Load:
 
 
 class MoE(Projections):
-    """Source: arXiv 1701.06538; sigmoid scores, groups and correction: DeepSeek-V3, arXiv 2412.19437, section 2.1.2."""
+    """A mixture of experts.
+
+    Source: arXiv 1701.06538; sigmoid scores, groups and correction: DeepSeek-V3, arXiv 2412.19437, section 2.1.2.
+    """
 
     FLOAT32 = ("correction",)
     MATRICES = ("first", "second")  # as nn.Linear's weights: drawn with init_std, decayed
 
     def __init__(self, width: int, config: MoEConfig):
-        """width: the model's."""
+        """width: the width of the model."""
         super().__init__()
         self.config = config
         inner = config.latent or width
@@ -157,7 +160,7 @@ class MoE(Projections):
         self.GROUPS = tuple(groups)
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [rows, D] to chosen experts int64 [rows, k], their weights [rows, k], and all scores [rows, E]."""
+        """Map x [rows, D] to chosen experts int64 [rows, k], their weights [rows, k], and all scores [rows, E]."""
         c = self.config
         wide = torch.promote_types(x.dtype, torch.float32)
         dtype = wide if c.wide_router else compute_dtype(x)
@@ -177,7 +180,7 @@ class MoE(Projections):
         return chosen, weights * c.scale, scores
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Load | None]:
-        """[total, D] to the same, residual added; and in training mode how the tokens were spread."""
+        """Map [total, D] to [total, D], residual added; in training mode, also return the load of the experts."""
         c, load = self.config, None
         chosen, weights, scores = self.route(x)
         if self.training:

@@ -12,7 +12,7 @@ from interlace.ops.rms_norm.dispatch import rms_norm
 
 @dataclass(frozen=True)
 class NormStyle:
-    """What all RMSNorms of a model have in common.
+    """The style that all RMSNorms of a model share.
 
     Attributes:
         eps: keeps a row of zeros finite.
@@ -23,7 +23,7 @@ class NormStyle:
     zero_centred: bool = False
 
     def build(self, width: int) -> RMSNorm:
-        """A norm over `width` elements."""
+        """Return a norm over `width` elements."""
         return RMSNorm(width, self.eps, offset=1.0 if self.zero_centred else 0.0)
 
 
@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
         self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """[..., width] to the same, in `dtype` (x's if None)."""
+        """Normalise [..., width], in `dtype` (x's if None)."""
         return rms_norm(x, self.weight, self.eps, offset=self.offset, dtype=dtype)[0]
 
     def after_sum(self, x: Tensor, branch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

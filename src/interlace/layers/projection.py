@@ -1,7 +1,8 @@
-"""Linear layers that read the same input, as one matrix product.
+"""Multiply linear layers that read the same input as one matrix product.
 
 A module that inherits `Projections` keeps its linear layers apart, as checkpoints name them, and multiplies by groups
-of them at once: training stacks a group's weights for each product; a model that only decodes has them stacked once.
+of them at once. In training a group's weights are stacked for each product; in a model that only decodes they are
+stacked once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from interlace.ops.linear.dispatch import linear
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of matrix products with x: autocast's where it is on, else x's."""
+    """Return the dtype of matrix products with x: autocast's if it is on, else x's."""
     kind = x.device.type
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return x.dtype
@@ -50,7 +51,7 @@ class Packed:
 
     @staticmethod
     def int8(weight: Tensor) -> Packed:
-        """Each output's weights rounded to 255 steps of its own largest."""
+        """Round each output's weights to 255 steps of its own largest."""
         wide = weight.float()
         scales = (wide.abs().amax(dim=1) / 127).clamp(min=1e-12)
         return Packed((wide / scales[:, None]).round().to(torch.int8), scales)
@@ -76,12 +77,12 @@ class Projections(nn.Module):
     FLOAT32: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
-        """Nothing is packed."""
+        """Begin with nothing packed."""
         super().__init__()
         self.packed: dict[str, Packed] = {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Casts leave the parameters of FLOAT32 as they are, bit for bit; moves take them along."""
+        """Leave the parameters of FLOAT32 bit for bit as they are in a cast; move them with the others."""
         kept = {name: getattr(self, name).data for name in self.FLOAT32 if getattr(self, name) is not None}
         super()._apply(fn, recurse)
         for name, before in kept.items():
@@ -111,7 +112,7 @@ class Projections(nn.Module):
         return linear(x.to(dtype), weight, residual)
 
     def pack(self, int8: bool = False) -> None:
-        """Lay the weights out for decoding. With int8 the layers' own weights are given up."""
+        """Pack the weights for decoding; with int8 the layers' own weights are dropped."""
         for names in self.GROUPS:
             self._pack_group(names[0], int8)
 
@@ -138,7 +139,7 @@ class Projections(nn.Module):
         self.packed[group] = replace(whole, bias=bias, parts=parts)
 
     def _replaced(self, packed: Packed, layers: list[nn.Linear]) -> bool:
-        """Whether some weight or bias was cast, moved, copied, replaced, added or removed since they were packed."""
+        """Return whether a weight or bias was cast, moved, copied, replaced, added or removed since packing."""
         for layer, (weight, bias) in zip(layers, packed.parts, strict=True):
             if not (_same(layer.weight, weight) if packed.scales is None else layer.weight.shape[0] == 0):
                 return True
@@ -154,7 +155,7 @@ class Projections(nn.Module):
 
 
 def _side_by_side(biases: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
-    """The biases of a group, zeros for a layer without one; None where no layer has one."""
+    """Return the biases of a group, zeros for a layer without one; None if no layer has one."""
     if all(bias is None for bias in biases):
         return None
     pairs = zip(biases, weights, strict=True)
@@ -162,7 +163,7 @@ def _side_by_side(biases: Sequence[Tensor | None], weights: Sequence[Tensor]) ->
 
 
 def _same(given: Tensor | None, part: Tensor | None) -> bool:
-    """Whether both are the same numbers in the same memory."""
+    """Return whether both are the same numbers in the same memory."""
     if given is None or part is None:
         return given is part
     same = given.data_ptr() == part.data_ptr() and given.dtype == part.dtype

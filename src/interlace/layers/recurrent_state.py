@@ -1,4 +1,4 @@
-"""What a recurrent mixer with a short convolution carries from call to call."""
+"""The state that a recurrent mixer with a short convolution carries from call to call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from interlace.ops.core.layer_state import LayerState
 
 @dataclass
 class RecurrentState(LayerState):
-    """What one layer carries for N sequences; used up by a step that changes it in place.
+    """The state of one layer for N sequences; a step that changes it in place uses it up.
 
     Attributes:
         window: [N, W - 1, channels], the convolution's last inputs, in the activations' dtype.
@@ -25,6 +25,6 @@ class RecurrentState(LayerState):
 
     @staticmethod
     def empty(rows: int, history: int, channels: int, memory: Sequence[int], like: Tensor) -> RecurrentState:
-        """A state that has seen nothing; `memory` is its shape for one sequence."""
+        """Return a state that has seen nothing; `memory` is its shape for one sequence."""
         wide = torch.promote_types(like.dtype, torch.float32)
         return RecurrentState(like.new_zeros(rows, history, channels), like.new_zeros(rows, *memory, dtype=wide))

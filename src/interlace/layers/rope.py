@@ -51,12 +51,12 @@ class RopeConfig(BaseModel):
         return self
 
     def turning(self, dim: int) -> int:
-        """How many elements of a head turn."""
+        """Return how many elements of a head turn."""
         return int(dim * self.fraction)
 
 
 def frequencies(rope: RopeConfig, dim: int, device: torch.device | None = None) -> tuple[Tensor, float]:
-    """Inverse frequencies float64 [dim / 2], and the factor on cos and sin."""
+    """Return inverse frequencies float64 [dim / 2], and the factor on cos and sin."""
     exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim
     plain = 1.0 / rope.theta**exponent
     if rope.scaling == "none":
@@ -86,7 +86,7 @@ def frequencies(rope: RopeConfig, dim: int, device: torch.device | None = None) 
 
 
 def rotary(positions: Tensor, rope: RopeConfig, dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [total, turning], each half of the last axis holding the same angles.
+    """Return cos and sin, float32 [total, turning]; each half of the last axis holds the same angles.
 
     Angles are float64: at position 1,000,000 a float32 angle is off by 0.03.
     """
@@ -103,7 +103,10 @@ def rotary(positions: Tensor, rope: RopeConfig, dim: int) -> tuple[Tensor, Tenso
 
 
 def _dynamic(positions: Tensor, rope: RopeConfig, dim: int) -> Tensor:
-    """Inverse frequencies float64 [total, dim / 2] of each position [total, 1], the last token of its text so far."""
+    """Return inverse frequencies float64 [total, dim / 2] for positions [total, 1].
+
+    Each position counts as the last token of its text so far.
+    """
     assert rope.original_context is not None
     stretch = (positions + 1).clamp(min=rope.original_context) / rope.original_context
     base = rope.theta * (rope.factor * stretch - (rope.factor - 1)) ** (dim / max(dim - 2, 1))

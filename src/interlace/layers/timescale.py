@@ -1,4 +1,4 @@
-"""How fast the heads of a recurrent mixer forget before anything was learned."""
+"""Initial time scales: how fast the heads of a recurrent mixer forget before they learn."""
 
 from __future__ import annotations
 

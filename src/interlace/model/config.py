@@ -16,7 +16,7 @@ from interlace.layers.registry import KINDS
 
 
 class SpecialTokens(Closed):
-    """Ids with a meaning, or None.
+    """Ids of tokens with a meaning; None for those that a model lacks.
 
     Attributes:
         bos: begins a text.
@@ -48,9 +48,9 @@ class ModelConfig(Closed):
         vocabulary: number of token ids.
         pattern: names of layer tables, repeated over the depth.
         layers: the tables by name; None values are filled in, so configs that mean the same are equal.
-        norm_eps: of every RMSNorm but the recurrent mixers' own.
+        norm_eps: the eps of every RMSNorm but the recurrent mixers' own.
         zero_centred_norms: whether those norms' weights are stored as their difference from 1 (Qwen3-Next).
-        embedding_multiplier, residual_multiplier: of the embedding, and of what each branch adds (Granite).
+        embedding_multiplier, residual_multiplier: factors on the embedding, and on what each branch adds (Granite).
         logits_divisor: what logits are divided by (Granite's logits_scaling).
         float32_residual: whether the residual stream is float32 whatever the weights are (Mamba).
         tied_embeddings: whether the output head is the embedding.
@@ -131,11 +131,11 @@ class ModelConfig(Closed):
 
     @staticmethod
     def from_dict(data: Mapping[str, Any], where: str = "model") -> ModelConfig:
-        """From plain data, such as a recipe's `[model]` table; raises ConfigError."""
+        """Build a config from plain data, such as a recipe's `[model]` table; raises ConfigError."""
         return validate(ModelConfig, data, where)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` takes back; None and defaults left out, layer tables beside the fields."""
+        """Return plain data that `from_dict` takes back; None and defaults left out, layer tables beside the fields."""
         data = self.model_dump(mode="json", exclude={"layers"}, exclude_defaults=True)
         names = {type_: name for name, type_ in KINDS.items()}
         for name, layer in self.layers.items():
@@ -145,7 +145,7 @@ class ModelConfig(Closed):
         return data
 
     def replace(self, **changes: Any) -> ModelConfig:
-        """A copy with some fields changed, checked again."""
+        """Return a copy with some fields changed, checked again."""
         return self.from_dict({**self.to_dict(), **changes})
 
     @property
@@ -154,19 +154,19 @@ class ModelConfig(Closed):
         return tuple(self.pattern[i % len(self.pattern)] for i in range(self.depth))
 
     def kind(self, index: int) -> Any:
-        """The config of layer `index`: a mixer's, or a feed-forward layer's that stands alone."""
+        """Return the config of layer `index`: a mixer's, or that of a feed-forward layer that stands alone."""
         return self.layers[self.kinds[index]]
 
     def mlp_name(self, index: int) -> str | None:
-        """The table of the feed-forward layer after the mixer of layer `index`; None where there is none."""
+        """Return the table of the feed-forward layer after the mixer of layer `index`; None if there is none."""
         return self._mlp_name(self.kind(index))
 
     def mlp_of(self, index: int) -> Any:
-        """The config that `mlp_name` names, or None."""
+        """Return the config that `mlp_name` names, or None."""
         name = self.mlp_name(index)
         return None if name is None else self.layers[name]
 
     @property
     def norm_style(self) -> NormStyle:
-        """What all norms but the mixers' own have in common."""
+        """The style of all norms but the mixers' own."""
         return NormStyle(self.norm_eps, self.zero_centred_norms)

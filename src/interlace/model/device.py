@@ -1,4 +1,4 @@
-"""Devices by name, and dtypes, checked before anything is built on them."""
+"""Find devices by name, and check dtypes, before anything is built on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of wei
 
 
 def resolve_device(device: Any) -> torch.device:
-    """The device that a name means; None for the CPU, "meta" for tensors without storage.
+    """Return the device that a name means; None means the CPU, "meta" tensors without storage.
 
     Raises:
         ConfigError: it is no device's name, or there is no such device here.
@@ -36,7 +36,7 @@ def resolve_device(device: Any) -> torch.device:
 
 
 def check_dtype(dtype: Any) -> None:
-    """Check what weights are to be, None for what they are.
+    """Check the dtype that weights should get; None keeps the one they have.
 
     Raises:
         ConfigError: it is no dtype that a model computes in.
@@ -56,7 +56,7 @@ def check_device(name: str) -> None:
 
 
 def here() -> list[str]:
-    """Names of the devices of this machine."""
+    """Return the names of the devices of this machine."""
     names = ["cpu"]
     names += ["cuda" if i == 0 else f"cuda:{i}" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
@@ -65,6 +65,6 @@ def here() -> list[str]:
 
 
 def facts(device: str) -> dict[str, Any]:
-    """The machine that a run is trained on: system, processor, memory, device, threads, kernels."""
+    """Return facts on the machine that a run is trained on: system, processor, memory, device, threads, kernels."""
     active = kernels.active() if kernels.available() else f"none: {kernels.missing}"
     return {**machine(), "device": device, "threads": torch.get_num_threads(), "native_kernels": active}

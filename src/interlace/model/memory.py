@@ -1,7 +1,7 @@
-"""How much memory a prompt takes, found by a dry run.
+"""Predict how much memory a prompt takes, by a dry run.
 
-The model's own forward pass runs on the meta device, where tensors have sizes and no memory, and every tensor is
-counted while it lives.
+The model's own forward pass runs on the meta device, where tensors have sizes and no memory. Every tensor is counted
+while it is alive.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from interlace.model.model import HybridLM
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of all storages that live, and the most there were at once."""
+    """Counts the bytes of all storages that are alive, and the most there were at once."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        """known: what lives already and is not to be counted."""
+        """known: storages that are alive already and are not counted."""
         super().__init__()
         self.known = {x.untyped_storage()._cdata for x in known}
         self.holders: Counter[int] = Counter()
@@ -58,7 +58,7 @@ class _Alive(TorchDispatchMode):
 
 
 def _experts_workspace(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, *_: Any) -> int:
-    """The sums in float32, and one expert's own rows through its layers, were the load even."""
+    """Return the bytes of the sums in float32 and of one expert's own rows through its layers, for an even load."""
     rows = chosen.numel() // first.shape[0] + 1
     inside = x.shape[1] + first.shape[1] + 3 * second.shape[2] + 3 * second.shape[1]
     return 4 * x.shape[0] * second.shape[1] + rows * inside * x.element_size()
@@ -87,15 +87,15 @@ class PrefillMemory:
 
     @property
     def total(self) -> int:
-        """All together."""
+        """All parts together."""
         return self.weights + self.state + self.working + self.kept
 
 
 @torch.no_grad()
 def prefill_memory(config: ModelConfig, tokens: int, part: int, dtype: torch.dtype = torch.bfloat16) -> PrefillMemory:
-    """The memory of a prompt of `tokens`, read `part` at a time, its caches allocated for all of it at the start.
+    """Return the memory of a prompt of `tokens`, read `part` at a time; its caches are allocated in full at the start.
 
-    The last part is what is run: it sees the longest past.
+    Only the last part is run: it sees the longest past.
     """
     model = HybridLM(config, device="meta").to(dtype).eval()
     last = tokens - (tokens - 1) // part * part

@@ -1,4 +1,4 @@
-"""HybridLM: embedding, layers by pattern, head."""
+"""HybridLM: the language model, made of an embedding, layers by pattern, and a head."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from interlace.ops.linear.dispatch import linear
 
 @dataclass(frozen=True)
 class Source:
-    """Where a loaded model came from, so that it can be saved back as it was.
+    """The checkpoint that a model came from; with it, the model can be saved back unchanged.
 
     Attributes:
-        model_type: of its family.
-        dtypes: of the stored tensors, by published name.
+        model_type: that of its family.
+        dtypes: dtypes of the stored tensors, by published name.
         tensors: stored tensors that the model does not use, by published name.
-        keys: of config.json, that belong to those.
-        files: what lay beside the weights and the tokenizer does not hold, by name.
+        keys: keys of config.json that belong to those.
+        files: files that lay beside the weights and that the tokenizer does not hold, by name.
         generation: generation_config.json.
     """
 
@@ -41,12 +41,12 @@ class Source:
 
 
 class Pass(NamedTuple):
-    """What a pass over tokens gives.
+    """The results of a pass over tokens.
 
     Attributes:
         hidden: [total, D], what the head reads.
-        segments: of the tokens.
-        state: after them.
+        segments: where the sequences of these tokens start.
+        state: the state after them.
         loads: how each block's experts were used, in training mode; None for a block without.
     """
 
@@ -67,7 +67,7 @@ class HybridLM(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype | None = None, device: Any = None):
-        """A model with fresh weights drawn from torch's global generator.
+        """Build a model with fresh weights drawn from torch's global generator.
 
         Matrices: normal with `init_std`; norms: ones; a mixer's own parameters as its file says.
 
@@ -111,7 +111,7 @@ class HybridLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.embedding.weight.device
 
     @property
@@ -120,7 +120,7 @@ class HybridLM(nn.Module):
         return self.embedding.weight.dtype
 
     def empty_state(self, rows: int, reserve_tokens: int = 0) -> ModelState:
-        """The state of `rows` sequences that have seen nothing; caches will allocate `reserve_tokens` at once."""
+        """Return the state of `rows` sequences that have seen nothing; caches allocate `reserve_tokens` at once."""
         like = self.embedding.weight
         blocks: list[Any] = list(self.blocks)
         layers = [block.initial_state(rows, like, reserve_tokens) for block in blocks]
@@ -134,7 +134,7 @@ class HybridLM(nn.Module):
         *,
         last_only: bool = False,
     ) -> tuple[Tensor, ModelState]:
-        """Logits of the next token after each token.
+        """Return the logits of the next token after each token, and the state.
 
         Args:
             tokens: int64 [total] with `segments` (None: one sequence), or [batch, time].
@@ -156,7 +156,7 @@ class HybridLM(nn.Module):
         return self.logits(hidden).unflatten(0, tokens.shape), state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What the head makes of [rows, D]: [rows, vocabulary]."""
+        """Apply the head to [rows, D]; return logits [rows, vocabulary]."""
         if self.packed_head is not None and not torch.is_grad_enabled():
             self._check_packed_head()
             return self.packed_head(hidden)
@@ -164,14 +164,14 @@ class HybridLM(nn.Module):
 
     @property
     def rounded(self) -> bool:
-        """Whether weights were rounded to int8 for decoding, and the model's own given up."""
+        """Whether weights were rounded to int8 for decoding and the originals dropped."""
         groups = [p for m in self.modules() if isinstance(m, Projections) for p in m.packed.values()]
         return any(p.scales is not None for p in groups)
 
     def pack_head(self) -> None:
-        """Round the head to int8 for decoding; its own weights are given up, unless they are the embedding's too.
+        """Round the head to int8 for decoding; its own weights are dropped, unless they are the embedding's too.
 
-        The embedding of a model made in inference mode does not tell when it is written to: such a head stays as it is.
+        The embedding of a model made in inference mode does not show when it is written to: such a head stays as it is.
         """
         weight = self.head.weight
         if self.config.tied_embeddings and weight.is_inference():
@@ -181,7 +181,7 @@ class HybridLM(nn.Module):
             weight.data = weight.new_empty(0, self.config.width)
 
     def _check_packed_head(self) -> None:
-        """A head that was rounded to int8 does not follow weights that change afterwards."""
+        """Refuse a head that was rounded to int8 if its weights changed afterwards."""
         weight = self.head.weight
         if _identity(weight) != self._packed_from if self.config.tied_embeddings else weight.shape[0]:
             raise ConfigError(
@@ -191,11 +191,11 @@ class HybridLM(nn.Module):
     def hidden(
         self, tokens: Tensor, segments: Segments | None = None, state: ModelState | None = None
     ) -> tuple[Tensor, Segments, ModelState]:
-        """What the head reads, [total, D] after the last norm; the segments; the state after these tokens."""
+        """Return what the head reads, [total, D] after the last norm; the segments; the state after these tokens."""
         return self.read(tokens, segments, state)[:3]
 
     def read(self, tokens: Tensor, segments: Segments | None = None, state: ModelState | None = None) -> Pass:
-        """One pass over tokens, up to the head."""
+        """Run one pass over tokens, up to the head."""
         if not isinstance(tokens, Tensor):
             raise ShapeError(f"tokens: must be a tensor of ids, got {tokens!r:.80}")
         if tokens.ndim == 2 and segments is None:
@@ -220,7 +220,10 @@ class HybridLM(nn.Module):
         return Pass(hidden, segments, after, loads)
 
     def check_tokens(self, tokens: Tensor) -> None:
-        """Raise ShapeError for ids that the vocabulary lacks. On a GPU only where no gradient is wanted: it waits."""
+        """Raise ShapeError for ids that the vocabulary lacks.
+
+        On a GPU this waits for the device, and so it is done only if no gradient is wanted.
+        """
         if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
             raise ShapeError(f"tokens: must be integer ids, got {str(tokens.dtype).removeprefix('torch.')}")
         ask = tokens.device.type == "cpu" or not (tokens.device.type == "meta" or torch.is_grad_enabled())
@@ -236,16 +239,17 @@ class HybridLM(nn.Module):
             raise ShapeError(f"tokens: must lie in [0, {self.config.vocabulary}), the model's vocabulary, got {wrong}")
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """What the first layer reads, [total, D]."""
+        """Return what the first layer reads, [total, D]."""
         x = self.embedding(tokens if tokens.dtype in (torch.int64, torch.int32) else tokens.long())
         if self.config.float32_residual:
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         return x if self.config.embedding_multiplier == 1 else x * self.config.embedding_multiplier
 
     def body(self, x: Tensor, stream: Stream, layers: list[Any] | None) -> tuple[Tensor, list[Any], list[Any]]:
-        """All between embedding and head: x [total, D] and the layers' states to the same after these tokens.
+        """Run all between embedding and head: x [total, D] and the layers' states to the same after these tokens.
 
-        Beside them the load of each block's experts; None where it has none, or outside training mode.
+        The third result is the load of each block's experts; None for a block without experts, or outside training
+        mode.
         """
         after, loads = [], []
         for index, block in enumerate(self.blocks):
@@ -257,5 +261,5 @@ class HybridLM(nn.Module):
 
 
 def _identity(weight: Tensor) -> tuple[int, int]:
-    """What changes where a weight is replaced or written to; inference tensors do not tell the latter."""
+    """Return what changes when a weight is replaced or written to; inference tensors do not show the latter."""
     return weight.data_ptr(), -1 if weight.is_inference() else weight._version

@@ -1,4 +1,4 @@
-"""Whether this machine is faster in bfloat16: found out, not guessed."""
+"""Measure whether this machine is faster in bfloat16."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @functools.cache
 def matmul_flops_per_second(dtype: torch.dtype, device: str = "cpu", size: int = 768) -> float:
-    """The rate of a square matrix product here, best of a few tries that together take well under a second."""
+    """Return the rate of a square matrix product here: the best of a few tries, well under a second together."""
     a = torch.randn(size, size, device=device).to(dtype)
     best, spent = float("inf"), 0.0
     for attempt in range(8):
@@ -27,7 +27,7 @@ def matmul_flops_per_second(dtype: torch.dtype, device: str = "cpu", size: int =
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """ "float32" or "bfloat16": what was asked for, or for "auto" the faster of the two on this device."""
+    """Return "float32" or "bfloat16": what was asked for, or for "auto" the faster of the two on this device."""
     if wanted != "auto":
         return wanted
     rates = {name: matmul_flops_per_second(getattr(torch, name), device.type, 512) for name in ("float32", "bfloat16")}

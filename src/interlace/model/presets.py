@@ -120,7 +120,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The config of this name.
+    """Return the config of this name.
 
     Raises:
         ConfigError: there is none.

@@ -16,7 +16,7 @@ CONTEXTS = (1024, 8192, 65_536, 262_144, 1_048_576)
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a model costs.
+    """The cost of a model.
 
     Attributes:
         parameters: by part: "embedding", "head" (0 if tied), each layer table by name, "norms".
@@ -44,7 +44,7 @@ class Sizes:
 
 
 def sizes(config: ModelConfig, contexts: tuple[int, ...] = CONTEXTS, element_bytes: int = 2) -> Sizes:
-    """The sizes of a model; `element_bytes` is the width of activations and of cached keys (2 for bf16)."""
+    """Return the sizes of a model; `element_bytes` is the width of activations and of cached keys (2 for bf16)."""
     width = config.width
     names = [name for i in range(config.depth) for name in (config.kinds[i], config.mlp_name(i)) if name is not None]
     layers = [config.layers[name] for name in names]
@@ -71,7 +71,7 @@ def sizes(config: ModelConfig, contexts: tuple[int, ...] = CONTEXTS, element_byt
 
 
 def all_attention(config: ModelConfig) -> ModelConfig:
-    """The same model with every mixer attention: its own attention kind without a window, or one of equal width."""
+    """Return the model with every mixer attention: its own attention kind without a window, or one of equal width."""
     own = [x for x in config.layers.values() if isinstance(x, AttentionConfig | LatentAttentionConfig)]
     if own:
         layer = next((a for a in own if getattr(a, "window", None) is None), own[0])
@@ -98,7 +98,7 @@ def all_attention(config: ModelConfig) -> ModelConfig:
 
 
 def match_parameters(config: ModelConfig, non_embedding: int, tolerance: float = 0.01) -> ModelConfig:
-    """The config with its MLP width solved for, so that non-embedding parameters come within `tolerance`.
+    """Return the config with its MLP width solved for: non-embedding parameters come within `tolerance`.
 
     Raises:
         ConfigError: no MLP width of at least 8 gets there; the message says how close it comes.

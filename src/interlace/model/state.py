@@ -1,4 +1,4 @@
-"""What a model carries for N sequences between calls."""
+"""The state that a model carries for N sequences between calls."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ModelState(UsedOnce):
         return min((s.room for s in self._states()), default=UNLIMITED)
 
     def tensors(self) -> list[Tensor]:
-        """All memory that the layers hold."""
+        """Return all tensors that the layers hold."""
         return [x for s in self._states() for x in s.tensors()]
 
     def advance(self) -> None:
@@ -69,7 +69,7 @@ class ModelState(UsedOnce):
         return [s for s in self.layers if s is not None]
 
     def select(self, rows: Sequence[int]) -> ModelState:
-        """A copy that holds these sequences, in this order; a row may repeat.
+        """Return a copy that holds these sequences, in this order; a row may repeat.
 
         Raises:
             StateUsed: the state was used up.
@@ -81,7 +81,7 @@ class ModelState(UsedOnce):
         return ModelState([s if s is None else s.select(rows) for s in self.layers], self.positions[index], self.kinds)
 
     def _checked(self, rows: Sequence[int]) -> list[int]:
-        """Rows from 0 up."""
+        """Return rows counted from 0, all checked."""
         try:
             rows = [operator.index(row) for row in rows]
         except TypeError:
@@ -93,7 +93,7 @@ class ModelState(UsedOnce):
         return [r % self.count for r in rows]
 
     def write(self, rows: Sequence[int], other: ModelState) -> None:
-        """Put the sequences of another state in the place of these rows, in place; the other may go on too.
+        """Replace these rows, in place, by the sequences of another state; the other may be used on too.
 
         Raises:
             StateUsed: one of the two was used up.
@@ -112,12 +112,12 @@ class ModelState(UsedOnce):
         self.positions[torch.as_tensor(rows, dtype=torch.int64)] = other.positions
 
     def fork(self, row: int) -> ModelState:
-        """A copy of one sequence, to go on from independently."""
+        """Return a copy of one sequence, to continue from independently."""
         return self.select([row])
 
     @staticmethod
     def concat(states: Sequence[ModelState]) -> ModelState:
-        """The sequences of several states of one model, in order.
+        """Return the sequences of several states of one model, in order.
 
         Raises:
             StateUsed: one of them was used up. ShapeError: there is none, or they are states of different models.

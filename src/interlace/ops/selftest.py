@@ -1,4 +1,4 @@
-"""Nasty inputs for every operator, and how far each backend may be from the float64 recurrence on them.
+"""Run nasty inputs through every operator, and measure how far each backend is from the float64 recurrence on them.
 
 The laws and `interlace doctor` both run this, so what is tested on our machines is what is checked on yours.
 """
@@ -20,7 +20,7 @@ from interlace.runs.progress import Progress, Watch, silent
 
 
 def _operators() -> dict[str, Operator]:
-    """Those whose folder holds a cases.py, by name."""
+    """Return the operators whose folder holds a cases.py, by name."""
     folders = [
         f"interlace.ops.{found.name}" for found in pkgutil.iter_modules([str(Path(__file__).parent)]) if found.ispkg
     ]
@@ -58,16 +58,16 @@ class Variant:
     instruction_set: str = ""
 
     def __str__(self) -> str:
-        """As tables name it."""
+        """Return the name that tables show."""
         return f"{self.backend} {self.instruction_set}".strip()
 
     def serves(self, dtype: torch.dtype) -> bool:
-        """Whether it takes this dtype at all."""
+        """Return whether it takes this dtype at all."""
         return not self.instruction_set or dtype in kernels.DTYPES
 
 
 def variants(operator: str) -> list[Variant]:
-    """Everything that can run this operator here."""
+    """Return all variants that can run this operator here."""
     found = []
     for backend in (b for b in OPERATORS[operator].backends if b.loaded[0] is not None):
         sets = kernels.instruction_sets() if backend.name == "native" else [""]
@@ -76,19 +76,19 @@ def variants(operator: str) -> list[Variant]:
 
 
 def cases(operator: str) -> list[Case]:
-    """Every length pattern, with and without a state (for attention: a window)."""
+    """Yield every length pattern, with and without a state (for attention: a window)."""
     build = OPERATORS[operator].build
     return [build(n, f"{label}{', state' * on}", on) for label, n in LENGTHS.items() for on in (False, True)]
 
 
 def relative(value: Tensor, truth: Tensor) -> float:
-    """||value - truth|| / ||truth||; NaN stays NaN."""
+    """Return ||value - truth|| / ||truth||; NaN stays NaN."""
     difference = (value.double().cpu() - truth.cpu()).norm()
     return float(difference / truth.norm().cpu().clamp(min=1e-30))
 
 
 def given_dtype(operator: str, name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which an argument is handed over when the model's is `dtype`: states and decays stay wide."""
+    """Return the dtype in which an argument is given when the model's is `dtype`: states and decays stay wide."""
     wide = name in ("log_decay", "A", "step") or (name == "state" and operator != "short_convolution")
     return torch.promote_types(dtype, torch.float32) if wide else dtype
 
@@ -96,7 +96,7 @@ def given_dtype(operator: str, name: str, dtype: torch.dtype) -> torch.dtype:
 def outputs_and_gradients(
     case: Case, backend: str, dtype: torch.dtype, run_in: torch.dtype, device: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What a backend gives for inputs rounded to `dtype`, run in `run_in`; and the gradients of a random sum of it."""
+    """Return a backend's outputs for inputs rounded to `dtype`, run in `run_in`, and the gradients of a random sum."""
     inputs: dict[str, Tensor] = {}
     for name, x in case.tensors.items():
         rounded = x.to(given_dtype(case.operator, name, dtype))
@@ -112,7 +112,7 @@ def outputs_and_gradients(
 
 
 def errors(case: Case, variant: Variant, dtype: torch.dtype, device: str = "cpu") -> tuple[float, float | None]:
-    """The worst relative error of a backend's values, and of its gradients if the case has some."""
+    """Return the worst relative error of a backend's values, and of its gradients if the case has any."""
     if dtype not in case.known:
         case.known[dtype] = outputs_and_gradients(case, case.truth, dtype, torch.float64, "cpu")
     truth = case.known[dtype]
@@ -125,7 +125,7 @@ def errors(case: Case, variant: Variant, dtype: torch.dtype, device: str = "cpu"
 
 
 def worse(error: float | None) -> tuple[bool, float]:
-    """A sort key by which NaN is the largest error, and no error the smallest."""
+    """Return a sort key by which NaN is the largest error, and no error the smallest."""
     return (False, -1.0) if error is None else (error != error, error)
 
 

@@ -17,7 +17,7 @@ _checked: dict[Path, tuple[object, bool]] = {}  # what was found, until a file c
 
 
 def step_of(checkpoint: Path) -> int | None:
-    """N of a folder step-N; None for another name."""
+    """Return N of a folder named step-N; None for another name."""
     number = checkpoint.name.removeprefix("step-")
     return int(number) if number.isascii() and number.isdigit() else None
 
@@ -29,12 +29,15 @@ def step_folders(run: Path) -> list[Path]:
 
 
 def newest_whole(checkpoints: Sequence[Path]) -> Path | None:
-    """The last of these, oldest first, that is whole; None if none is. The one rule, to resume and to load."""
+    """Return the last whole one of these checkpoints, oldest first; None if none is whole.
+
+    Resuming and loading both follow this one rule.
+    """
     return next((path for path in reversed(checkpoints) if is_whole(path)), None)
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint's files are those it was written with, of the step that its name says."""
+    """Return whether a checkpoint's files are those it was written with, and of the step that its name says."""
     try:
         files = sorted(p for p in checkpoint.rglob("*") if p.is_file())
         stamp = [(p, (s := p.stat()).st_size, s.st_mtime_ns, s.st_ino) for p in files]

@@ -1,4 +1,4 @@
-"""The run folder: what was asked for, by which versions, on which machine, and hashes of what was read."""
+"""The run folder: the config that was asked for, versions, the machine, and hashes of what was read."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ EMPTY = ("data", INSIDE)  # what a folder may hold before its run begins
 
 
 class RunFolder:
-    """A folder that says what was asked for in run.toml; every long command works in one."""
+    """The folder of a long command; its run.toml says what was asked for."""
 
     def __init__(self, path: Path):
-        """The folder need not exist yet."""
+        """Store the path; the folder need not exist yet."""
         self.path = user_path(path, RunError)
 
     @classmethod
     def open(cls, path: Path, config: dict[str, Any]) -> Self:
-        """Start a run, or take up the one that this config started. A run without a step makes way for another.
+        """Start a run, or resume the one that this config started; a run without a step is replaced.
 
         Raises:
             RunError: the folder belongs to something else; the message names the first difference.
@@ -41,7 +41,7 @@ class RunFolder:
         return run
 
     def remember(self, *, machine: dict[str, Any] | None = None, precision: str = "") -> None:
-        """Write down where a run is first trained, and in what precision; what is known already stays."""
+        """Record where a run is first trained, and in what precision; what is recorded already stays."""
         tables = self.tables()
         known = tables.get("machine", {})
         found = {**(machine or {}), **({"precision": precision} if precision else {}), **known}
@@ -49,7 +49,7 @@ class RunFolder:
             write_file(self.file, tomli_w.dumps({**tables, "machine": found}))
 
     def belongs_to(self, config: dict[str, Any]) -> bool:
-        """Whether the folder holds the run of this config; False where there is none, or one that has not begun.
+        """Return whether the folder holds the run of this config; False if there is none, or it has not begun.
 
         Raises:
             RunError: it belongs to something else.
@@ -73,7 +73,7 @@ class RunFolder:
         return False
 
     def has_begun(self) -> bool:
-        """Whether anything was done that would be lost."""
+        """Return whether the folder holds work that would be lost."""
         logged = self.metrics_file.is_file() and self.metrics_file.stat().st_size > 0
         found = self.path.iterdir() if self.path.is_dir() else ()
         others = {p.name for p in found if not p.name.endswith(PARTIAL)}
@@ -87,11 +87,11 @@ class RunFolder:
 
     @property
     def file(self) -> Path:
-        """What was asked for, the versions and the machine, and hashes of what was read."""
+        """run.toml: what was asked for, the versions and the machine, and hashes of what was read."""
         return self.path / CONFIG
 
     def tables(self) -> dict[str, Any]:
-        """All of run.toml.
+        """Return all of run.toml.
 
         Raises:
             RunError: it is damaged.
@@ -108,11 +108,11 @@ class RunFolder:
         return data
 
     def config(self) -> dict[str, Any]:
-        """What run.toml says was asked for."""
+        """Return the config that was asked for, as run.toml holds it."""
         return {key: table for key, table in self.tables().items() if key not in NOT_CONFIG}
 
     def check(self, name: str, found: str, what: str) -> None:
-        """Hold the hash of something that the run reads against the one it began with; it is written down until then.
+        """Compare the hash of something that the run reads with the one it began with; until it begins, record it.
 
         Raises:
             RunError: it is another one; `what` names it.
@@ -129,12 +129,12 @@ class RunFolder:
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON object per line, in the folder of a training run."""
+        """metrics.jsonl in the folder of a training run: one JSON object per line."""
         return self.path / METRICS
 
 
 def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """(dotted key, old, new) of the first place where two configs differ."""
+    """Return (dotted key, old, new) of the first place where two configs differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in dict.fromkeys((*old, *new)):
             found = first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)

@@ -1,8 +1,8 @@
-"""One process at a time in a folder: a second is refused with the first's process and host, a dead one is succeeded.
+"""One process at a time in a folder: a second one is refused and told who holds it; a dead one is replaced.
 
-The operating system's own lock (flock) decides: it is freed when its holder ends, however it ends. What the file says
-is for the message alone. On network file systems without such locks the file itself is the lock; the holder's process
-is then looked for on this host, and a holder on another host is believed.
+The operating system's own lock (flock) decides: it is freed when its holder ends, however it ends. The contents of the
+file serve the message alone. On network file systems without such locks, the file itself is the lock: a holder on this
+host is looked for, and a holder on another host is believed to be alive.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ POLL_SECONDS = 0.1
 
 
 def beside(folder: Path) -> Path:
-    """The lock of a folder that does not exist yet."""
+    """Return the path of the lock for a folder that does not exist yet."""
     folder = folder.resolve()
     return folder.with_name(f"{folder.name}.lock")
 
 
 @contextmanager
 def hold_folder(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Hold a run folder, which is made if it is not there; an empty one that was made goes again.
+    """Hold a run folder. It is made if it is missing, and removed again at the end if it is still empty.
 
     Raises:
         RunError: another process works in it.
@@ -82,7 +82,7 @@ def hold(place: Path, what: Path, wait_seconds: float = 0.0) -> Iterator[None]:
 
 
 def _take(place: Path, what: Path, last: bool) -> int | None:
-    """The open lock file, held; None if it is another's, or was removed meanwhile."""
+    """Open and lock the file; return None if another process holds it, or if it was removed meanwhile."""
     handle = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
@@ -112,7 +112,7 @@ def _take(place: Path, what: Path, last: bool) -> int | None:
 
 
 def _is_at(handle: int, place: Path) -> bool:
-    """Whether the open file still has its name: its last holder may have removed it."""
+    """Return whether the open file still has its name: its last holder may have removed it."""
     try:
         return os.fstat(handle).st_ino == place.stat().st_ino
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def _is_at(handle: int, place: Path) -> bool:
 
 
 def _holder(handle: int) -> dict[str, Any]:
-    """What the holder wrote; it may be about to write."""
+    """Return what the holder wrote into the file; it may not have written yet."""
     for _ in range(10):
         try:
             found = json.loads(os.pread(handle, 1 << 12, 0))
@@ -145,7 +145,10 @@ def _lives(holder: dict[str, Any]) -> bool:
 
 
 def born(pid: int) -> str:
-    """When a process of this machine was started, "" if it is not there; tells it from a later one of its number."""
+    """Return when a process of this machine was started, "" if there is none.
+
+    It tells the process from a later one with the same number.
+    """
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[19]

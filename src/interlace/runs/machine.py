@@ -1,4 +1,4 @@
-"""The machine that something runs on, as far as the system tells it."""
+"""The machine that something runs on, as far as the system tells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def machine() -> dict[str, str | int]:
-    """System, processor, cores and memory."""
+    """Return system, processor, cores and memory of this machine."""
     return {
         "system": platform.platform(terse=True),
         "machine": platform.machine(),

@@ -1,4 +1,4 @@
-"""An HTML page that is one file: its pictures inside, nothing fetched from anywhere."""
+"""HTML pages in one file: pictures are inside, nothing is fetched from elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pre { background: #f6f6f4; padding: 1rem; overflow-x: auto; white-space: pre-wra
 
 
 def page(title: str, sections: Sequence[str]) -> str:
-    """A whole HTML document; sections are HTML already."""
+    """Return a whole HTML document; `sections` are HTML already."""
     body = "\n".join(sections)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
@@ -28,7 +28,7 @@ def page(title: str, sections: Sequence[str]) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
-    """An HTML table; cells are escaped. The first `words` columns hold words, and the others numbers."""
+    """Return an HTML table; cells are escaped. The first `words` columns hold words, the others numbers."""
 
     def line(cells: Sequence[str], tag: str) -> str:
         kinds = [' class="words"' if 0 < i < words else "" for i in range(len(cells))]
@@ -39,12 +39,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1)
 
 
 def picture(png: bytes, alternative: str) -> str:
-    """An image inside the page."""
+    """Return an image that stands inside the page."""
     return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def origin(command: str, versions: Mapping[str, Any], machine: Mapping[str, Any]) -> str:
-    """How something was made: the command, the versions and the machine."""
+    """Return HTML that says how something was made: the command, the versions and the machine."""
     facts = {k: v for k, v in {**versions, **machine}.items() if v not in ("", 0)}
     if memory := facts.pop("memory_bytes", 0):
         facts["memory"] = f"{memory / (1 << 30):.1f} GiB"
@@ -59,5 +59,5 @@ def origin(command: str, versions: Mapping[str, Any], machine: Mapping[str, Any]
 
 
 def visible(text: str) -> str:
-    """A text whose control characters can be seen, but for ends of lines and tabs."""
+    """Return a text with its control characters made visible, except ends of lines and tabs."""
     return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -1,4 +1,4 @@
-"""Work that runs several processes at once, each in a folder of its own; what is done stays done."""
+"""Run work in several processes at once, each in a folder of its own; finished work is never repeated."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PARENT = "INTERLACE_PARENT"
 
 @dataclass(frozen=True)
 class Job:
-    """One process.
+    """One process to run.
 
     Attributes:
-        name: by which it is known while it runs.
-        folder: where its output goes, log.txt.
+        name: the name by which it is shown while it runs.
+        folder: the folder for its output, log.txt.
         command: what is run, on one thread.
     """
 
@@ -30,7 +30,7 @@ class Job:
 
 
 def one_thread() -> dict[str, str]:
-    """The environment of a process that leaves the other cores to the others, and knows who started it."""
+    """Return the environment for a process that uses one core and knows which process started it."""
     return os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", PARENT: str(os.getpid())}
 
 
@@ -82,13 +82,13 @@ def run_all(
 
 
 def start(job: Job) -> subprocess.Popen[bytes]:
-    """Start one; what it prints goes to log.txt in its folder."""
+    """Start a job; what it prints goes to log.txt in its folder."""
     job.folder.mkdir(parents=True, exist_ok=True)
     with open(job.folder / "log.txt", "wb") as log:
         return subprocess.Popen(list(job.command), stdout=log, stderr=log, env=one_thread())
 
 
 def last_line(folder: Path, status: int) -> str:
-    """What a failed process said last."""
+    """Return the last line that a failed process printed."""
     lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else f"exit status {status}"

@@ -1,4 +1,4 @@
-"""How far long work is, told in one way by all of it; a verb shows it as a bar, a table or plain lines."""
+"""The progress of long work, in one form for all of it; a verb shows it as a bar, a table or plain lines."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of long work.
+    """How far long work is at one moment.
 
     Attributes:
         label: what is going on.
         done, total: how much of it, in whatever unit; total 0 if unknown.
         seconds_left: until all of it is done; None if unknown.
-        detail: what else a display may show: the row that a training step logged, what runs at present, ...
+        detail: what else a display may show, such as the row that a training step logged, or what runs at present.
     """
 
     label: str

@@ -17,14 +17,14 @@ class TrainingRun(RunFolder):
     """A run folder with a log and checkpoints, which survives being killed at any moment."""
 
     def metrics(self) -> Iterator[dict[str, Any]]:
-        """What was logged so far, up to the first line that a kill or a crash cut off."""
+        """Return the rows logged so far, up to the first line that a kill or a crash cut off."""
         for _, line in self._lines():
             if line is None:
                 return
             yield line
 
     def _lines(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
-        """(number, line), the line None where it is not one that a run wrote."""
+        """Yield (number, row) of each line; the row is None if a run did not write it."""
         if not self.metrics_file.is_file():
             return
         with open(self.metrics_file, "rb") as file:
@@ -37,10 +37,10 @@ class TrainingRun(RunFolder):
                 yield number, line if good and raw.endswith(b"\n") else None
 
     def check_log(self) -> int:
-        """The last step that was logged; steps rise by one from 1.
+        """Return the last step that was logged; steps rise by one from 1.
 
         Raises:
-            RunError: a line is damaged, and others follow it; or steps are missing.
+            RunError: a line is damaged and others follow it, or steps are missing.
         """
         last, bad = 0, 0
         for number, line in self._lines():
@@ -71,13 +71,13 @@ class TrainingRun(RunFolder):
         return step_folders(self.path)
 
     def newest_good(self) -> Path | None:
-        """The newest checkpoint whose files match their checksums and whose step was logged.
+        """Return the newest checkpoint whose files match their checksums and whose step was logged.
 
-        A run killed between a checkpoint and its line goes on from the one before, and ends with the line that it would
-        have had.
+        A run that was killed between writing a checkpoint and logging its step resumes from the checkpoint before. It
+        ends with the same line.
 
         Raises:
-            RunError: there are checkpoints, and none can be gone on with; or the log is damaged.
+            RunError: there are checkpoints, and none can be resumed from; or the log is damaged.
         """
         last = self.check_log()
         found = self.checkpoints()
@@ -96,7 +96,10 @@ class TrainingRun(RunFolder):
         return None
 
     def write_checkpoint(self, step: int, fill: Callable[[Path], None]) -> Path:
-        """As `checkpoints.write_checkpoint`; its line must be on the disk, else it would be passed over."""
+        """Write a checkpoint; see `checkpoints.write_checkpoint`.
+
+        The line of its step must be on the disk before, else the checkpoint would be ignored.
+        """
 
         def synced(folder: Path) -> None:
             fill(folder)
@@ -107,7 +110,7 @@ class TrainingRun(RunFolder):
 
 
 def is_line(line: dict[str, Any]) -> bool:
-    """Whether an object is a line of a log: numbers of a step, or why it diverged."""
+    """Return whether an object is a line of a log: numbers of a step, or why it diverged."""
     numbers = all(type(value) in (int, float) for name, value in line.items() if name != "diverged")
     said = "loss" in line or isinstance(line.get("diverged"), str)
     return numbers and said and "tokens" in line and type(line.get("step")) is int

@@ -1,4 +1,4 @@
-"""What the numbers and rows of a run depend on beside its config."""
+"""The versions of software that the numbers and rows of a run depend on, beside its config."""
 
 from __future__ import annotations
 

@@ -1,14 +1,19 @@
-"""Programs that a model wrote, run where they can do no harm.
+"""The cage: run programs that a model wrote where they can do no harm.
 
-Each runs in a Python of its own, without site packages, in an empty folder, under the kernel's own locks, which need
-no privilege and hold for root too. Seccomp lets through the system calls that programs need and no others: no other
-process, no signal to one, no socket, no queue, no new program. Landlock holds files: a program reads Python's library
-and nothing else, and writes files only in its folder, where it makes no folders. Memory, time, threads, output and what
-its files occupy, with a name or without, are limited. See `cage_child`. That a file exists elsewhere, and how large it
-is, a program can find out, and it can hold locks on ranges of files that it may read.
+Each program runs in a Python of its own, without site packages, in an empty folder, under the kernel's own locks. These
+need no privilege and hold for root too. See `cage_child`.
 
-A program shares the interpreter that reports whether it came to its end, so one that is written to deceive can say that
-it passed; `programs` has the tests of one program in another. What it cannot do is reach anything outside.
+- Seccomp lets through the system calls that programs need and no others: no other process, no signal to one, no socket,
+  no queue, no new program.
+- Landlock holds files: a program reads Python's library and nothing else, and writes files only in its folder, where it
+  makes no folders.
+- Memory, time, threads, output and the space of its files, with a name or without, are limited.
+
+A program can still find out that a file exists elsewhere and how large it is, and it can hold locks on ranges of files
+that it may read.
+
+A program shares the interpreter that reports whether it came to its end. A program written to deceive can therefore say
+that it passed; `programs` runs the tests of a program in another process. It cannot reach anything outside.
 """
 
 from __future__ import annotations
@@ -54,14 +59,14 @@ LEVELS = (
 
 @dataclass(frozen=True)
 class CageLimits:
-    """What a program may take.
+    """The most that a program may take.
 
     Attributes:
         seconds: by the clock, and of one core.
         memory_bytes: address space.
-        output_bytes: printed; also the largest file.
-        folder_bytes: what its files occupy, all in all, also those that it holds open or mapped without a name.
-        threads: at once.
+        output_bytes: printed output; also the largest file.
+        folder_bytes: the space of all its files, also of those that it holds open or mapped without a name.
+        threads: how many at once.
     """
 
     seconds: float = 5.0
@@ -73,7 +78,7 @@ class CageLimits:
 
 @dataclass(frozen=True)
 class CageOutcome:
-    """What became of a program.
+    """The result of a program.
 
     Attributes:
         kind: "passed" if it came to its end and raised nothing.
@@ -150,7 +155,7 @@ def _run(source: str, limits: CageLimits, folder: Path, inside: Path, wires: Seq
 
 @cache
 def _tidy() -> None:
-    """Remove what processes left behind that were killed."""
+    """Remove what killed processes left behind."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         owner = folder.name.removeprefix(PREFIX).split("-")[0]
         if not owner.isdecimal() or not Path(f"/proc/{owner}").exists():
@@ -159,7 +164,7 @@ def _tidy() -> None:
 
 
 def _watch(process: subprocess.Popen[bytes], limits: CageLimits, inside: Path, began: float) -> Kind | None:
-    """Wait for the end, or for a limit to be passed."""
+    """Wait until the program ends or passes a limit."""
     ended = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else None
     folder = os.path.realpath(inside)
     try:
@@ -183,7 +188,7 @@ def _watch(process: subprocess.Popen[bytes], limits: CageLimits, inside: Path, b
 
 
 def _entries(folder: str) -> list[str]:
-    """Paths of what a folder holds; none if it is gone."""
+    """Return the paths in a folder; none if the folder is gone."""
     try:
         return [f"{folder}/{name}" for name in os.listdir(folder)]
     except OSError:
@@ -191,12 +196,12 @@ def _entries(folder: str) -> list[str]:
 
 
 def _bytes(info: os.stat_result) -> int:
-    """What a file takes: blocks past its end count, and so do holes before it."""
+    """Return the bytes that a file takes: blocks past its end count, and so do holes before it."""
     return max(info.st_size, 512 * info.st_blocks)
 
 
 def _occupied(folder: str) -> int:
-    """Bytes of the files in a folder, and a little for each of their names."""
+    """Return the bytes that a folder's files take, with a little for each of their names."""
     total = 0
     for path in _entries(folder):
         total += 4096
@@ -206,9 +211,9 @@ def _occupied(folder: str) -> int:
 
 
 def _nameless(folder: str, tasks: list[str], largest: int) -> int:
-    """Bytes of the files of a folder that have lost their name, and are open or mapped.
+    """Return the bytes of files of a folder that have lost their name and are still open or mapped.
 
-    How large a mapped file is cannot be seen, so it counts as one of the largest.
+    The size of a mapped file cannot be seen, so it counts as one of the largest.
     """
     found: dict[int, int] = {}
     start, end = os.fsencode(folder), b" (deleted)\n"
@@ -258,7 +263,7 @@ def _judge(status: int, over: Kind | None, said: str, token: str, printed: str) 
 
 @cache
 def available(most: int | None = None) -> str:
-    """Why programs cannot be locked in here, by Landlock up to the level `most`; "" if they can."""
+    """Return why programs cannot be caged here, by Landlock up to the level `most`; "" if they can."""
     try:
         found = run("", level=most)
     except BackendUnavailable as error:
@@ -267,7 +272,7 @@ def available(most: int | None = None) -> str:
 
 
 def level(most: int | None = None) -> int:
-    """The level of Landlock that `run` uses here, up to `most`; 0 if there is none."""
+    """Return the level of Landlock that `run` uses here, up to `most`; 0 if there is none."""
     if sys.platform != "linux":
         return 0
     found = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
@@ -275,7 +280,7 @@ def level(most: int | None = None) -> int:
 
 
 def describe(most: int | None = None) -> str:
-    """Whether the cage closes here, at which level, and what one lock alone holds."""
+    """Return whether the cage works here, at which level, and what one lock alone holds."""
     held = level(most)
     if why := available(most):
         return why

@@ -94,7 +94,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def call(what: object, *arguments: object) -> int:
-    """A function of the C library that must succeed."""
+    """Call a function of the C library that must succeed."""
     found: int = what(*arguments)  # type: ignore[operator]
     if found < 0:
         number = ctypes.get_errno()
@@ -103,7 +103,7 @@ def call(what: object, *arguments: object) -> int:
 
 
 def lock_files(readable: list[str], writable: list[str], most: int) -> None:
-    """Landlock: everything that is not named is out of reach, and so is the network where the kernel knows how."""
+    """Lock files by Landlock: all that is not named is out of reach, the network too if the kernel can lock it."""
     version = min(call(libc.syscall, LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1)), most)
     if version < 1:
         raise OSError(f"Landlock's level is {version}, and files are held from level 1 on")
@@ -129,13 +129,13 @@ def lock_files(readable: list[str], writable: list[str], most: int) -> None:
 
 
 def numbers(table: str, place: int) -> list[int]:
-    """The calls' numbers on this machine."""
+    """Return the numbers of the system calls on this machine."""
     found = [entry.split()[1 + place] for entry in table.split(",")]
     return [int(number) for number in found if number != "-"]
 
 
 def call_filter(machine: str, own: int) -> list[tuple[int, int, int, int]]:
-    """The filter of system calls of the process `own`, in BPF: code, jump if true, jump if false, value."""
+    """Return the filter of system calls of the process `own`, in BPF: code, jump if true, jump if false, value."""
     place, architecture = ARCHITECTURES[machine]
     allow, refuse = (RETURN, 0, 0, ALLOW), (RETURN, 0, 0, ERROR | errno.EPERM)
     unsupported, unknown = (RETURN, 0, 0, ERROR | errno.EOPNOTSUPP), (RETURN, 0, 0, ERROR | errno.ENOSYS)
@@ -158,7 +158,7 @@ def call_filter(machine: str, own: int) -> list[tuple[int, int, int, int]]:
 
 
 def lock_calls() -> None:
-    """Seccomp: what programs need passes, and nothing else: no process, no signal to one, no socket, nothing new."""
+    """Lock the system calls by seccomp: those that programs need pass, and no others."""
     program = call_filter(platform.machine(), os.getpid())
     raw = b"".join(struct.pack("=HBBI", *line) for line in program)
     held = ctypes.create_string_buffer(raw, len(raw))
@@ -167,14 +167,14 @@ def lock_calls() -> None:
 
 
 def drop_privileges() -> None:
-    """No capability is left, also to root."""
+    """Drop every capability, also those of root."""
     with contextlib.suppress(OSError):
         header, nothing = struct.pack("=Ii", 0x20080522, 0), b"\0" * 24
         call(libc.capset, header, nothing)
 
 
 def lock(memory: int, seconds: int, size: int, prefix: str, most: int) -> None:
-    """Close everything, or raise OSError."""
+    """Close every lock, or raise OSError."""
     for what, limit in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CPU, seconds),
@@ -198,7 +198,7 @@ def lock(memory: int, seconds: int, size: int, prefix: str, most: int) -> None:
 
 
 def main() -> None:
-    """Lock, run, and tell how it ended."""
+    """Lock, run the program, and report how it ended."""
     tell, token = int(sys.argv[1]), sys.argv[2]
     memory, seconds, size = (int(a) for a in sys.argv[3:6])
     source = sys.stdin.buffer.read()

@@ -1,4 +1,4 @@
-"""What renders templates, in the process that `interlace.sandbox.templates` starts."""
+"""Render templates, in the process that `interlace.sandbox.templates` starts."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def _raise(message: str) -> None:
 
 
 class Generation(Extension):
-    """`{% generation %}`: a chat template's own word that what it holds was written by an assistant.
+    """The tag `{% generation %}`, by which a chat template says that an assistant wrote the text inside.
 
-    The text is as without it; where marks are asked for, a mark stands on both sides.
+    The text is the same as without the tag; if marks are asked for, a mark stands on both sides.
     """
 
     tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
     marks: ClassVar[tuple[str, str]] = ("", "")  # of this rendering
 
     def parse(self, parser: Parser) -> nodes.Node:
-        """The block between the tags, called through `_marked`."""
+        """Parse the block between the tags; it is called through `_marked`."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
@@ -81,7 +81,7 @@ def _compile(template: str, chat: bool) -> Template:
 
 
 def _spans(request: dict[str, Any], text: str) -> list[tuple[int, int]]:
-    """[start, stop) of what stands between the tags of `Generation`, in the text of this request."""
+    """Return [start, stop) of the text between the tags of `Generation`, in the text of this request."""
     if "generation" not in request["template"]:
         return []
     begin, end = (f"\ue000{secrets.token_hex(8)}\ue001" for _ in range(2))
@@ -105,7 +105,7 @@ def _spans(request: dict[str, Any], text: str) -> list[tuple[int, int]]:
 
 
 def answer(request: dict[str, Any]) -> Any:
-    """Render, or list the names that a template needs; raises ValueError in words for people."""
+    """Render a template, or list the names that it needs; a ValueError has a message for people."""
     try:
         if request["do"] == "names":
             tree = ENVIRONMENTS[False].parse(request["template"])

@@ -1,4 +1,4 @@
-"""Jinja templates that people hand us (recipes, chat templates of checkpoints), rendered where they can do no harm."""
+"""Render Jinja templates of other people (recipes, chat templates of checkpoints) where they can do no harm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Templates:
     """Renders in a process of its own, in Jinja's immutable sandbox, with limits on time, memory and length."""
 
     def __init__(self, seconds: float = SECONDS):
-        """seconds: for one rendering."""
+        """seconds: the time limit of one rendering."""
         self._worker = Worker(MODULE, seconds, 256 << 20)
 
     def start(self) -> None:
@@ -29,7 +29,7 @@ class Templates:
         self._worker.start()
 
     def render(self, template: str, values: Mapping[str, Any], where: str, chat: bool = False) -> str:
-        """The text of a template.
+        """Return the text of a template.
 
         Args:
             values: plain data, by name.
@@ -45,7 +45,7 @@ class Templates:
         return str(self._ask(request, where))
 
     def spans(self, template: str, values: Mapping[str, Any], where: str) -> tuple[str, list[tuple[int, int]]]:
-        """The text of a chat template, and [start, stop) of each part that it marks by `{% generation %}`.
+        """Return the text of a chat template, and [start, stop) of each part that it marks by `{% generation %}`.
 
         Raises:
             UnsafeTemplate, ConfigError: as `render`.
@@ -55,7 +55,7 @@ class Templates:
         return reply["text"], [(a, b) for a, b in reply["spans"]]
 
     def names(self, template: str, where: str) -> set[str]:
-        """The names that a template uses and does not set itself.
+        """Return the names that a template uses and does not set itself.
 
         Raises:
             ConfigError: it is not a template.

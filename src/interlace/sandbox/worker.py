@@ -1,4 +1,4 @@
-"""Work that may hang or eat memory (a stranger's template, a pattern, an equation), in a process that can be killed."""
+"""Do work that may hang or use much memory (a stranger's template, a pattern) in a process that can be killed."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class Refused(Failure):
 
 
 class Worker:
-    """A process that answers requests one after another; it is started when first asked, and anew after it was killed.
+    """A process that answers requests one after another; it starts when first asked, and again after it was killed.
 
     The module it runs has a function `answer(request)`, which takes and returns plain data and raises ValueError for
-    input that is wrong.
+    wrong input.
     """
 
     def __init__(self, module: str, seconds: float = 5.0, memory_bytes: int = MEMORY_BYTES):
-        """seconds: for one request."""
+        """seconds: the time limit of one request."""
         self.module, self.seconds, self.memory_bytes = module, seconds, memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
 
     def ask(self, request: Any) -> Any:
-        """The answer to one request.
+        """Return the answer to one request.
 
         Raises:
             OutOfBounds: it took too long or too much memory; the process is gone, the next request starts another.
@@ -96,7 +96,7 @@ class Worker:
         )
 
     def _wait_until_ready(self) -> None:
-        """Starting does not count."""
+        """Wait until the process has started; this does not count as a request's time."""
         if not self._ready:
             try:
                 self._read(1, time.monotonic() + START_SECONDS)
@@ -134,15 +134,15 @@ class Worker:
 
 
 class Workers:
-    """Some processes of one kind, for a loop of asyncio."""
+    """Several processes of one kind, for an asyncio loop."""
 
     def __init__(self, module: str, count: int, seconds: float = 5.0, memory_bytes: int = MEMORY_BYTES):
-        """count: requests that are worked on at once."""
+        """count: how many requests are worked on at once."""
         self._all = [Worker(module, seconds, memory_bytes) for _ in range(count)]
         self._free: asyncio.Queue[Worker] | None = None
 
     async def ask(self, request: Any) -> Any:
-        """As `Worker.ask`, while the loop goes on."""
+        """Return the answer to one request, as `Worker.ask`, while the loop continues."""
         if self._free is None:
             self._free = asyncio.Queue()
             for worker in self._all:
@@ -154,6 +154,6 @@ class Workers:
             self._free.put_nowait(worker)
 
     def close(self) -> None:
-        """End them all."""
+        """End all the processes."""
         for worker in self._all:
             worker.close()

@@ -1,4 +1,4 @@
-"""The other end of `interlace.sandbox.worker`: reads a request, answers it, and starts over."""
+"""The child process of `interlace.sandbox.worker`: read a request, answer it, and start over."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def main(module: str, memory_bytes: int) -> None:
-    """Answer with `module.answer` until the input ends."""
+    """Answer requests with `module.answer` until the input ends."""
     answer = importlib.import_module(module).answer
     pipe_in, pipe_out = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -36,7 +36,7 @@ def main(module: str, memory_bytes: int) -> None:
 
 
 def _limit_memory(memory_bytes: int) -> None:
-    """On top of what importing took; where the system has no such limit, time is the only one."""
+    """Limit the memory beyond what the import took; on systems without such a limit, only time is limited."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             used = int(file.read().split()[0]) * resource.getpagesize()

@@ -21,12 +21,12 @@ NOT_SOURCE = {
 
 
 def is_library_source(path: PurePath) -> bool:
-    """Whether a file of the standard library is its own source; tests and generated tables of encodings are not."""
+    """Return whether a file of the standard library counts as source; tests and generated encoding tables do not."""
     return path.suffix == ".py" and not NOT_SOURCE.intersection(path.parts)
 
 
 def sources(data: Path | None) -> Sources:
-    """The text given, or the running interpreter's standard library."""
+    """Return the given text, or the running interpreter's standard library."""
     if data is not None:
         return Sources([data])
     return Sources([Path(sysconfig.get_path("stdlib"))], keep=is_library_source)

@@ -1,4 +1,4 @@
-"""Whether a text holds an item of a benchmark, also lightly reworded: how much of the item its runs of words cover."""
+"""Find benchmark items in a text, also lightly reworded: how much of an item do the text's runs of words cover?"""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ class Match:
 
 
 def runs(words: Sequence[str]) -> set[tuple[str, ...]]:
-    """Every run of RUN words; all words where there are fewer."""
+    """Return every run of RUN words; all words as one run if there are fewer."""
     return set(_each_run(words))
 
 
 def _each_run(words: Sequence[str]) -> list[tuple[str, ...]]:
-    """The same in order, each as often as it stands there."""
+    """Return the runs in order, each as often as it occurs."""
     if len(words) <= RUN:
         return [tuple(words)] if words else []
     return [tuple(words[i : i + RUN]) for i in range(len(words) - RUN + 1)]
 
 
 def read_benchmark(name: str, path: Path, columns: Sequence[str], answer: str) -> list[Item]:
-    """The items of a JSONL file.
+    """Return the items of a JSONL file.
 
     Raises:
         DataError: it is missing, broken, or has no such columns.
@@ -82,7 +82,7 @@ class Index:
     """Items by their runs of words."""
 
     def __init__(self, items: Sequence[Item]):
-        """Build it; memory is some hundred bytes for each word of the items."""
+        """Build the index; it takes some hundred bytes for each word of the items."""
         self.items = items
         self._by_run: dict[tuple[str, ...], list[int]] = {}
         for place, item in enumerate(items):
@@ -92,10 +92,10 @@ class Index:
     def nearest(
         self, text: str, answer: str = "", threshold: float = THRESHOLD, with_answer: float = WITH_ANSWER
     ) -> Match | None:
-        """The item that counts most, by what `judged` asks of it; None if no run of any is in the text.
+        """Return the item that counts most by the rule of `judged`; None if the text has no run of any item.
 
-        Every item that shares a run is looked at, unless it shares too few to count more than the best. One that is no
-        more than a run itself stands in many texts by chance: it must be a sentence of the text, or go with its answer.
+        Every item that shares a run is examined, unless it shares too few to count more than the best. An item that is
+        no longer than a run occurs in many texts by chance: it must be a sentence of the text, or go with its answer.
         """
         words, alone = words_of(text), sentences(text)
         found = runs(words) | {tuple(words[i : i + n]) for n in range(1, RUN) for i in range(len(words) - n + 1)}
@@ -123,9 +123,9 @@ class Index:
 
 
 def sentences(text: str) -> set[tuple[str, ...]]:
-    """The words of a text's sentences, and of several in a row, where these are two to RUN; or of a text of one word.
+    """Return the words of sentences, and of several in a row, with two to RUN words; or of the text if it is one word.
 
-    A line, and what stands before or after a colon, is a sentence too.
+    A line is a sentence too, and so is the text before or after a colon.
     """
     parts = [
         words for part in SENTENCE.split(text) if (words := words_of(part.strip("*_#> \t")))
@@ -141,7 +141,7 @@ def sentences(text: str) -> set[tuple[str, ...]]:
 
 
 def coverage(words: Sequence[str], found: set[tuple[str, ...]]) -> float:
-    """The share of an item's words that lie in a run which the text has too."""
+    """Return the share of an item's words that lie in a run which the text has too."""
     width = min(RUN, len(words))
     covered = [False] * len(words)
     for i in range(len(words) - width + 1):
@@ -151,17 +151,17 @@ def coverage(words: Sequence[str], found: set[tuple[str, ...]]) -> float:
 
 
 def answers(said: str, known: str) -> bool:
-    """Whether an answer is the item's: the same number, or the same words."""
+    """Return whether an answer is the item's: the same number, or the same words."""
     return same_number(said, known)[0] or words_of(final_answer(said)) == words_of(known)
 
 
 def judged(match: Match | None, threshold: float, with_answer: float) -> bool:
-    """Whether a match counts: covered to the threshold, or to the lower one where the answer is the item's too."""
+    """Return whether a match counts: covered to the threshold, or to the lower one if the answer is the item's too."""
     return match is not None and match.coverage >= (with_answer if match.answered else threshold)
 
 
 def to_columns(match: Match) -> dict[str, Any]:
-    """A match as plain data."""
+    """Return a match as plain data."""
     return {
         "benchmark": match.item.benchmark,
         "item": match.item.number,

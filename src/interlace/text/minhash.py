@@ -1,9 +1,11 @@
-"""Near duplicates among many texts, without comparing all pairs.
+"""Find near duplicates among many texts without comparing all pairs.
 
-A text is the set of its runs of some words; two texts are near if their sets share much of their union (Jaccard). A
-signature keeps the least of each of K hash functions over the set, and agrees with another's in a share of places that
-estimates Jaccard; texts whose signatures agree in a whole band are looked at (Broder 1997; Leskovec, Rajaraman, Ullman,
-Mining of Massive Datasets, section 3.4). Hash functions: (a x + b) mod 2^64, its upper half (Dietzfelbinger 1996).
+A text is the set of its runs of some words. Two texts are near if their sets share much of their union (Jaccard). A
+signature keeps the smallest value of each of K hash functions over the set. The share of places in which two signatures
+agree estimates Jaccard. Only texts whose signatures agree in a whole band are compared (Broder 1997; Leskovec,
+Rajaraman, Ullman, Mining of Massive Datasets, section 3.4).
+
+Hash functions: (a x + b) mod 2^64, its upper half (Dietzfelbinger 1996).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ BLOCK = 4096  # shingles hashed at a time
 
 
 def shingles(text: str, words: int) -> set[str]:
-    """Runs of so many words, lower case; the whole text if it has fewer."""
+    """Return the runs of so many words, in lower case; the whole text if it has fewer."""
     found = words_of(text)
     if len(found) <= words:
         return {" ".join(found)} if found else {text.strip()}
@@ -28,7 +30,7 @@ def shingles(text: str, words: int) -> set[str]:
 
 
 def signature(parts: Iterable[str]) -> np.ndarray:
-    """uint32 [HASHES]: the least value of each hash function over the parts."""
+    """Return uint32 [HASHES]: the smallest value of each hash function over the parts."""
     raw = b"".join(hashlib.blake2b(p.encode("utf-8", "replace"), digest_size=4).digest() for p in parts)
     values = np.frombuffer(raw, dtype="<u4").astype(np.uint64)
     least = np.full(HASHES, np.iinfo(np.uint64).max, dtype=np.uint64)
@@ -44,7 +46,10 @@ _B = _RNG.integers(0, 1 << 63, HASHES, dtype=np.uint64) * np.uint64(2)
 
 
 def bands(threshold: float) -> int:
-    """Bands for which a pair at the threshold is found in more than 95 % of cases, with the fewest pairs beside it."""
+    """Return the fewest bands that find a pair at the threshold in more than 95 % of cases.
+
+    More bands would find more pairs below the threshold too.
+    """
     for count in (4, 8, 16, 32, 64, 128):
         if 1 - (1 - threshold ** (HASHES // count)) ** count > 0.95:
             return count
@@ -52,7 +57,7 @@ def bands(threshold: float) -> int:
 
 
 def first_of_each(signatures: np.ndarray, threshold: float) -> np.ndarray:
-    """int64 [rows]: for each row the earlier kept row that it is near to, or -1 for those that are kept.
+    """Return int64 [rows]: for each row the earlier kept row that it is near to, or -1 if it is kept.
 
     signatures: uint32 [rows, HASHES]. A row that was left out does not leave out others.
     """
@@ -76,7 +81,7 @@ def first_of_each(signatures: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _shared(part: np.ndarray) -> np.ndarray:
-    """int64 [rows]: a number for each value that two rows or more have, -1 for those that are alone."""
+    """Return int64 [rows]: a number for each value that two rows or more have, -1 for a value that one row has."""
     _, inverse, counts = np.unique(part, axis=0, return_inverse=True, return_counts=True)
     inverse = inverse.reshape(-1)
     return np.where(counts[inverse] > 1, inverse, -1)

@@ -1,4 +1,4 @@
-"""Rows and texts of files: UTF-8, gzip, JSON lines, one block or line in memory at a time."""
+"""Read rows and texts of files: UTF-8, gzip, JSON lines, with one block or line in memory at a time."""
 
 from __future__ import annotations
 

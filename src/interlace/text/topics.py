@@ -1,4 +1,4 @@
-"""What many texts are about, and how much they repeat themselves."""
+"""Find what many texts are about, and how much they repeat themselves."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ class Topic:
 
 
 def topics(texts: Sequence[str], seed: int = 0) -> list[Topic]:
-    """Clusters by k-means over the leading directions of TF-IDF, largest first; none for fewer than 20 texts.
+    """Return clusters of texts, largest first; none for fewer than 20 texts.
 
-    k is the square root of half the number of texts, at most 12. Source of the method: Deerwester et al., 1990 (latent
-    semantic analysis); weights log(1 + tf) log(n / df).
+    k-means over the leading directions of TF-IDF; k is the square root of half the number of texts, at most 12. Source
+    of the
+    method: Deerwester et al., 1990 (latent semantic analysis); weights log(1 + tf) log(n / df).
     """
     if len(texts) < 20:
         return []
@@ -71,7 +72,7 @@ def topics(texts: Sequence[str], seed: int = 0) -> list[Topic]:
 
 
 def distinct(texts: Sequence[str], longest: int = 4) -> list[tuple[int, int, int]]:
-    """(n, different runs of n words, all of them) for n from 1: few different ones mean that texts repeat each other.
+    """Return (n, different runs of n words, all runs) for n from 1; few different ones mean that texts repeat.
 
     Source: distinct-n, Li et al., arXiv 1510.03055.
     """

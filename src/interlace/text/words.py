@@ -1,4 +1,4 @@
-"""Texts as words, for what holds them against each other."""
+"""Split texts into words, to compare texts with each other."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ SIGNS = "#%&*/^-_"  # that unicode takes for punctuation
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Words in lower case, and signs, such as those of arithmetic; punctuation and spaces do not count."""
+    """Return words in lower case, and signs such as those of arithmetic; punctuation and spaces do not count."""
     found = WORD.findall(unicodedata.normalize("NFC", text).lower())
     return tuple(w for w in found if len(w) > 1 or w.isalnum() or _counts(w))
 
 
 @cache
 def _counts(sign: str) -> bool:
-    """Whether a sign says something: one of mathematics, or a picture; C# is not C."""
+    """Return whether a sign has a meaning of its own: one of mathematics, or a picture; C# is not C."""
     return sign in SIGNS or unicodedata.category(sign) in ("Sm", "So")

@@ -1,4 +1,4 @@
-"""The text of a run as tokens: prepared once, kept beside what reads it, and never taken for another's."""
+"""The text of a run as tokens: prepared once, stored beside what reads it, and never taken for another's."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def open_corpus(
 def kept_corpus(
     cache: Path, made_for: Callable[[], dict[str, Any]], make: Callable[[dict[str, Any]], None], begun: bool
 ) -> Corpus:
-    """What was prepared in `cache`, its files checked; made anew while nothing has begun and it was for something else.
+    """Return the corpus in `cache`, its files checked.
+
+    It is made anew if it was made for something else and nothing has begun.
 
     Args:
         made_for: what the tokens depend on; see `stamp` for the text.
@@ -83,7 +85,7 @@ def kept_corpus(
 
 
 def stamp(text: Sources) -> str:
-    """A hash of the paths, sizes and times of a text's files, which changes when the text does."""
+    """Return a hash of the paths, sizes and times of a text's files, which changes when the text does."""
     digest = hashlib.sha256()
     for source in text.paths:
         for path in (p for p, _ in text.files(source.resolve()) if p.is_file()):  # a missing one is refused when read
@@ -93,18 +95,18 @@ def stamp(text: Sources) -> str:
 
 
 def sources_of(data: DataSettings) -> Sources:
-    """The text that a recipe names."""
+    """Return the text that a recipe names."""
     return Sources([user_path(p) for p in data.source], data.field)
 
 
 def prepared_folder(data: DataSettings) -> Path | None:
-    """The prepared folder that a recipe names; None where it names text."""
+    """Return the prepared folder that a recipe names; None if it names text."""
     paths = [user_path(p) for p in data.source]
     return paths[0] if len(paths) == 1 and (paths[0] / MANIFEST).is_file() else None
 
 
 def _made_for(data: DataSettings, text: Sources) -> dict[str, Any]:
-    """What text prepared from a recipe depends on."""
+    """Return what text prepared from a recipe depends on."""
     settings = data.model_dump(mode="json", include={"source", "field", "turns", "tokenizer", "held_out"})
     files = {"template": data.template, "tokenizer": "" if new_entries(data.tokenizer) is not None else data.tokenizer}
     hashes = {f"{name}_sha256": sha256(user_path(path)) for name, path in files.items() if path}
@@ -112,7 +114,7 @@ def _made_for(data: DataSettings, text: Sources) -> dict[str, Any]:
 
 
 def check_inputs(recipe: Recipe, text: Sources | None = None) -> None:
-    """Look whether a run could begin, before anything is written.
+    """Check whether a run could begin, before anything is written.
 
     Args:
         text: read in the place of data.source.
@@ -146,7 +148,7 @@ def check_fit(recipe: Recipe, corpus: Corpus) -> None:
 
 
 def _entries(tokenizer: str) -> int:
-    """How many ids a tokenizer has, or may have where it is yet to be learnt."""
+    """Return how many ids a tokenizer has, or may have if it is not learnt yet."""
     size = new_entries(tokenizer)
     return Tokenizer.from_file(user_path(tokenizer)).vocabulary if size is None else size
 

@@ -1,4 +1,4 @@
-"""What a recipe will cost, before anything runs."""
+"""Estimate what a recipe will cost, before anything runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UTILISATION = 0.35  # share of the matrix-product rate that training reached her
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """Counts, FLOPs, bytes and seconds of a run."""
+    """The cost of a run: counts, FLOPs, bytes and seconds."""
 
     parameters: int
     non_embedding_parameters: int
@@ -60,7 +60,7 @@ def activation_bytes(config: ModelConfig, rows: int, length: int) -> int:
 
 
 def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
-    """The cost of a recipe on this machine; takes about a second, allocates no weights."""
+    """Estimate the cost of a recipe on this machine; takes about a second, allocates no weights."""
     data, length = recipe.data, recipe.data.length
     model = sizes(recipe.model, (length,), element_bytes=4)
     precision = choose_precision(recipe.train.precision, torch.device(device))

@@ -33,12 +33,12 @@ Evaluate = Callable[[HybridLM], dict[str, float]]
 
 
 def steps_of(recipe: Recipe) -> int:
-    """Whole batches that hold the tokens asked for."""
+    """Return how many whole batches hold the tokens asked for."""
     return -(-recipe.train.tokens // (recipe.data.rows * recipe.data.length))
 
 
 def due(step: int, steps: int, times: int) -> bool:
-    """Whether something done `times` times over the run, the end included, is due after `step` steps."""
+    """Return whether work done `times` times over the run, the end included, is due after `step` steps."""
     return step * times // steps > (step - 1) * times // steps
 
 
@@ -107,7 +107,7 @@ def train(
 
 
 def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str) -> tuple[Trainer, Corpus]:
-    """What takes the next step of a run, everything that it reads checked."""
+    """Return the trainer that takes the next step of a run, after all that it reads was checked."""
     newest = run.newest_good()
     corpus = open_corpus(recipe.data, run.path / "data", watch, begun=run.has_begun())
     check_fit(recipe, corpus)

@@ -1,4 +1,4 @@
-"""Which parameters a step changes, and how: AdamW, with weight decay on matrices alone."""
+"""The optimizer: AdamW, with weight decay on matrices alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole run as a TOML file: the model, the data, the training."""
+"""A training run as a TOML file: the model, the data, the training."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class DataSettings(Closed):
         turns: which of a conversation's answers are learnt: "all", or "last".
         tokenizer: a tokenizer.json, or "train:N" to learn one of N entries from the text that is trained on.
         held_out: share of documents never trained on; whole ones, chosen by a hash of their names.
-        length: of a row; a longer document goes on in another row, a longer conversation is cut at its end.
-        rows: in a batch, which holds rows x length tokens.
+        length: tokens of a row; a longer document goes on in another row, a longer conversation is cut at its end.
+        rows: rows of a batch, which holds rows x length tokens.
     """
 
     source: tuple[str, ...] = Field(strict=False, min_length=1)
@@ -55,18 +55,18 @@ class TrainSettings(Closed):
     """How the model is trained.
 
     Attributes:
-        tokens: to train on, rounded up to whole batches; text is read again where there is less.
+        tokens: tokens to train on, rounded up to whole batches; text is read again where there is less.
         start: a checkpoint to start from; its weights, and its config and tokenizer where [model] and data.tokenizer
             are not given. Fresh weights if empty.
-        learning_rate: of AdamW on the plateau, between warm-up and decay.
+        learning_rate: AdamW's learning rate on the plateau, between warm-up and decay.
         warmup: share of the steps, up to the first horizon, in which the rate rises from 0.
         decay: share of the steps, at the end, in which the rate falls to 0.
         horizons: shares of the tokens, rising, at which the rate has fallen to 0 too, is taken up again, and the
             held-out text is scored: one run that has been trained to several lengths.
-        weight_decay: of AdamW, on matrices other than the embedding.
-        betas: of AdamW, for the means of gradients and of their squares.
+        weight_decay: AdamW's weight decay, on matrices other than the embedding.
+        betas: AdamW's betas, for the means of gradients and of their squares.
         clip: the largest gradient norm; a longer gradient is scaled down to it.
-        seed: of the weights and of the data order.
+        seed: the seed of the weights and of the data order.
         precision: "float32", "bfloat16" (float32 master weights), or "auto": bfloat16 where it is faster here.
         evaluations: how often the held-out text is scored, the end included.
         evaluation_tokens: how much held-out text a score reads at most.
@@ -108,7 +108,7 @@ class TrainSettings(Closed):
 
 
 class Recipe(Closed):
-    """A training run."""
+    """A whole training run: model, data and training."""
 
     model: ModelConfig
     data: DataSettings

@@ -1,4 +1,4 @@
-"""report.html of a run: one file, its picture inside, nothing fetched from anywhere."""
+"""report.html of a training run: one file, its picture inside, nothing fetched from elsewhere."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def loss_plot(
 
 
 def smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
-    """An exponential moving average, without the bias of its start."""
+    """Return an exponential moving average, without the bias of its start."""
     mean, weight, smoothed = 0.0, 0.0, []
     for value in values:
         mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
@@ -72,7 +72,7 @@ def smooth(values: Sequence[float], keep: float = 0.9) -> list[float]:
 
 
 def curves(run: TrainingRun, score: str = "held_out_bits_per_byte") -> tuple[Curve, Curve]:
-    """(training loss, smoothed; the metric called `score`) of a run, each against tokens."""
+    """Return (training loss, smoothed; the metric called `score`) of a run, each against tokens."""
     rows = list(run.metrics())
     scored = [m for m in rows if score in m]
     steps = [m for m in rows if "loss" in m]  # a divergence has none
@@ -84,7 +84,7 @@ SAMPLES = "samples.json"
 
 
 def write_report(run: TrainingRun) -> Path:
-    """loss.png and report.html in a run folder; returns the report's path. Everything is read from the folder.
+    """Write loss.png and report.html in a run folder; return the report's path. Everything is read from the folder.
 
     Raises:
         RunError, DataError: a file of it is damaged.
@@ -113,7 +113,7 @@ def write_report(run: TrainingRun) -> Path:
 
 
 def lead(run: TrainingRun, config: Mapping[str, Any]) -> str:
-    """What a run came to, in a sentence or two."""
+    """Say in a sentence or two what a run came to."""
     rows = list(run.metrics())
     steps = [m for m in rows if "loss" in m]
     size = sizes(ModelConfig.from_dict(config["model"]), ())
@@ -135,7 +135,7 @@ def lead(run: TrainingRun, config: Mapping[str, Any]) -> str:
 
 
 def about_text(run: TrainingRun, config: Mapping[str, Any]) -> str:
-    """The text that a run was trained on."""
+    """Return HTML on the text that a run was trained on."""
     source = ", ".join(config["data"]["source"])
     manifests = [run.path / "data" / MANIFEST, *(user_path(p) / MANIFEST for p in config["data"]["source"])]
     file = next((m for m in manifests if m.is_file()), None)
@@ -152,7 +152,7 @@ def about_text(run: TrainingRun, config: Mapping[str, Any]) -> str:
 
 
 def read_samples(run: TrainingRun) -> list[tuple[str, str]]:
-    """(prompt, text) of what the model wrote at the end, as far as it was kept.
+    """Return (prompt, text) of what the model wrote at the end, as far as it was stored.
 
     Raises:
         DataError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Warm-up, plateau, decay: once, or to each of several horizons."""
+"""The learning-rate schedule: warm-up, plateau, decay; once, or for each of several horizons."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ class Schedule:
     horizons: tuple[float, ...] = ()
 
     def rate(self, step: int) -> float:
-        """Of a step counted from 0."""
+        """Return the learning rate of a step counted from 0."""
         return self.learning_rate * warmup_stable_decay(step, self.steps, self.warmup, self.decay, self.horizons)

@@ -1,4 +1,4 @@
-"""The training loop, of which there is one: `interlace train`, quickstart's race and a study's cells call it."""
+"""The only training loop: `interlace train`, quickstart's race and a study's cells call it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One model in training: a step, a checkpoint, and the way back from one."""
+"""One model in training: take a step, write a checkpoint, resume from one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from interlace.train.schedule import Schedule
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did.
+    """The results of one step.
 
     Attributes:
         loss: nats per token.
@@ -43,11 +43,11 @@ class StepResult:
 
 
 class Trainer:
-    """A model, an optimizer, an objective and a schedule, step by step.
+    """Trains a model step by step, with an optimizer, an objective and a schedule.
 
     Attributes:
         model: on its device, float32.
-        schedule: of the learning rate; may be replaced between steps.
+        schedule: the learning rate of each step; may be replaced between steps.
         done: steps taken.
     """
 
@@ -67,7 +67,7 @@ class Trainer:
 
     @staticmethod
     def of(model: HybridLM, settings: TrainSettings, steps: int, precision: str = "float32") -> Trainer:
-        """The trainer of a recipe: AdamW on float32 master weights, next tokens, warm-up, plateau and decay."""
+        """Return the trainer of a recipe: AdamW on float32 master weights, next tokens, warm-up, plateau and decay."""
         plan = settings
         schedule = Schedule(steps, plan.learning_rate, plan.warmup, plan.decay, plan.horizons)
         objective = NextToken(precision, plan.balance_loss)
@@ -76,7 +76,7 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """Steps that the schedule is made for."""
+        """How many steps the schedule is made for."""
         return self.schedule.steps
 
     def step(self, batch: Batch) -> StepResult:
@@ -113,7 +113,7 @@ class Trainer:
         return StepResult(value, size, rate, time.perf_counter() - start, busiest)
 
     def write(self, folder: Path) -> None:
-        """The model as any other checkpoint, and beside it what training needs to go on."""
+        """Write the model as any other checkpoint, and beside it what training needs to resume."""
         write_model(self.model, folder)
         names = dict(self.model.named_parameters())
         state = self.optimizer.state
@@ -128,7 +128,7 @@ class Trainer:
 
     @torch.no_grad()
     def resume(self, folder: Path) -> None:
-        """Go on from a folder that `write` filled, bit for bit."""
+        """Resume from a folder that `write` filled, bit for bit."""
         stored = load(folder)
         for ours, theirs in zip(self.model.parameters(), stored.parameters(), strict=True):
             ours.copy_(theirs)

@@ -1,4 +1,4 @@
-"""A place among tokens, and what stands between brackets: tuples, intervals, sets, matrices."""
+"""A cursor over tokens, and a reader of what stands between brackets: tuples, intervals, sets, matrices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Cursor:
     """A place among the tokens of one item."""
 
     def __init__(self, found: list[Token], plus: int = 1):
-        """plus: 1 or -1, what a sign for plus or minus stands for."""
+        """plus: 1 or -1, the sign that a plus-or-minus sign stands for."""
         self._found, self._place, self._plus = found, 0, plus
         self._bars = 0  # that are open, of absolute values
         self._squares = 0  # square brackets that are open
@@ -46,7 +46,7 @@ class Cursor:
         return token
 
     def _until_closed(self) -> str:
-        """What braces hold, as it is written."""
+        """Return the text inside braces, as it is written."""
         self._expect("{")
         said = ""
         while not self._is("}"):
@@ -56,7 +56,7 @@ class Cursor:
 
 
 class Brackets(Cursor):
-    """Reads what stands between brackets, by a subclass that reads relations, sides and sums."""
+    """Reads what stands between brackets; a subclass reads relations, sides and sums."""
 
     def _relation(self) -> Any:
         raise NotImplementedError
@@ -72,7 +72,7 @@ class Brackets(Cursor):
         return self._bracket("{")
 
     def _bracket(self, opened: str) -> Any:
-        """What a bracket holds: one value, or the parts of a tuple, an interval or a set."""
+        """Return what a bracket holds: one value, or the parts of a tuple, an interval or a set."""
         if opened == "|":
             self._bars += 1
             said = sympy.Abs(number(self._sum()))
@@ -98,7 +98,7 @@ class Brackets(Cursor):
         return parts[0]
 
     def _by_conditions(self) -> Any:
-        """The set {x | x > 2} or {x in (0, 5) : x > 2}; None where none begins."""
+        """Return a set such as {x | x > 2} or {x in (0, 5) : x > 2}; None if no such set begins here."""
         begun, within = self._place, sympy.Reals
         if not self._is(kinds=("letter",)):
             return None

@@ -1,4 +1,4 @@
-"""What runs in a worker: numbers, patterns and schemas, any of which may take long."""
+"""The worker that checks numbers, patterns and schemas, any of which may take long."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from interlace.verify.structure import fitting
 
 
 def answer(request: dict[str, Any]) -> Any:
-    """[right, why not] of numbers or a pattern; [value, what is wrong] of JSON."""
+    """Return [right, why not] for numbers or a pattern; [value, what is wrong] for JSON."""
     if request["do"] == "number":
         return list(same_number(request["answer"], request["gold"], request["tolerance"]))
     if request["do"] == "pattern":

@@ -1,4 +1,4 @@
-"""How values cross between the tests and the solution: plain ones are copied, others stay and are known by number.
+"""Move values between the tests and the solution: plain values are copied, others stay and are known by a number.
 
 Runs inside the cage, on both sides.
 """
@@ -46,17 +46,17 @@ INVISIBLE = (StopIteration, StopAsyncIteration)  # out of a call they would end 
 
 
 class Crossing:
-    """What one side knows of the other's values.
+    """What one side knows of the other side's values.
 
     Attributes:
         own: name of the module whose classes are this side's own.
-        held: by number, what the other side knows of.
-        tested: names of classes that the tests are about, which may say themselves what they hold.
-        beyond: what was needed and cannot cross, if anything.
+        held: values that the other side knows of, by number.
+        tested: names of classes that the tests are about; these may answer comparisons themselves.
+        beyond: what was needed and cannot cross; "" if nothing.
     """
 
     def __init__(self, own: str, trusting: bool):
-        """`trusting`: whether the other side may do with what is held here whatever Python allows."""
+        """trusting: whether the other side may do anything that Python allows with the values held here."""
         self.own, self.trusting = own, trusting
         self.held: dict[int, Any] = {}
         self.numbers: dict[int, int] = {}
@@ -67,21 +67,21 @@ class Crossing:
         self.beyond = ""
 
     def ask(self, what: str, *args: Any, **more: Any) -> Any:
-        """Have the other side do something."""
+        """Ask the other side to do something, and return its result."""
         raise NotImplementedError
 
     def hold(self, value: Any) -> int:
-        """Its number; it is kept, so that no other gets the same."""
+        """Return a value's number; the value is kept alive, and no other value gets its number."""
         number = self.numbers.setdefault(id(value), len(self.numbers))
         self.held[number] = value
         return number
 
     def pack(self, v: Any, whole: bool = False) -> Any:
-        """As JSON.
+        """Return a value as JSON.
 
-        `whole`: v was made by calling a class of its owner. It then crosses as an object, even if that class is a kind
-        of list or number (`class Stack(list)`), so that its own methods can be called; elsewhere such a value crosses
-        as the plain list or number it is.
+        whole: v was made by calling a class of its owner. It then crosses as an object, even if that class is a kind of
+            list or number (`class Stack(list)`), so that its own methods can be called. Elsewhere such a value crosses
+            as the plain list or number it is.
         """
         if v is None or v is True or v is False:
             return v
@@ -149,7 +149,7 @@ class Crossing:
         return None
 
     def open(self, v: Any) -> Any:
-        """What was packed."""
+        """Return the value that `pack` made this JSON from."""
         if not isinstance(v, list):
             return v
         kind, *a = v
@@ -205,7 +205,7 @@ class Crossing:
         return self.remote(cls, number)
 
     def remote(self, cls: type, number: int) -> Any:
-        """An instance of a Remote's class, the same for the same object."""
+        """Return an instance of a Remote's class; the same object always gets the same instance."""
         if number not in self.remotes:
             made: Any = object.__new__(cls)
             object.__setattr__(made, "_number", number)
@@ -222,7 +222,7 @@ class Crossing:
         return wait
 
     def class_of(self, number: int) -> type:
-        """A class of the other side, with its bases and its operators."""
+        """Return a class that stands for one of the other side, with its bases and its operators."""
         made: Any
         if number not in self.classes:
             name, bases, builtin, has = self.ask("describe", ["own", number])
@@ -248,19 +248,19 @@ class Crossing:
         return self.classes[number]
 
     def describe(self, cls: type) -> Any:
-        """[name, numbers of its bases, builtin exceptions it is, operators] of an own class."""
+        """Describe an own class: [name, numbers of its bases, the builtin exceptions it is, its operators]."""
         bases = [self.hold(b) for b in cls.__bases__ if b.__module__ == self.own]
         errors = [b.__name__ for b in cls.__mro__ if issubclass(b, BaseException) and b.__module__ == "builtins"]
         has = [n for n in OPERATORS if any(f"__{n}__" in k.__dict__ for k in cls.__mro__ if k is not object)]
         return [cls.__name__, bases, errors[:1], has]
 
     def _kinds(self, cls: type) -> list[Any]:
-        """A class of error, and what stands for it where it is not known."""
+        """Return the classes by which the other side can know a class of error, the nearest first."""
         found = [self.pack(k) for k in cls.__mro__ if k.__module__.split(".")[0] in (self.own, "builtins", *LIBRARY)]
         return [["own", cls.__dict__["_number"]], *found] if "_number" in cls.__dict__ else found
 
     def _raised(self, error: BaseException) -> list[Any]:
-        """An error, and what it came of."""
+        """Return an error as JSON, with the error that caused it."""
         values = {k: self.pack(v) for k, v in vars(error).items() if k != "_said"}
         cause = None if error.__cause__ is None else self._raised(error.__cause__)
         return [self._kinds(type(error)), [self.pack(a) for a in error.args], values, str(error), cause]
@@ -286,13 +286,13 @@ class Crossing:
 
 
 def _has_methods(kind: type) -> bool:
-    """Whether a named tuple is more than that."""
+    """Return whether a named tuple has methods or properties of its own."""
     methods = (types.FunctionType, property, classmethod, staticmethod)
     return any(isinstance(v, methods) and not n.startswith("_") for n, v in vars(kind).items())
 
 
 def known(module: Any) -> str:
-    """The name of a module that both sides may import."""
+    """Return the name of a module if both sides may import it, or raise ImportError."""
     if str(module).split(".")[0] not in LIBRARY:
         raise ImportError(f"{module!r} is not imported for a solution")
     return str(module)

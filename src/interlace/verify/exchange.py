@@ -1,7 +1,7 @@
-"""Values and calls between a solution and its tests, which run in two processes; runs inside the cage.
+"""Exchange values and calls between a solution and its tests, which run in two processes inside the cage.
 
-Plain values travel by what they mean: a number that calls itself equal to everything arrives as the number it is. All
-else stays with its owner and is known to the other side by a number, as a `Remote` that asks the owner.
+A plain value crosses as what it is: a number that calls itself equal to everything arrives as the plain number. Any
+other value stays with its owner. The other side knows it by a number, as a `Remote` that asks the owner.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ LONGEST = 1 << 28  # bytes of a message
 
 
 class SolutionGone(BaseException):
-    """The other side has ended."""
+    """The process of the other side has ended."""
 
 
 class Wire(Crossing):
     """One end of two pipes.
 
     Attributes:
-        asked: how often the other side was asked to do something.
-        answering: how many calls of the other side are being answered.
+        asked: how often this side asked the other to do something.
+        answering: how many calls of the other side are being answered now.
     """
 
     def __init__(self, own: str, read: int, write: int, do: dict[str, Callable[..., Any]], trusting: bool):
-        """`trusting`: as for `Crossing`."""
+        """trusting: as for `Crossing`."""
         super().__init__(own, trusting)
         self.read, self.write, self.do = read, write, do
         self.asked = self.answering = 0
         self.turn = threading.RLock()
 
     def send(self, message: Any) -> None:
-        """All of a message."""
+        """Send a whole message."""
         raw = json.dumps(message).encode()
         raw = len(raw).to_bytes(8, "big") + raw
         while raw:
@@ -64,7 +64,7 @@ class Wire(Crossing):
                 raise SolutionGone("the solution ended its process") from None
 
     def receive(self) -> Any:
-        """The next message."""
+        """Return the next message."""
 
         def take(count: int) -> bytes:
             if count > LONGEST:
@@ -81,7 +81,7 @@ class Wire(Crossing):
         return json.loads(take(int.from_bytes(take(8), "big")))
 
     def ask(self, what: str, *args: Any, **more: Any) -> Any:
-        """Have the other side do something; what it did to lists and the like is done here too."""
+        """Ask the other side to do something; changes that it makes to lists, sets and mappings are made here too."""
         with self.turn:
             self.asked += 1
             try:
@@ -109,7 +109,7 @@ class Wire(Crossing):
             return self.open(found)
 
     def answer(self, what: str, args: list[Any], more: dict[str, Any]) -> None:
-        """Do what the other side asks for."""
+        """Do what the other side asks for, and send the result."""
         self.answering += 1
         try:
             if not self.trusting:
@@ -133,7 +133,7 @@ class Wire(Crossing):
         self.send(reply)
 
     def _allow(self, what: str, args: list[Any]) -> None:
-        """The other side may use what it was given, and may not climb from it to the rest of this process."""
+        """Refuse what a solution may not do: from what it was given, it may not reach the rest of this process."""
         if what in ("input", "readline", "read") and not args[1:]:
             return
         if what not in DO or not args or not isinstance(args[0], list) or args[0][0] != "own":
@@ -164,7 +164,7 @@ class Wire(Crossing):
 
 
 def assign(old: Any, new: Any) -> None:
-    """Give a list, set, mapping or the like the content of another."""
+    """Replace the content of a list, set, mapping or the like by that of another."""
     if isinstance(old, list | bytearray):
         old[:] = new
     elif isinstance(old, deque):
@@ -179,7 +179,7 @@ LOOPS: list[Any] = []  # kept from call to call, with the generators and locks t
 
 
 def run_to_end(function: Any, *args: Any, **more: Any) -> Any:
-    """What a coroutine comes to; it may be asked for while another of this process waits for the other side."""
+    """Return the result of a coroutine; this also works while another one here waits for the other side."""
     asyncio = importlib.import_module("asyncio")
     outer = asyncio._get_running_loop()
     asyncio._set_running_loop(None)
@@ -194,7 +194,7 @@ def run_to_end(function: Any, *args: Any, **more: Any) -> Any:
 
 
 async def wait_for(value: Any, name: str, *args: Any) -> Any:
-    """What a method of `async with` or `async for` comes to."""
+    """Return the result of a method of `async with` or `async for`."""
     return await getattr(type(value), f"__{name}__")(value, *args)
 
 

@@ -1,4 +1,4 @@
-"""Answers that are expressions: compared as mathematics, shape by shape, with sympy."""
+"""Compare answers that are expressions as mathematics, shape by shape, with sympy."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ LONGEST_CHAIN = 6  # sides of an equation that are also compared in another orde
 
 
 def same(answer: str, gold: str) -> tuple[bool, str]:
-    """(whether two answers are equal, why not).
+    """Return (whether two answers are equal, why not).
 
-    Texts that only differ in how they are set are equal before anything is parsed. Numbers and formulas are equal where
-    sympy finds their difference to be nothing; intervals, sets, tuples, matrices, equations and inequalities only among
-    themselves, each by its own rule; words as text, never as products of letters. A unit counts where both have one.
+    Texts that differ only in typesetting are equal before anything is parsed. Numbers and formulas are equal if sympy
+    finds that their difference is 0. Intervals, sets, tuples, matrices, equations and inequalities are compared only
+    with their own kind, by a rule for each. Words are compared as text, never as products of letters. A unit counts if
+    both have one.
     """
     one, other = final_answer(answer), final_answer(gold)
     (letter, value), (known_letter, known_value) = choice(one), choice(other)
@@ -45,7 +46,7 @@ def same(answer: str, gold: str) -> tuple[bool, str]:
 
 
 def _same(one: str, other: str) -> tuple[bool, str]:
-    """The two of `same`, once they are found in their texts."""
+    """Compare two answers that were found in their texts; see `same`."""
     if (text := normal(one)) and text == normal(other):
         return True, ""
     said, known = read(one), read(other)
@@ -63,7 +64,7 @@ def _same(one: str, other: str) -> tuple[bool, str]:
 
 
 def equal_shapes(a: Any, b: Any) -> bool:
-    """Whether two readings say the same."""
+    """Return whether two readings mean the same."""
     if isinstance(a, Words) or isinstance(b, Words):
         return _equal_words(a, b)
     a, b = _beside(a, b), _beside(b, a)
@@ -84,7 +85,7 @@ def equal_shapes(a: Any, b: Any) -> bool:
 
 
 def _beside(said: Any, other: Any) -> Any:
-    """A shape as the other asks for it: the 3 of x = 3, of a set of 3 alone, or the point of x = 1, y = 2."""
+    """Return a shape in the form of the other: the 3 of x = 3, of a set of 3 alone, or the point of x = 1, y = 2."""
     if isinstance(said, Relation) and _is_equation(said) and not _is_equation(other):
         return _value(said)
     if isinstance(said, Several) and not isinstance(other, Several):
@@ -99,7 +100,7 @@ def _beside(said: Any, other: Any) -> Any:
 
 
 def _equal_words(a: Any, b: Any) -> bool:
-    """Words with words as text; letters beside an expression as their product."""
+    """Return whether words are equal: as text to words, and as a product of letters to an expression."""
     if isinstance(a, Words) and isinstance(b, Words):
         return a.text == b.text
     products = [x.product if isinstance(x, Words) else x for x in (a, b)]
@@ -107,7 +108,7 @@ def _equal_words(a: Any, b: Any) -> bool:
 
 
 def _equal_quantities(a: Any, b: Any) -> bool:
-    """The same values, in the same unit where both have one; 5m is five meters, 60 degrees a third of pi."""
+    """Return whether values are equal, in the same unit if both have one; 5m is 5 meters, 60 degrees a third of pi."""
     units = [x.unit if isinstance(x, Quantity) else "" for x in (a, b)]
     values = [x.value if isinstance(x, Quantity) else x for x in (a, b)]
     if "" in units and all(isinstance(v, sympy.Expr) for v in values):
@@ -124,7 +125,7 @@ def _equal_quantities(a: Any, b: Any) -> bool:
 
 
 def _equal_parts(a: Several | Members, b: Several | Members) -> bool:
-    """Parts in any order; sets hold each once."""
+    """Return whether parts are equal in any order; sets hold each part once."""
     joints = {x.joint for x in (a, b) if isinstance(x, Several)} - {","}
     if len(joints) > 1 and any(map(_is_inequality, a.parts)):  # x < 1 or x > 2 is not x < 1 and x > 2
         return False
@@ -162,21 +163,21 @@ def _is_equation(said: Any) -> bool:
 
 
 def _is_inequality(said: Any) -> bool:
-    """One, or several that "and" or "or" joins."""
+    """Return whether this is an inequality, or several joined by "and" or "or"."""
     if isinstance(said, Several):
         return said.joint != "," and all(map(_is_inequality, said.parts))
     return isinstance(said, Relation) and "=" not in said.signs
 
 
 def _names(said: Any) -> tuple[str, ...]:
-    """The names that a side is made of, () where it is anything else."""
+    """Return the names that a side is made of, () if it is anything else."""
     parts = said.parts if isinstance(said, Group) else (said,)
     names = tuple(getattr(p, "name", "") for p in parts)
     return names if all(names) else ()
 
 
 def _value(said: Any) -> Any:
-    """What an equation gives a name, or what numbers come to; the equation itself where it does neither."""
+    """Return what an equation gives a name, or the result of numbers; else the equation itself."""
     first, last = said.sides[0], said.sides[-1]
     if _names(first) or _names(last):
         return next((x for x in reversed(said.sides) if not _names(x)), last)
@@ -184,7 +185,7 @@ def _value(said: Any) -> Any:
 
 
 def _values(said: Several) -> Any:
-    """x = 1, x = 2 as 1, 2 in any order; x = 1, y = 2 as the point (1, 2)."""
+    """Return x = 1, x = 2 as 1, 2 in any order, and x = 1, y = 2 as the point (1, 2)."""
     names = [_names(p.sides[0]) if _is_equation(p) else () for p in said.parts]
     if not all(names):
         return said
@@ -204,7 +205,7 @@ def _equal_relations(a: Relation, b: Relation) -> bool:
 
 
 def _equal_equations(a: Relation, b: Relation) -> bool:
-    """One is a number times the other, or both give the same to the same names."""
+    """Return whether one equation is a number times the other, or both give the same to the same names."""
     if max(len(a.sides), len(b.sides)) > LONGEST_CHAIN:
         return _in_order(a.sides, b.sides)
     if len(a.sides) > 2 or len(b.sides) > 2:
@@ -220,7 +221,7 @@ def _equal_equations(a: Relation, b: Relation) -> bool:
 
 
 def _equal_chains(one: list[Any], other: list[Any]) -> bool:
-    """The same sides in any order, or all of them times one number; A = 2x = 6 says what A = 6 does."""
+    """Return whether the sides are the same in any order, or all of them times one number; A = 2x = 6 equals A = 6."""
     short, long = sorted((one, other), key=len)
     if len(short) == 2 < len(long):
         steps, last = long[1:-1], getattr(long[-1], "value", long[-1])
@@ -241,7 +242,7 @@ def _equal_links(one: tuple[str, Any], other: tuple[str, Any]) -> bool:
 
 
 def _ratio(one: Any, other: Any) -> Any:
-    """The number that one expression is times the other; None where there is none."""
+    """Return the number that one expression is times the other; None if there is none."""
     if other == 0 or one == 0:
         return sympy.Integer(1) if one == other else None
     ratio = sympy.simplify(one / other)
@@ -249,14 +250,14 @@ def _ratio(one: Any, other: Any) -> Any:
 
 
 def _region(said: Any) -> Any:
-    """An interval, a set, or inequalities of one unknown, as sympy's set."""
+    """Return an interval, a set, or inequalities of one unknown as sympy's set."""
     if isinstance(said, Several):
         return (sympy.Union if said.joint == "or" else sympy.Intersection)(*map(_region, said.parts))
     return region(said)
 
 
 def _equal_regions(a: Any, b: Any) -> bool:
-    """The same set, or unions of as many parts whose ends are equal."""
+    """Return whether two sets are equal, or unions of as many parts whose ends are equal."""
     one, other = (list(x.args) if isinstance(x, sympy.Union) else [x] for x in (a, b))
 
     def equal(x: Any, y: Any) -> bool:
@@ -268,9 +269,9 @@ def _equal_regions(a: Any, b: Any) -> bool:
 
 
 def equal_expressions(a: Any, b: Any) -> bool:
-    """Whether two sympy expressions are the same wherever both are defined, as far as sympy can say.
+    """Return whether two sympy expressions are the same wherever both are defined, as far as sympy can tell.
 
-    Constants of which it cannot say it are the same where 200 digits find no difference.
+    If it cannot tell for constants, they count as the same when 200 digits show no difference.
     """
     if a == b:
         return True

@@ -1,4 +1,4 @@
-"""Where a text gives its answer: the one place that both numbers and expressions read it from."""
+"""Find where a text gives its answer; numbers and expressions both use this one place."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _LABEL = re.compile(
 
 
 class Said(NamedTuple):
-    """What a text gives as its answer, and where it stood: in a "box", on the "line" of a mark, or "nowhere" marked."""
+    """The text of an answer, and where it stood: in a "box", on the "line" of a mark, or "nowhere" without one."""
 
     text: str
     place: str
 
 
 def find(text: str) -> Said:
-    """What stands in the last \\boxed{}, or on the line that the last "####", "answer is" or "Answer:" begins.
+    """Return what stands in the last \\boxed{}, or on the line that the last "####", "answer is" or "Answer:" begins.
 
-    Boxes that stand in one sentence are several values. Where no mark is, the answer is all of the text.
+    Boxes that stand in one sentence are several values. Without any mark, the whole text is the answer.
     """
     mark = None
     for mark in _MARK.finditer(text):  # noqa: B007 - the last is used
@@ -64,7 +64,7 @@ def find(text: str) -> Said:
 
 
 def final_answer(text: str) -> str:
-    """The answer that a text gives, as it is written: of a line what formulas it begins with, or its sentence."""
+    """Return the answer of a text as it is written: from a marked line the formulas it begins with, or its sentence."""
     said, place = find(text)
     if place != "line":
         return said
@@ -78,13 +78,13 @@ def final_answer(text: str) -> str:
 
 
 def choice(text: str) -> tuple[str, str]:
-    """(A, 5) of "(A) 5"; ("", the text) where no choice's letter stands before it."""
+    """Return (A, 5) for "(A) 5"; ("", the text) if no choice's letter stands before it."""
     label = _LABEL.match(text)
     return (label[1] or label[2], text[label.end() :]) if label else ("", text)
 
 
 def _boxes(text: str, last: int) -> list[str]:
-    """What the box that begins at a place holds, and before it what those of its sentence do."""
+    """Return the contents of the box that begins at `last`, preceded by those of the other boxes in its sentence."""
     found: list[tuple[int, int, str]] = []
     open_: list[re.Match[str]] = []
     for brace in _BRACE.finditer(text):

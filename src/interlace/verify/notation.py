@@ -1,4 +1,4 @@
-"""Mathematics as people and models write it (LaTeX, plain text, Python) cut into tokens."""
+"""Cut mathematics as people and models write it (LaTeX, plain text, Python) into tokens."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Token(NamedTuple):
 
 
 def clean(text: str) -> str:
-    """One spelling of signs, without what only sets the type."""
+    """Return a text with one spelling for each sign, and without commands that only set the type."""
     s = text.strip().rstrip(".").strip()
     if len(s) > 4 and s.startswith("**") and s.endswith("**"):
         s = s[2:-2]
@@ -104,10 +104,10 @@ def _vulgar(letter: str) -> str:
 
 
 def tokens(text: str) -> list[Token]:
-    """The tokens of a cleaned text.
+    """Return the tokens of a cleaned text.
 
     Raises:
-        ValueError: it holds a sign that mathematics here has not.
+        ValueError: it holds a sign that is not known here.
     """
     found: list[Token] = []
     open_: list[str] = []  # brackets in which a comma parts; braces that only hold together are none of them
@@ -135,7 +135,7 @@ def tokens(text: str) -> list[Token]:
 
 
 def _note_bracket(said: str, found: list[Token], open_: list[str]) -> None:
-    """Follow what is open."""
+    """Record which brackets are open after a sign."""
     if said in ("(", "[", "\\{"):
         open_.append(said)
     elif said == "{":
@@ -146,7 +146,7 @@ def _note_bracket(said: str, found: list[Token], open_: list[str]) -> None:
 
 
 def _is_unit(match: re.Match[str], found: list[Token]) -> bool:
-    """Whether a letter in \\text{} is a unit: 5\\text{ m} and \\mathrm{m}/\\mathrm{s}, not 2\\text{x} or \\text{A}."""
+    """Return whether a letter in \\text{} is a unit: 5\\text{ m}, \\mathrm{m}/\\mathrm{s}, not 2\\text{x}."""
     if (
         match["power"]
         or match["word"].strip() not in units.LETTERS
@@ -161,7 +161,7 @@ def _is_unit(match: re.Match[str], found: list[Token]) -> bool:
 
 
 def _made(kind: str, match: re.Match[str], said: str) -> list[Token]:
-    """The tokens of one match."""
+    """Return the tokens of one match."""
     start, end = match.span()
 
     def one(kind: str, text: str) -> list[Token]:
@@ -192,7 +192,7 @@ def _made(kind: str, match: re.Match[str], said: str) -> list[Token]:
 
 
 def _named(name: str, otherwise: str) -> tuple[str, str]:
-    """The kind of a name, which a backslash may have stood before, and the name."""
+    """Return (kind, name) of a name, which may have had a backslash before it."""
     if name in FUNCTIONS:
         return "function", FUNCTIONS[name]
     if name in CONSTANTS:
@@ -204,7 +204,7 @@ def _named(name: str, otherwise: str) -> tuple[str, str]:
 
 
 def _of_words(match: re.Match[str], one) -> list[Token]:  # type: ignore[no-untyped-def]
-    """\\text{...}: a name, a number or "and" stands for itself; anything else is words, such as a unit."""
+    """Return the tokens of \\text{...}: a name, a number or "and" for itself, else words, such as a unit."""
     said = match["word"].strip()
     if said in ("and", "or", ","):
         return one("separator", said)

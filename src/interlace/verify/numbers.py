@@ -1,4 +1,4 @@
-"""Final answers that are numbers: found in a text, told from what only holds a number, compared."""
+"""Final answers that are numbers: find them in a text, reject what only contains a number, and compare them."""
 
 from __future__ import annotations
 
@@ -54,13 +54,14 @@ _ANOTHER_NAME = re.compile(r"(?:,|\b(?:and|or))\s{0,4}[A-Za-z](?:_\w)?\s{0,4}=")
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number that a text gives as its answer, exactly, or None.
+    """Return the number that a text gives as its answer, exactly, or None.
 
-    It is what follows the last "####", \\boxed{}, "answer is" or "Answer:", in the box or in the first line that says
-    anything; where none of these is there, the last number of the text. Thousands' commas and spaces, currency, units,
-    fractions, powers of ten, "million" and unicode's signs are read. A percentage is the number before the sign.
-    Beside it may stand units and words, and a name before a sign of equality; an answer that holds anything else (a
-    root, a letter, an operation, a second number) is none.
+    It follows the last "####", \\boxed{}, "answer is" or "Answer:", in the box or in the first line that holds words or
+    numbers. Without any of these it is the last number of the text.
+
+    Thousands' commas and spaces, currency, units, fractions, powers of ten, "million" and unicode's signs are read. A
+    percentage is the number before the sign. Units, words and a name before a sign of equality may stand beside it. An
+    answer that holds anything else (a root, a letter, an operation, a second number) is no number.
     """
     said, place = find(_untagged(text))
     if place == "box":
@@ -69,14 +70,14 @@ def final_number(text: str) -> Fraction | None:
 
 
 def _untagged(text: str) -> str:
-    """A text without tags and bullets, its signs in one spelling."""
+    """Return a text without tags and bullets, with one spelling for each sign."""
     raised = {"<sup>": "^", "<sub>": "_"}
     text = _TAG.sub(lambda m: raised.get(m[0].lower(), " " if m[0][1] != "/" else ""), one_sign(text))
     return _BULLET.sub("", text)
 
 
 def _in_box(text: str) -> Fraction | None:
-    """The only number of a text, or of what stands after its last sign of equality."""
+    """Return the only number of a text, or of what stands after its last sign of equality."""
     *before, last = plain(_EMPHASIS.sub("", text)).split("=")
     if any(re.search(r",(?!\d{3})|;|\b(?:and|or)\b", part) for part in before[1:]):  # several equations
         return None
@@ -89,7 +90,7 @@ def _in_box(text: str) -> Fraction | None:
 
 
 def _in_line(text: str) -> Fraction | None:
-    """The first number of the first clause that holds one."""
+    """Return the first number of the first clause that holds one."""
     text = plain(_EMPHASIS.sub("", text))
     for clause in _CLAUSE.split(text):
         if re.search(r"\d", clause):
@@ -108,7 +109,7 @@ def _in_line(text: str) -> Fraction | None:
 
 
 def _last(text: str) -> Fraction | None:
-    """The last number of a text."""
+    """Return the last number of a text."""
     if "\n" not in text and not _WORD.search(text):
         return _in_box(text)
     for line in reversed(text.split("\n")):
@@ -120,13 +121,13 @@ def _last(text: str) -> Fraction | None:
 
 
 def _without_reason(line: str) -> str:
-    """A line as far as "because", unless an equation follows."""
+    """Return a line up to "because", unless an equation follows."""
     said, because, reason = line.partition(" because ")
     return said if because and "=" not in reason else line
 
 
 def _last_of(part: str, found: list[Numeral]) -> Fraction | None:
-    """The last number of a clause, if what stands between it and the nearest words says nothing else."""
+    """Return the last number of a clause, if nothing with a meaning stands between it and the nearest words."""
     before, after = _around(part, found, len(found) - 1)
     words = re.findall(r"[^\W\d_]+", before) if len(found) > 1 else []
     if (words and all(w in ("or", "to") or _is_unit(w) for w in words)) or re.search(r"\bbetween\s{1,4}[$\d]", part):
@@ -136,7 +137,7 @@ def _last_of(part: str, found: list[Numeral]) -> Fraction | None:
 
 
 def _after_equality(text: str) -> tuple[str, list[Numeral]]:
-    """What stands behind the last sign of equality that a number follows, and its numbers."""
+    """Return what stands after the last sign of equality that a number follows, and its numbers."""
     for part in reversed(text.split("=")):
         if found := numerals(part):
             return part, found
@@ -144,14 +145,14 @@ def _after_equality(text: str) -> tuple[str, list[Numeral]]:
 
 
 def _around(text: str, found: list[Numeral], place: int) -> tuple[str, str]:
-    """What stands between a number and the ones beside it; \\x00 stands for the number itself."""
+    """Return what stands between a number and its neighbours; \\x00 stands for the number itself."""
     before = "\x00" + text[found[place - 1].end : found[place].start] if place else text[: found[place].start]
     after = text[found[place].end : found[place + 1].start] + "\x00" if found[place + 1 :] else text[found[place].end :]
     return before, "\x00" + after
 
 
 def _is_unit(word: str) -> bool:
-    """Whether a word between two numbers is a unit; "in" joins more often than it measures."""
+    """Return whether a word between two numbers is a unit; "in" joins numbers more often than it measures."""
     return word != "in" and _UNIT.fullmatch(word) is not None
 
 
@@ -160,12 +161,12 @@ def _up_to_word(text: str) -> str:
 
 
 def _says_nothing(text: str) -> bool:
-    """Whether there are only words, units and punctuation."""
+    """Return whether there are only words, units and punctuation."""
     return not _BESIDE.sub("", text)
 
 
 def same_number(answer: str, gold: str, tolerance: float = 0.0) -> tuple[bool, str]:
-    """(whether two texts end in the same number, or in the same text, why not).
+    """Return (whether two texts end in the same number, or in the same text, why not).
 
     tolerance: relative; 0 compares exactly, as fractions.
     """

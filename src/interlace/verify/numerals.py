@@ -1,4 +1,4 @@
-"""Numbers as people and models write them, in plain text and in LaTeX: found in a text, and read exactly."""
+"""Read numbers exactly, as people and models write them, in plain text and in LaTeX."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _APART = re.compile(r"(^|[=≈(\[{,:;$*<>±+])(\s{0,4})-[\s({}$]{0,12}(?=\.?\d|[
 
 
 class Numeral(NamedTuple):
-    """A number, and where it stands in the plain text."""
+    """A number, and its place in the plain text."""
 
     value: Fraction
     start: int
@@ -96,17 +96,17 @@ class Numeral(NamedTuple):
 
 
 def one_sign(text: str) -> str:
-    """A text with one spelling of signs: of dashes, of what is of full width, of narrow spaces."""
+    """Return a text with one spelling for each sign: dashes, full-width characters, narrow spaces."""
     return text if text.isascii() else _LONG_DASH.sub(", ", text).replace("—", "-").translate(_SIGNS)
 
 
 def all_numbers(text: str) -> list[Fraction]:
-    """Every number of a text, in order; none where one has more digits than any answer."""
+    """Return every number of a text, in order; none if one has more digits than any answer."""
     return [n.value for n in numerals(plain(text))]
 
 
 def numerals(text: str) -> list[Numeral]:
-    """Every number of a plain text, in order; none where one has more digits than any answer."""
+    """Return every number of a plain text, in order; none if one has more digits than any answer."""
     found = []
     for match in _NUMBER.finditer(text):
         if match["whole"] is None and match["part"] is None:
@@ -125,12 +125,12 @@ def numerals(text: str) -> list[Numeral]:
 
 
 def _fraction(digits: str) -> Fraction:
-    """A number of any length: int() refuses more than 4,300 digits."""
+    """Return digits of any length as a number; int() refuses more than 4,300 digits."""
     return Fraction(Decimal(digits))
 
 
 def _scale(words: str) -> int:
-    """Two hundred thousand of "hundred thousand"."""
+    """Return the factor that words mean: 100,000 for "hundred thousand"."""
     product = 1
     for word in re.findall(r"[^\W\d_]+", words.lower()):
         product *= _SCALES[word] if word in _SCALES else _SCALES[word.removesuffix("s")]
@@ -138,7 +138,7 @@ def _scale(words: str) -> int:
 
 
 def plain(text: str) -> str:
-    """Fractions, powers of ten, units, groups of digits and signs, of LaTeX and unicode, as one plain text has them."""
+    """Return a text with fractions, powers of ten, units, digit groups and signs of LaTeX and unicode made plain."""
     text = one_sign(text)
     if not text.isascii():
         text = _RAISED.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0]).replace('−', '-')}}}", text)
@@ -160,13 +160,13 @@ def plain(text: str) -> str:
 
 
 def _quotient(match: re.Match[str]) -> str:
-    """\\frac{1}{2} as 1/2, a space before it where 3\\frac12 is a mixed number."""
+    """Return \\frac{1}{2} as 1/2, with a space before it in 3\\frac12, which is a mixed number."""
     space = " " if match.string[match.start() - 1 : match.start()].isalnum() else ""
     return f"{space}{match[1] or match[2]}/{match[3] or match[4]} ".replace(",", "")
 
 
 def _periodic(match: re.Match[str]) -> str:
-    """0.1\\overline{6} as 15/90."""
+    """Return a periodic number as a fraction: 0.1\\overline{6} as 15/90."""
     whole, fixed, period = match[1], match[2], match[3] or match[4]
     below = (10 ** len(period) - 1) * 10 ** len(fixed)
     above = int(whole + fixed + period) - int(whole + fixed or "0")
@@ -174,7 +174,7 @@ def _periodic(match: re.Match[str]) -> str:
 
 
 def _vulgar(letter: str) -> str:
-    """½ as 1/2, a space before it, since 3½ is a mixed number."""
+    """Return ½ as 1/2 with a space before it, since 3½ is a mixed number."""
     whole = unicodedata.normalize("NFKC", letter)
     return " " + whole.replace("\u2044", "/") + " " if "\u2044" in whole else letter
 

@@ -1,8 +1,8 @@
-"""Whether a program is right by its tests: the two run in a cage each, and only plain values pass between them.
+"""Judge a program by its tests: the two run in a cage each, and only plain values pass between them.
 
-The verdict is the tests' own process coming to its end, which says a secret that the solution's process never holds.
-What a solution does to its interpreter (ending it, another AssertionError, another checker, a hook, a trace) it does to
-itself alone.
+A program passes when the tests' own process comes to its end and reports a secret that the solution's process never
+holds. Whatever a solution does to its interpreter (end it, replace AssertionError or a checker, set a hook or a trace)
+affects itself alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GONE = "SolutionGone: "
 
 
 class NothingProved(Exception):
-    """Whether the solution is right cannot be said: no check was made, one was missed, or something cannot cross."""
+    """It cannot be said whether the solution is right: no check was made, one was missed, or a value cannot cross."""
 
 
 def check(solution: str, tests: str, limits: cage.CageLimits | None = None) -> cage.CageOutcome:
@@ -58,13 +58,13 @@ def check(solution: str, tests: str, limits: cage.CageLimits | None = None) -> c
 
 
 def _program(name: str, function: str, arguments: tuple[object, ...]) -> str:
-    """The source of one side: our modules, which cannot be imported in there, and a call."""
+    """Return the source of one side: our modules, which cannot be imported in the cage, and a call."""
     return f"{_modules(name)}made.{function}{arguments!r}\n"
 
 
 @cache
 def _modules(name: str) -> str:
-    """Source that makes modules of ours, compiled already, and names the last one `made`."""
+    """Return source that makes modules of ours, compiled already; it names the last one `made`."""
     names = [
         "remote",
         "crossing",

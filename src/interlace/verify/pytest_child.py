@@ -1,4 +1,4 @@
-"""What tests use of pytest most, where only Python's library is at hand; runs inside the cage."""
+"""The part of pytest that tests use most, for a place with only Python's library; runs inside the cage."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 
 
 class Skipped(BaseException):
-    """A test that is not to count."""
+    """A test is skipped and does not count."""
 
 
 class Lacking(Exception):
-    """A test cannot be run here."""
+    """A test needs something that is missing here."""
 
 
 class Raises:
-    """`with pytest.raises(ValueError, match="odd") as info`."""
+    """The context of `with pytest.raises(ValueError, match="odd") as info`."""
 
     def __init__(self, kinds: Any, match: str | None = None):
-        """One class of errors, or several."""
+        """kinds: one class of errors, or several."""
         self.kinds, self.match, self.value = kinds, match, None
 
     def __enter__(self) -> Raises:
@@ -40,7 +40,7 @@ class Raises:
 
 
 def raises(kinds: Any, *call: Any, match: str | None = None, **more: Any) -> Any:
-    """As a context, or with a function and its arguments."""
+    """Expect an error, as a context, or of a function called with its arguments."""
     if not call:
         return Raises(kinds, match)
     with Raises(kinds) as info:
@@ -49,10 +49,10 @@ def raises(kinds: Any, *call: Any, match: str | None = None, **more: Any) -> Any
 
 
 class approx:
-    """Equal within a millionth, or as said; of numbers, and of lists and mappings of them."""
+    """Equal within a millionth, or as given; compares numbers, and lists and mappings of them."""
 
     def __init__(self, expected: Any, rel: float | None = None, abs: float | None = None, nan_ok: bool = False):
-        """As pytest.approx."""
+        """The arguments are those of pytest.approx."""
         self.expected, self.rel, self.abs, self.nan_ok = expected, rel, abs, nan_ok
 
     def __eq__(self, other: object) -> bool:
@@ -89,19 +89,19 @@ class Mark:
         return mark
 
     def skip(self, *_: Any, **__: Any) -> Any:
-        """It is not run."""
+        """Skip the test."""
         return lambda function: skip
 
     def xfail(self, *_: Any, **__: Any) -> Any:
-        """What is expected to fail proves nothing."""
+        """Skip the test: one that is expected to fail proves nothing."""
         return _[0] and skip if _ and callable(_[0]) else self.skip()
 
     def skipif(self, condition: Any, **_: Any) -> Any:
-        """Not run under a condition; one that is text is not read."""
+        """Skip the test if the condition is true; a condition that is text is ignored."""
         return self.skip() if condition and not isinstance(condition, str) else lambda function: function
 
     def usefixtures(self, *names: str) -> Any:
-        """Fixtures whose values it does not take."""
+        """Name fixtures that a test needs and does not take as arguments."""
 
         def of(function: Any) -> Any:
             function.uses = [*getattr(function, "uses", []), *names]
@@ -110,7 +110,7 @@ class Mark:
         return of
 
     def parametrize(self, names: Any, values: Any, indirect: Any = False, **_: Any) -> Callable[..., Any]:
-        """Once for each row of values; `indirect` ones are parameters of fixtures."""
+        """Run the test once for each row of values; `indirect` names are parameters of fixtures."""
         columns = [n.strip() for n in names.split(",") if n.strip()] if isinstance(names, str) else list(names)
         through = columns if indirect is True else indirect or ()
         columns = [f"{c} param" if c in through else c for c in columns]
@@ -126,15 +126,15 @@ class Mark:
 
 
 class Row:
-    """`pytest.param(1, 2)`."""
+    """A row of values for `parametrize`: `pytest.param(1, 2)`."""
 
     def __init__(self, *values: Any, **_: Any):
-        """The values of one case."""
+        """Store the values of one case."""
         self.values = values
 
 
 def fixture(function: Any = None, **options: Any) -> Any:
-    """What it returns, or yields first, is a test's argument."""
+    """Mark a function as a fixture: what it returns, or yields first, is given to tests."""
     if function is None:
         return lambda f: fixture(f, **options)
     function.fixture = options
@@ -142,33 +142,33 @@ def fixture(function: Any = None, **options: Any) -> Any:
 
 
 def fail(reason: str = "", **_: Any) -> None:
-    """The test fails."""
+    """Let the test fail."""
     raise AssertionError(reason)
 
 
 def skip(reason: str = "", **_: Any) -> None:
-    """The test does not count."""
+    """Skip the test from inside."""
     raise Skipped(reason)
 
 
 def wanted(function: Any) -> list[str]:
-    """Names of the arguments that a function must be given; of a method, its object first."""
+    """Return the names of the arguments that a function must be given; a method's object comes first."""
     code, defaults = function.__code__, function.__defaults__ or ()
     return list(code.co_varnames[: code.co_argcount - len(defaults)])
 
 
 class Session:
-    """The tests of a module, what they are given, and what is done before and after them."""
+    """The tests of a module, with their fixtures and what is called before and after them."""
 
     def __init__(self, module: types.ModuleType):
-        """Nothing has begun."""
+        """Begin with no test run."""
         self.module, self.begun = module, False
         self.classes: list[type] = []
         self.kept: dict[Any, Any] = {}  # fixtures of a wider scope than one test
         self.ends: list[Any] = []
 
     def run(self, test: Any, of: type | None) -> None:
-        """A test, once for each case; `of`: the class whose method it is."""
+        """Run a test, once for each case; `of` is the class whose method it is."""
         if not self.begun:
             self.begun = True
             hook(self.module, "setup_module", self.module)
@@ -185,7 +185,7 @@ class Session:
             Case(self, of, row).run(test)
 
     def end(self) -> None:
-        """After the last."""
+        """Run what is due after the last test."""
         for made in reversed(self.ends):
             next(made, None)
         for of in self.classes:
@@ -194,7 +194,7 @@ class Session:
             hook(self.module, "teardown_module", self.module)
 
     def _found(self, name: str, of: type | None) -> Any:
-        """The fixture of a name."""
+        """Return the fixture of this name, or None."""
         for place in (of, self.module):
             for key in dir(place) if place is not None else ():
                 value = getattr(place, key)
@@ -203,7 +203,7 @@ class Session:
         return None
 
     def first(self, test: Any, of: type | None) -> list[str]:
-        """Fixtures that are made before a test whether or not it takes them."""
+        """Return the names of fixtures that are made before a test even if it does not take them."""
         found = [
             value.fixture.get("name", key)
             for place in (self.module, of)
@@ -213,7 +213,7 @@ class Session:
         return [*found, *getattr(of, "uses", []), *getattr(test, "uses", [])]
 
     def _all(self, test: Any, of: type | None) -> list[str]:
-        """Names of all that a test needs, also through others."""
+        """Return the names of all fixtures and values that a test needs, also through others."""
         found = list(dict.fromkeys([*self.first(test, of), *wanted(test)]))
         for name in found:
             fixture = self._found(name, of)
@@ -225,13 +225,13 @@ class Case:
     """One case of a test."""
 
     def __init__(self, session: Session, of: type | None, row: dict[str, Any]):
-        """With the values of `parametrize` and the parameters of fixtures."""
+        """row: the values of `parametrize` and the parameters of fixtures."""
         self.session, self.of, self.row = session, of, row
         self.made: dict[str, Any] = {}
         self.ends: list[Any] = []
 
     def run(self, test: Any) -> None:
-        """Call it, with what it needs and what is done before and after it."""
+        """Call the test with its fixtures, and with what is called before and after it."""
         on = self.of() if self.of is not None else None
         place, kind = (self.session.module, "function") if on is None else (on, "method")
         self.made |= {"self": on, "cls": self.of}
@@ -252,7 +252,7 @@ class Case:
                 next(made, None)
 
     def give(self, name: str, asking: str = "") -> Any:
-        """The value of an argument."""
+        """Return the value of an argument."""
         if name in self.row:
             return self.row[name]
         if name == "request":
@@ -285,7 +285,7 @@ class Case:
 
 
 def hook(of: Any, name: str, *about: Any) -> None:
-    """Call what a module or a class has its tests begin or end with."""
+    """Call a setup or teardown function of a module or a class, if there is one."""
     function = getattr(of, name, None)
     if function is not None:
         method = isinstance(function, types.MethodType)
@@ -293,7 +293,7 @@ def hook(of: Any, name: str, *about: Any) -> None:
 
 
 def tmp_path() -> Iterator[Any]:
-    """The folder of the cage, which is emptied before; no folder can be made in it."""
+    """Give the cage's folder, emptied first; no folder can be made in it."""
     folder = __import__("pathlib").Path.cwd()
     if not folder.name.startswith("interlace-cage-"):
         raise Lacking("there is no cage")
@@ -303,10 +303,10 @@ def tmp_path() -> Iterator[Any]:
 
 
 class Captured:
-    """`capsys`: what was printed."""
+    """What was printed, as `capsys` gives it."""
 
     def readouterr(self) -> Any:
-        """Since the last time; unpacks to (out, err)."""
+        """Return (out, err): what was printed since the last call."""
         of: Any = {"out": sys.stdout, "err": sys.stderr}
         said = {name: stream.getvalue() for name, stream in of.items()}
         sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
@@ -314,7 +314,7 @@ class Captured:
 
 
 def capsys() -> Iterator[Captured]:
-    """While it is in use, nothing is shown."""
+    """Give the output that is printed during a test; nothing is shown meanwhile."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
     yield Captured()
@@ -325,11 +325,11 @@ class Patches:
     """`monkeypatch`: attributes and items set for one test."""
 
     def __init__(self) -> None:
-        """None yet."""
+        """Begin with nothing set."""
         self.undone: list[Callable[[], Any]] = []
 
     def setattr(self, of: Any, name: Any, *value: Any, raising: bool = True) -> None:
-        """Of an object, or by the dotted name of what is set."""
+        """Set an attribute of an object, or the attribute that a dotted name means."""
         if not value:
             path, value = of, (name,)
             module, _, name = path.rpartition(".")
@@ -339,14 +339,14 @@ class Patches:
         self.undone.append(lambda: setattr(of, name, old))
 
     def setitem(self, of: Any, key: Any, value: Any) -> None:
-        """Of a mapping."""
+        """Set an item of a mapping."""
         had, old = key in of, of.get(key)
         of[key] = value
         self.undone.append(lambda: of.__setitem__(key, old) if had else of.pop(key, None))
 
 
 def monkeypatch() -> Iterator[Patches]:
-    """Undone at the end."""
+    """Give a `Patches`, and undo it at the end of the test."""
     made = Patches()
     yield made
     for undo in reversed(made.undone):
@@ -357,7 +357,7 @@ GIVEN: dict[str, Callable[[], Iterator[Any]]] = {"tmp_path": tmp_path, "capsys":
 
 
 def importorskip(name: str, **_: Any) -> Any:
-    """A module, or the test is skipped."""
+    """Return a module, or skip the test."""
     try:
         return __import__(name)
     except ImportError:

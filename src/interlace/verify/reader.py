@@ -1,4 +1,4 @@
-"""Tokens read into what they say: numbers and formulas as sympy's, and the shapes that hold several of them."""
+"""Read tokens as values: numbers and formulas as sympy expressions, and shapes that hold several of them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NAMED = re.compile(
 
 
 def read(text: str) -> Any:
-    """What a text says: a sympy expression, or a shape of them; Words where it is no mathematics."""
+    """Return what a text means: a sympy expression, or a shape of them; Words if it is no mathematics."""
     if len(text) > LONGEST:
         return Words(text, f"an expression of {len(text):,} characters; the most is {LONGEST:,}")
     source = NAMED.sub("", clean(text))
@@ -59,7 +59,7 @@ def read(text: str) -> Any:
 
 
 def _parted(found: list[Token]) -> tuple[list[list[Token]], set[str]]:
-    """(tokens between the separators that stand in no bracket, the separators)."""
+    """Return (tokens between the separators that stand in no bracket, the separators)."""
     pieces: list[list[Token]] = [[]]
     joints = set()
     depth = 0
@@ -75,7 +75,7 @@ def _parted(found: list[Token]) -> tuple[list[list[Token]], set[str]]:
 
 
 def _item(piece: list[Token], source: str) -> Any:
-    """One value; with a sign for plus or minus in it, both."""
+    """Return one value; with a plus-or-minus sign in it, both values."""
     text = normal(source[piece[0].start : piece[-1].end]) if piece else ""
     try:
         if not piece:
@@ -93,12 +93,12 @@ def _item(piece: list[Token], source: str) -> Any:
 
 
 class Reader(Brackets):
-    """Reads the tokens of one item, from the sign that binds least to the one that binds most."""
+    """Reads the tokens of one item, from the operator that binds least to the one that binds most."""
 
     # --- items
 
     def whole(self) -> Any:
-        """The item that all tokens make.
+        """Return the item that all tokens make.
 
         Raises:
             ValueError: they make none.
@@ -122,7 +122,7 @@ class Reader(Brackets):
         return Relation(tuple(signs), tuple(sides))
 
     def _side(self) -> Any:
-        """One side of a relation: sets joined, or a sum with its unit."""
+        """Return one side of a relation: sets joined, or a sum with its unit."""
         said = self._sum()
         while self._command("cup", "cap", "setminus"):
             name = self._take().text
@@ -177,7 +177,7 @@ class Reader(Brackets):
                 return said
 
     def _beside(self, said: Any) -> Any:
-        """A factor without a sign; beside a whole number a fraction is added, as in 3 1/2."""
+        """Return a factor that follows without a sign; beside a whole number a fraction is added, as in 3 1/2."""
         before, token = self._found[self._place - 1], self._next()
         assert token is not None
         if before.kind == "number" and token.kind == "number":
@@ -254,7 +254,7 @@ class Reader(Brackets):
         return sympy.Symbol(name, real=True)
 
     def _in_base(self, digits: str) -> Any:
-        """10_3, which is three."""
+        """Return a number written in another base: 10_3 is three."""
         self._take()
         base = int(self._until_closed() if self._is("{") else self._take().text)
         if base < 2:
@@ -262,7 +262,7 @@ class Reader(Brackets):
         return sympy.Integer(int(digits, base))
 
     def _letters(self, token: Token) -> Any:
-        """Letters beside each other, a product; behind a number and a space they are a word, as in 5 cats."""
+        """Return letters beside each other as a product; after a number and a space they are a word, as in 5 cats."""
         before = self._found[self._place - 2] if self._place > 1 else None
         word = before is not None and before.kind in ("number", "letters") and token.after_space
         if len(token.text) > LONGEST_NAME or word:
@@ -288,7 +288,7 @@ class Reader(Brackets):
         raise ValueError(f"\\{name} is not known")
 
     def _argument(self) -> Any:
-        """What a command takes: braces, or one sign, such as the 1 of \\frac12."""
+        """Return the argument of a command: braces, or one sign, such as the 1 of \\frac12."""
         if self._is("{"):
             return self._braces()
         token = self._next()
@@ -299,7 +299,7 @@ class Reader(Brackets):
         return self._atom()
 
     def _function(self, name: str) -> Any:
-        """A function, its base or its power before its argument, which may have no bracket."""
+        """Return a function; its base or power may stand before its argument, which may have no bracket."""
         base = raised = None
         while self._is("_", "^"):
             if self._take().text == "_":

@@ -1,7 +1,7 @@
-"""What a process knows of the other's objects; runs inside the cage.
+"""Stand-ins for objects of the other process; runs inside the cage.
 
-Whether a Remote equals a plain value is decided where the question is put. The other side's word is taken for it only
-of a class that the tests are about, and only if it tells the value from others.
+Whether a Remote equals a plain value is decided in the process that asks. The other side's answer counts only for a
+class that the tests are about, and only if the object does not compare with all values alike.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _asked(name: str) -> Any:
 
 
 class Remote:
-    """Something of the other side."""
+    """A stand-in for an object of the other side."""
 
     _number: int
     _wire: Any  # the exchange.Wire that asks
@@ -105,7 +105,7 @@ class Remote:
 
 
 class RemoteFunction(Remote):
-    """One that binds, as functions in a class do."""
+    """A stand-in for a function, which binds as functions in a class do."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -116,7 +116,7 @@ for _class in (Remote, RemoteFunction):
 
 
 class RemoteClass(type):
-    """The class of a class of the other side."""
+    """The type of stand-ins for classes of the other side."""
 
     _number: int
     _wire: Any  # the exchange.Wire that asks
@@ -140,10 +140,10 @@ class RemoteClass(type):
 
 
 def operator(name: str) -> Callable[..., Any]:
-    """A method of a Remote's class.
+    """Return a method for an operator of a Remote's class.
 
-    A plain value that it is compared with, or that is taken from it, may be what is expected. It is shown only to a
-    class that the tests are about, and that one has to tell it from others.
+    A plain value that the object is compared with, or that is subtracted from it, may be the expected value. It is
+    shown only to a class that the tests are about, and that object must tell it from other values.
     """
 
     def method(self: Remote, *args: Any) -> Any:
@@ -166,9 +166,9 @@ def operator(name: str) -> Callable[..., Any]:
 
 
 def compared(self: Remote, name: str, value: Any) -> Any:
-    """What an object says of a plain value, if it says otherwise of others.
+    """Return how an object compares with a plain value, if it compares otherwise with other values.
 
-    It is asked in any order, so that it cannot know which is meant.
+    The object is asked about all of them in random order: it cannot know which one is meant.
     """
     wire = self._wire
     if wire.trusting:
@@ -198,7 +198,7 @@ def compared(self: Remote, name: str, value: Any) -> Any:
 
 
 def others(value: Any) -> list[Any]:
-    """Values of the same kind that are not equal to it."""
+    """Return values of the same kind that are not equal to this one."""
     if value is None or isinstance(value, bool):
         return [v for v in (None, True, False) if v is not value]
     if isinstance(value, str):
@@ -218,7 +218,7 @@ def others(value: Any) -> list[Any]:
 
 
 def beside(value: Any) -> tuple[list[Any], list[Any]]:
-    """Values far below, and far above."""
+    """Return (values far below this one, values far above it)."""
     if isinstance(value, str):
         return [""], [chr(0x10FFFF) * 9]
     try:
@@ -228,5 +228,5 @@ def beside(value: Any) -> tuple[list[Any], list[Any]]:
 
 
 def contains(self: Remote, value: Any) -> bool:
-    """Membership, by looking through."""
+    """Return whether an item equals the value, by looking through all items."""
     return any(value is item or value == item for item in self)

@@ -1,4 +1,4 @@
-"""Tests rewritten so that the judge sees each check: that it held, that it did not, or that it was passed by.
+"""Rewrite tests to let the judge see each check: that it held, that it did not hold, or that it was skipped.
 
 Runs inside the cage. The names that the rewritten tests call are methods of `tests_child.Judge`.
 """
@@ -20,19 +20,19 @@ Function = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Rewritten(ast.NodeTransformer):
-    """Tests that tell the judge of their checks.
+    """Rewrites tests to report their checks to the judge.
 
     Attributes:
-        tests: names, by line, of functions that are to run: those named `test...` and those with an assertion.
-        asserts: first and last lines of assertions.
-        outside: lines of those that are in no function.
-        ends: last lines of functions, by their first.
+        tests: functions that must run, by line: those named `test...` and those with an assertion.
+        asserts: (first line, last line) of assertions.
+        outside: lines of assertions that are in no function.
+        ends: the last line of each function, by its first line.
         raises: lines of `raise`.
-        modules: what the tests call the solution's module.
+        modules: the names by which the tests import the solution's module.
     """
 
     def __init__(self, tree: ast.Module, known: set[str], plain: set[str]):
-        """Of a solution with these names, of which `plain` are values and no functions or classes."""
+        """known: names of the solution; plain: those of them that are values, not functions or classes."""
         self.known, self.plain = known, plain
         self.defined = {n.name for n in ast.walk(tree) if isinstance(n, Function)}
         self.imported = bound_by_import(tree)
@@ -55,12 +55,12 @@ class Rewritten(ast.NodeTransformer):
     # --- what a check is ----------------------------------------------------------------------------------------------
 
     def _about_tests(self, *nodes: ast.AST, besides: Set[str] = frozenset()) -> bool:
-        """Whether an expression is about the tests alone: constants, and names that stand for constants."""
+        """Return whether an expression is about the tests alone: constants, and names that stand for constants."""
         names = {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
         return names <= (self.own | (BUILTIN - self.known) | besides)
 
     def _checks(self, node: ast.expr) -> bool:
-        """Whether it calls a check of unittest, mock or pytest; the tests' own functions are looked into instead."""
+        """Return whether this calls a check of unittest, mock or pytest; the tests' own functions are no checks."""
         if isinstance(node, ast.Await):
             return self._checks(node.value)
         if not isinstance(node, ast.Call):
@@ -74,13 +74,13 @@ class Rewritten(ast.NodeTransformer):
         return name.startswith("assert") or name in ("raises", "fail")
 
     def _is_check(self, node: Any) -> bool:
-        """Whether it is a statement that a right solution comes to, and that checks something."""
+        """Return whether a statement checks something and is one that a right solution reaches."""
         if isinstance(node, ast.Assert):
             return not _never(node.test)
         return isinstance(node, ast.Expr) and self._checks(node.value) and not self._refuses([node])
 
     def _refuses(self, statements: list[ast.stmt]) -> bool:
-        """Whether no right solution comes to these: assert False, raise, sys.exit(1), pytest.fail()."""
+        """Return whether no right solution reaches these: assert False, raise, sys.exit(1), pytest.fail()."""
         return any(
             isinstance(s, ast.Raise)
             or (isinstance(s, ast.Assert) and _never(s.test))
@@ -89,7 +89,7 @@ class Rewritten(ast.NodeTransformer):
         )
 
     def _only_exit(self, statements: list[ast.stmt]) -> bool:
-        """Whether what they raise says that a check failed, and is no error of a function with such errors."""
+        """Return whether these statements can only mean that a check failed, and are not a function's own error."""
         return any(
             not isinstance(s, ast.Raise) or _raised(s) in ("AssertionError", "Exception", "SystemExit")
             for s in statements
@@ -97,12 +97,12 @@ class Rewritten(ast.NodeTransformer):
         )
 
     def _tells(self, function: Any) -> bool:
-        """Whether what it returns may differ."""
+        """Return whether what a function returns may differ."""
         found = [n.value for n in ast.walk(function) if isinstance(n, ast.Return) and n.value is not None]
         return len({ast.unparse(v) for v in found}) > 1 or any(not self._about_tests(v) for v in found)
 
     def _is_plain(self, node: ast.AST) -> bool:
-        """Whether it names a value of the solution, so that nothing needs to be asked."""
+        """Return whether an expression names a plain value of the solution: nothing need be asked."""
         names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
         names |= {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
         return bool(names & self.plain)
@@ -113,7 +113,7 @@ class Rewritten(ast.NodeTransformer):
     # --- statements ---------------------------------------------------------------------------------------------------
 
     def visit_Assert(self, node: ast.Assert) -> Any:
-        """It counts once it has held; where it does not, the judge knows before anyone can catch it."""
+        """Report an assertion: it counts once it has held; if it fails, the judge knows before anyone can catch it."""
         self.generic_visit(node)
         always = isinstance(node.test, ast.Tuple)  # assert (found == 3, "not three")
         good: ast.stmt = ast.Pass() if always or self._about_tests(node.test) else self._held(node.test)
@@ -121,7 +121,7 @@ class Rewritten(ast.NodeTransformer):
         return ast.copy_location(ast.If(node.test, [good], bad), node)
 
     def visit_Expr(self, node: ast.Expr) -> Any:
-        """The same for self.assertEqual(...), mock.assert_called(...), pytest.fail(...)."""
+        """Report checks that are calls: self.assertEqual(...), mock.assert_called(...), pytest.fail(...)."""
         if self._checks(node.value):
             return self._checking(node)
         self.generic_visit(node)
@@ -134,7 +134,7 @@ class Rewritten(ast.NodeTransformer):
         )
 
     def visit_With(self, node: Any) -> Any:
-        """And for `with self.assertRaises(...)`; `with suppress(...)` is a try like any other."""
+        """Report checks such as `with self.assertRaises(...)`; treat `with suppress(...)` as a try."""
         checks = any(self._checks(i.context_expr) for i in node.items)
         first = node.items[0].context_expr
         if len(node.items) == 1 and _called(first).split(".")[-1] == "suppress" and isinstance(first, ast.Call):
@@ -147,7 +147,7 @@ class Rewritten(ast.NodeTransformer):
     visit_AsyncWith = visit_With
 
     def _checking(self, node: Any, own: bool | None = None) -> ast.stmt:
-        """Within `with __checking__(...)`."""
+        """Put a check inside `with __checking__(...)`."""
         own = self._about_tests(*_arguments(node.value)) if own is None else own
         contexts = [i.context_expr for i in node.items] if hasattr(node, "items") else [node]
         expects = any("AssertionError" in ast.unparse(c) for c in contexts)
@@ -155,12 +155,12 @@ class Rewritten(ast.NodeTransformer):
         return ast.copy_location(ast.With([ast.withitem(call)], [node]), node)
 
     def visit_Raise(self, node: ast.Raise) -> Any:
-        """An AssertionError of the tests' own making."""
+        """Report an AssertionError that the tests raise themselves."""
         self.generic_visit(node)
         return [_call("__wrong__", node, _shown(node)), node] if _raised(node) == "AssertionError" else node
 
     def visit_Call(self, node: ast.Call) -> Any:
-        """sys.exit(main()), where main says whether all was well."""
+        """Report the status of sys.exit(main()), where main says whether all was well."""
         self.generic_visit(node)
         if _called(node) in EXITS and len(node.args) == 1 and not self._about_tests(node.args[0]):
             status = node.args[0]
@@ -169,7 +169,7 @@ class Rewritten(ast.NodeTransformer):
         return node
 
     def visit_If(self, node: ast.If) -> Any:
-        """`if found != 3: sys.exit(1)` is a check: it has held where the other way is taken."""
+        """Report `if found != 3: sys.exit(1)` as a check, which has held if the other branch is taken."""
         ways = [node.body, node.orelse]
         refused = [self._refuses(way) for way in ways]
         arguments = set() if self._only_exit(node.body + node.orelse) else set().union(*self.given)
@@ -184,7 +184,7 @@ class Rewritten(ast.NodeTransformer):
         return node
 
     def visit_Match(self, node: ast.Match) -> Any:
-        """The same for `case _: raise AssertionError`."""
+        """Report `case _: raise AssertionError` as a check, which has held if another case is taken."""
         refused = [self._refuses(case.body) for case in node.cases]
         held = self._held(node.subject)
         check = any(refused) and not self._about_tests(node.subject)
@@ -195,7 +195,7 @@ class Rewritten(ast.NodeTransformer):
         return node
 
     def visit_Try(self, node: Any) -> Any:
-        """What its handlers catch may be what is expected, or an assertion passed by."""
+        """Report what a handler catches: it may be an expected error, or hide an assertion that was skipped."""
         expects = self._refuses(node.body) or self._refuses(node.orelse)
         last = node.body[-1].end_lineno
         checks = [any(map(self._is_check, ast.walk(h))) for h in node.handlers]
@@ -210,7 +210,7 @@ class Rewritten(ast.NodeTransformer):
     visit_TryStar = visit_Try
 
     def visit_FunctionDef(self, node: Any) -> Any:
-        """Say that it runs."""
+        """Report that a test function runs."""
         inside = list(_inside(node))
         every = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
         self.given.append({a.arg for a in every})
@@ -231,7 +231,7 @@ class Rewritten(ast.NodeTransformer):
     # --- the solution's module, which may have any name that is no library's ------------------------------------------
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> Any:
-        """`from my_module import add`, `from my_module import *`."""
+        """Import from the solution for `from my_module import add` and `from my_module import *`."""
         top = (node.module or "").split(".")[0]
         ours = {a.name for a in node.names} <= self.known | {"*"}
         if ((node.level or not _there(top)) and ours) or top == "solution":
@@ -240,7 +240,7 @@ class Rewritten(ast.NodeTransformer):
         return node
 
     def visit_Import(self, node: ast.Import) -> Any:
-        """`import my_module`, if what is used of it is the solution's."""
+        """Import the solution for `import my_module`, if all that is used of it is the solution's."""
         for name in node.names:
             used = {attr for of, attr in self.used if of == (name.asname or name.name)}
             if not _there(name.name.split(".")[0]) and "." not in name.name and used and used <= self.known:
@@ -250,14 +250,14 @@ class Rewritten(ast.NodeTransformer):
 
 
 def bound(tree: ast.Module) -> set[str]:
-    """Names that the tests give a value to."""
+    """Return the names that the tests give a value to."""
     found = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     found |= {n.name for n in ast.walk(tree) if isinstance(n, (*Function, ast.ClassDef))}
     return found | bound_by_import(tree)
 
 
 def bound_by_import(tree: ast.Module) -> set[str]:
-    """Names of modules, or of what is in them."""
+    """Return the names that imports bind: modules, or what is in them."""
     return {
         (a.asname or a.name).split(".")[0]
         for n in ast.walk(tree)
@@ -267,7 +267,7 @@ def bound_by_import(tree: ast.Module) -> set[str]:
 
 
 def _constants(tree: ast.Module, known: set[str]) -> set[str]:
-    """Names that are given one value, once, and that a constant."""
+    """Return the names that are given a value once, if that value is a constant."""
     stored = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
     others = {a.arg for a in ast.walk(tree) if isinstance(a, ast.arg)} | known
     return {
@@ -282,7 +282,7 @@ def _constants(tree: ast.Module, known: set[str]) -> set[str]:
 
 
 def _inside(function: Any) -> Iterator[ast.AST]:
-    """All of a function, without the functions and classes in it."""
+    """Yield all nodes of a function, without those of functions and classes in it."""
     for node in function.body:
         ahead = [node]
         while ahead:
@@ -293,14 +293,14 @@ def _inside(function: Any) -> Iterator[ast.AST]:
 
 
 def _never(test: ast.expr) -> bool:
-    """assert False, assert 0, assert not True"""
+    """Return whether an assertion can never hold: assert False, assert 0, assert not True."""
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         return isinstance(test.operand, ast.Constant) and bool(test.operand.value)
     return isinstance(test, ast.Constant) and not test.value
 
 
 def _is_broad(handler: ast.ExceptHandler) -> bool:
-    """Whether it catches what nobody expects in particular."""
+    """Return whether a handler catches errors that nobody expects in particular."""
     caught = handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
     return any(c is None or ast.unparse(c).split(".")[-1] in BROAD for c in caught)
 
@@ -310,7 +310,7 @@ def _called(node: ast.expr) -> str:
 
 
 def _exits_badly(node: ast.expr) -> bool:
-    """sys.exit(1), and not sys.exit(0)"""
+    """Return whether a call ends the program with an error: sys.exit(1), not sys.exit(0)."""
     return (
         isinstance(node, ast.Call)
         and _called(node) in EXITS
@@ -324,7 +324,7 @@ def _raised(node: ast.Raise) -> str:
 
 
 def _arguments(call: Any) -> list[ast.AST]:
-    """What a call is about: its arguments and its object."""
+    """Return what a call is about: its arguments and its object."""
     call = call.value if isinstance(call, ast.Await) else call
     if not isinstance(call, ast.Call):
         return [call]
@@ -334,12 +334,12 @@ def _arguments(call: Any) -> list[ast.AST]:
 
 
 def _first_line(function: Any) -> int:
-    """As in its code object."""
+    """Return the first line of a function as its code object has it, decorators included."""
     return int(min(n.lineno for n in (function, *function.decorator_list)))
 
 
 def _there(module: str) -> bool:
-    """Whether the cage has such a module."""
+    """Return whether the cage has such a module."""
     return module in sys.stdlib_module_names or module == "pytest"
 
 

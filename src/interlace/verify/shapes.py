@@ -1,4 +1,4 @@
-"""What answers hold: numbers and formulas as sympy's, kept within bounds, and the shapes that hold several of them."""
+"""The shapes of answers: numbers and formulas as sympy expressions within bounds, and what holds several of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRIGONOMETRY = ("sin", "cos", "tan", "cot", "sec", "csc")
 
 @dataclass(frozen=True)
 class Words:
-    """What is no mathematics; letters alone may still be a product, beside an expression."""
+    """A text that is no mathematics; letters alone may still be a product, beside an expression."""
 
     text: str
     why: str = ""
@@ -33,7 +33,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Several:
-    """Values that commas or "and" part, in any order."""
+    """Values separated by commas or "and", in any order."""
 
     parts: tuple[Any, ...]
     joint: str = ","  # or "and", "or"
@@ -41,7 +41,7 @@ class Several:
 
 @dataclass(frozen=True)
 class Members:
-    """A set, written out."""
+    """A set whose members are written out."""
 
     parts: tuple[Any, ...]
 
@@ -64,14 +64,14 @@ class Region:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows of values."""
+    """A matrix: rows of values."""
 
     rows: tuple[tuple[Any, ...], ...]
 
 
 @dataclass(frozen=True)
 class Relation:
-    """Sides, and the signs between them."""
+    """An equation or inequality: its sides, and the signs between them."""
 
     signs: tuple[str, ...]
     sides: tuple[Any, ...]
@@ -84,14 +84,14 @@ SHAPES = (Group, Matrix, Members, Quantity, Region, Relation, Several)
 
 
 def number(said: Any) -> Any:
-    """A sympy expression; ValueError where it is a shape, or where it has no value."""
+    """Return a sympy expression, or raise ValueError for a shape, or for an expression that has no value."""
     if not isinstance(said, sympy.Expr) or said.has(sympy.nan, sympy.zoo):
         raise ValueError("it stands where a number is due")
     return said
 
 
 def periodic(text: str) -> Any:
-    """0.1\\overline{6} as 1/6."""
+    """Return a periodic number as a fraction: 0.1\\overline{6} as 1/6."""
     fixed, _, period = text.partition("\\")
     period = period[period.index("{") + 1 : -1]
     whole, _, places = fixed.partition(".")
@@ -101,7 +101,7 @@ def periodic(text: str) -> Any:
 
 
 def divided(above: Any, below: Any) -> Any:
-    """A quotient, not by nothing."""
+    """Return a quotient; raise ValueError for a division by 0."""
     above, below = number(above), number(below)
     if below == 0:
         raise ValueError("it is divided by zero")
@@ -109,7 +109,7 @@ def divided(above: Any, below: Any) -> Any:
 
 
 def power(base: Any, exponent: Any) -> Any:
-    """A power, if it can be written down."""
+    """Return a power, if it can be written down."""
     if exponent.is_number and exponent.is_finite:
         size = abs(sympy.N(exponent, 15))
         bits = max(int(base.p).bit_length(), int(base.q).bit_length()) if base.is_Rational else 1
@@ -119,28 +119,28 @@ def power(base: Any, exponent: Any) -> Any:
 
 
 def root(said: Any, degree: Any) -> Any:
-    """A root, the real one where there is one: -2 of -8 by 3."""
+    """Return a root, the real one if there is one: -2 for the third root of -8."""
     if degree.is_Integer and degree.is_odd and said.is_number and said.is_negative:
         return -power(-said, 1 / degree)
     return power(said, 1 / degree)
 
 
 def factorial(said: Any) -> Any:
-    """A factorial, if it can be written down."""
+    """Return a factorial, if it can be written down."""
     if said.is_number and not abs(sympy.N(said, 15)) <= MOST_FACTORIAL:
         raise ValueError(f"a factorial beyond {MOST_FACTORIAL:,}")
     return number(sympy.factorial(said))
 
 
 def binomial(above: Any, below: Any) -> Any:
-    """A binomial coefficient, if it can be written down."""
+    """Return a binomial coefficient, if it can be written down."""
     if any(n.is_number and not abs(sympy.N(n, 15)) <= MOST_POWER for n in (number(above), number(below))):
         raise ValueError(f"a binomial coefficient beyond {MOST_POWER:,}")
     return number(sympy.binomial(above, below))
 
 
 def applied(name: str, given: list[Any], base: Any) -> Any:
-    """A function of its arguments."""
+    """Return a function applied to its arguments."""
     if name == "factorial":
         return factorial(*given)
     if name == "binomial":
@@ -159,7 +159,7 @@ def applied(name: str, given: list[Any], base: Any) -> Any:
 
 
 def region(said: Any) -> Any:
-    """An interval or a set as sympy's."""
+    """Return an interval or a set as sympy's."""
     if isinstance(said, Region):
         return said.region
     if isinstance(said, Members):
@@ -176,7 +176,7 @@ def region(said: Any) -> Any:
 
 
 def links(said: Relation) -> list[tuple[str, Any]]:
-    """Each sign of a chain with what is more than nothing by it."""
+    """Return (sign, difference) for each sign of a chain; > becomes <, and < holds if the difference is positive."""
     found = []
     for sign, low, high in zip(said.signs, said.sides, said.sides[1:], strict=False):
         low, high = (number(x.value if isinstance(x, Quantity) else x) for x in (low, high))

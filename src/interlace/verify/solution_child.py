@@ -1,4 +1,4 @@
-"""The solution's side: runs a model's code, then does what its tests ask for; runs inside the cage."""
+"""The solution's process: run a model's code, then do what its tests ask for; runs inside the cage."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from interlace.verify.exchange import DO, SolutionGone, Wire
 
 
 class Printing(io.TextIOBase):
-    """Standard output that is shown to the tests."""
+    """Standard output that sends what is printed to the tests."""
 
     def __init__(self, wire: Wire):
-        """Over a wire."""
+        """wire: the connection to the tests."""
         self.wire = wire
 
     def write(self, text: str) -> int:
-        """Send it."""
+        """Send text to the tests."""
         with self.wire.turn:
             self.wire.send(["print", str(text)])
         return len(text)
 
 
 class Reading(io.TextIOBase):
-    """Standard input as the tests have it."""
+    """Standard input that the tests provide."""
 
     def __init__(self, wire: Wire):
-        """Over a wire."""
+        """wire: the connection to the tests."""
         self.wire = wire
 
     def readline(self, size: int = -1) -> str:  # type: ignore[override]
-        """One line."""
+        """Return one line."""
         return str(self.wire.ask("readline", size))
 
     def read(self, size: int | None = -1) -> str:
-        """All of it."""
+        """Return all the input."""
         return str(self.wire.ask("read", size))
 
 
@@ -74,7 +74,7 @@ def serve(solution: str, read: int, write: int) -> None:
 
 
 def names(module: types.ModuleType) -> list[tuple[str, Any]]:
-    """What the solution defines, without the modules it has imported."""
+    """Return (name, value) of all that the solution defines, without modules it has imported."""
     return [
         (n, v) for n, v in list(vars(module).items()) if not n.startswith("__") and not isinstance(v, types.ModuleType)
     ]

@@ -1,4 +1,4 @@
-"""Signs and commands that are written in several ways, and texts that only differ in how they are set."""
+"""Bring signs and commands to one spelling, and compare texts that differ only in typesetting."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ _WORD = re.compile(r"[^\W\d_]{3,}|[^\W\d_][a-z]|\bNO\b")
 
 
 def one_spelling(text: str) -> str:
-    """Unicode's signs as LaTeX's commands, and one command of several that mean the same."""
+    """Return a text with unicode's signs as LaTeX's commands, and one command for several that mean the same."""
     s = unicodedata.normalize("NFC", text).translate(SIGNS)
     s = re.sub(r"\\not\s{0,4}=", r"\\ne ", _DEGREES.sub("°", s))
     return _COMMAND.sub(lambda m: "\\" + COMMANDS.get(m[1], m[1]), s)
 
 
 def normal(text: str) -> str:
-    """One spelling of texts that only differ in how they are set: spaces, fonts, signs, a closing full stop.
+    """Return one spelling for texts that differ only in typesetting: spaces, fonts, signs, a closing full stop.
 
     Words are in lower case; the letters of a formula and the two of a line such as AB keep their case.
     """

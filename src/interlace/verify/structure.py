@@ -1,4 +1,4 @@
-"""Answers that are JSON: read, and held against a schema."""
+"""Answers that are JSON: read them, and compare them with a schema."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ Schema = dict[str, Any]
 
 
 def read_schema(schema: Schema | str | None, folder: Path, where: str) -> Schema | None:
-    """A schema that stands in a recipe, or in a file that it names, if it is one.
+    """Return the schema that stands in a recipe, or in the file that it names; None if there is none.
 
     Raises:
-        ConfigError: it is no JSON schema; DataError: the file is missing or is not JSON.
+        ConfigError: it is no JSON schema. DataError: the file is missing or is not JSON.
+        BackendUnavailable: jsonschema is not installed.
     """
     if schema is None:
         return None
@@ -42,7 +43,7 @@ def read_schema(schema: Schema | str | None, folder: Path, where: str) -> Schema
 
 
 def as_json(text: str) -> tuple[Any, str]:
-    """(the value, "") of a text that is JSON, also between fences; (None, what is wrong) of any other."""
+    """Return (the value, "") of a text that is JSON, also between fences; (None, what is wrong) of any other."""
     if len(text) > LONGEST:
         return None, f"it has {len(text):,} characters; the most is {LONGEST:,}"
     try:
@@ -52,10 +53,10 @@ def as_json(text: str) -> tuple[Any, str]:
 
 
 def strict_json(text: str) -> Any:
-    """JSON as every reader knows it: no NaN, no number beyond what a float holds, no key twice.
+    """Return JSON as every reader accepts it: no NaN, no number too large for a float, no key twice.
 
     Raises:
-        ValueError, RecursionError: it is not.
+        ValueError, RecursionError: it is not such JSON.
     """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def strict_json(text: str) -> Any:
 
 
 def _unfenced(text: str) -> str:
-    """What stands between a fence at the start and one at the end."""
+    """Return the text between a fence at the start and one at the end."""
     first, newline, rest = text.partition("\n")
     word = first.removeprefix(FENCE).strip().lower()
     if not (newline and first.startswith(FENCE) and word in ("", "json") and rest.rstrip().endswith(FENCE)):
@@ -87,7 +88,7 @@ def _unfenced(text: str) -> str:
 
 
 def fitting(text: str, schema: Schema) -> tuple[Any, str]:
-    """(the value, "") of an answer that fits a schema; (None, what is wrong) of one that does not.
+    """Return (the value, "") of an answer that fits a schema; (None, what is wrong) of one that does not.
 
     A pattern in a schema may take for ever: call it in a worker.
     """

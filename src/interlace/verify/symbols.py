@@ -1,4 +1,4 @@
-"""What runs in a worker: expressions, which sympy may think about for ever."""
+"""The worker that compares expressions, on which sympy may work for ever."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from interlace.verify.expressions import same
 
 
 def answer(request: dict[str, Any]) -> Any:
-    """[right, why not]."""
+    """Return [right, why not] for an answer and a gold answer."""
     return list(same(request["answer"], request["gold"]))

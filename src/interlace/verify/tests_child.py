@@ -1,8 +1,8 @@
-"""The tests' side: runs them against a solution that is in another process; runs inside the cage.
+"""The tests' process: run tests against a solution that is in another process; runs inside the cage.
 
 Assertions, functions named `test...`, classes named `Test...`, `unittest` and what stands under a guard for `__main__`
-are all run. The program comes to its end only if a check of the solution has held, none has failed, even where the
-tests caught its error, and every test was run.
+are all run. The program comes to its end only if a check of the solution has held, every test was run, and no check has
+failed, even if the tests caught its error.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ APART = {  # what a solution has in a process of its own
 
 
 class ProvesNothing(Exception):
-    """The tests came to their end, and whether the solution is right cannot be said."""
+    """The tests came to their end, but it cannot be said whether the solution is right."""
 
 
 class SolutionFailed(Exception):
-    """The solution raised where it is defined."""
+    """The solution raised an error while it was defined."""
 
 
 class TestsFailed(Exception):
-    """A test that does not raise by itself."""
+    """A test failed without raising an error itself."""
 
 
 class Solution(types.ModuleType):
@@ -63,21 +63,21 @@ class Judge:
     """One run of the tests.
 
     Attributes:
-        proofs: checks that have held and that depend on the solution.
+        proofs: how many checks have held that depend on the solution.
         ran: lines of the test functions that were called, each with the class of its object.
-        failed: the first check that has not held, whoever caught its error.
-        doubt: why nothing can be said though no check has failed.
+        failed: the first check that did not hold, even if its error was caught.
+        doubt: why nothing can be said although no check has failed.
     """
 
     def __init__(self, wire: Wire):
-        """Nothing has run."""
+        """Begin with no test run."""
         self.wire, self.module = wire, types.ModuleType("__main__")
         self.proofs, self.ran, self.failed, self.doubt = 0, set[tuple[int, type]](), "", ""
         self.lacking: dict[str, str] = {}
         self.cases: set[type] = set()
 
     def prepare(self, tree: ast.Module) -> ast.Module:
-        """Give the tests the solution's names."""
+        """Give the tests the solution's names, and return the rewritten tests."""
         used = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         self.wire.tested = {n for n in used if not n.islower()}  # a function's name is no class's
         died, pairs = self.wire.ask("names")
@@ -107,12 +107,18 @@ class Judge:
     # --- what the rewritten tests say ---------------------------------------------------------------------------------
 
     def held(self, direct: bool = False) -> None:
-        """A check has held. It is a proof if the solution was asked for something, or given as a value (`direct`)."""
+        """Record that a check has held.
+
+        It is a proof if the solution was asked for something, or given as a value (`direct`).
+        """
         if self.wire.asked or direct:
             self.proofs += 1
 
     def wrong(self, check: str) -> None:
-        """A check has not held. Inside a call that the solution made, it may be what the solution is to catch."""
+        """Record that a check has not held.
+
+        Inside a call that the solution made, the solution may be meant to catch it, so it only raises a doubt.
+        """
         if self.wire.answering:
             self.doubt = self.doubt or f"a check did not hold in a call that the solution made: {check}"
         else:
@@ -120,7 +126,7 @@ class Judge:
 
     @contextmanager
     def checking(self, check: str, counts: bool, direct: bool, expects: bool) -> Iterator[None]:
-        """Around a check that is a call. `expects`: an AssertionError, which is then no failure."""
+        """Record whether a check that is a call holds; with `expects`, its AssertionError is no failure."""
         before = self.failed
         try:
             yield
@@ -134,10 +140,12 @@ class Judge:
             self.held(direct)
 
     def caught(self, last: int, broad: bool, expects: bool) -> None:
-        """In a handler of a `try` that ends in this line; of one that makes a check itself, 0.
+        """Record what a handler of a `try` has caught.
 
-        `expects`: what follows the call that raised is there to say that it did not. `broad`: it catches anything, also
-        errors that the tests raise because a check has not held.
+        Args:
+            last: the last line of the `try`; 0 for a handler that makes a check itself.
+            expects: whether the code after the call that raised is there to report that it did not raise.
+            broad: whether the handler catches anything, also errors that the tests raise because a check has not held.
         """
         error = sys.exc_info()[1]
         there = "_from_there" in vars(error)
@@ -148,7 +156,10 @@ class Judge:
             self.doubt = self.doubt or f"the tests caught {type(error).__name__}: {error}, and passed a check by"
 
     def _passed_by(self, error: Any, last: int, ours: bool) -> bool:
-        """Whether an assertion stands after what raised, in the `try` or in a function; or it is an error of `ours`."""
+        """Return whether an assertion after the place that raised was skipped, in the `try` or a function.
+
+        ours: the error is the tests' own; then a `raise` counts as an assertion.
+        """
         trace = error.__traceback__
         while trace is not None:
             code, line = trace.tb_frame.f_code, trace.tb_lineno
@@ -163,7 +174,7 @@ class Judge:
         return False
 
     def status(self, code: Any) -> Any:
-        """What the tests exit with, if that depends on the solution."""
+        """Return the exit status of the tests; it counts as a check if it depends on the solution."""
         if code is not None:
             self.held()
         return code
@@ -171,7 +182,7 @@ class Judge:
     # --- what is run --------------------------------------------------------------------------------------------------
 
     def watch(self, tests: str) -> None:
-        """Hear of failures in what the library runs."""
+        """Make the library report failures: unittest, and threads."""
         if "unittest" in tests:  # its import takes as long as all else
             import unittest
 
@@ -187,7 +198,7 @@ class Judge:
             threading.excepthook = died
 
     def hear(self, result: Any) -> None:
-        """Of failures and of tests that are skipped, whoever runs them."""
+        """Record failures and skipped tests of a unittest result, whoever runs them."""
 
         def bad(_: Any, error: Any) -> None:
             if error is not None:
@@ -211,7 +222,7 @@ class Judge:
         also("addSkip", skipped)
 
     def main(self, *_: Any, exit: bool = True, **__: Any) -> Any:
-        """What stands for unittest.main."""
+        """Stand in for unittest.main."""
         for value in list(vars(self.module).values()):
             if isinstance(value, type) and self.is_case(value) and value.__module__ == "__main__":
                 self.case(value)
@@ -220,7 +231,7 @@ class Judge:
         return types.SimpleNamespace(result=types.SimpleNamespace(wasSuccessful=lambda: not self.failed))
 
     def is_case(self, value: type) -> bool:
-        """Whether a class is unittest's."""
+        """Return whether a class is a unittest.TestCase."""
         unittest = sys.modules.get("unittest")
         return unittest is not None and issubclass(value, unittest.TestCase)
 
@@ -233,7 +244,7 @@ class Judge:
             unittest.defaultTestLoader.loadTestsFromTestCase(case).run(unittest.TestResult())
 
     def functions(self, of: Any, called: set[tuple[int, type]]) -> Iterator[tuple[str, Any, Any]]:
-        """Test functions of the module or of a class, and of classes in it, that the tests have not called."""
+        """Yield the test functions of a module or a class, and of classes in it, that the tests have not called."""
         inside = isinstance(of, type)
         for name in dir(of) if inside else list(vars(of)):
             value = getattr(of, name)
@@ -248,7 +259,7 @@ class Judge:
                 yield from self.functions(value, called)
 
     def rest(self) -> None:
-        """Run what the tests define and have not run themselves."""
+        """Run the tests that are defined and have not been run."""
         called = set(self.ran)
         self.main(exit=False)
         session = pytest_child.Session(self.module)
@@ -276,14 +287,17 @@ class Judge:
 
 
 def first_line(function: Any) -> int:
-    """The first line of a function, under what decorates it."""
+    """Return the first line of a function, without its wrappers."""
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     return int(function.__code__.co_firstlineno)
 
 
 def judge(tests: str, read: int, write: int, word: str) -> None:
-    """Run tests; raises where the solution is wrong, or, with a word that it cannot know, where nothing can be said."""
+    """Run tests; raise if the solution is wrong, or if nothing can be said.
+
+    word: a secret that the solution cannot know; it begins the message if nothing can be said.
+    """
     wire = Wire("__main__", read, write, dict(DO), trusting=False)
     wire.do |= {
         "describe": wire.describe,
@@ -315,7 +329,7 @@ def judge(tests: str, read: int, write: int, word: str) -> None:
 
 
 def run(found: Judge, code: types.CodeType) -> None:
-    """All of the tests."""
+    """Run all of the tests."""
     try:
         exec(code, found.module.__dict__)
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""Units of measure: their names, written once for all that reads answers."""
+"""Units of measure: one list of their names for all code that reads answers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _SYMBOLS |= {name.casefold(): symbol for name, symbol in _SYMBOLS.items() if len
 
 
 def unit_of(text: str) -> str:
-    """One spelling of a unit: kilometers per hour as km/h, square meters as m^2, m s^{-2} as m/s^2."""
+    """Return one spelling of a unit: kilometers per hour as km/h, square meters as m^2, m s^{-2} as m/s^2."""
     said: list[str] = []
     text = re.sub(r"[.{}*]", "", text)
     text = re.sub(r"([A-Za-z]+)\s{0,4}\^-(\d)", lambda m: f"/{m[1]}" + (f"^{m[2]}" if m[2] != "1" else ""), text)
@@ -74,7 +74,7 @@ def unit_of(text: str) -> str:
 
 
 def _symbol(name: str) -> str:
-    """km of kilometers; a name that is not known without its plural's s."""
+    """Return the symbol of a unit, km for kilometers; an unknown name loses the s of its plural."""
     for known in (name, name.casefold(), name.casefold().rstrip("s")):
         if known in _SYMBOLS:
             return _SYMBOLS[known]

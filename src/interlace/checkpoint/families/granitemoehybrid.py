@@ -1,10 +1,11 @@
-"""Granite 4: Mamba-2 with a few attention layers, four multipliers, and experts beside a shared MLP or that MLP alone.
+"""Granite 4: Mamba-2 with a few attention layers, four multipliers, and experts beside a shared MLP, or that MLP alone.
 
-Source: huggingface/transformers src/transformers/models/granitemoehybrid; ibm-granite/granite-4.0-h-tiny. Traps:
-logits are divided by `logits_scaling`; scores are multiplied by `attention_multiplier`, 1 unless it is given; there are
-positions only where `position_embedding_type` is "rope"; `layer_types` has said "mamba" and "attention", and without it
-every layer is recurrent. The router's softmax is over the chosen logits, which is the same as over all and divided by
-the sum of the chosen.
+Source: huggingface/transformers src/transformers/models/granitemoehybrid; ibm-granite/granite-4.0-h-tiny.
+
+Traps: logits are divided by `logits_scaling`; scores are multiplied by `attention_multiplier`, 1 unless it is given.
+There are positions only if `position_embedding_type` is "rope". `layer_types` has said "mamba" and "attention"; without
+it every layer is recurrent. The router's softmax is over the chosen logits, which is the same as over all and divided
+by the sum of the chosen.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MULTIPLIERS = {
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     parts.refuse_unless(config, "hidden_act", *parts.SILU)
     trunk = parts.read_trunk(config, eps=1e-6)
     depth = trunk["depth"]
@@ -102,7 +103,7 @@ def _position(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     used, mlps = parts.used_layers(config)
     mixer, attention = parts.only(used, Mamba2Config), parts.only(used, AttentionConfig)
     mlp, moe = parts.only(mlps, MLPConfig), parts.only(mlps, MoEConfig)
@@ -139,7 +140,7 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def _written_mixer(config: ModelConfig, mixer: Mamba2Config | None) -> dict[str, Any] | None:
-    """The keys of the recurrence, None where they cannot say it."""
+    """Return the keys of the recurrence, None if they cannot express it."""
     if mixer is None:  # sizes that transformers takes for a model of this width, which has no such layer
         return {"mamba_n_heads": 1, "mamba_d_head": 2 * config.width, "mamba_expand": 2}
     expand = mixer.inner / config.width
@@ -166,7 +167,7 @@ def _is_granite(moe: MoEConfig) -> bool:
 
 
 def slots(config: ModelConfig) -> Slots:
-    """The released names."""
+    """Map the released names to our parameters."""
     found = trunk_slots(config)
     for i in range(config.depth):
         layer, block, kind = f"model.layers.{i}", f"blocks.{i}", config.kind(i)

@@ -1,14 +1,14 @@
-"""Kimi Linear: Kimi Delta Attention with latent attention without positions, experts chosen by sigmoid scores.
+"""Kimi Linear: Kimi Delta Attention with latent attention without positions; experts are chosen by sigmoid scores.
 
 Source: arXiv 2510.26692; moonshotai/Kimi-Linear-48B-A3B-Instruct; huggingface/transformers
-src/transformers/models/kimi_linear. Traps: the lists of layers in `linear_attn_config` count from 1; half the keys of
-config.json have two spellings; `tie_word_embeddings` is read by nobody; the norms inside latent attention have an eps
-of 1e-6, whatever `rms_norm_eps` says; transformers 5.23 saves a dense layer's MLP as `block_sparse_moe.*`, which is
-read here and not written.
+src/transformers/models/kimi_linear.
+
+Traps: the lists of layers in `linear_attn_config` count from 1; half the keys of config.json have two spellings; nobody
+reads `tie_word_embeddings`; the norms inside latent attention have an eps of 1e-6, whatever `rms_norm_eps` says;
+transformers 5.23 saves a dense layer's MLP as `block_sparse_moe.*`, which is read here and not written.
 
 Moonshot's own code weights the chosen experts by their scores with the correction added (an in-place sum through a
-view); transformers and the inference engines use the correction for the choice only, as DeepSeek-V3 has it, and so is
-it done here.
+view). Transformers and the inference engines use the correction for the choice only, as DeepSeek-V3 does; so do we.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ DELTA = {
 
 
 def _either(config: Mapping[str, Any], *keys: str, default: Any = None) -> Any:
-    """The first of several spellings that is there."""
+    """Return the value of the first of several spellings that is there."""
     return next((config[key] for key in keys if config.get(key) is not None), default)
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     parts.refuse_unless(config, "moe_router_activation_func", "sigmoid")
     parts.refuse_unless(config, "mla_use_nope", True)
     parts.refuse_unless(config, "hidden_act", *parts.SILU, None)
@@ -110,14 +110,17 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def _listed(linear: Mapping[str, Any], depth: int) -> list[str]:
-    """Kinds of layer from lists that count from 1, or every fourth layer but the first attention."""
+    """Return the kinds of layer from lists that count from 1.
+
+    Without lists, layers 4, 8, ... are attention, counted from 0.
+    """
     if "full_attn_layers" not in linear:
         return ["full_attention" if i and i % 4 == 0 else "linear_attention" for i in range(depth)]
     return ["full_attention" if i + 1 in linear["full_attn_layers"] else "linear_attention" for i in range(depth)]
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     used, mlps = parts.used_layers(config)
     mixers = {x.model_copy(update={"mlp": True}) for x in used}
     delta, latent = parts.only(mixers, KimiDeltaConfig), parts.only(mixers, LatentAttentionConfig)
@@ -192,7 +195,7 @@ def _is_kimi(moe: MoEConfig) -> bool:
 
 
 def slots(config: ModelConfig) -> Slots:
-    """The released names."""
+    """Map the released names to our parameters."""
     found = trunk_slots(config)
     for i in range(config.depth):
         layer, block, kind, moe = f"model.layers.{i}", f"blocks.{i}", config.kind(i), config.mlp_of(i)
@@ -234,7 +237,7 @@ def _latent(theirs: str, ours: str, kind: LatentAttentionConfig) -> Slots:
 
 
 def aliases(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Slots:
-    """A dense layer's MLP as transformers 5.23 names it when it saves."""
+    """Map the names of a dense layer's MLP as transformers 5.23 saves it."""
     found: Slots = {}
     for i in range(config.depth):
         if not isinstance(config.mlp_of(i), MoEConfig):

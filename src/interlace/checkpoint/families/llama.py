@@ -21,7 +21,7 @@ NORMS = {"input_layernorm": "mixer_norm", "post_attention_layernorm": "mlp_norm"
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     trunk, heads = parts.read_trunk(config, eps=1e-6), parts.need(config, "num_attention_heads")
     attention = {
         "heads": heads,
@@ -36,7 +36,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     used, mlps = parts.used_layers(config)
     attention, mlp = parts.only(used, AttentionConfig), parts.only(mlps, MLPConfig)
     if attention is None or mlp is None or len(used) != 1 or len(mlps) != 1:
@@ -56,13 +56,13 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def is_plain_attention(attention: AttentionConfig) -> bool:
-    """Whether an attention kind is pre-norm, with RoPE over whole heads and nothing else."""
+    """Return whether an attention kind is pre-norm, with RoPE over whole heads and nothing else."""
     usual = attention.norm == "input" and attention.mlp is True and attention.position == "rope"
     return usual and attention.scale is None and not attention.gate and attention.rope.fraction == 1
 
 
 def slots(config: ModelConfig) -> Slots:
-    """The released names, which Qwen3 shares."""
+    """Map the released names, which Qwen3 shares, to our parameters."""
     found = trunk_slots(config)
     for i in range(config.depth):
         layer, block = f"model.layers.{i}", f"blocks.{i}"

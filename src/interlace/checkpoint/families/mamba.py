@@ -31,7 +31,7 @@ NAMES = {
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     parts.refuse_unless(config, "hidden_act", *parts.SILU)
     trunk = parts.read_trunk({"tie_word_embeddings": True, **config}, eps=1e-5, eps_key="layer_norm_epsilon")
     rank = config.get("time_step_rank", "auto")
@@ -50,7 +50,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     used, mlps = parts.used_layers(config)
     mixer = parts.only(used, MambaConfig)
     if mixer is None or len(used) != 1 or mlps or mixer.norm != "input" or mixer.inner % config.width:
@@ -76,7 +76,7 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def slots(config: ModelConfig) -> Slots:
-    """The released names."""
+    """Map the released names to our parameters."""
     found = trunk_slots(config, EMBEDDING, NORM)
     for i in range(config.depth):
         layer, block, kind = f"backbone.layers.{i}", f"blocks.{i}", config.kind(i)

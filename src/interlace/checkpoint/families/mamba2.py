@@ -1,9 +1,11 @@
 """Mamba-2: a pure recurrent model, one mixer to a layer and nothing else.
 
-Source: arXiv 2405.21060; huggingface/transformers src/transformers/models/mamba2. Traps: the gated norm has statistics
-of its own for each group; the residual stream is float32 whatever the weights are (`residual_in_fp32`); transformers
-5.23 clamps dt to `time_step_limit` in a prompt but not in a cached step (so does not agree with itself where the limit
-binds), here it is always clamped. The original files say `backbone.embedding`, the converted `backbone.embeddings`.
+Source: arXiv 2405.21060; huggingface/transformers src/transformers/models/mamba2.
+
+Traps: the gated norm has statistics of its own for each group. The residual stream is float32 whatever the weights are
+(`residual_in_fp32`). transformers 5.23 clamps dt to `time_step_limit` in a prompt but not in a cached step, so it does
+not agree with itself where the limit binds; here dt is always clamped. The original files say `backbone.embedding`, the
+converted ones `backbone.embeddings`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ SCALARS = {name: name for name in ("A_log", "D", "dt_bias")}
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     parts.refuse_unless(config, "hidden_act", *parts.SILU)
     trunk = parts.read_trunk(config, eps=1e-5, eps_key="layer_norm_epsilon")
     heads, head_dim, expand = parts.need(config, "num_heads"), parts.need(config, "head_dim"), config.get("expand", 2)
@@ -50,7 +52,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def read_steps(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Limits of dt, and what it is drawn from; infinity is written in more than one way."""
+    """Return the limits of dt and what it is drawn from; infinity is written in more than one way."""
     low, high = (_number(x) for x in config.get("time_step_limit") or (0.0, math.inf))
     table: dict[str, Any] = {"min_step": low}
     if math.isfinite(high):
@@ -71,7 +73,7 @@ def _number(value: Any) -> float:
 
 
 def write_steps(mixer: Mamba2Config) -> dict[str, Any]:
-    """The inverse of `read_steps`; limits that bind nothing are left out."""
+    """Write what `read_steps` reads; limits that bind nothing are left out."""
     high_limit: Any = mixer.max_step or {"__float__": "Infinity"}  # as transformers writes it
     limit = {"time_step_limit": [mixer.min_step, high_limit]} if mixer.min_step or mixer.max_step else {}
     low, high = mixer.step_range
@@ -79,7 +81,7 @@ def write_steps(mixer: Mamba2Config) -> dict[str, Any]:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     used, mlps = parts.used_layers(config)
     mixer = parts.only(used, Mamba2Config)
     if mixer is None or len(used) != 1 or mlps or mixer.norm != "input" or mixer.norm_eps != config.norm_eps:
@@ -104,7 +106,7 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def slots(config: ModelConfig) -> Slots:
-    """The released names."""
+    """Map the released names to our parameters."""
     found = trunk_slots(config, EMBEDDING, NORM)
     for i in range(config.depth):
         layer, block = f"backbone.layers.{i}", f"blocks.{i}"
@@ -114,7 +116,7 @@ def slots(config: ModelConfig) -> Slots:
 
 
 def mixer_slots(theirs: str, ours: str, kind: Mamba2Config) -> Slots:
-    """A Mamba-2 mixer under the names that all its families share."""
+    """Map a Mamba-2 mixer under the names that all its families share."""
     names = {"in_proj.weight": "input.weight", "out_proj.weight": "output.weight", "norm.weight": "norm.weight"}
     if kind.bias:
         names |= {"in_proj.bias": "input.bias", "out_proj.bias": "output.bias"}
@@ -126,7 +128,7 @@ def mixer_slots(theirs: str, ours: str, kind: Mamba2Config) -> Slots:
 
 
 def aliases(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Slots:
-    """The embedding as state-spaces/mamba calls it."""
+    """Map the embedding as state-spaces/mamba calls it."""
     return whole({"backbone.embedding.weight": "embedding.weight"})
 
 

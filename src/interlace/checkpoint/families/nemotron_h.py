@@ -2,14 +2,17 @@
 
 Source: arXiv 2504.03624; huggingface/transformers src/transformers/models/nemotron_h; nvidia/NVIDIA-Nemotron-3-Nano-
 30B-A3B-BF16. Attention has no positions. Feed-forward layers are squared ReLU, without a gate; only the routed experts
-see the latent, where there is one. Traps: the pattern has been said as `hybrid_override_pattern` ("M-M*E") and as
-`layers_block_type` with two sets of words; `attention_bias` and `mamba_proj_bias` are read by nobody, biases come from
-`use_bias` and `mlp_bias`; the size of the mixer is mamba_num_heads x mamba_head_dim, whatever `expand` says;
-`tie_word_embeddings` is read by nobody, every release has a head of its own.
+see the latent, if there is one.
+
+Traps: the pattern has been said as `hybrid_override_pattern` ("M-M*E") and as `layers_block_type` with two sets of
+words. Nobody reads `attention_bias` and `mamba_proj_bias`; biases come from `use_bias` and `mlp_bias`. The size of the
+mixer is mamba_num_heads x mamba_head_dim, whatever `expand` says. Nobody reads `tie_word_embeddings`; every release has
+a head of its own.
 
 transformers 5.23 floors dt at `time_step_min` in a prompt and not in a cached step, and does not read `time_step_limit`
-(modeling_nemotron_h.py; its pull request 48989 measures the harm). The weights were trained with `time_step_limit`,
-which is what is done here; the peers' tests set `time_step_min` so low that it does not bind.
+(modeling_nemotron_h.py; its pull request 48989 measures the harm). The weights were trained with `time_step_limit`, so
+that is used here; the peers' tests set `time_step_min` so low that it does not bind.
+
 Multi-token-prediction layers (`mtp.*`) are kept and saved back.
 """
 
@@ -51,7 +54,7 @@ LATENTS = {"fc1_latent_proj": "compress", "fc2_latent_proj": "expand"}
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     parts.refuse_unless(config, "mlp_hidden_act", "relu2")
     parts.refuse_unless(config, "mamba_hidden_act", *parts.SILU)
     parts.refuse_unless(config, "sliding_window", None, 0)
@@ -116,7 +119,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     used, after = parts.used_layers(config)
     mixer, attention = parts.only(used, Mamba2Config), parts.only(used, AttentionConfig)
     mlp, moe = parts.only(used, MLPConfig), parts.only(used, MoEConfig)
@@ -179,7 +182,7 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def slots(config: ModelConfig) -> Slots:
-    """The released names."""
+    """Map the released names to our parameters."""
     found = trunk_slots(config, EMBEDDING, NORM)
     for i in range(config.depth):
         theirs, block, kind = f"backbone.layers.{i}.mixer", f"blocks.{i}", config.kind(i)
@@ -206,7 +209,7 @@ def _moe_slots(theirs: str, ours: str, moe: MoEConfig, width: int) -> Slots:
 
 
 def aliases(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Slots:
-    """The names inside transformers: another prefix, and experts fused."""
+    """Map the names inside transformers: another prefix, and experts fused."""
     found = slots(config)
     for i in range(config.depth):
         if isinstance(config.kind(i), MoEConfig):

@@ -17,7 +17,7 @@ from interlace.model.config import ModelConfig
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     trunk, heads = parts.read_trunk(config, eps=1e-5), parts.need(config, "num_attention_heads")
     attention = {
         "heads": heads,
@@ -31,7 +31,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     used, mlps = parts.used_layers(config)
     attention, mlp = parts.only(used, AttentionConfig), parts.only(mlps, MLPConfig)
     if attention is None or mlp is None or len(used) != 1 or len(mlps) != 1:

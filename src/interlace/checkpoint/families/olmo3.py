@@ -23,7 +23,7 @@ THETA = 500_000.0
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     trunk, heads = parts.read_trunk(config, eps=1e-5), parts.need(config, "num_attention_heads")
     depth = trunk["depth"]
     types = parts.layer_names(config, "layer_types", depth, KINDS)
@@ -48,7 +48,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def _ropes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rope table of each kind, from one table per kind, one flat table, or the keys of transformers 4."""
+    """Return the rope table of each kind, from one table per kind, one flat table, or the keys of transformers 4."""
     given = config.get("rope_parameters") or {}
     theta = given.get("rope_theta") or config.get("rope_theta") or THETA
     scaling = config.get("rope_scaling") or (given if given.get("rope_type") else {})
@@ -61,7 +61,7 @@ def _ropes(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     used, mlps = parts.used_layers(config)
     if not all(isinstance(x, AttentionConfig) for x in used) or len({x.window is None for x in used}) != len(used):
         return None
@@ -88,7 +88,7 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def slots(config: ModelConfig) -> Slots:
-    """The released names, which are those of Olmo 2 as well."""
+    """Map the released names, which Olmo 2 shares, to our parameters."""
     found = trunk_slots(config)
     for i in range(config.depth):
         found |= layer_slots(f"model.layers.{i}", f"blocks.{i}", config.kind(i))
@@ -96,7 +96,7 @@ def slots(config: ModelConfig) -> Slots:
 
 
 def layer_slots(layer: str, block: str, kind: AttentionConfig) -> Slots:
-    """One layer of attention, as Olmo 2, Olmo 3 and Olmo Hybrid name it."""
+    """Map one layer of attention, as Olmo 2, Olmo 3 and Olmo Hybrid name it."""
     norms = {"post_attention_layernorm": "mixer_norm", "post_feedforward_layernorm": "mlp_norm"}
     found = attention_slots(f"{layer}.self_attn", f"{block}.mixer", kind) | mlp_slots(f"{layer}.mlp", f"{block}.mlp")
     return found | whole({f"{layer}.{p}.weight": f"{block}.{o}.weight" for p, o in norms.items()})

@@ -1,10 +1,16 @@
 """Olmo Hybrid: Gated DeltaNet (norm on the input) with attention (norm on the output), NoPE as released.
 
 Source: arXiv 2604.03444; huggingface/transformers src/transformers/models/olmo_hybrid; names as in the released
-weights. Traps handled here: three convolutions or one fused, or three cut in equal thirds whatever the projections'
-sizes (transformers 5.23 saves them so); two names each for a recurrent layer's norms, and for its output projection and
-norm; `rope_parameters` absent, null, or holding a null type or theta, all of which mean NoPE. A null there is read as
-theta 10,000 by transformers 5.23, so a model without positions is saved with an explicit null theta.
+weights.
+
+Traps handled here:
+
+- The convolutions are three, one fused, or three cut in equal thirds whatever the projections' sizes (transformers 5.23
+  saves them so).
+- A recurrent layer's norms have two names each, and so have its output projection and norm.
+- `rope_parameters` is absent, null, or holds a null type or theta. All of these mean NoPE. transformers 5.23 reads a
+null
+  as theta 10,000, so a model without positions is saved with an explicit null theta.
 """
 
 from __future__ import annotations
@@ -42,7 +48,7 @@ PROJECTIONS = {
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     trunk, heads = parts.read_trunk(config, eps=1e-6), parts.need(config, "num_attention_heads")
     width, depth = trunk["width"], trunk["depth"]
     types = parts.layer_names(config, "layer_types", depth, KINDS)
@@ -86,7 +92,7 @@ def _position(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     used, mlps = parts.used_layers(config)
     delta, attention, mlp = (
         parts.only(used, GatedDeltaConfig),
@@ -126,7 +132,7 @@ _CLASSES = {"gated_delta": GatedDeltaConfig, "attention": AttentionConfig}
 
 
 def slots(config: ModelConfig) -> Slots:
-    """The released names."""
+    """Map the released names to our parameters."""
     found = trunk_slots(config)
     for i in range(config.depth):
         layer, block, kind = f"model.layers.{i}", f"blocks.{i}", config.kind(i)
@@ -142,7 +148,7 @@ def slots(config: ModelConfig) -> Slots:
 
 
 def _convolutions(theirs: str, ours: str, kind: GatedDeltaConfig, cuts: Sequence[int]) -> Slots:
-    """The convolution, cut in three."""
+    """Map the convolution, cut in three."""
     rows = stacked(f"{ours}.convolution", *cuts)
     shapes = [(size, 1, kind.convolution) for size in cuts]
     names = [f"{theirs}.{letter}_conv1d.weight" for letter in "qkv"]
@@ -150,7 +156,7 @@ def _convolutions(theirs: str, ours: str, kind: GatedDeltaConfig, cuts: Sequence
 
 
 def aliases(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Slots:
-    """Names that transformers' converters and OLMo-core's exporter have written, and convolutions in equal thirds."""
+    """Map names that transformers' converters and OLMo-core's exporter wrote, and convolutions in equal thirds."""
     found: Slots = {}
     for i in range(config.depth):
         kind = config.kind(i)

@@ -13,17 +13,17 @@ from interlace.model.model import HybridLM
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """The `model` table."""
+    """Translate the `model` table to our config."""
     return ModelConfig.from_dict(parts.need(config, "model"), where="config.json: model")
 
 
 def write_config(config: ModelConfig) -> dict[str, Any]:
-    """Any model can be said."""
+    """Translate our config to the `model` table; any model can be expressed."""
     return {"model": config.to_dict(), "vocab_size": config.vocabulary}
 
 
 def slots(config: ModelConfig) -> Slots:
-    """Every parameter under its own name."""
+    """Map every parameter under its own name."""
     return whole({name: name for name, _ in HybridLM(config, device="meta").named_parameters()})
 
 

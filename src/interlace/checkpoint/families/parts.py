@@ -15,7 +15,7 @@ SILU = ("silu", "swish")  # one function under two names
 
 
 def whole_number(config: Mapping[str, Any], key: str, most: int) -> int:
-    """A key that must be an integer from 1 to `most`."""
+    """Return a key's value, which must be an integer from 1 to `most`."""
     value = need(config, key)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
         raise CheckpointError(f"config.json: {key} must be a whole number from 1 to {most:,}, got {value!r}")
@@ -23,7 +23,7 @@ def whole_number(config: Mapping[str, Any], key: str, most: int) -> int:
 
 
 def layer_names(config: Mapping[str, Any], key: str, depth: int, known: Iterable[str]) -> list[str] | None:
-    """A list of one known word for each layer, or None where the key is not there."""
+    """Return a list of one known word for each layer, or None if the key is not there."""
     names = config.get(key)
     if names is None:
         return None
@@ -38,20 +38,20 @@ def layer_names(config: Mapping[str, Any], key: str, depth: int, known: Iterable
 
 
 def need(config: Mapping[str, Any], key: str) -> Any:
-    """A key that config.json must have."""
+    """Return the value of a key that config.json must have."""
     if config.get(key) is None:
         raise CheckpointError(f"config.json: '{key}' is missing; a {config.get('model_type')} checkpoint needs it")
     return config[key]
 
 
 def refuse_unless(config: Mapping[str, Any], key: str, *allowed: Any) -> None:
-    """Stop at a setting that this family's code does not implement, rather than ignore it."""
+    """Refuse a setting that this family's code does not implement, instead of ignoring it."""
     if config.get(key, allowed[0]) not in allowed:
         raise CheckpointError(f"config.json: {key} = {config[key]!r} is not supported; known: {list(allowed)}")
 
 
 def token_ids(table: Mapping[str, Any], key: str, where: object = "config.json") -> list[int]:
-    """The ids under a key, one or a list; negative ones, which old releases write, mean none.
+    """Return the ids under a key, one or a list; negative ones, which old releases write, mean none.
 
     Raises:
         CheckpointError: something else stands there.
@@ -64,20 +64,20 @@ def token_ids(table: Mapping[str, Any], key: str, where: object = "config.json")
 
 
 def read_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The special token ids of a published config."""
+    """Return the special token ids of a published config."""
     bos, eos, pad = (token_ids(config, f"{kind}_token_id") for kind in ("bos", "eos", "pad"))
     return {"bos": next(iter(bos), None), "eos": eos, "pad": next(iter(pad), None)}
 
 
 def write_tokens(config: ModelConfig) -> dict[str, Any]:
-    """The special token ids as published configs hold them."""
+    """Return the special token ids in the form of published configs."""
     eos = config.tokens.eos
     one = None if not eos else eos[0] if len(eos) == 1 else list(eos)
     return {"bos_token_id": config.tokens.bos, "eos_token_id": one, "pad_token_id": config.tokens.pad}
 
 
 def read_trunk(config: Mapping[str, Any], eps: float, eps_key: str = "rms_norm_eps") -> dict[str, Any]:
-    """What families say alike about everything but the layers; `eps` is the family's default."""
+    """Return what all families write alike: everything but the layers; `eps` is the family's default."""
     return {
         "width": whole_number(config, "hidden_size", 1 << 20),
         "depth": whole_number(config, "num_hidden_layers", DEEPEST),
@@ -91,7 +91,7 @@ def read_trunk(config: Mapping[str, Any], eps: float, eps_key: str = "rms_norm_e
 
 
 def write_trunk(config: ModelConfig, eps_key: str = "rms_norm_eps") -> dict[str, Any]:
-    """The inverse of `read_trunk`."""
+    """Write what `read_trunk` reads."""
     return {
         "hidden_size": config.width,
         "num_hidden_layers": config.depth,
@@ -105,7 +105,7 @@ def write_trunk(config: ModelConfig, eps_key: str = "rms_norm_eps") -> dict[str,
 
 
 def plain_trunk(config: ModelConfig, **allowed: Any) -> bool:
-    """Whether the model-wide settings are the usual ones, but for those in `allowed`.
+    """Return whether the model-wide settings are the usual ones, but for those in `allowed`.
 
     Published configs have no key for the length at which dynamic RoPE begins to stretch: it is the longest context.
     """
@@ -122,26 +122,26 @@ def plain_trunk(config: ModelConfig, **allowed: Any) -> bool:
 
 
 def read_mlp(config: Mapping[str, Any], bias_key: str | None = None) -> dict[str, Any]:
-    """A SwiGLU layer as most families describe it; without biases unless the family has a key for them."""
+    """Return a SwiGLU layer as most families describe it; without biases unless the family has a key for them."""
     refuse_unless(config, "hidden_act", *SILU, None)
     return {"width": need(config, "intermediate_size"), "bias": bias_key is not None and bool(config.get(bias_key))}
 
 
 def used_layers(config: ModelConfig) -> tuple[set[Any], set[Any]]:
-    """The different layer configs that a model's pattern uses, and the different feed-forward configs after mixers."""
+    """Return the different layer configs that a model's pattern uses, and those of feed-forward layers after mixers."""
     mixers = {config.kind(i) for i in range(config.depth)}
     mlps = {config.mlp_of(i) for i in range(config.depth) if config.mlp_of(i) is not None}
     return mixers, mlps
 
 
 def only(layers: Iterable[Any], kind: type) -> Any:
-    """The one config of this kind among these; None where there is none, or more than one."""
+    """Return the one config of this kind among these; None if there is none, or more than one."""
     found = [x for x in layers if isinstance(x, kind)]
     return found[0] if len(found) == 1 else None
 
 
 def is_olmo_attention(config: ModelConfig, attention: AttentionConfig) -> bool:
-    """Whether an attention kind is what Olmo 2, Olmo 3 and Olmo Hybrid call attention."""
+    """Return whether an attention kind is what Olmo 2, Olmo 3 and Olmo Hybrid call attention."""
     return (
         attention.norm == "output"
         and attention.mlp is True
@@ -154,12 +154,12 @@ def is_olmo_attention(config: ModelConfig, attention: AttentionConfig) -> bool:
 
 
 def is_plain_mlp(mlp: Any, bias: bool = False) -> bool:
-    """Whether a feed-forward config is SwiGLU, without biases unless they are allowed."""
+    """Return whether a feed-forward config is SwiGLU, without biases unless they are allowed."""
     return getattr(mlp, "activation", "") == "swiglu" and not isinstance(mlp, MoEConfig) and (bias or not mlp.bias)
 
 
 def write_attention(attention: AttentionConfig) -> dict[str, Any]:
-    """What most families say about attention's sizes."""
+    """Write what most families say about attention's sizes."""
     return {
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.groups,
@@ -168,5 +168,5 @@ def write_attention(attention: AttentionConfig) -> dict[str, Any]:
 
 
 def tied_head(config: ModelConfig) -> set[str]:
-    """A tied head may be stored a second time."""
+    """Return the name of a tied head, which may be stored a second time; none if the head is not tied."""
     return {"lm_head.weight"} if config.tied_embeddings else set()

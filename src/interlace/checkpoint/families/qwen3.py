@@ -18,7 +18,7 @@ from interlace.model.config import ModelConfig
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     trunk, heads = parts.read_trunk(config, eps=1e-6), parts.need(config, "num_attention_heads")
     attention = {
         "heads": heads,
@@ -47,7 +47,7 @@ def _layer_types(config: Mapping[str, Any], depth: int) -> list[str]:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     used, mlps = parts.used_layers(config)
     mlp = parts.only(mlps, MLPConfig)
     if not all(isinstance(x, AttentionConfig) for x in used) or mlp is None or len(mlps) != 1:

@@ -1,12 +1,14 @@
 """Qwen3.5, the text model, dense and with experts: Qwen3-Next's layers with separate projections.
 
 Source: huggingface/transformers src/transformers/models/qwen3_5 and qwen3_5_moe; Qwen/Qwen3.5-9B, Qwen3.5-35B-A3B.
+
 Releases hold the text model beside a vision tower: the config under `text_config`, the names under
 `model.language_model.`, the tower under `model.visual.`. The text model is loaded, and saved as one of its own, which
 transformers opens. Experts are stored fused in the bf16 releases (`experts.gate_up_proj`), one by one by others; both
 are read, and the former is written. With text alone the three axes of mRoPE hold the same positions: plain RoPE.
-Traps: the projections are not interleaved as Qwen3-Next's are; whether the head is tied says `text_config`, which
-transformers 5.23 believes alone. The multi-token-prediction layer (`mtp.*`) is kept and saved back.
+
+Traps: the projections are not interleaved as Qwen3-Next's are. `text_config` says whether the head is tied, and
+transformers 5.23 believes it alone. The multi-token-prediction layer (`mtp.*`) is kept and saved back.
 """
 
 from __future__ import annotations
@@ -33,19 +35,19 @@ PROJECTIONS = {"in_proj_z": "gate", "in_proj_b": "beta", "in_proj_a": "decay"}
 
 
 def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The text model's config, which may stand inside that of a model with a vision tower."""
+    """Return the text model's config, which may stand inside that of a model with a vision tower."""
     inner: Mapping[str, Any] | None = config.get("text_config")
     return config if inner is None else inner
 
 
 def read_dense(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     text = _text(config)
     return read_layers(text, set(range(parts.whole_number(text, "num_hidden_layers", parts.DEEPEST))), None)
 
 
 def read_sparse(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     text = _text(config)
     moe = {
         "experts": parts.need(text, "num_experts"),
@@ -59,13 +61,13 @@ def read_sparse(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def write_dense(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     written = write_layers(config)
     return None if written is None or written[1] is not None else written[0]
 
 
 def write_sparse(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     written = write_layers(config)
     if written is None or written[1] is None or "intermediate_size" in written[0] or not written[1].normalise:
         return None
@@ -74,7 +76,7 @@ def write_sparse(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def slots(config: ModelConfig) -> Slots:
-    """The released names, without the prefix that stands for the text model."""
+    """Map the released names, without the prefix that stands for the text model, to our parameters."""
     found = trunk_slots(config)
     for i in range(config.depth):
         layer, block, kind = f"model.layers.{i}", f"blocks.{i}", config.kind(i)
@@ -91,7 +93,7 @@ def slots(config: ModelConfig) -> Slots:
 
 
 def aliases(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Slots:
-    """Experts one by one, and all names with the prefix of a model with a vision tower."""
+    """Map experts stored one by one, and all names with the prefix of a model with a vision tower."""
     found = slots(config)
     for i in range(config.depth):
         moe = config.mlp_of(i)

@@ -1,9 +1,11 @@
 """Qwen3-Next: Gated DeltaNet and gated attention, zero-centred norms, a mixture of experts with a gated shared one.
 
-Source: huggingface/transformers src/transformers/models/qwen3_next; Qwen/Qwen3-Next-80B-A3B. Traps handled here:
-`in_proj_qkvz` and `in_proj_ba` are interleaved by key head (its query, key, values and gates; its betas and decays);
-each head of `q_proj` is a query followed by its gate; norm weights are stored as their difference from 1, but for the
-recurrent mixer's own. The multi-token-prediction layer (`mtp.*`), which transformers drops, is kept and saved back.
+Source: huggingface/transformers src/transformers/models/qwen3_next; Qwen/Qwen3-Next-80B-A3B.
+
+Traps handled here: `in_proj_qkvz` and `in_proj_ba` are interleaved by key head (its query, key, values and gates; its
+betas and decays). Each head of `q_proj` is a query followed by its gate. Norm weights are stored as their difference
+from 1, except the recurrent mixer's own. The multi-token-prediction layer (`mtp.*`), which transformers drops, is kept
+and saved back.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ MTP_KEYS = ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "num_nextn_
 
 
 def read_config(config: Mapping[str, Any]) -> ModelConfig:
-    """config.json to ours; raises CheckpointError or ConfigError."""
+    """Translate config.json to our config; raises CheckpointError or ConfigError."""
     depth, step = parts.whole_number(config, "num_hidden_layers", parts.DEEPEST), config.get("decoder_sparse_step") or 1
     dense = {
         i
@@ -58,7 +60,7 @@ def read_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def read_layers(config: Mapping[str, Any], dense: set[int], moe: dict[str, Any] | None) -> ModelConfig:
-    """What Qwen3-Next and Qwen3.5 say alike; layers not in `dense` have experts."""
+    """Read what Qwen3-Next and Qwen3.5 write alike; layers not in `dense` have experts."""
     trunk, heads = parts.read_trunk(config, eps=1e-6), parts.need(config, "num_attention_heads")
     depth = trunk["depth"]
     parts.refuse_unless(config, "hidden_act", *parts.SILU, None)
@@ -106,7 +108,7 @@ def read_layers(config: Mapping[str, Any], dense: set[int], moe: dict[str, Any] 
 
 
 def write_layers(config: ModelConfig) -> tuple[dict[str, Any], MoEConfig | None] | None:
-    """The inverse of `read_layers`, and the experts; None where it cannot be said."""
+    """Write what `read_layers` reads, and the experts; None if it cannot be expressed."""
     used, mlps = parts.used_layers(config)
     mixers = {x.model_copy(update={"mlp": True}) for x in used}
     delta, attention = parts.only(mixers, GatedDeltaConfig), parts.only(mixers, AttentionConfig)
@@ -146,7 +148,7 @@ def write_layers(config: ModelConfig) -> tuple[dict[str, Any], MoEConfig | None]
 
 
 def write_experts(moe: MoEConfig) -> dict[str, Any] | None:
-    """The sizes of a mixture as Qwen has it, or None."""
+    """Return the sizes of a mixture as Qwen writes them, or None."""
     usual = MoEConfig(
         experts=moe.experts,
         chosen=moe.chosen,
@@ -167,7 +169,7 @@ def write_experts(moe: MoEConfig) -> dict[str, Any] | None:
 
 
 def write_config(config: ModelConfig) -> dict[str, Any] | None:
-    """Ours to config.json, or None where the family cannot say it."""
+    """Translate our config to config.json; None if the family cannot express it."""
     written = write_layers(config)
     if written is None:
         return None
@@ -181,7 +183,7 @@ def write_config(config: ModelConfig) -> dict[str, Any] | None:
 
 
 def slots(config: ModelConfig) -> Slots:
-    """The released names."""
+    """Map the released names to our parameters."""
     found = trunk_slots(config)
     for i in range(config.depth):
         layer, block, kind = f"model.layers.{i}", f"blocks.{i}", config.kind(i)
@@ -196,7 +198,7 @@ def slots(config: ModelConfig) -> Slots:
 
 
 def shared_slots(layer: str, block: str, kind: Any, config: ModelConfig, index: int) -> Slots:
-    """What Qwen3-Next and Qwen3.5 name alike in a layer: all but the recurrent mixer's projections and the experts."""
+    """Map what Qwen3-Next and Qwen3.5 name alike: all but the recurrent mixer's projections and the experts."""
     found = whole({f"{layer}.{p}.weight": f"{block}.{o}.weight" for p, o in NORMS.items()})
     if isinstance(kind, GatedDeltaConfig):
         theirs, ours = f"{layer}.linear_attn", f"{block}.mixer"
@@ -213,7 +215,7 @@ def shared_slots(layer: str, block: str, kind: Any, config: ModelConfig, index: 
 
 
 def interleaved(theirs: str, ours: str, kind: GatedDeltaConfig) -> Slots:
-    """The two projections whose rows go key head by key head."""
+    """Map the two projections whose rows are ordered key head by key head."""
     K, values, group = kind.key_dim, kind.groups // kind.heads * kind.value_dim, kind.groups // kind.heads
     qkvz, ba = [], []
     for h in range(kind.heads):

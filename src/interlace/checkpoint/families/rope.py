@@ -24,7 +24,7 @@ _ORIGINAL = "original_max_position_embeddings"
 
 
 def rope_parameters(config: Mapping[str, Any], theta: float) -> dict[str, Any]:
-    """The rope parameters of a config of any age: one table, or the top-level keys of transformers 4."""
+    """Return the rope parameters of a config of any age: one table, or the top-level keys of transformers 4."""
     given = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
     older = config.get("rope_parameters") or {}
     for key, default in (("rope_theta", theta), ("partial_rotary_factor", None)):
@@ -75,7 +75,7 @@ def read_rope(parameters: Mapping[str, Any], config: Mapping[str, Any], nested: 
 
 
 def _original_context(parameters: Mapping[str, Any], config: Mapping[str, Any], nested: bool, kind: str) -> int:
-    """Tokens that a model was first trained on; the longest context where nothing says it."""
+    """Return the context that a model was first trained on; the longest context if nothing says it."""
     longest = config.get("max_position_embeddings")
     said = (
         [longest]
@@ -91,7 +91,7 @@ def _original_context(parameters: Mapping[str, Any], config: Mapping[str, Any], 
 
 
 def write_rope(rope: RopeConfig) -> dict[str, Any]:
-    """Published rope parameters from our rope table."""
+    """Return published rope parameters for our rope table."""
     published: dict[str, Any] = {"rope_type": "default", "rope_theta": rope.theta}
     if rope.fraction != 1:
         published["partial_rotary_factor"] = rope.fraction

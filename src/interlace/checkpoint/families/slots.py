@@ -1,4 +1,4 @@
-"""Where the tensors of common parts lie under published names."""
+"""Slots of common parts: where their tensors lie under published names."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from interlace.model.config import ModelConfig
 
 
 def whole(names: Mapping[str, str]) -> Slots:
-    """Published names whose tensors are our parameters as they are."""
+    """Map published names whose tensors are our parameters as they are."""
     return {published: (Slot(ours),) for published, ours in names.items()}
 
 
 def stacked(name: str, *sizes: int, first: int = 0) -> list[Slot]:
-    """Slots for consecutive rows of one parameter."""
+    """Return slots for consecutive rows of one parameter."""
     slots = []
     for size in sizes:
         slots.append(Slot(name, (first, first + size)))
@@ -25,7 +25,7 @@ def stacked(name: str, *sizes: int, first: int = 0) -> list[Slot]:
 
 
 def linear_slots(published: str, ours: str, names: Mapping[str, str], bias: bool = False) -> Slots:
-    """Linear layers by their published names under one prefix, with their biases if they have some."""
+    """Map linear layers by their published names under one prefix, with their biases if they have any."""
     kinds = ("weight", "bias") if bias else ("weight",)
     return whole({f"{published}.{p}.{k}": f"{ours}.{o}.{k}" for p, o in names.items() for k in kinds})
 
@@ -34,7 +34,7 @@ ATTENTION = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "o
 
 
 def attention_slots(published: str, ours: str, kind: AttentionConfig) -> Slots:
-    """An attention mixer under the names that nearly all families share."""
+    """Map an attention mixer under the names that nearly all families share."""
     slots = linear_slots(published, ours, ATTENTION, kind.bias)
     if kind.qk_norm != "none":
         names = {"q_norm": "query_norm", "k_norm": "key_norm"}
@@ -43,17 +43,20 @@ def attention_slots(published: str, ours: str, kind: AttentionConfig) -> Slots:
 
 
 def convolution_slots(published: str, ours: str, channels: int, taps: int) -> Slots:
-    """nn.Conv1d's weight, whose axis of size 1 we do not keep."""
+    """Map nn.Conv1d's weight; it has an axis of size 1 that ours does not have."""
     return {f"{published}.weight": (Slot(f"{ours}.convolution", shape=(channels, 1, taps)),)}
 
 
 def mlp_slots(published: str, ours: str, bias: bool = False) -> Slots:
-    """A SwiGLU layer."""
+    """Map a SwiGLU layer."""
     return linear_slots(published, ours, {f"{n}_proj": n for n in ("gate", "up", "down")}, bias)
 
 
 def expert_slots(published: str, ours: str, moe: MoEConfig, width: int, names: tuple[str, ...]) -> Slots:
-    """Experts stored one by one: `names` are those of gate, up and down, or of up and down; `width` is the model's."""
+    """Map experts stored one by one.
+
+    names: those of gate, up and down, or of up and down. width: the model's.
+    """
     slots: Slots = {}
     *into, out = names
     outputs = moe.latent or width
@@ -67,6 +70,6 @@ def expert_slots(published: str, ours: str, moe: MoEConfig, width: int, names: t
 def trunk_slots(
     config: ModelConfig, embedding: str = "model.embed_tokens.weight", norm: str = "model.norm.weight"
 ) -> Slots:
-    """Embedding, last norm, and the head unless it is the embedding."""
+    """Map embedding, last norm, and the head unless it is the embedding."""
     slots = whole({embedding: "embedding.weight", norm: "norm.weight"})
     return slots if config.tied_embeddings else slots | whole({"lm_head.weight": "head.weight"})

@@ -1,4 +1,4 @@
-"""The file of a ledger: how it is opened, checked and written, and the room on the disk that is reserved for it."""
+"""The SQLite file of a ledger: open, check and write it, and reserve space on the disk for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from interlace.distill.ledger.schema import APPLICATION, FORMAT, FROM_1, TABLES
 BUSY_SECONDS = 60
 ROOM_BYTES = 4 << 20
 ROWS = "table rows, row"
-CANNOT_WRITE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)  # what SQLite says of a folder that is read-only
+CANNOT_WRITE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)  # SQLite's errors for a read-only folder
 AGAIN = (
     "put back a copy of the file, or have all rows made again from the answers in it, which are not paid for anew: "
     "`sqlite3 {name} 'DELETE FROM rows; DELETE FROM uses; UPDATE stages SET done = 0'` and `interlace distill generate`"
@@ -27,16 +27,16 @@ AGAIN = (
 
 
 class Connection:
-    """An open file; use it from one thread.
+    """An open ledger file; use it from one thread.
 
     Attributes:
         db: SQLite's connection.
-        run: whose budget requests count against.
-        owner: this process, as the file knows it; 0 where it only reads.
+        run: the run whose budget requests count against.
+        owner: the id of this process in the file; 0 if it only reads.
     """
 
     def __init__(self, path: Path, run: str, *, create: bool, write: bool):
-        """As `Ledger`."""
+        """Open the file; see `Ledger`."""
         self.path, self.run, self.owner, self.writable = path, run, 0, write
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         there = path.is_file() and path.stat().st_size > 0
@@ -72,10 +72,11 @@ class Connection:
         return sqlite3.connect(where, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True)
 
     def _connect_to_read(self) -> sqlite3.Connection:
-        """A connection that leaves the file as it is, on a read-only disk too.
+        """Open a connection that leaves the file unchanged, also on a read-only disk.
 
-        SQLite makes two files beside one in WAL mode to read it, which a read-only folder refuses. There the file is
-        read as it stands; or a copy is, where a killed process left changes in the file ending in -wal.
+        To read a file in WAL mode, SQLite makes two files beside it, which a read-only folder refuses. Then the file is
+        opened as immutable. If a killed process left changes in the file ending in -wal, a copy of both is opened
+        instead.
         """
         file = self.path.resolve()
         changes = file.with_name(f"{file.name}-wal")
@@ -87,7 +88,7 @@ class Connection:
             db.close()
             if error.sqlite_errorcode & 0xFF not in CANNOT_WRITE:
                 raise
-        except sqlite3.DatabaseError:  # no database, which is said later
+        except sqlite3.DatabaseError:  # no database: `check` says so
             return db
         if not changes.is_file() or not changes.stat().st_size:
             return self._connect(file, "?mode=ro&immutable=1")
@@ -98,7 +99,13 @@ class Connection:
         return self._connect(Path(self._copy.name) / file.name)
 
     def check(self, whole: bool) -> None:
-        """Whether the file is a ledger of a version that is known, and is `whole`, if that matters."""
+        """Check that the file is a ledger of a known version.
+
+        whole: check all its pages too (quick_check).
+
+        Raises:
+            DataError: it is not, or it is damaged.
+        """
         found = "ok"
         try:
             application = self.db.execute("PRAGMA application_id").fetchone()[0]
@@ -140,7 +147,7 @@ class Connection:
 
     @contextmanager
     def errors(self, place: str = "") -> Iterator[None]:
-        """SQLite's refusals in plain words; `place` says where in the file."""
+        """Raise SQLite's errors as ours, in plain words; `place` says where in the file."""
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -161,22 +168,22 @@ class Connection:
             raise DataError(f"{self.path}: is damaged: {error}; it was left as it is") from error
 
     def damaged(self, place: str, why: str) -> DataError:
-        """The error for a value that no ledger wrote there."""
+        """Return the error for a value that no ledger wrote at that place."""
         remedy = AGAIN.format(name=self.path.name) if place.startswith(ROWS) else "put back a copy of the file"
         return DataError(f"{self.path}{place and ': '}{place}: is damaged: {why}; {remedy}")
 
     def check_texts(self, place: str, **columns: Sequence[Any]) -> None:
-        """Raise DataError where a value of a column is no text."""
+        """Raise DataError if a value of a column is no text."""
         for name, values in columns.items():
             for value in values:
                 if not isinstance(value, str):
                     raise self.damaged(place, f"{name} is {value!r:.60}")
 
     def object(self, text: Any, place: str) -> dict[str, Any]:
-        """The JSON object that was kept at a place of the file.
+        """Return the JSON object that is stored at a place of the file.
 
         Raises:
-            DataError: it is none.
+            DataError: there is no JSON object.
         """
         try:
             found = json.loads(text)
@@ -188,7 +195,7 @@ class Connection:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Everything or nothing; where the disk is full, what was kept back for this moment is given up first."""
+        """Write everything or nothing; if the disk is full, release the reserved space and try once more."""
         with self.errors():
             self.db.execute("BEGIN IMMEDIATE")
             try:
@@ -211,7 +218,7 @@ class Connection:
         return self.path.with_name(f"{self.path.name}.room-{owner}")
 
     def reserve_disk(self) -> None:
-        """Keep some room on the disk, so that answers in flight can be written down when it is full."""
+        """Reserve some space on the disk: answers in flight are written there when the disk is full."""
         file = self.reserve_file(self.owner)
         try:
             file.write_bytes(bytes(ROOM_BYTES))
@@ -221,7 +228,7 @@ class Connection:
                 raise Failure(f"{self.path}: the disk is full; make room and run the same command again") from error
 
     def _release_disk(self) -> bool:
-        """Whether there was room kept back, which is free now."""
+        """Release the reserved space; return whether there was any."""
         file = self.reserve_file(self.owner)
         there = file.exists()
         file.unlink(missing_ok=True)

@@ -1,9 +1,10 @@
-"""One SQLite file that holds every request ever sent, what came back, and the way of every row.
+"""One SQLite file that holds every request that was sent, its answer, and the path of every row.
 
-A request is written down before it is sent and completed when its answer is there, so a killed process loses at most
-what was in flight, and a budget holds whatever happens. The file is in WAL mode: several processes may use it at once
-on one machine (not over a network file system). A process that is killed loses nothing that was written; a machine
-that loses power may lose the last moments, and never the file.
+A request is written before it is sent, and completed when its answer arrives. A killed process therefore loses at most
+the requests in flight, and the budget always holds.
+
+The file is in WAL mode: several processes on one machine may use it at once (not over a network file system). A killed
+process loses nothing that was written. A machine that loses power may lose the last moments, never the file.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ class Ledger:
     """An open ledger; use it from one thread.
 
     Attributes:
-        requests: what was asked, what came back, and the budget.
-        rows: the way of each row.
+        requests: requests, their answers, and the budget.
+        rows: the path of each row through the steps.
     """
 
     def __init__(self, path: Path, run: str, *, create: bool = True, write: bool = True):
-        """Open, or begin.
+        """Open a ledger, or begin one.
 
         Args:
-            run: whose budget requests count against.
+            run: the run whose budget requests count against.
             create: whether a missing or empty file is begun.
-            write: False only reads, and changes nothing.
+            write: if False, the ledger is only read and not changed.
 
         Raises:
             DataError: it is not a ledger, is damaged, or was written by a newer version; it is left as it is.
@@ -58,9 +59,9 @@ class Ledger:
             raise
 
     def close(self) -> None:
-        """Say that this process is gone, and close the file."""
+        """Record that this process has ended, and close the file."""
         if self.file.owner:
-            with contextlib.suppress(Failure, DataError), self.file.transaction():  # or it will be seen to be gone
+            with contextlib.suppress(Failure, DataError), self.file.transaction():  # else others find it gone
                 self._abandon(self.file.owner)
         self.file.close()
 
@@ -75,16 +76,16 @@ class Ledger:
             return int(made.lastrowid or 0)
 
     def beat(self) -> None:
-        """A sign of life, for processes on other machines."""
+        """Record a sign of life of this process, for processes on other machines."""
         with self.file.transaction():
             self.file.db.execute("UPDATE owners SET beat = ? WHERE id = ?", (time.time(), self.file.owner))
 
     def _gone(self) -> list[int]:
-        """Processes that have ended without saying so."""
+        """Return the ids of processes that ended without recording it."""
         gone = []
         for owner, host, pid, began, beat in self.file.db.execute("SELECT id, host, pid, born, beat FROM owners"):
             here = host == platform.node()
-            whole = isinstance(pid, int) and isinstance(beat, float)  # or no process wrote it
+            whole = isinstance(pid, int) and isinstance(beat, float)  # else no process wrote it
             if owner == self.file.owner:
                 continue
             if not whole or (born(pid) != began if here else time.time() - beat > STALE_SECONDS):
@@ -111,20 +112,23 @@ class Ledger:
         return sum(row[1] for row in lost)
 
     def recover(self) -> int:
-        """Open up what was in flight in processes that are gone; how many requests that were.
+        """Mark requests in flight of processes that are gone as lost, and return how many; they can be sent again.
 
-        They may have been charged, so what was held back for them stays taken from the budget.
+        They may have been charged, so what was reserved for them stays taken from the budget.
         """
         with self.file.transaction():
             return sum(self._abandon(owner) for owner in self._gone())
 
     def keep(self, name: str, value: Any) -> None:
-        """Remember something small for the next process, such as a rate that was found."""
+        """Store a small value for the next process, such as a rate limit."""
         with self.file.transaction():
             self.file.db.execute("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", (name, time.time(), canonical(value)))
 
     def recall(self, name: str) -> tuple[float, Any] | None:
-        """(seconds since it was kept, numbers by name), or None; it is a hint, so a damaged one is as good as none."""
+        """Return (seconds since it was stored, numbers by name) of a value that `keep` stored, or None.
+
+        Such a value is only a hint: a damaged one counts as missing.
+        """
         with self.file.errors():
             query = "SELECT saved, CAST(value AS BLOB) FROM kept WHERE name = ?"
             found = self.file.db.execute(query, (name,)).fetchone()

@@ -13,19 +13,20 @@ STATES: tuple[State, ...] = ("ok", "truncated", "refused", "unparsable", "failed
 
 @dataclass
 class Record:
-    """What became of a request.
+    """A request and its result.
 
     Attributes:
         key: hash of its canonical JSON.
-        teacher: who was asked.
+        teacher: the name of the teacher that was asked.
         state: one of STATES.
-        response: what came back, as it came; "" if nothing did.
-        error: why it is not "ok".
+        response: the response, unchanged; "" if none came.
+        error: why the state is not "ok".
         prompt_tokens, answer_tokens: as the teacher counted, or estimated.
-        counted: "reported" by the teacher, or "estimated" where its figures are missing or cannot be.
+        counted: "reported" by the teacher, or "estimated" if its counts are missing or impossible.
         cost: in USD.
         seconds: from the first try to the answer, waiting for rate limits included.
-        tries: how often it was sent; waits: how often it was sent back for a rate limit.
+        tries: how often it was sent, without the sends that were rejected for a rate limit.
+        waits: how often it was rejected for a rate limit.
     """
 
     key: str
@@ -43,13 +44,13 @@ class Record:
 
     @property
     def tokens(self) -> int:
-        """Prompt and answer."""
+        """Tokens of prompt and answer together."""
         return self.prompt_tokens + self.answer_tokens
 
 
 @dataclass(frozen=True)
 class Reserve:
-    """The most that a request can take; held back from the budget while it is in flight."""
+    """The most that a request can take; it is reserved in the budget while the request is in flight."""
 
     tokens: int
     cost: float
@@ -57,7 +58,7 @@ class Reserve:
 
 @dataclass(frozen=True)
 class Limits:
-    """Hard limits of a run; None for none. Requests lost in flight count in full."""
+    """Hard limits of a run; None for no limit. Requests that were lost in flight count in full."""
 
     requests: int | None = None
     tokens: int | None = None
@@ -69,9 +70,10 @@ class Spent:
     """What a run has taken from its budget.
 
     Attributes:
-        requests, tokens, cost: of answers that came.
-        reserved_*: held back for what is in flight.
-        lost_*: held back for what was in flight when a process was killed: it may have been charged, nobody knows.
+        requests, tokens, cost: taken by requests that have ended.
+        reserved_*: reserved for requests in flight.
+        lost_*: reserved for requests that were in flight when a process was killed or a connection broke. They may have
+            been charged; nobody knows.
     """
 
     requests: int = 0
@@ -88,11 +90,11 @@ class Spent:
 class Exhausted(Failure):
     """The budget does not allow another request.
 
-    passing: whether it may, once what is in flight has ended and took less than was held back for it.
+    passing: whether it may allow it later, when requests in flight have ended and took less than was reserved for them.
     """
 
     def __init__(self, message: str, passing: bool):
-        """Say why."""
+        """Store the message and `passing`."""
         super().__init__(message)
         self.passing = passing
 
@@ -102,11 +104,11 @@ class Row:
     """A row at the end of a step.
 
     Attributes:
-        id: grows with time.
-        key: the same in every run of the same recipe; sorts as the rows of the source lie.
-        state: "ok" if it went on, "dropped", or one of STATES that ended it.
+        id: a number that grows with time.
+        key: the same in every run of the same recipe; keys sort in the order of the source's rows.
+        state: "ok" if the row goes on, "dropped", or the one of STATES that ended it.
         reason: why it ended.
-        values: every column it has.
+        values: all its columns.
     """
 
     id: int
@@ -118,7 +120,7 @@ class Row:
 
 @dataclass(frozen=True)
 class NewRow:
-    """A row to write; `parent` is the row it came from, and `delta` the columns that are new or changed."""
+    """A row to write; `parent` is the row it came from, and `delta` holds the columns that are new or changed."""
 
     key: str
     delta: dict[str, Any]
@@ -129,7 +131,7 @@ class NewRow:
 
 
 def check_budget(spent: Spent, reserve: Reserve, limits: Limits) -> None:
-    """Raise Exhausted where another request could pass a limit."""
+    """Raise Exhausted if another request could pass a limit."""
     for name, more, unit in (("requests", 1, ""), ("tokens", reserve.tokens, ""), ("cost", reserve.cost, " USD")):
         limit = getattr(limits, name)
         if limit is None:

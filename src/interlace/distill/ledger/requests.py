@@ -1,4 +1,4 @@
-"""The requests of a ledger: claimed before they are sent, finished when their answer is there, counted in a budget."""
+"""The requests of a ledger: claimed before they are sent, finished with their answer, and counted in a budget."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from interlace.distill.ledger.records import STATES, Limits, Record, Reserve, Sp
 
 
 class Requests:
-    """What was asked, what came back, and what it took from the budget."""
+    """Requests, their answers, and what they took from the budget."""
 
     def __init__(self, file: Connection):
-        """file: of the ledger."""
+        """file: the ledger's connection."""
         self.file, self.db, self.run = file, file.db, file.run
 
     def find(self, key: str) -> Record | None:
-        """What became of a request, or None if it has no answer yet."""
+        """Return the record of a request, or None if it has no answer yet."""
         names, place = ", ".join(f.name for f in fields(Record)), f"table requests, request {key}"
         with self.file.errors(place):
             found = self.db.execute(f"SELECT {names} FROM requests WHERE key = ?", (key,)).fetchone()
@@ -31,7 +31,7 @@ class Requests:
         return Record(*found)
 
     def claim(self, key: str, teacher: str, body: str, reserve: Reserve, limits: Limits) -> bool:
-        """Write a request down before it is sent; False if another process is just sending it, or has an answer.
+        """Write a request before it is sent; return False if another process is sending it, or it has an answer.
 
         Raises:
             Exhausted: the budget does not allow it.
@@ -57,7 +57,7 @@ class Requests:
         )
 
     def finish(self, record: Record, reserve: Reserve) -> None:
-        """Write down the answer to a request that was claimed."""
+        """Write the answer to a request that was claimed, release its reserve and count what it took."""
         with self.file.transaction():
             self._write(record)
             self._release(reserve, 1)
@@ -67,7 +67,7 @@ class Requests:
             )
 
     def fail(self, record: Record) -> None:
-        """Write down that a request whose last try was given up gets no other."""
+        """Write the result of a request whose last try has failed; it is not tried again."""
         with self.file.transaction():
             self._write(record)
 
@@ -81,10 +81,10 @@ class Requests:
         )
 
     def release_try(self, key: str, reserve: Reserve, charged: bool) -> None:
-        """A try failed; the request can be claimed again.
+        """Record that a try failed; the request can be claimed again.
 
-        charged: whether the teacher may have counted it, as when the connection broke after it was sent; what was held
-            back then stays taken.
+        charged: whether the teacher may have charged it, as when the connection broke after it was sent. What was
+            reserved then stays taken from the budget.
         """
         lost = "lost_requests = lost_requests + 1, lost_tokens = lost_tokens + ?, lost_cost = lost_cost + ?"
         with self.file.transaction():
@@ -96,13 +96,13 @@ class Requests:
                 self.db.execute("UPDATE spent SET requests = requests + 1 WHERE run = ?", (self.run,))
 
     def unclaim(self, key: str, reserve: Reserve) -> None:
-        """Take back a claim whose request was not sent."""
+        """Take back a claim whose request was not sent, or was rejected for a rate limit."""
         with self.file.transaction():
             self.db.execute("DELETE FROM requests WHERE key = ? AND state = 'sent'", (key,))
             self._release(reserve, 1)
 
     def spent(self) -> Spent:
-        """What this run has taken from its budget."""
+        """Return what this run has taken from its budget."""
         names = ", ".join(f.name for f in fields(Spent))
         with self.file.errors():
             found = self.db.execute(f"SELECT {names} FROM spent WHERE run = ?", (self.run,)).fetchone()
@@ -112,7 +112,7 @@ class Requests:
         return Spent(*found) if found else Spent()
 
     def usage(self, stage: str) -> list[dict[str, Any]]:
-        """What a stage's rows took, by teacher and state; a request that several rows used counts once."""
+        """Return what a stage's rows took, by teacher and state; a request that several rows used counts once."""
         names = ("teacher", "state", "requests", "prompt_tokens", "answer_tokens", "cost", "seconds", "tries", "waits")
         with self.file.errors():
             found = self.db.execute(

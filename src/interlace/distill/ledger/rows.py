@@ -1,4 +1,4 @@
-"""The rows of a ledger: the way of each through the stages of a recipe."""
+"""The rows of a ledger: the path of each row through the stages of a recipe."""
 
 from __future__ import annotations
 
@@ -11,43 +11,48 @@ from interlace.distill.ledger.records import NewRow, Row
 
 
 class Rows:
-    """Which rows a stage has, how they ended, and what they hold."""
+    """The rows of each stage: which there are, how they ended, and what they hold."""
 
     def __init__(self, file: Connection):
-        """file: of the ledger."""
+        """file: the ledger's connection."""
         self.file, self.db = file, file.db
 
     def begin_stage(self, stage: str, ordered: bool = False) -> bool:
-        """Whether a stage is done; it is begun if it is not known. An `ordered` one sees all rows that reach it."""
+        """Begin a stage if the ledger does not know it; return whether it is done.
+
+        ordered: whether the stage sees all rows that reach it at once.
+        """
         with self.file.transaction():
             self.db.execute("INSERT OR IGNORE INTO stages (stage, done, notes) VALUES (?, 0, '{}')", (stage,))
             self.db.execute("UPDATE stages SET ordered = ? WHERE stage = ?", (ordered, stage))
             return bool(self.db.execute("SELECT done FROM stages WHERE stage = ?", (stage,)).fetchone()[0])
 
     def end_stage(self, stage: str, notes: dict[str, Any]) -> None:
-        """All rows of a stage are there."""
+        """Record that all rows of a stage are written, with the step's notes."""
         with self.file.transaction():
             self.db.execute("UPDATE stages SET done = 1, notes = ? WHERE stage = ?", (canonical(notes), stage))
 
     def notes(self, stage: str) -> dict[str, Any]:
-        """What a stage had to say at its end."""
+        """Return the notes that a step stored at its end."""
         with self.file.errors():
             found = self.db.execute("SELECT CAST(notes AS BLOB) FROM stages WHERE stage = ?", (stage,)).fetchone()
         return self.file.object(found[0], f"table stages, notes of {stage}") if found else {}
 
     def done(self, stage: str) -> bool:
-        """Whether all rows of a stage are there."""
+        """Return whether all rows of a stage are written."""
         with self.file.errors():
             found = self.db.execute("SELECT done FROM stages WHERE stage = ?", (stage,)).fetchone()
         return bool(found and found[0])
 
     def reopen(self, stage: str, states: Sequence[str]) -> int:
-        """Let the rows of a stage that ended in these states be made again, by requests sent anew; how many they are.
+        """Remove the rows of a stage that ended in these states, and return how many; the run makes them again.
 
-        All rows of the same parent go with them, and all that came of those in later stages, as do whole stages that
-        are ordered, since each of their rows depends on all before. Only requests that ended in these states are
-        forgotten, or all of a row's where none did, as where an answer was no list; the others are not paid for again.
-        What was spent stays counted.
+        Removed with them are all rows of the same parent, all rows that later stages made from them, and all rows of
+        ordered stages among those, since each of their rows depends on all before it.
+
+        Only requests that ended in these states are forgotten and sent again. If none of a row's requests did, as when
+        an answer was no list, all of that row's requests are forgotten. The other requests are not paid for again. What
+        was spent stays counted.
         """
         marks = ", ".join("?" * len(states))
         with self.file.transaction():
@@ -66,17 +71,17 @@ class Rows:
         return len(ended)
 
     def clear_stage(self, stage: str) -> None:
-        """Let all rows of a stage be made again, with what came of them; requests stay."""
+        """Remove all rows of a stage and all rows made from them; the run makes them again, and requests stay."""
         with self.file.transaction():
             self._remove([r[0] for r in self.db.execute("SELECT id FROM rows WHERE stage = ?", (stage,)).fetchall()])
 
     def open_stage(self, stage: str) -> None:
-        """More rows may come to a stage."""
+        """Record that a stage is not done: more rows may come."""
         with self.file.transaction():
             self.db.execute("UPDATE stages SET done = 0 WHERE stage = ?", (stage,))
 
     def _remove(self, ids: Sequence[int]) -> None:
-        """Delete rows, those of the same parents, and what came of them; their stages are open again."""
+        """Delete rows, the other rows of their parents, and all rows made from them; their stages are open again."""
         run = self.db.execute
         run("CREATE TEMP TABLE IF NOT EXISTS gone (id INTEGER PRIMARY KEY)")
         run("DELETE FROM gone")
@@ -112,7 +117,7 @@ class Rows:
                     self.db.executemany("INSERT INTO uses VALUES (?, ?, ?)", uses)
 
     def count(self, stage: str) -> dict[str, int]:
-        """Rows of a stage by state."""
+        """Return the number of rows of a stage, by state."""
         with self.file.errors():
             query = "SELECT state, count(*) FROM rows WHERE stage = ? GROUP BY state"
             found = dict(self.db.execute(query, (stage,)).fetchall())
@@ -120,7 +125,7 @@ class Rows:
         return found
 
     def reasons(self, stage: str) -> list[tuple[str, str, int]]:
-        """(state, reason, how many) of the rows that ended in a stage, most frequent first."""
+        """Return (state, reason, how many) of the rows that ended in a stage, most frequent first."""
         with self.file.errors():
             found = self.db.execute(
                 "SELECT state, reason, count(*) FROM rows WHERE stage = ? AND state != 'ok' "
@@ -131,7 +136,7 @@ class Rows:
         return found
 
     def ended(self, stage: str, state: str, reason: str, limit: int) -> list[int]:
-        """Ids of the first rows that ended in a stage for a reason."""
+        """Return the ids of the first rows that ended in a stage for a reason."""
         with self.file.errors():
             found = self.db.execute(
                 "SELECT id FROM rows WHERE stage = ? AND state = ? AND reason = ? ORDER BY id LIMIT ?",
@@ -140,7 +145,7 @@ class Rows:
             return [r[0] for r in found]
 
     def waiting(self, upstream: str, stage: str, after: int, limit: int) -> list[int]:
-        """Ids of rows that went on from `upstream` and have not been through `stage`, in order of time."""
+        """Return the ids of rows that left `upstream` and have not been through `stage`, in order of time."""
         with self.file.errors():
             found = self.db.execute(
                 "SELECT id FROM rows AS up WHERE stage = ? AND state = 'ok' AND id > ? AND NOT EXISTS "
@@ -150,7 +155,7 @@ class Rows:
             return [r[0] for r in found]
 
     def ordered(self, stage: str, state: str | None = "ok", chunk: int = 500) -> Iterator[Row]:
-        """The rows of a stage by key, a chunk in memory at a time; `state` None for all."""
+        """Yield the rows of a stage by key, with a chunk in memory at a time; `state` None yields all."""
         last = ""
         wanted = "" if state is None else "AND state = ?"
         while True:
@@ -165,7 +170,7 @@ class Rows:
                 yield self.row(id_)
 
     def row(self, id_: int) -> Row:
-        """A row with all its columns: its own over those of the rows it came from.
+        """Return a row with all its columns: its own, then those of the rows it came from.
 
         Raises:
             DataError: it, or a row it came from, is damaged or gone.
@@ -177,7 +182,7 @@ class Rows:
         return Row(id_, key, state, reason, values)
 
     def _own(self, id_: int) -> tuple[str, str, str, dict[str, Any], int | None]:
-        """(key, state, reason, its own columns, the row it came from) of a row."""
+        """Return (key, state, reason, its own columns, id of the row it came from) of a row."""
         place = f"{ROWS} {id_}"
         with self.file.errors(place):
             found = self.db.execute(
@@ -187,6 +192,6 @@ class Rows:
             raise self.file.damaged(place, "missing (if another process does rows again, wait until it has ended)")
         key, state, reason, delta, parent = found
         self.file.check_texts(place, key=[key], state=[state], reason=[reason])
-        if parent is not None and (not isinstance(parent, int) or parent >= id_):  # rows come after what they came from
+        if parent is not None and (not isinstance(parent, int) or parent >= id_):  # parents have lower ids
             raise self.file.damaged(place, f"it came from row {parent!r:.20}, which is not before it")
         return key, state, reason, self.file.object(delta, place), parent

@@ -1,8 +1,8 @@
-"""The tables of a ledger, and the steps from older formats to this one."""
+"""The tables of a ledger, and how older formats are brought to this one."""
 
 from __future__ import annotations
 
-FORMAT = 2  # 1 did not say which stages are ordered
+FORMAT = 2  # format 1 did not store which stages are ordered
 APPLICATION = 0x494C4C47
 
 TABLES = """

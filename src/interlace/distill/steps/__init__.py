@@ -1,1 +1,1 @@
-"""What a recipe is made of: one file per family of steps."""
+"""The steps that a recipe is made of: one file for each family of steps."""

@@ -1,4 +1,4 @@
-"""Steps that put a question to a teacher: generate, and rewrite."""
+"""Steps that ask a teacher: `generate` and `rewrite`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,21 @@ REPAIR = (
 )
 SHORT = 400  # characters; a refusal in words is short
 
-Weight = Annotated[float, Field(allow_inf_nan=True)]  # refused below, in words that name it
+Weight = Annotated[float, Field(allow_inf_nan=True)]  # infinity and NaN are refused below, with a better message
 Teachers = tuple[str, ...] | dict[str, Weight]
 
 
 class Asking(Step):
-    """What all steps that ask have.
+    """A step that asks a teacher.
 
     Attributes:
         teacher: a name of `[teachers]`; several are fall-backs in this order; a table of weights, such as
             {big = 3, small = 1}, chooses one for each row by its key.
         system: template of the system's turn; none if empty.
-        temperature, top_p, max_tokens, stop: of the sampling.
+        temperature: 0 asks for the likeliest token; higher is more random.
+        top_p: asks only for the likeliest tokens that together reach this probability; not sent at 1.
+        max_tokens: the most tokens of an answer.
+        stop: texts that end an answer.
         extra: other keys for the endpoint, such as {reasoning_effort = "low"}; with max_completion_tokens among them,
             max_tokens is not sent.
         omit: keys that the endpoint does not take, such as ["temperature"].
@@ -81,23 +84,23 @@ class Asking(Step):
         return self
 
     def templates(self) -> dict[str, str]:
-        """The system's turn."""
+        """Return the template of the system's turn."""
         return {"system": self.system}
 
     def frame_bytes(self, row: Mapping[str, Any]) -> int:
-        """Of a prompt, what is not in the step's templates."""
+        """Return how many bytes of a prompt come from outside the step's templates, for estimates."""
         return 0
 
     def draws(self) -> bool:
-        """Weights do."""
+        """Return True if a teacher is drawn by weight."""
         return isinstance(self.teacher, dict)
 
     def asks(self) -> tuple[str, ...]:
-        """The teachers it names."""
+        """Return the teachers that the step names."""
         return tuple(self.teacher)
 
     def chosen(self, row: Row) -> tuple[str, ...]:
-        """Whom to ask for a row, in this order."""
+        """Return the teachers to ask for a row, in this order."""
         if not isinstance(self.teacher, dict):
             return self.teacher
         place = int(digest([self.name, row.key]), 16) / 16**32 * sum(self.teacher.values())
@@ -108,7 +111,7 @@ class Asking(Step):
         return (name,)
 
     def sampling(self, **more: Any) -> dict[str, Any]:
-        """As the endpoint takes it."""
+        """Return the sampling as the endpoint takes it; `more` overrides it."""
         found: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         if self.top_p < 1:
             found["top_p"] = self.top_p
@@ -119,14 +122,14 @@ class Asking(Step):
         return {k: v for k, v in {**found, **self.extra, **more}.items() if k not in self.omit}
 
     def messages(self, prompt: str, row: Row, desk: Desk) -> tuple[dict[str, str], ...]:
-        """A system's turn, if there is one, and the user's."""
+        """Return the system's turn, if there is one, and the user's."""
         turns = []
         if self.system:
             turns.append({"role": "system", "content": desk.render(self.system, row, "system")})
         return (*turns, {"role": "user", "content": prompt})
 
     def ended(self, answer: Answer) -> Out | None:
-        """The row's end, where an answer cannot be used."""
+        """Return the row's end if its answer cannot be used, else None."""
         if answer.state == "truncated" and self.keep_truncated and answer.text.strip():
             return None
         if answer.state != "ok":
@@ -166,34 +169,37 @@ class Generate(Asking):
     repairs: int = Field(default=2, ge=0)
 
     def templates(self) -> dict[str, str]:
-        """Both turns."""
+        """Return the templates of both turns."""
         return {"system": self.system, "prompt": self.prompt}
 
     def files(self) -> tuple[str, ...]:
-        """The schema's, if it is a file."""
+        """Return the file of the schema, if the schema is in a file."""
         return (self.schema_,) if isinstance(self.schema_, str) else ()
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """Answer, reasoning, and who gave it; the schema is read once, so that a wrong one is found before paying."""
+        """Add the columns of the answer, of its reasoning, and of the teacher that gave it.
+
+        The schema is read here once: a wrong one must be found before anything is paid.
+        """
         read_schema(self.schema_, folder, f"steps.{self.name}")
         return given | {self.into, self.reasoning, f"{self.into}_teacher"}
 
     def requests(self, rows: int) -> int:
-        """One for each sample."""
+        """Return one request for each sample."""
         return rows * self.samples
 
     def fan(self, rows: int) -> int:
-        """One row for each sample."""
+        """Return one row for each sample."""
         return rows * self.samples
 
     async def one(self, row: Row, desk: Desk) -> list[Out]:
-        """All samples at once."""
+        """Ask for all samples at once."""
         prompt = desk.render(self.prompt, row, "prompt")
         messages = self.messages(prompt, row, desk)
         return await desk.together(self._sample(messages, row, desk, i) for i in range(self.samples))
 
     async def _sample(self, messages: tuple[dict[str, str], ...], row: Row, desk: Desk, sample: int) -> Out:
-        """One, with its own requests."""
+        """Make one sample, which stores its own requests."""
         own = desk.for_row()
         out = await self._repaired(messages, row, own, sample)
         desk.used += own.used
@@ -223,7 +229,7 @@ class Generate(Asking):
 
     @staticmethod
     async def _fitting(text: str, schema: dict[str, Any], desk: Desk) -> tuple[Any, str]:
-        """(the value, what is wrong); a schema's pattern that does not end is what is wrong."""
+        """Return (the value, what is wrong with it); a schema's pattern that does not end in time counts as wrong."""
         try:
             value, error = await desk.work(CHECKS, {"do": "fit", "text": text, "schema": schema}, CHECK_SECONDS)
         except (OutOfBounds, Refused) as error:
@@ -241,7 +247,7 @@ class Rewrite(Generate):
         instruction = "Write it as a clear lesson for a beginner. Keep every fact."
 
     Attributes:
-        column: of the text.
+        column: the column that holds the text.
         into: the column of the new text; the same as `column` if not given.
         instruction: what to do with it; a template too.
     """

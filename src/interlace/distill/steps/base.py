@@ -1,4 +1,4 @@
-"""What a step is: a closed table of a recipe, and what it does with rows."""
+"""The base of all steps: a step is a closed table of a recipe, with methods that say what it does with rows."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Out:
 
     Attributes:
         values: columns that are new or changed.
-        state: "ok" if it goes on; "dropped", or the state of the request that ended it.
+        state: "ok" if the row goes on, "dropped", or the state of the request that ended it.
         reason: why it ended.
-        parent: the row it came from, for steps that see all rows at once.
-        requests: keys of those it came of, where the row's requests are not all of this one's.
+        parent: the row it was made from, in steps that see all rows at once.
+        requests: keys of the requests that this row alone used, if the rows made from one row used different ones.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -41,19 +41,22 @@ class Out:
 
 
 def drop(reason: str, **values: Any) -> Out:
-    """A row that ends here."""
+    """Return a row that is dropped here."""
     return Out(values, "dropped", reason)
 
 
-# What may be wrong with one row; it ends that row alone, in steps that see all rows as well.
+# Errors that one row may cause. They end that row alone, also in steps that see all rows at once.
 OF_A_ROW = (ConfigError, ValueError, RecursionError, OverflowError, MemoryError)
 
 
 def ended_by(error: Exception, row: Row | None = None) -> Out:
-    """The end of a row that a step met one of OF_A_ROW on; a template that is unsafe is no row's fault, and raised."""
+    """Return the end of a row on which a step raised one of OF_A_ROW.
+
+    An unsafe template is raised again, as it is no row's fault.
+    """
     if isinstance(error, UnsafeTemplate):
         raise error
-    if isinstance(error, ConfigError):  # a template fails on what the row holds
+    if isinstance(error, ConfigError):  # a template fails on the row's values
         return Out({}, "dropped", f"{error}", row)
     return Out({}, "failed", f"the step failed on it: {type(error).__name__}: {error}"[:300], row)
 
@@ -81,45 +84,45 @@ class Step(Closed):
         return [value] if isinstance(value, str) else value
 
     def templates(self) -> dict[str, str]:
-        """Templates over a row's columns, by the field they stand in."""
+        """Return the templates over a row's columns, by the field they stand in."""
         return {}
 
     def draws(self) -> bool:
-        """Whether chance, seeded by the step's name among others, has a say in its rows."""
+        """Return whether the rows depend on chance, which is seeded with the step's name among others."""
         return False
 
     def reads(self) -> dict[str, str]:
-        """Columns that it needs, by the field that names them."""
+        """Return the columns that the step needs, by the field that names them."""
         return {}
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """The columns of its rows, given those that reach it."""
+        """Return the columns of the rows that leave, given the columns of those that reach the step."""
         return given
 
     def asks(self) -> tuple[str, ...]:
-        """Teachers that it may ask, in the order it would."""
+        """Return the teachers that the step may ask, in the order it would ask them."""
         return ()
 
     def files(self) -> tuple[str, ...]:
-        """Files and folders that it reads, from the recipe's folder on."""
+        """Return the files and folders that the step reads, relative to the recipe's folder."""
         return ()
 
     def requests(self, rows: int) -> int:
-        """The most requests it makes for so many rows, retries aside."""
+        """Return the most requests that the step makes for so many rows, without retries."""
         return 0
 
     def fan(self, rows: int) -> int:
-        """The most rows that leave it, where so many reach it."""
+        """Return the most rows that leave the step if so many reach it."""
         return rows
 
     def rows(self, desk: Desk) -> Iterator[dict[str, Any]]:
-        """For a step that feeds: its rows."""
+        """Yield the rows of a step that feeds others."""
         raise NotImplementedError
 
     async def one(self, row: Row, desk: Desk) -> list[Out]:
-        """For a step that takes rows one by one: what becomes of a row."""
+        """Return the rows that a step makes from one row, in a step that takes rows one by one."""
         raise NotImplementedError
 
     def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
-        """For a step that sees all rows: what becomes of them, in order."""
+        """Yield the rows that a step makes from all rows, in order, in a step that sees all rows at once."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Steps that let some rows go on: the best of several samples, and filters."""
+"""Steps that let only some rows go on (`best`, `filter`), and `template`, which makes a column."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRUE, FALSE = ("true", "yes", "1"), ("false", "no", "0", "")
 
 
 def family(key: str) -> str:
-    """What the samples of one row have in common: their key without the number of the sample."""
+    """Return the part of a key that all samples of one row share: the key without the number of the sample."""
     return key.rpartition(".")[0] or key
 
 
@@ -56,11 +56,11 @@ class Best(Step):
         return self
 
     def reads(self) -> dict[str, str]:
-        """The column it goes by."""
+        """Return the column that decides."""
         return {"highest": self.highest} if self.highest else {"vote": self.vote}
 
     async def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
-        """A row's samples at a time; one that cannot be weighed ends alone."""
+        """Choose among the samples of one row at a time; a row whose score or vote cannot be read ends alone."""
         for _, group in groupby(rows(), key=lambda r: family(r.key)):
             samples: list[tuple[Row, Any]] = []
             for row in group:
@@ -72,31 +72,31 @@ class Best(Step):
                 yield Out(parent=row) if place < self.keep else Out({}, "dropped", "not the best of its samples", row)
 
     def _ranked(self, samples: list[tuple[Row, Any]]) -> list[Row]:
-        """The best first, the earlier of equal ones before the later."""
+        """Return the rows, best first; among equal ones the earlier comes first."""
         votes = Counter(weight for _, weight in samples)
         rank = (lambda s: -s[1]) if self.highest else (lambda s: -votes[s[1]])
         return [row for row, _ in sorted(samples, key=rank)]
 
     def _weight(self, row: Row) -> float | str:
-        """The score, or the vote."""
+        """Return the row's score, or its vote."""
         if self.highest:
             return _number(row.values.get(self.highest))
         return _ballot(text_of(row.values.get(self.vote)))
 
 
 def _number(value: Any) -> float:
-    """A score, also one that is written; what is none comes last."""
+    """Return a score as a number, also if it is written as text; a value that is no number comes last (-inf)."""
     try:
         found = float(value)
     except (TypeError, ValueError):
         return float("-inf")
-    except OverflowError:  # a whole number beyond all others
+    except OverflowError:  # a whole number too large for a float
         return float("inf") if value > 0 else float("-inf")
     return found if found == found else float("-inf")
 
 
 def _ballot(text: str) -> str:
-    """A text's vote: its number, where it says which it is or ends in one."""
+    """Return a text's vote: its number, if it states an answer or ends in a number, else its words in lower case."""
     ends = final_number(text.strip().rsplit(maxsplit=1)[-1]) if text.strip() else None
     number = final_number(text) if ends is not None or find(text).place != "nowhere" else None
     return " ".join(text.split()).lower() if number is None else str(number)
@@ -114,11 +114,11 @@ class Filter(Step):
 
     Attributes:
         column: the text.
-        shortest, longest: in characters.
+        shortest, longest: its length in characters.
         pattern, without: regular expressions that must be found, and that must not.
         language: codes of ISO 639-1; the likeliest of the languages that py3langid knows must be among them.
         where: a template that must say true (true, yes or 1; false, no, 0 or nothing).
-        seconds: for one pattern; a row that takes longer is dropped.
+        seconds: the time for one pattern; a row that takes longer is dropped.
     """
 
     kind: Literal["filter"]
@@ -153,19 +153,19 @@ class Filter(Step):
         return self
 
     def templates(self) -> dict[str, str]:
-        """The condition."""
+        """Return the template of the condition."""
         return {"where": self.where}
 
     def reads(self) -> dict[str, str]:
-        """The text."""
+        """Return the column of the text."""
         return {"column": self.column} if self.column else {}
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """The language, where it is asked for."""
+        """Add the column of the language, if languages are named."""
         return given | ({f"{self.column}_language"} if self.language else set())
 
     async def one(self, row: Row, desk: Desk) -> list[Out]:
-        """The first rule that is broken ends the row."""
+        """Drop the row for the first rule that it breaks."""
         text = text_of(row.values.get(self.column)) if self.column else ""
         if len(text) < self.shortest:
             return [drop(f"shorter than {self.shortest} characters")]
@@ -195,7 +195,7 @@ class Filter(Step):
 
 
 def language_of(text: str) -> str:
-    """The likeliest language of a text, as its ISO 639-1 code. Model: py3langid, which holds 97 languages."""
+    """Return the likeliest language of a text as its ISO 639-1 code. Model: py3langid, which knows 97 languages."""
     import py3langid
 
     return str(py3langid.classify(text[:5000])[0])
@@ -210,7 +210,7 @@ class Render(Step):
         template = "{{ a }} + {{ b }} = ?"
 
     Attributes:
-        template: over the row's columns.
+        template: the template over the row's columns.
         into: the new column.
     """
 
@@ -219,13 +219,13 @@ class Render(Step):
     into: str = Field(min_length=1)
 
     def templates(self) -> dict[str, str]:
-        """The template."""
+        """Return the template."""
         return {"template": self.template}
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """The new column."""
+        """Add the new column."""
         return given | {self.into}
 
     async def one(self, row: Row, desk: Desk) -> list[Out]:
-        """Render it."""
+        """Render the template."""
         return [Out({self.into: desk.render(self.template, row, "template")})]

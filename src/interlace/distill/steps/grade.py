@@ -1,4 +1,4 @@
-"""Grading by rubric: `kind = "grade"`."""
+"""The step that grades by a rubric: `kind = "grade"`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ For each criterion give a whole number from 0 (not met at all) to {levels} (met 
 
 Answer with JSON alone: {form}"""
 AGAIN = "That cannot be used: {wrong}. Answer with JSON alone: {form}"
-SHOWN = 4000  # characters of an answer that is asked for again
+SHOWN = 4000  # characters of an unusable answer that are shown to the judge again, its last
 
 
 class Criterion(Closed):
@@ -110,24 +110,24 @@ class Grade(Asking):
         return self
 
     def templates(self) -> dict[str, str]:
-        """What is shown to the judge."""
+        """Return the templates of all that the judge is shown."""
         return {"system": self.system, "task": self.task, "answer": self.answer}
 
     def frame_bytes(self, row: Mapping[str, Any]) -> int:
-        """The words around what is graded, and the criteria."""
+        """Return how many bytes the rubric and the words around the graded text take."""
         rubric = sum(len(f"{c.name}: {c.text}".encode()) for c in self.criteria)
         return len(JUDGE) + (rubric if self.jointly else rubric // len(self.criteria)) + 20 * len(self.criteria)
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """Score and marks."""
+        """Add the columns of the score and of the marks."""
         return given | {self.into, f"{self.into}_marks"}
 
     def requests(self, rows: int) -> int:
-        """One for each judge, or for each judge and criterion."""
+        """Return one request for each judge, or for each judge and criterion."""
         return rows * len(self.teacher) * (1 if self.jointly else len(self.criteria))
 
     async def one(self, row: Row, desk: Desk) -> list[Out]:
-        """Ask every judge; the score is their mean."""
+        """Ask every judge; the score is the mean of theirs."""
         shown = {name: desk.render(getattr(self, name), row, name) for name in ("task", "answer")}
         graded = await desk.together(self._judge(j, shown, row, desk) for j in self.asks())
         marks = {judge: given for judge, (given, _) in zip(self.asks(), graded, strict=True)}
@@ -142,13 +142,13 @@ class Grade(Asking):
         return [drop(f"{self.into} below {self.least:g}", **values) if score < self.least else Out(values)]
 
     def score(self, marks: dict[str, int]) -> float:
-        """From 0 to 1."""
+        """Return the score from 0 to 1 that one judge's marks give."""
         earned = sum(c.weight * marks[c.name] / self.levels for c in self.criteria)
         worst = sum(min(c.weight, 0.0) for c in self.criteria)
         return (earned - worst) / sum(abs(c.weight) for c in self.criteria)
 
     async def _judge(self, judge: str, shown: dict[str, str], row: Row, desk: Desk) -> tuple[dict[str, int], str]:
-        """A judge's marks by criterion, those that it did not give left out; and why its last answer was none."""
+        """Return (a judge's marks by criterion, the last error); marks that the judge did not give are missing."""
         groups = [self.criteria] if self.jointly else [(c,) for c in self.criteria]
         parts = await desk.together(self._marks(judge, group, shown, row, desk) for group in groups)
         errors = [error for _, error in parts if error]
@@ -183,7 +183,7 @@ class Grade(Asking):
         return found, error
 
     def _form(self, criteria: Sequence[Criterion]) -> dict[str, Any]:
-        """The schema of the marks."""
+        """Return the JSON schema of the marks."""
         mark = {"type": "integer", "minimum": 0, "maximum": self.levels}
         return {
             "type": "object",
@@ -193,16 +193,18 @@ class Grade(Asking):
         }
 
     def _shown(self, criteria: Sequence[Criterion]) -> str:
-        """The form of the marks, as a judge is shown it."""
+        """Return the form of the marks as a judge is shown it."""
         return "{" + ", ".join(f'"{c.name}": 0..{self.levels}' for c in criteria) + "}"
 
 
 def agreement(pairs: list[tuple[int, int]], levels: int) -> dict[str, float]:
-    """How far two judges agree on one criterion.
+    """Measure how far two judges agree on one criterion.
+
+    pairs: (mark of the first judge, mark of the second) for each row.
 
     Returns:
-        "same": share of equal marks; "kappa": Cohen's with quadratic weights (1968): 1 for equal, 0 as by chance; 1
-        where both always give the same single mark.
+        "same": share of equal marks; "kappa": Cohen's with quadratic weights (1968): 1 for equal marks, 0 for what
+        chance gives; 1 if both always give the same single mark.
     """
     total = len(pairs)
     same = sum(a == b for a, b in pairs) / total

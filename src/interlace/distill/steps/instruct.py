@@ -1,4 +1,4 @@
-"""Steps that make new tasks from few: self-instruct, and evolve."""
+"""Steps that make new tasks from a few: `self_instruct` and `evolve`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MORE = """Here are some tasks:
 
 Write {count} new tasks. They should differ from these and from each other in topic and form, stand alone, and be \
 possible to solve in writing. Answer with a numbered list of the tasks alone."""
-STALE = 3  # rounds without a new task, after which no more is hoped for
+STALE = 3  # rounds without a new task, after which the step ends
 
 DIRECTIONS = {
     "deepen": "Ask for more depth in what it asks already, so that an expert would have to think longer.",
@@ -54,7 +54,7 @@ class SelfInstruct(Asking):
     `asked` more; one that shares more than `alike` of its runs of three words with an earlier one is not taken.
 
     Attributes:
-        column: of the seeds' tasks, and of the new ones.
+        column: the column of the seeds' tasks, and of the new ones.
         count: new tasks to make.
         shown: example tasks in a request.
         asked: new tasks that a request asks for.
@@ -76,32 +76,32 @@ class SelfInstruct(Asking):
     temperature: float = Field(default=1.0, ge=0)
 
     def draws(self) -> bool:
-        """Which tasks are shown."""
+        """Return True: the tasks that a request shows are drawn."""
         return True
 
     def frame_bytes(self, row: Mapping[str, Any]) -> int:
-        """The words around the tasks, and the tasks."""
+        """Return how many bytes the shown tasks and the words around them take."""
         return len(MORE) + self.shown * (len(text_of(row.get(self.column)).encode("utf-8", "replace")) + 4)
 
     def reads(self) -> dict[str, str]:
-        """The seeds' tasks."""
+        """Return the column of the seeds' tasks."""
         return {"column": self.column}
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """The task alone, since new tasks have nothing else of the seeds."""
+        """Return the task's column alone: new tasks have no other columns of the seeds."""
         return frozenset({self.column})
 
     def requests(self, rows: int) -> int:
-        """If every answer is a list of new tasks."""
+        """Return the requests needed if every answer is a list of new tasks."""
         return -(-self.count // self.asked)
 
     def fan(self, rows: int) -> int:
-        """New tasks, and the seeds where they go on."""
+        """Return the number of new tasks, and of the seeds if they go on."""
         return self.count + (rows if self.seeds else 0)
 
     async def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
-        """Round after round; the same seed and the same answers make the same tasks."""
-        from interlace.text.minhash import shingles  # brings numpy, that few recipes need
+        """Make tasks round after round; the same seed and the same answers make the same tasks."""
+        from interlace.text.minhash import shingles  # imports numpy, which few recipes need
 
         given = [row.values for row in rows()]
         seeds = [text_of(values.get(self.column)) for values in given]
@@ -141,7 +141,7 @@ class SelfInstruct(Asking):
             desk.notes["short"] = f"{made} of {self.count} tasks: {STALE} rounds in a row made no new one"
 
     def _framed(self, given: list[dict[str, Any]], desk: Desk) -> dict[str, Any]:
-        """The columns that the system's turn may use: those of the first seed on which it does not fail."""
+        """Return the columns for the system's turn: those of the first seed on which its template does not fail."""
         failed: Exception | None = None
         for values in given:
             try:
@@ -175,9 +175,9 @@ class Evolve(Asking):
     Source: Xu et al., WizardLM, arXiv 2304.12244, whose directions these follow in other words.
 
     Attributes:
-        column: of the task.
+        column: the column of the task.
         rounds: how often it is rewritten; each round's direction is drawn.
-        directions: of deepen, constrain, concrete, steps, breadth.
+        directions: those that are drawn from: deepen, constrain, concrete, steps, breadth.
         every: whether the tasks of all rounds go on, each as a row, and not the last alone.
     """
 
@@ -190,31 +190,34 @@ class Evolve(Asking):
     every: bool = False
 
     def draws(self) -> bool:
-        """The directions."""
+        """Return True: directions are drawn."""
         return True
 
     def frame_bytes(self, row: Mapping[str, Any]) -> int:
-        """The words around the task, and the task."""
+        """Return how many bytes the task and the words around it take."""
         return len(EVOLVE) + 100 + len(text_of(row.get(self.column)).encode("utf-8", "replace"))
 
     def reads(self) -> dict[str, str]:
-        """The task."""
+        """Return the column of the task."""
         return {"column": self.column}
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """The way it went."""
+        """Add a column that names the directions of the task's rounds."""
         return given | {self.column, f"{self.column}_evolved"}
 
     def requests(self, rows: int) -> int:
-        """One for each round."""
+        """Return one request for each round."""
         return rows * self.rounds
 
     def fan(self, rows: int) -> int:
-        """One row, or one for each round."""
+        """Return one row, or one for each round."""
         return rows * (self.rounds if self.every else 1)
 
     async def one(self, row: Row, desk: Desk) -> list[Out]:
-        """Rewrite, and rewrite again; a round that fails ends the row, and with `every` the rounds before it go on."""
+        """Rewrite the task round after round.
+
+        A round that fails ends the row; with `every`, the rounds before it go on.
+        """
         task = text_of(row.values.get(self.column))
         outs: list[Out] = []
         way: list[str] = []
@@ -234,7 +237,7 @@ class Evolve(Asking):
 
 
 def listed(text: str) -> list[str]:
-    """The items of a numbered list, each on one line; what stands before the first is none."""
+    """Return the items of a numbered list, each as one line; text before the first number is not an item."""
     items: list[list[str]] = []
     for line in text.split("\n"):
         if number := NUMBERED.match(line):

@@ -1,4 +1,4 @@
-"""The marks that a judge wrote, in whatever form: JSON of its own shape, inside prose or a fence, or lines of text."""
+"""Read the marks that a judge wrote, in any form: JSON of any shape, in prose or a fence, tables, or lines of text."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MARK = re.compile(
     re.IGNORECASE,
 )
 OR = r"(?:or|to|maybe|perhaps|possibly)\b"
-RANGE = re.compile(  # what makes a number none: 3 - 4; 3 (or 4); 3, maybe 4; 0 (bad) .. 4 (good); 0 - bad, 4 - good
+RANGE = re.compile(  # a number here is no mark: 3 - 4; 3 (or 4); 3, maybe 4; 0 (bad) .. 4 (good); 0 - bad, 4 - good
     rf"\.\.|{DASH}+>|(?:[,;:]|{DASH})[^\S\n]*(?:\(?{OR}|\d)|\(\s*(?:{OR}|of\b|out\b|/|\d+\s*\))|"
     rf"\([^()]{{0,200}}\)\s*(?:{OR}|\.\.|{DASH}\s*\d)|\([^()]{{0,60}}\b(?:scale|max)|"
     rf"{DASH}\s*\Z|[^\n]{{0,100}}[,;]\s*\d+\s*(?:[:=]|{DASH})",
     re.IGNORECASE,
 )
 LABEL = re.compile(rf"(?:^|[.;(])[\s*_>-]{{0,9}}{SCORE}{CLOSE}[:=]", re.IGNORECASE | re.MULTILINE)
-BEFORE = re.compile(  # between the begin of a line or clause and the name of a criterion: "2. **Mark for "
+BEFORE = re.compile(  # what may stand between the start of a line or clause and a criterion: "2. **Mark for "
     rf"(?:(?:\A|[\n;,|])[\s>#*_-]*\d{{1,2}}[.)]|\A|[\n,;|{{}}<>:=.!?]|\band|(?<=\d)\s)[\s>#*_+\-\"'`\u201c(\[]*"
     rf"(?:(?:the )?(?:{SCORE} )?(?:for|of) |{SCORE}[\s_-])?[*_\"'`\u201c]*\Z",
     re.IGNORECASE,
@@ -43,7 +43,7 @@ BY = r"(?P<by>[:=|>\uff1a\u2192]|->|\s-{1,2}\s|\s?[\u2013\u2014]\s|\s{1,3}is\b|\
 
 
 def read_marks(text: str, criteria: Sequence[str], levels: int) -> tuple[dict[str, int], dict[str, str]]:
-    """(marks by criterion, what is wrong with the others by criterion); of several marks the last counts.
+    """Return (marks by criterion, what is wrong with the others by criterion); of several marks the last counts.
 
     A mark is a whole number from 0 to `levels`: 3, 3.0, "3", "3/4" or "3 out of 4" where 4 is the highest. Names are
     compared without case, spaces, hyphens and underscores.
@@ -69,12 +69,12 @@ def read_marks(text: str, criteria: Sequence[str], levels: int) -> tuple[dict[st
 
 
 def fold(name: str) -> str:
-    """A name as it is compared."""
+    """Return a name as it is compared: without case, spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]", "", name).casefold()
 
 
 def mark(value: Any, levels: int, depth: int = 0) -> int | None:
-    """A whole number from 0 to `levels`, however it is written; None for anything else."""
+    """Return a value as a whole number from 0 to `levels`, in whatever form it is written; None for anything else."""
     if isinstance(value, str):
         return _written(value, levels)
     if isinstance(value, dict | list) and depth < DEEPEST:
@@ -92,7 +92,7 @@ def mark(value: Any, levels: int, depth: int = 0) -> int | None:
 
 
 def _written(text: str, levels: int, place: int = 0) -> int | None:
-    """The mark that a text begins with, or that it gives as its score."""
+    """Return the mark that a text begins with, or that it states as its score."""
     match = MARK.match(text, place)
     if match is None:
         found = {m for at in LABEL.finditer(text, place) if (m := _one(MARK.match(text, at.end()), levels)) is not None}
@@ -101,7 +101,7 @@ def _written(text: str, levels: int, place: int = 0) -> int | None:
 
 
 def _one(match: re.Match[str] | None, levels: int) -> int | None:
-    """The mark of a match; None where it is one of a range, of another scale, or the number of a list's line."""
+    """Return the mark of a match; None if it belongs to a range or another scale, or numbers a line of a list."""
     if match is None or (match["stop"] != "\n" and RANGE.match(match.string, match.start("stop"))):
         return None
     rest = match.string[match.end() : match.end() + 200].partition("\n")[0].strip()
@@ -116,7 +116,7 @@ def _number(said: str) -> float:
 
 
 def _values(text: str) -> Iterator[tuple[int, int, Any]]:
-    """(begin, end, value) of the JSON tables and lists of a text, in order; or of the one JSON text that it is."""
+    """Yield (begin, end, value) of the JSON objects and lists in a text, in order; or of all of it, if it is JSON."""
     decoder, place, found = json.JSONDecoder(), 0, False
     for _ in range(TRIES):
         starts = [i for i in (text.find("{", place), text.find("[", place)) if i >= 0]
@@ -142,7 +142,7 @@ def _parsed(text: str) -> Any:
 
 
 class _Reader:
-    """Finds what is said of some criteria."""
+    """Reads the marks of some criteria from JSON, lines and tables."""
 
     def __init__(self, criteria: Sequence[str], levels: int):
         self.levels = levels
@@ -152,17 +152,17 @@ class _Reader:
         self.place = re.compile(rf"(?<![^\W_])({spelled}){AFTER}{BY}", re.IGNORECASE)
 
     def name(self, said: Any) -> str | None:
-        """The criterion that a key or a cell names."""
+        """Return the criterion that a key or a cell names, or None."""
         match = self.key.fullmatch(said[:200]) if isinstance(said, str) else None
         return self.names[fold(match[1])] if match and self._fits(match) else None
 
     def _fits(self, match: re.Match[str]) -> bool:
-        """Whether the scale beside a name is ours, if there is one."""
+        """Return whether the scale beside a name is ours; True if there is none."""
         scale = SCALE.search(match["remark"] or "")
         return scale is None or int(scale[1][:9]) == self.levels
 
     def in_json(self, value: Any, depth: int = 0) -> dict[str, Any]:
-        """What a JSON value gives by the criteria's names."""
+        """Return the values that a JSON value gives for criteria, by the criterion."""
         if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
             value = _parsed(value)
         found: dict[str, Any] = {}
@@ -185,7 +185,7 @@ class _Reader:
         return found | {n: value[k] for k, n in named.items()}
 
     def in_lines(self, text: str) -> Iterator[tuple[int, str, int]]:
-        """(place, criterion, mark) of lines such as "correct: 3", and of headings with a score below."""
+        """Yield (place, criterion, mark) of lines such as "correct: 3", and of headings with a score below."""
         places: list[tuple[int, Any]] = []
         for match in self.place.finditer(text):
             before = BEFORE.search(text, max(0, match.start() - 60), match.start())
@@ -199,7 +199,7 @@ class _Reader:
                 yield begin, self.names[fold(match[1])], found.pop()
 
     def in_columns(self, text: str) -> Iterator[tuple[int, str, int]]:
-        """The same of tables whose columns are the criteria."""
+        """Yield (place, criterion, mark) of tables whose columns are the criteria."""
         place = 0
         header: list[str | None] = []
         for line in text.splitlines(keepends=True):

@@ -1,4 +1,4 @@
-"""Steps that hold rows against each other, or against benchmarks: `dedup` and `decontaminate`."""
+"""Steps that compare rows with each other (`dedup`) or with benchmarks (`decontaminate`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Dedup(Step):
         text: template of what is compared.
         threshold: the estimated Jaccard similarity of the sets of runs of words from which two texts are near; 128
             hashes estimate it with a deviation of at most 0.044. At 1 the texts themselves are compared, spaces aside.
-        words: in a run.
+        words: how many words a run has.
     """
 
     ORDERED: ClassVar[bool] = True
@@ -41,13 +41,13 @@ class Dedup(Step):
     words: int = Field(default=3, gt=0)
 
     def templates(self) -> dict[str, str]:
-        """Of what is compared."""
+        """Return the template of the text that is compared."""
         return {"text": self.text}
 
     async def all(self, rows: Rows, desk: Desk) -> AsyncIterator[Out]:
-        """Sign every row, then go through them again; a signature is 512 bytes or less, texts are not kept.
+        """Sign every row, then go through the rows again and drop those that are near an earlier one.
 
-        A row that cannot be signed ends alone.
+        A signature takes at most 512 bytes, and texts are not held in memory. A row that cannot be signed ends alone.
         """
         ended: dict[str, Out] = {}
         near = self._same(rows, desk, ended) if self.threshold == 1 else self._near(rows, desk, ended)
@@ -62,7 +62,7 @@ class Dedup(Step):
                 yield Out({"near": keys[first]}, "dropped", "near an earlier row", row)
 
     def _signed(self, sign: Callable[[str], T], rows: Rows, desk: Desk, ended: dict[str, Out]) -> Iterator[T]:
-        """What `sign` makes of each row's text; rows that it fails on go into `ended`."""
+        """Yield what `sign` makes of each row's text; a row on which it fails goes into `ended`."""
         for row in rows():
             try:
                 yield sign(desk.render(self.text, row, "text"))
@@ -70,14 +70,14 @@ class Dedup(Step):
                 ended[row.key] = ended_by(error, row)
 
     def _same(self, rows: Rows, desk: Desk, ended: dict[str, Out]) -> Sequence[int]:
-        """For each text the first one that says the same, or -1."""
+        """Return for each text the place of the first text with the same words, or -1 if it is the first."""
         first: dict[str, int] = {}
         signed = self._signed(lambda t: digest(" ".join(unicodedata.normalize("NFC", t).split())), rows, desk, ended)
         return [-1 if (found := first.setdefault(d, place)) == place else found for place, d in enumerate(signed)]
 
     def _near(self, rows: Rows, desk: Desk, ended: dict[str, Out]) -> Sequence[int]:
-        """For each text the first one that goes on and is near it, or -1."""
-        import numpy as np  # a tenth of a second, that few recipes need
+        """Return for each text the place of the first text that goes on and is near it, or -1."""
+        import numpy as np  # takes a tenth of a second, and few recipes need it
 
         from interlace.text.minhash import HASHES, first_of_each, shingles, signature
 
@@ -105,7 +105,7 @@ class Decontaminate(Step):
         text: template of the row's text.
         answer: template of the row's answer; none if empty.
         against: JSONL files of items, by the benchmark's name.
-        columns: of the items, that hold their text.
+        columns: the items' columns that hold their text.
         answers: the column of the items' answers; none if empty.
         threshold: coverage from which a row is dropped.
         with_answer: coverage from which it is dropped where its answer is the item's too.
@@ -126,21 +126,21 @@ class Decontaminate(Step):
         return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
     def templates(self) -> dict[str, str]:
-        """Of the row's text and answer."""
+        """Return the templates of the row's text and answer."""
         return {"text": self.text, "answer": self.answer}
 
     def files(self) -> tuple[str, ...]:
-        """The benchmarks."""
+        """Return the files of the benchmarks."""
         return tuple(self.against.values())
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """Nothing that goes on; the benchmarks are read once, so that a wrong one is found before anything is paid."""
+        """Add no column; read the benchmarks once, because a wrong one must be found before anything is paid."""
         for name, path in self.against.items():
             read_benchmark(name, folder / path, self.columns, self.answers)
         return given
 
     async def one(self, row: Row, desk: Desk) -> list[Out]:
-        """Look for the item that counts most."""
+        """Find the benchmark item that the row holds most of, and drop the row if it holds enough of it."""
         index = desk.once(f"{self.name} index", lambda: self._index(desk.folder))
         answer = desk.render(self.answer, row, "answer") if self.answer else ""
         limits = (self.threshold, self.with_answer)

@@ -1,4 +1,4 @@
-"""Whether a short answer refuses, in English: its first clause, courtesies aside, says what will not be done."""
+"""Tell whether a short English answer refuses: its first clause, without courtesies, says what will not be done."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ GIVES = re.compile(
 
 
 def is_refusal(text: str) -> bool:
-    """Whether a short text begins by refusing what it was asked, and gives nothing after that."""
+    """Return whether a short text begins by refusing what it was asked, and gives no answer after that."""
     words = unicodedata.normalize("NFKC", text[:1000]).translate(APOSTROPHES).casefold()
     for spelling, plain in SPELLED:
         words = re.sub(spelling, plain, words)

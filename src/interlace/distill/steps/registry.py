@@ -1,4 +1,4 @@
-"""The steps by kind: adding one is a line here."""
+"""The steps by kind; a new step is one line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that feed: rows from JSONL, parts of text files, or a table of columns."""
+"""Steps that feed others with rows: `jsonl`, `text` (parts of text files) and `table` (columns in the recipe)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOOKED_AT = 1000  # rows whose keys are taken for the columns of a file
 
 
 class Feeding(Step):
-    """A step that makes rows.
+    """A step that makes rows and takes none.
 
     Attributes:
         limit: the most rows; all if not given.
@@ -47,11 +47,14 @@ class Jsonl(Feeding):
     path: str
 
     def files(self) -> tuple[str, ...]:
-        """The file."""
+        """Return the file."""
         return (self.path,)
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """The keys of its first rows; every line is read, so that a broken one is found before anything is paid."""
+        """Return the keys of the first rows.
+
+        Every line is read here: a broken one must be found before anything is paid.
+        """
         found: set[str] = set()
         for number, row in enumerate(read_rows(folder / self.path)):
             if number < LOOKED_AT:
@@ -61,7 +64,7 @@ class Jsonl(Feeding):
         return frozenset(found)
 
     def rows(self, desk: Desk) -> Iterator[dict[str, Any]]:
-        """Its objects."""
+        """Yield the objects of the file."""
         return read_rows(desk.folder / self.path)
 
 
@@ -92,15 +95,15 @@ class Texts(Feeding):
         return [value] if isinstance(value, str) else value
 
     def files(self) -> tuple[str, ...]:
-        """Files and folders."""
+        """Return the files and folders."""
         return self.path
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """The text, and where it stood."""
+        """Return the column of the text, and `document`."""
         return frozenset({self.into, "document"})
 
     def rows(self, desk: Desk) -> Iterator[dict[str, Any]]:
-        """Parts in order."""
+        """Yield the parts in order."""
         for document in Sources([desk.folder / p for p in self.path], self.field, cut=False):
             if document.messages is not None:
                 raise DataError(f"steps.{self.name}: {document.name} holds messages and no {self.field!r}; set field")
@@ -109,7 +112,7 @@ class Texts(Feeding):
 
 
 def parts(text: str, characters: int) -> Iterator[str]:
-    """A text in parts of at most about 1.25 times so many characters, cut at empty lines, lines, or words."""
+    """Yield a text in parts of at most about 1.25 times so many characters, cut at empty lines, lines or words."""
     start = 0
     while len(text) - start > 1.25 * characters:
         stop = start + characters
@@ -136,7 +139,7 @@ class Table(Feeding):
         level = ["easy", "hard"]
 
     Attributes:
-        columns: their values, by name.
+        columns: the values of each column, by its name.
         how: "product"; "rows" takes the first of every column, then the second; "sample" draws `count` combinations.
         count: how many to draw; drawn anew by the recipe's seed.
     """
@@ -159,15 +162,15 @@ class Table(Feeding):
         return self
 
     def draws(self) -> bool:
-        """A sample does."""
+        """Return True if combinations are drawn."""
         return self.how == "sample"
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """The columns."""
+        """Return the names of the columns."""
         return frozenset(self.columns)
 
     def rows(self, desk: Desk) -> Iterator[dict[str, Any]]:
-        """Combinations in order."""
+        """Yield the combinations in order."""
         names, values = list(self.columns), list(self.columns.values())
         if self.how == "rows":
             combined: Iterator[tuple[Any, ...]] = zip(*values, strict=True)

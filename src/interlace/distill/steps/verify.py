@@ -34,7 +34,7 @@ Method = Literal["exact", "numeric", "symbolic", "schema", "pattern", "python"]
 
 
 class Missing(Exception):
-    """A row has nothing that its answer could be held against."""
+    """A row has nothing that its answer can be compared with."""
 
 
 class Verify(Step):
@@ -57,13 +57,14 @@ class Verify(Step):
             they and the answer's code are locked in, apart).
         answer: template of what is checked.
         gold: template of what is right.
-        tolerance: relative, of numbers; 0 compares exactly.
+        tolerance: the relative tolerance of numbers; 0 compares exactly.
         tests: template of a program that knows what the answer's code defines: assertions, test functions, unittest.
         schema: JSON schema, or a file with one.
         pattern: the regular expression; "." stands for ends of lines too.
         wrong: "drop" ends rows whose answer is wrong, "keep" lets them go on.
         into: the column that says whether it is right; `INTO_why` says why not.
-        seconds: for one check; an answer that takes longer is wrong. memory_mb: for a program.
+        seconds: the time for one check; an answer that takes longer is wrong.
+        memory_mb: the memory for a program, in MiB.
     """
 
     kind: Literal["verify"]
@@ -92,22 +93,25 @@ class Verify(Step):
         return self
 
     def templates(self) -> dict[str, str]:
-        """Of the answer, and of what it is held against."""
+        """Return the templates of the answer and of what it is compared with."""
         return {"answer": self.answer, "gold": self.gold, "tests": self.tests}
 
     def files(self) -> tuple[str, ...]:
-        """The schema's, if it is a file."""
+        """Return the file of the schema, if the schema is in a file."""
         return (self.schema_,) if isinstance(self.schema_, str) else ()
 
     def makes(self, given: frozenset[str], folder: Path) -> frozenset[str]:
-        """The verdict, and why; a schema that is wrong and a cage that does not close are found before paying."""
+        """Add the columns of the verdict and of the reason.
+
+        A wrong schema, or a machine on which the cage does not close, is found here, before anything is paid.
+        """
         read_schema(self.schema_, folder, f"steps.{self.name}")
         if self.by == "python" and (why := cage.available()):
             raise BackendUnavailable(why)
         return given | {self.into, f"{self.into}_why"}
 
     async def one(self, row: Row, desk: Desk) -> list[Out]:
-        """Check one row; where there is nothing to hold an answer against, or the check itself fails, the row ends."""
+        """Check one row; the row ends if there is nothing to compare its answer with, or if the check itself fails."""
         try:
             right, why = await self._check(row, desk)
         except Refused as error:
@@ -144,7 +148,7 @@ class Verify(Step):
         return not why, why
 
     async def _worked(self, module: str, request: dict[str, Any], desk: Desk) -> tuple[bool, str]:
-        """What a worker says; an answer that takes it too long is wrong."""
+        """Return (right, why) from a worker; an answer that takes it too long is wrong."""
         try:
             right, why = await desk.work(module, request, self.seconds)
         except OutOfBounds as error:
@@ -156,7 +160,11 @@ class Verify(Step):
         return bool(right), str(why)
 
     def _known(self, field: str, row: Row, desk: Desk) -> str:
-        """What an answer is held against."""
+        """Return the text that an answer is compared with.
+
+        Raises:
+            Missing: the text is empty.
+        """
         text = desk.render(getattr(self, field), row, field)
         if not text.strip():
             raise Missing(f"{field} is empty")
@@ -164,9 +172,11 @@ class Verify(Step):
 
 
 def code_of(answer: str) -> str:
-    """The fenced blocks of Python in an answer, those without a language where none says Python, or all of the answer.
+    """Return the Python code of an answer.
 
-    Sessions (">>> ") are left out. The last block may be open, as in an answer that begins in it.
+    These are the fenced blocks marked as Python; if there are none, the blocks without a language; if there is no block
+    at all, the whole answer; else "". Interactive sessions (">>> ") are left out. The last block may be open, as in an
+    answer that ends inside it.
     """
     blocks: list[tuple[str, list[str]]] = []
     fence = ""

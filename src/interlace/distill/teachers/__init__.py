@@ -1,1 +1,1 @@
-"""Who answers: endpoints and local checkpoints, their pace, retries and budgets."""
+"""The teachers: endpoints and local checkpoints, with their rates, retries and budgets."""

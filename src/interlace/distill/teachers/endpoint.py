@@ -1,4 +1,4 @@
-"""An endpoint that speaks OpenAI's protocol: a request is sent once, and what came back is told apart."""
+"""An endpoint that speaks OpenAI's protocol: a request is sent once, and its result is classified."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     import aiohttp
 
 PASSING = {408, 409, 425, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529}  # worth another try
-SHOWN = 300  # characters of an error
-SECRET = 12  # letters from which on a key is one
+SHOWN = 300  # characters of an error that are shown
+SECRET = 12  # a shorter key may be an ordinary word
 CONNECT_SECONDS = 30.0
 LONGEST_BYTES = 64 << 20  # of an answer
 
 
 def request_body(teacher: Teacher, question: Question) -> dict[str, Any]:
-    """What is sent, without the sample number, which no endpoint knows."""
+    """Return the body of a request; it does not hold the sample number, which no endpoint knows."""
     body: dict[str, Any] = {"model": teacher.model, **question.sampling}
     if teacher.api == "completions":
         body["prompt"] = as_prompt(question.messages)
@@ -54,7 +54,7 @@ def request_body(teacher: Teacher, question: Question) -> dict[str, Any]:
 
 
 def as_prompt(messages: tuple[dict[str, str], ...]) -> str:
-    """Messages for a model that only goes on from a text: a single user's turn is the text itself."""
+    """Return messages as a prompt for a model that only continues text; a single user's turn is the prompt itself."""
     if len(messages) == 1:
         return messages[0]["content"]
     turns = [f"{m['role'].capitalize()}: {m['content']}" for m in messages]
@@ -68,7 +68,7 @@ class Endpoint:
         """Read the key; nothing is sent yet.
 
         Raises:
-            BackendUnavailable: the client is not installed.
+            BackendUnavailable: aiohttp is not installed.
             ConfigError: the key's variable is not set.
         """
         self.name, self.teacher = name, teacher
@@ -87,12 +87,12 @@ class Endpoint:
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
-        """End the connections."""
+        """Close the connections."""
         if self._session is not None:
             await self._session.close()
 
     def _connections(self) -> aiohttp.ClientSession:
-        """As many as the pace asks for; proxies are the environment's."""
+        """Return the session; it opens as many connections as needed, through the environment's proxies."""
         if self._session is None:
             from interlace.distill.teachers.heads import LIMITS, connector
 
@@ -106,7 +106,7 @@ class Endpoint:
         return self._session
 
     async def send(self, body: dict[str, Any]) -> Outcome:
-        """Send once.
+        """Send once and return the outcome.
 
         Raises:
             Failure: the account's quota is used up.
@@ -151,7 +151,7 @@ class Endpoint:
         return Trouble(error, passing, False, alive, after, text, coded or flagged, doubt)
 
     def _doubt(self, status: int, headers: dict[str, str], said: str) -> Doubt | None:
-        """What is wrong if whatever is asked ends with this status."""
+        """Return what would be wrong if every question ended with this status; None if it cannot end a run."""
         base, model, key = self.teacher.base_url, self.teacher.model, self.teacher.key
         if status == 401:
             remedy = (
@@ -176,7 +176,7 @@ class Endpoint:
         return None
 
     def _read(self, raw: str, kind: str, whole: bool) -> Outcome:
-        """What a reply of status 200 says; `whole` is whether all its bytes were text."""
+        """Return the outcome of a reply with status 200; `whole` says whether all its bytes were text."""
         try:
             body = json.loads(raw) if whole else None
         except (ValueError, RecursionError):
@@ -208,11 +208,11 @@ class Endpoint:
         return Trouble(f"{said} with status 200: {start!r}; {remedy}", passing, True, raw=raw, doubt=doubt)
 
     def hide(self, text: str) -> str:
-        """The text without our key, which some endpoints repeat in their errors."""
+        """Return the text without our key, which some endpoints repeat in their errors."""
         return text.replace(self._secret, "[key]") if self._secret else text
 
     def _clear(self, raw: str, body: dict[str, Any]) -> Reply:
-        """An answer without our key; a short one is a word such as "none", and stays where answers hold it."""
+        """Return an answer without our key; a key shorter than SECRET is left, as it may be a word such as "none"."""
         if not self._secret or len(self._secret) < SECRET or self._secret not in raw:
             return Reply(raw, body)
         hidden = self.hide(raw)

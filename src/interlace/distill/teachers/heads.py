@@ -1,7 +1,7 @@
-"""Heads of HTTP replies as other clients read them, for the parser that aiohttp has.
+"""Read the heads of HTTP replies as tolerantly as other clients do, before aiohttp's parser sees them.
 
-Its parser refuses a length that stands twice, and one beside chunks. Python's other clients read both, so endpoints
-that send them are answered well by those, and would charge for answers that we throw away.
+That parser refuses a length that stands twice, and a length beside chunks. Python's other clients accept both. An
+endpoint that sends them works with those, and would charge for answers that we throw away.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
 LONGEST = 1 << 20  # bytes of a head, and of one line of it
-MOST = 10_000  # lines of it
+MOST = 10_000  # lines of a head
 LIMITS: dict[str, Any] = {"max_line_size": LONGEST, "max_field_size": LONGEST, "max_headers": MOST}
-KEPT_SECONDS = 4.0  # that an idle connection is: some servers close it after five
+KEPT_SECONDS = 4.0  # how long an idle connection is kept; some servers close it after five
 _END = re.compile(rb"\r?\n\r?\n")
 
 
 def connector() -> aiohttp.TCPConnector:
-    """Any number of connections, whose heads are read tolerantly."""
+    """Make a connector with any number of connections, which reads heads tolerantly."""
     made = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_SECONDS)
-    if hasattr(made, "_factory"):  # where it is not, heads are read as strictly as aiohttp does
+    if hasattr(made, "_factory"):  # without it, heads are read as strictly as aiohttp does
         factory: Any = functools.partial(_Tolerant, loop=asyncio.get_running_loop())
         made._factory = factory
     return made
 
 
 class _Tolerant(ResponseHandler):
-    """Holds a reply's head back until it is whole, and passes it on with one length."""
+    """Collects a reply's head until it is whole, and passes it on with one length."""
 
     _head: bytes | None = None
 
@@ -46,7 +46,7 @@ class _Tolerant(ResponseHandler):
             super().data_received(data)
 
     def _gathered(self, data: bytes) -> bytes:
-        """What may be passed on, once this has come."""
+        """Add new bytes to the head; return the bytes that may be passed on."""
         assert self._head is not None
         head, ready = self._head + data, b""
         while found := _END.search(head):
@@ -71,7 +71,7 @@ class _Tolerant(ResponseHandler):
 
 
 def one_length(raw: bytes, end: int) -> bytes:
-    """A head, which ends at `end`, with one content-length if several agree, and with none beside chunks."""
+    """Return a head, which ends at `end`, with one content-length if several agree, and with none beside chunks."""
     low = raw[:end].lower()
     lengths = re.findall(rb"^content-length:[ \t]*([^\r\n]*)", low, re.MULTILINE)
     chunked = re.search(rb"^transfer-encoding:[^\r\n]*chunked", low, re.MULTILINE) is not None

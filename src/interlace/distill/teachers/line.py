@@ -1,4 +1,4 @@
-"""One teacher of a run: its table, its identity, its rate, and what its answers have taken so far."""
+"""The state of one teacher in a run: its table, its identity, its rate, and what its answers have taken so far."""
 
 from __future__ import annotations
 
@@ -17,23 +17,34 @@ from interlace.distill.teachers.rate import RateControl
 from interlace.distill.teachers.standing import Standing
 from interlace.distill.teachers.teacher import Teacher
 
-TEMPLATE_TOKENS = 128  # that an endpoint's template may add to a prompt, as long as nothing else was seen
-LIMITED_SECONDS = 10.0  # of nothing but rate limits, from which on it is said
+TEMPLATE_TOKENS = 128  # reserved for an endpoint's template, until its counts show more
+LIMITED_SECONDS = 10.0  # of nothing but rate limits, after which the display says so
 
 
 class Transport(Protocol):
-    """What sends: an endpoint, or a checkpoint in this process."""
+    """Sends requests: an endpoint, or a checkpoint in this process."""
 
     async def send(self, body: dict[str, Any]) -> Outcome:
-        """Send once."""
+        """Send once and return the outcome."""
 
     async def close(self) -> None:
-        """End."""
+        """Release what the transport holds."""
 
 
 @dataclass
 class Line:
-    """One teacher: its table, its identity, its pace, and what sends."""
+    """One teacher of a run.
+
+    Attributes:
+        name: the teacher's name in the recipe.
+        identity: what makes two requests the same question to the same teacher.
+        transport: sends the requests.
+        pace: limits the rate and the requests in flight.
+        changed: an event that is set when a waiting request should look again.
+        answers, answer_tokens, prompt_bytes, prompt_tokens: sums over the answers of this process.
+        more_prompt, more_answer: tokens that were counted beyond those of the prompt and of the answer, at most.
+        standing: what the teacher answered and refused.
+    """
 
     name: str
     teacher: Teacher
@@ -48,27 +59,27 @@ class Line:
     more_prompt: int = TEMPLATE_TOKENS
     more_answer: int = 0
     standing: Standing = field(default_factory=Standing)
-    error: str = ""  # the last one
-    first: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the request that nothing is known before
-    saved: float = 0.0  # when the limits that were found last were
+    error: str = ""  # the last error
+    first: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by the first request under a budget
+    saved: float = 0.0  # when the rate limits were last stored
 
     @property
     def kept(self) -> str:
-        """The name of its limits in the ledger."""
+        """The name under which the ledger stores its rate limits."""
         return f"limits of {digest(self.identity)}"
 
     @property
     def beyond(self) -> str:
-        """The name, in the ledger, of what its counts hold beyond what was asked for."""
+        """The name under which the ledger stores `more_prompt` and `more_answer`."""
         return f"beyond of {digest(self.identity)}"
 
     @property
     def ended(self) -> str:
-        """The name, in the ledger, of how many questions were refused when a run ended for it."""
+        """The name under which the ledger stores how many questions were refused when that ended a run."""
         return f"refused by {digest(self.identity)}"
 
     def silence(self, now: float) -> str:
-        """What is being waited for where nothing is answered; empty while something is."""
+        """Return a sentence on what the run waits for if nothing is answered; empty if something is."""
         patience = f"up to {self.teacher.patience_seconds:g} seconds (teachers.{self.name}.patience_seconds)"
         if self.pace.dead_for(now) > 0:
             return f"teachers.{self.name}: {self.teacher.base_url} does not answer ({self.error}); waiting {patience}"
@@ -78,13 +89,13 @@ class Line:
         return ""
 
     def reserve(self, question: Question) -> Reserve:
-        """The most a question can take: no tokenizer makes more tokens than there are bytes."""
+        """Return the most that a question can take: no tokenizer makes more tokens than there are bytes."""
         prompt = prompt_bytes(question) + self.more_prompt
         answer = most_answer_tokens(question) + self.more_answer
         return Reserve(prompt + answer, self.teacher.cost(prompt, answer))
 
     def learn(self, question: Question, record: Record) -> None:
-        """From an answer: what the next may take, and how far its tokens are beyond what was asked for."""
+        """Learn from an answer what the next may take, and how many tokens were counted beyond the bounds."""
         size = prompt_bytes(question)
         self.answers += 1
         self.answer_tokens += record.answer_tokens
@@ -94,7 +105,7 @@ class Line:
         self.more_answer = max(self.more_answer, record.answer_tokens - most_answer_tokens(question))
 
     def expected(self, question: Question) -> float:
-        """Tokens that a question will about take, from those before it."""
+        """Return about how many tokens a question will take, judged by those before it."""
         size = prompt_bytes(question)
         prompt = size * (self.prompt_tokens / self.prompt_bytes if self.prompt_bytes else 0.3)
         most = most_answer_tokens(question)

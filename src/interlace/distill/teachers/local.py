@@ -1,4 +1,4 @@
-"""A checkpoint of ours as a teacher, in this process: requests that come together are answered together."""
+"""A checkpoint of ours as a teacher in this process: requests that come together are answered in one batch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from interlace.base.errors import ConfigError, Failure, InterlaceError
 from interlace.distill.teachers.outcomes import Outcome, Reply, Trouble
 from interlace.distill.teachers.teacher import Teacher
 
-GATHER_SECONDS = 0.01  # that a batch waits for company
+GATHER_SECONDS = 0.01  # how long a batch waits for more requests
 
 
 class Local:
-    """Loads when it is first asked."""
+    """A local teacher; the checkpoint is loaded when the first request comes."""
 
     def __init__(self, name: str, teacher: Teacher):
-        """Nothing is read yet."""
+        """Store the table; nothing is read yet."""
         self.name, self.teacher = name, teacher
         self._waiting: asyncio.Queue[tuple[dict[str, Any], asyncio.Future[Outcome]]] | None = None
         self._task: asyncio.Task[None] | None = None
         self._model: Any = None
 
     async def send(self, body: dict[str, Any]) -> Outcome:
-        """Answer one request, with others of its kind that come within a moment."""
+        """Answer one request, in a batch with others that come within GATHER_SECONDS."""
         if self._waiting is None:
             self._waiting = asyncio.Queue()
             self._task = asyncio.create_task(self._work(self._waiting))
@@ -33,7 +33,7 @@ class Local:
         return await answer
 
     async def close(self) -> None:
-        """End."""
+        """End the task that answers, and the chat template's process."""
         if self._task is not None:
             self._task.cancel()
         if self._model is not None:
@@ -71,7 +71,7 @@ class Local:
         self._ends = end_tokens(model.tokenizer, self._chat)
 
     def _answer(self, bodies: list[dict[str, Any]]) -> list[Outcome]:
-        """Answers in OpenAI's form."""
+        """Return answers in OpenAI's form."""
         from interlace.generation.batch import generate_batch
         from interlace.generation.sampling import Sampling
 

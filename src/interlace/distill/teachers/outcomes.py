@@ -1,4 +1,4 @@
-"""What comes back from a teacher: an answer, a rate limit or trouble, read from bytes, headers and JSON of any form."""
+"""The outcome of a request (an answer, a rate limit or trouble), read from bytes, headers and JSON of any form."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from interlace.distill.teachers.standing import Doubt
 if TYPE_CHECKING:
     pass
 
-GOOD = ("", "stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete", "completed")  # ends of an answer
+GOOD = ("", "stop", "eos", "eos_token", "stop_sequence", "end_turn", "complete", "completed")  # good ends of an answer
 CUT = ("length", "max_tokens", "max_length", "model_length")
 FILTERED = ("content_filter", "safety", "recitation", "refusal", "blocklist", "prohibited_content")
 CALLS = ("tool_calls", "function_call", "tool_use")
-NO_ERROR = ("0", "200", "ok", "success")  # codes of an error that is none
+NO_ERROR = ("0", "200", "ok", "success")  # codes of an "error" that means success
 BROKEN = ("error", "abort", "insufficient_system_resource", "load")  # worth another try
-# What says that a question was flagged: a code or type, keys of the metadata, or words that speak of no account.
+# A question was flagged if an error has one of these codes or types, of these keys of its metadata, or of these words
+# and none about an account.
 CODES = re.compile(
     r"content[ _-]?(filter|polic|moderation|safety)|moderation|flagged|safety|guardrail|sensitive|prohibited_?content|"
     r"data_?inspection|responsible_?ai",
@@ -39,13 +40,13 @@ WORDS = re.compile(
 OTHERS = re.compile(r"context|length|model|key|account|permission|quota|billing|credit|region", re.I)  # in codes
 ACCOUNT = re.compile(r"\b(accounts?|keys?|organi[sz]ations?|workspaces?|subscriptions?)\b", re.I)
 QUOTED = re.compile(r"""(?<!\w)(["'`]).*?(\1(?!\w)|$)|[“«‘].*?([”»’](?!\w)|$)""", re.DOTALL)
-READ = 5000  # characters of an error that are read for why
+READ = 5000  # characters of an error that are searched
 LONGEST_WAIT = 3600.0  # seconds that Retry-After is obeyed for
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer: the text that came, and what it holds."""
+    """An answer: the text of the response, and its JSON."""
 
     raw: str
     body: dict[str, Any]
@@ -53,7 +54,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Limited:
-    """Sent back for a rate limit; nothing was charged."""
+    """A request was rejected for a rate limit; nothing was charged."""
 
     kind: Kind
     retry_after: float | None
@@ -62,15 +63,15 @@ class Limited:
 
 @dataclass(frozen=True)
 class Trouble:
-    """No answer.
+    """A request got no answer.
 
     Attributes:
-        passing: whether another try may do.
-        charged: whether the teacher may have counted it.
+        passing: whether another try may succeed.
+        charged: whether the teacher may have charged it.
         alive: whether the endpoint itself answered.
-        raw: what came, if anything.
-        refused: whether it was this question that is not welcome.
-        doubt: what would end the run, if it is not this question alone.
+        raw: the response, if there was any.
+        refused: whether the endpoint flagged this question.
+        doubt: what would end the run if every question met it.
     """
 
     error: str
@@ -87,9 +88,12 @@ Outcome = Reply | Limited | Trouble
 
 
 def decoded(raw: bytes, charset: str | None) -> tuple[str, bool]:
-    """(text, whether every byte was): JSON is in UTF-8, whatever is stated; where it is not, `charset` is believed."""
+    """Return (text, whether every byte could be decoded).
+
+    JSON is read in the Unicode encoding that its first bytes show, whatever is stated; if that fails, in `charset`.
+    """
     for name in (json.detect_encoding(raw), charset):
-        with contextlib.suppress(ValueError, LookupError):  # other bytes, or no such charset
+        with contextlib.suppress(ValueError, LookupError):  # the bytes are not of it, or it does not exist
             if name:
                 return raw.decode(name, "surrogatepass" if name.startswith("utf") else "strict").removeprefix(
                     "\ufeff"
@@ -98,9 +102,10 @@ def decoded(raw: bytes, charset: str | None) -> tuple[str, bool]:
 
 
 def flags(text: str) -> tuple[bool, bool]:
-    """Whether an error's code, type or metadata say that the question was flagged, and whether its words do.
+    """Return (whether an error's code, type or metadata say that the question was flagged, whether its words say so).
 
-    Words between quotes do not count, for they may be the prompt's; nor do others, where a code says what it is.
+    Words between quotes do not count, as they may be the prompt's. Words do not count either if a code names another
+    reason, or if they speak of an account.
     """
     error = _error(text)
     codes = _codes(error)
@@ -111,7 +116,7 @@ def flags(text: str) -> tuple[bool, bool]:
 
 
 def _error(text: str) -> dict[str, Any]:
-    """The table of an error, with its words as `message`; empty where it is no JSON."""
+    """Return the object of an error, with its words as `message`; empty if the text is no JSON."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
@@ -121,14 +126,14 @@ def _error(text: str) -> dict[str, Any]:
 
 
 def _codes(error: dict[str, Any]) -> str:
-    """The code and type of an error, apart from its words, which may repeat a prompt."""
+    """Return the code and type of an error, without its words, which may repeat a prompt."""
     return " ".join(str(e.get(name)) for e in (error, table(error.get("innererror"))) for name in ("code", "type"))[
         :READ
     ]
 
 
 def _message(error: Any) -> str:
-    """The words of an error."""
+    """Return the words of an error."""
     if isinstance(error, str):
         return error
     said = table(error).get("message", table(error).get("detail"))
@@ -136,7 +141,7 @@ def _message(error: Any) -> str:
 
 
 def _broken_off(body: dict[str, Any], choice: dict[str, Any]) -> str | None:
-    """Why an answer is not one, though there are choices; None where it is."""
+    """Return why a reply with choices is no answer; None if it is one."""
     for error in (body.get("error"), choice.get("error")):
         if error and not _success(error):
             return _message(error)
@@ -145,20 +150,20 @@ def _broken_off(body: dict[str, Any], choice: dict[str, Any]) -> str | None:
 
 
 def _success(error: Any) -> bool:
-    """Whether an error beside an answer says that there is none: by code 0, or by no code and no words."""
+    """Return whether an error beside an answer means "none": a code in NO_ERROR, or neither code nor words."""
     if not isinstance(error, dict):
         return False
     return str(error.get("code")).lower() in NO_ERROR or not any(error.values())
 
 
 def finish_of(choice: dict[str, Any]) -> str:
-    """Why an answer ended, as a lower-case word; "" where nothing says it."""
+    """Return why an answer ended, as a lower-case word; "" if nothing says it."""
     finish = choice.get("finish_reason")
     return "" if finish is None else str(finish).strip().lower()
 
 
 def _strange(raw: str, kind: str, body: Any) -> tuple[str, str]:
-    """What a reply is that is no completion, and how it begins."""
+    """Return (what a reply is that is no completion, how it begins)."""
     begin = raw.lstrip("\ufeff \t\r\n")
     if begin.startswith(("data:", "event:", "id:", "retry:", ":")) or "event-stream" in kind:
         return "server-sent events", " ".join(begin.split())[:80]
@@ -170,7 +175,7 @@ def _strange(raw: str, kind: str, body: Any) -> tuple[str, str]:
 
 
 def retry_after(headers: dict[str, str]) -> float | None:
-    """Seconds that a response asks to wait, or None."""
+    """Return the seconds that a response asks to wait, or None."""
     found = {k.lower(): v for k, v in headers.items()}
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
@@ -185,12 +190,12 @@ def retry_after(headers: dict[str, str]) -> float | None:
 
 
 def bounded(seconds: float) -> float:
-    """Between none and LONGEST_WAIT."""
+    """Return seconds between 0 and LONGEST_WAIT; NaN becomes 0."""
     return min(max(0.0, seconds), LONGEST_WAIT) if seconds == seconds else 0.0
 
 
 def which_limit(headers: dict[str, str], text: str) -> Kind:
-    """Whether a 429 is about tokens or about requests."""
+    """Return whether a 429 limits tokens or requests."""
     found = {k.lower(): v for k, v in headers.items()}
     if found.get("x-ratelimit-remaining-tokens") == "0":
         return "tokens"
@@ -201,7 +206,7 @@ def which_limit(headers: dict[str, str], text: str) -> Kind:
 
 @dataclass(frozen=True)
 class Content:
-    """What an answer says.
+    """The content of an answer.
 
     Attributes:
         text, reasoning, refusal: as text.
@@ -222,7 +227,7 @@ class Content:
 
 
 def content(body: dict[str, Any]) -> Content:
-    """Read a reply of either protocol; what is not in its form counts as not there."""
+    """Read a reply of either protocol; a field of another form counts as missing."""
     choice = table(body["choices"][0])
     message = table(choice.get("message"))
     text = message.get("content") if message else choice.get("text")
@@ -242,10 +247,10 @@ def content(body: dict[str, Any]) -> Content:
 
 
 def _count(*values: Any) -> int | None:
-    """The largest of some figures, which may be written as text; None where none of them is one."""
+    """Return the largest of some counts, which may be written as text; None if none of them is a whole number."""
     found = []
     for value in values:
-        with contextlib.suppress(TypeError, ValueError, OverflowError):  # words, or beyond any number
+        with contextlib.suppress(TypeError, ValueError, OverflowError):  # not a number, or infinite
             if not isinstance(value, bool) and float(value).is_integer():
                 found.append(int(float(value)))
     return max(found, default=None)

@@ -1,4 +1,4 @@
-"""How large a question is, what its answer took, and what that answer is: usable, cut, refused or unreadable."""
+"""Judge questions and answers: how large a question is, what its answer took, and whether that answer can be used."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from interlace.distill.teachers.outcomes import (
 )
 
 TURN_TOKENS = 16  # around each message: roles and marks
-HIDDEN = 10_000_000  # tokens beyond what was asked for that a count may hold; no model reads or writes more
+HIDDEN = 10_000_000  # tokens that a count may hold beyond those asked for; no model reads or writes more
 DEFAULT_ANSWER_TOKENS = 4096  # reserved where a question sets no max_tokens
-THOUGHTS = (  # tags that traces stand between
+THOUGHTS = (  # tags around a trace
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
@@ -24,26 +24,27 @@ THOUGHTS = (  # tags that traces stand between
     ("[THINK]", "[/THINK]"),
     ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
 )
-LETTERS_PER_TOKEN = 16  # more than any tokenizer's: fewer tokens than letters / 16 are no count
+LETTERS_PER_TOKEN = 16  # no tokenizer's tokens are longer: a count below letters / 16 is impossible
 
 
 def prompt_bytes(question: Question) -> int:
-    """An upper bound of a prompt's tokens, but for what the endpoint's own template adds."""
+    """Return an upper bound of a prompt's tokens, without those that the endpoint's template adds."""
     size = sum(len(m["content"].encode("utf-8", "replace")) + TURN_TOKENS for m in question.messages)
     return size + (len(canonical(question.schema)) if question.schema is not None else 0)
 
 
 def most_answer_tokens(question: Question) -> int:
-    """An upper bound of an answer's tokens."""
+    """Return an upper bound of an answer's tokens."""
     limits = [question.sampling.get(name) for name in ("max_tokens", "max_completion_tokens")]
     return max([int(x) for x in limits if x] or [DEFAULT_ANSWER_TOKENS])
 
 
 def counted(question: Question, found: Content) -> tuple[str, int, int]:
-    """(reported or estimated, prompt tokens, answer tokens) of an answer.
+    """Return ("reported" or "estimated", prompt tokens, answer tokens) of an answer.
 
-    Each figure counts by itself. One that cannot be is replaced: negative, beyond any answer, or too few for what was
-    written. Tokens that only the total or the details hold (reasoning that is not shown) are the answer's.
+    Each count is judged alone. An impossible one is replaced by an estimate: negative, beyond any answer, or too
+    small for what was written. Tokens that stand only in the total or in the details (hidden reasoning) count as the
+    answer's.
     """
     size, most = prompt_bytes(question), most_answer_tokens(question)
     asked = sum(len(m["content"].encode("utf-8", "replace")) for m in question.messages)
@@ -64,12 +65,12 @@ def counted(question: Question, found: Content) -> tuple[str, int, int]:
 
 
 def plausible(tokens: int | None, least: int, most: int) -> bool:
-    """Whether a teacher's figure can be."""
+    """Return whether a teacher's count is possible."""
     return tokens is not None and least <= tokens <= most
 
 
 def judge(found: Content) -> tuple[State, str]:
-    """The state of an answer, and why it is not ok: only a known good end is one."""
+    """Return the state of an answer, and why it is not "ok"; it is "ok" only after a known good end."""
     if found.refusal:
         return "refused", f"the teacher refused: {found.refusal[:200]}"
     if found.finish in FILTERED:
@@ -87,7 +88,7 @@ def judge(found: Content) -> tuple[State, str]:
 
 
 def split_reasoning(found: Content) -> tuple[str, str]:
-    """(answer, reasoning): the trace apart, whether it has a field of its own or stands between tags at the start."""
+    """Return (answer, reasoning), whether the trace has a field of its own or stands between tags at the start."""
     if found.reasoning:
         return found.text, found.reasoning
     body = found.text.lstrip()
@@ -95,7 +96,7 @@ def split_reasoning(found: Content) -> tuple[str, str]:
         if body.startswith(begin):
             trace, closed, after = body.removeprefix(begin).partition(end)
             return (after.lstrip() if closed else ""), trace.partition("<|end|>")[0].strip()
-    for begin, end in THOUGHTS:  # some templates open it in the prompt
+    for begin, end in THOUGHTS:  # some templates open the tag in the prompt
         if end in found.text and begin not in found.text:
             trace, _, after = found.text.partition(end)
             return after.lstrip(), trace.strip()

@@ -1,14 +1,19 @@
-"""How fast to ask: the limits of an endpoint found by asking, and a breaker for one that is dead.
+"""Control how fast an endpoint is asked: find its rate limit by asking, and open a circuit breaker when it is dead.
 
-Requests in flight grow by one with every success until something goes wrong, then by one for each round. A rate limit,
-of requests or of tokens, is not known until it is met: then the rate is set to a little less than what was let through,
-and raised slowly (after additive increase and multiplicative decrease: Chiu and Jain, 1989), faster the more has been
-let through since (as in CUBIC: Ha, Rhee, Xu, 2008).
+The limit of requests in flight grows by one with every success until something goes wrong, then by one for each round.
 
-A single 429 proves nothing: busy endpoints send some back whatever the rate. A limit is met when more are sent back
-than usual (`Evidence`, a cumulative sum after Page, 1954). A cut that did not help is taken back, and what is sent back
-is then taken for usual. Where the requests sent back had more company than those let through, the limit is of requests
-in flight, and the window is cut in the place of the rate. Nothing here sleeps or looks at a clock; times are handed in.
+A rate limit, of requests or of tokens, is not known until it is met. Then the rate is set a little below what was let
+through. It is raised slowly from there (additive increase and multiplicative decrease: Chiu and Jain, 1989), and faster
+the more has been let through since (as in CUBIC: Ha, Rhee, Xu, 2008).
+
+A single 429 proves nothing, because busy endpoints reject some requests at any rate. A limit is met when more are
+rejected than usual (`Evidence`, a cumulative sum after Page, 1954). If a cut did not help, it is taken back, and that
+share of rejections is taken for usual from then on.
+
+If rejected requests had more others in flight beside them than accepted ones, the limit is one of requests in flight.
+Then the limit of requests in flight is cut instead of the rate.
+
+Nothing here sleeps or reads a clock; callers pass the time in.
 """
 
 from __future__ import annotations
@@ -20,37 +25,41 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FIRST_WINDOW = 8.0
-BACK_OFF = 0.95  # of the rate that was let through
-CLIMB = 0.01  # of the rate, added each second of sending; more the longer nothing was sent back
-MOST_CLIMB = 0.001  # of the rate, added by one answer
+# With these two, one request in a hundred gets a 429, and 95 % of the limit is used (docs/LOG.md).
+BACK_OFF = 0.95  # share of what was let through, to which the rate is set
+CLIMB = 0.01  # share of the rate, added each second of sending; more the longer nothing was rejected
+MOST_CLIMB = 0.001  # share of the rate, added by one answer, at most
+# Steeper, because from a rate that was cut far too low, steps of one size never recovered.
 CALM_SECONDS = 10.0  # of sending, after which the climb is twice as steep, and five times after twice as long
-MEASURED_SECONDS, MEASURED = 10.0, 50  # over which what is let through is measured, and the fewest requests
-FIRST_SECONDS = 0.3  # over which it is measured while no limit is known
-BURST_SECONDS = 0.2  # of the rate, that may be sent at once after a pause
-TROUBLE = 0.25  # share of failures from which on fewer requests are kept in flight
+MEASURED_SECONDS, MEASURED = 10.0, 50  # time over which throughput is measured, and the fewest requests
+FIRST_SECONDS = 0.3  # time over which it is measured while no limit is known
+BURST_SECONDS = 0.2  # seconds' worth of the rate that may be sent at once after a pause
+TROUBLE = 0.25  # share of failures above which fewer requests are kept in flight
 BREAK = 10  # failures in a row that open the breaker
 LONGEST_PAUSE = 60.0
-OWN_SECONDS = 5.0  # the longest that one request waits by itself, after it was sent back
-IN_A_ROW = 5  # requests in a row, all sent back, that pause the line
-HARD_SECONDS = 5.0  # a Retry-After from which on an answer on its way does not end the pause
-LATELY = 64  # requests that are looked at, at least
-COMPANY = 0.8  # share of pairs in which the one sent back had more beside it, from which on they are why
+OWN_SECONDS = 5.0  # the longest that one rejected request waits alone, while others are sent
+IN_A_ROW = 5  # rejections in a row that pause all requests
+HARD_SECONDS = 5.0  # from this Retry-After on, an answer to a request in flight does not end the pause
+LATELY = 64  # the last requests that are examined, at least so many
+COMPANY = 0.8  # share of pairs (rejected, accepted), more beside the rejected: above it, they are why
 
-FIRST_SHARE, LEAST_SHARE, MOST_SHARE = 0.02, 0.01, 0.2  # of requests that are usually sent back
-EXCESS = 0.02  # share sent back, beyond the usual one, that is borne
-EPOCH_SECONDS, EPOCH_SENDS, EPOCHS = 1.0, 50, 12  # over which shares are taken, and how many of them count
-QUANTILE = 0.3  # of the epochs' shares that is usual: under a real limit, epochs after a cut are clean
-SURE = 20  # requests since a cut, from which on it is seen whether it helped
+FIRST_SHARE, LEAST_SHARE, MOST_SHARE = 0.02, 0.01, 0.2  # bounds of the usual share of rejections
+EXCESS = 0.02  # share of rejections beyond the usual one that is tolerated
+EPOCH_SECONDS, EPOCH_SENDS, EPOCHS = 1.0, 50, 12  # an epoch's least length and requests; epochs that count
+QUANTILE = 0.3  # of the epochs' shares, taken for usual: under a real limit, epochs after a cut are clean
+SURE = 20  # requests after a cut, before it is judged whether it helped
 
 Kind = Literal["requests", "tokens"]
 
 
 @dataclass
 class Rate:
-    """Units per second that one kind of limit lets through.
+    """The rate in units per second that one kind of limit lets through, as a token bucket.
 
     Attributes:
-        limit: per second; None until a limit was met.
+        limit: units per second; None until a limit was met.
+        credit: units that may be sent now; negative after more was sent.
+        filled: when `credit` was last filled.
         met: what was let through when the limit was last met.
         before: the limit before the last cut.
     """
@@ -63,7 +72,7 @@ class Rate:
     _used: float = 0.0  # seconds' worth that was let through since the last cut
 
     def wait(self, now: float) -> float:
-        """Seconds until something may be sent."""
+        """Return the seconds until something may be sent."""
         if self.limit is None:
             return 0.0
         passed = max(0.0, now - self.filled)
@@ -76,23 +85,25 @@ class Rate:
         self.credit -= amount if self.limit is not None else 0.0
 
     def passed(self, amount: float) -> None:
-        """Raise the limit by what it lets through; it stays while nothing is sent."""
+        """Raise the limit for an amount that was let through; the limit stays while nothing is sent."""
         if self.limit is not None:
             seconds = amount / self.limit
             self._used += seconds
             self.limit *= 1 + min(CLIMB * seconds * (1 + (self._used / CALM_SECONDS) ** 2), MOST_CLIMB)
 
     def cut(self, found: float, now: float) -> None:
-        """A limit was met that lets `found` per second through."""
+        """Set the limit a little below `found`, the units per second that were let through."""
         self.before, new = self.limit, BACK_OFF * found
-        if self.limit is not None:  # not above the last, since what was let through may be a burst, nor far below
+        # Never above the last limit: `found` may be a burst just after a pause, and 0.95 of it once raised the rate.
+        # Never below half of the last either.
+        if self.limit is not None:
             new = min(max(new, self.limit / 2), BACK_OFF * self.limit)
         self.limit = max(new, 1 / LONGEST_PAUSE)
         self.met = self.limit / BACK_OFF
         self._used, self.credit, self.filled = 0.0, 0.0, now
 
     def restore(self) -> None:
-        """Take the last cut back: it did not help."""
+        """Take the last cut back, because it did not help."""
         self.limit = self.before
         self.met = None if self.before is None else max(self.met or 0.0, self.before)
 
@@ -102,10 +113,10 @@ class Ticket:
     """A request in flight.
 
     Attributes:
-        sent: when it was.
-        tokens: how many it was thought to take.
-        beside: requests in flight, itself included, when it was sent.
-        back: whether it was sent back for a rate limit, to wait `told` seconds.
+        sent: when it was sent.
+        tokens: about how many tokens it was expected to take.
+        beside: requests in flight when it was sent, including itself.
+        back: whether it was rejected for a rate limit, and told to wait `told` seconds.
     """
 
     sent: float
@@ -117,14 +128,14 @@ class Ticket:
 
 @dataclass
 class Evidence:
-    """How many more requests than usual were sent back for one kind of limit.
+    """Counts whether more requests than usual are rejected for one kind of limit.
 
     Attributes:
-        level: requests sent back beyond the usual share and EXCESS, summed, never below 0.
-        usual: share of requests that is sent back whatever the rate.
+        level: rejections beyond the usual share and EXCESS, summed, never below 0.
+        usual: share of requests that is rejected at any rate.
         since: when the last cut was.
         judged: whether that cut was seen not to help.
-        sends, back: requests since then, and those of them that were sent back.
+        sends, back: requests since then, and those of them that were rejected.
     """
 
     level: float = 0.0
@@ -133,16 +144,19 @@ class Evidence:
     judged: bool = False
     sends: int = 0
     back: int = 0
-    _epoch: tuple[float, int, int] = (0.0, 0, 0)  # begun, sends, sent back
+    _epoch: tuple[float, int, int] = (0.0, 0, 0)  # when it began, sends, rejections
     _shares: deque[float] = field(default_factory=lambda: deque(maxlen=EPOCHS))
 
     @property
     def share(self) -> float:
-        """The share that was sent back since the last cut."""
+        """Share of requests that were rejected since the last cut."""
         return self.back / max(1, self.sends)
 
     def sent(self, now: float) -> None:
-        """Count a request: it lowers the level, so that slow answers do not raise it."""
+        """Count a request when it is sent.
+
+        It lowers the level when it is sent, not when it is answered: slow answers must not raise the level.
+        """
         self.level = max(0.0, self.level - 1.5 * self.usual - EXCESS)
         begun, sends, back = self._epoch
         if sends >= EPOCH_SENDS and now - begun >= EPOCH_SECONDS:
@@ -155,7 +169,7 @@ class Evidence:
         self._epoch = (begun, sends + 1, back)
 
     def refused(self, ticket: Ticket) -> bool:
-        """Count a request that was sent back; whether there are now so many that a limit was met."""
+        """Count a rejection; return whether there are now so many that a limit was met."""
         if ticket.sent <= self.since:
             return False
         self.back += 1
@@ -165,12 +179,12 @@ class Evidence:
         return self.level >= min(max(3.0, 2.0 + 100 * self.usual), 8.0)
 
     def reset(self, now: float) -> None:
-        """Begin anew after a cut."""
+        """Begin to count anew after a cut."""
         self.since, self.level, self.judged, self.sends, self.back = now, 0.0, False, 0, 0
         self._epoch = (now, 0, 0)
 
     def take_for_usual(self) -> None:
-        """What is sent back has nothing to do with our rate."""
+        """Take the present share of rejections for usual: it has nothing to do with our rate."""
         self.judged, self.level, self.usual = True, 0.0, min(self.share, MOST_SHARE)
         self._shares = deque([self.usual] * 4, maxlen=EPOCHS)
 
@@ -181,13 +195,17 @@ def _by_kind() -> dict[Kind, Evidence]:
 
 @dataclass
 class RateControl:
-    """The pace of one endpoint.
+    """The rate limits, and the limit of requests in flight, of one endpoint.
 
     Attributes:
-        connections: the most requests in flight.
-        window: how many are allowed now.
+        connections: the most requests in flight that the recipe allows.
+        window: how many requests in flight are allowed now.
+        in_flight: requests in flight now.
+        paused_until: no request is sent before this time.
         rates, evidence: by kind of limit.
-        failures: in a row.
+        failures: failures in a row.
+        dead_since: when the first of these failures was; None if there are none.
+        limited_since: when the first request of a time with only rate limits was sent; None in other times.
     """
 
     connections: int
@@ -199,16 +217,16 @@ class RateControl:
     failures: int = 0
     dead_since: float | None = None
     limited_since: float | None = None
-    _hard: bool = True  # whether an answer does not end the pause
+    _hard: bool = True  # if True, an answer does not end the pause
     _calm: bool = True  # nothing has gone wrong yet
     _rounds: float = 0.0  # since a limit of requests in flight was met; 0 for never
-    _shrunk: float = -1.0  # when the window was for failures
+    _shrunk: float = -1.0  # when fewer requests in flight were last allowed for failures
     _answered: bool = False
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=40))
     _lately: deque[Ticket] = field(default_factory=deque)
 
     def limits(self) -> dict[Kind, float]:
-        """Those that were found, per second, to `resume` with."""
+        """Return the rate limits that were found, per second, for `resume`."""
         return {kind: rate.limit for kind, rate in self.rates.items() if rate.limit is not None}
 
     def resume(self, limits: dict[Kind, float], age: float, now: float) -> None:
@@ -218,7 +236,7 @@ class RateControl:
         self.window = float(self.connections)
 
     def wait(self, now: float) -> float:
-        """Seconds until the next request may be sent; 0 if it may be now, infinite if one in flight must end first."""
+        """Return the seconds until the next request may be sent: 0 if now, infinite if one in flight must end first."""
         room = 1 if self.failures >= BREAK else min(int(self.window), self.connections)
         if self.in_flight >= room:
             return float("inf")
@@ -255,12 +273,12 @@ class RateControl:
         self.window = min(self.window + more, float(self.connections))
 
     def answered(self, ticket: Ticket) -> None:
-        """Count a request that the endpoint is alive for and does not answer."""
+        """Count a reply of any kind: the endpoint is alive, even if it gave no answer."""
         self.in_flight -= 1
         self.failures, self.dead_since, self.limited_since = 0, None, None
 
     def unsent(self, ticket: Ticket) -> None:
-        """Forget a request that was not sent after all, or of which nothing is known."""
+        """Forget a request that was not sent, or whose result is not known."""
         self.in_flight -= 1
         self._give_back(ticket)
 
@@ -269,9 +287,9 @@ class RateControl:
         self.rates["tokens"].take(-ticket.tokens)
 
     def limited(self, ticket: Ticket, kind: Kind, retry_after: float | None, now: float) -> float:
-        """Count a request that was sent back for a rate limit; the seconds that this request should wait.
+        """Count a request that was rejected for a rate limit; return the seconds that it should wait before its retry.
 
-        The line is slowed, or paused, only where the limit is the rate's.
+        Other requests are slowed or paused only if the endpoint's rate is the reason.
         """
         self.in_flight -= 1
         self._give_back(ticket)
@@ -288,22 +306,25 @@ class RateControl:
         return min(ticket.told, OWN_SECONDS)
 
     def _slow_down(self, kind: Kind, now: float) -> None:
-        """A limit was met, or a cut before did not help."""
+        """Cut the rate or the requests in flight, because a limit was met; or take a cut back that did not help."""
         rate, evidence = self.rates[kind], self.evidence[kind]
         below = rate.met is not None and rate.limit is not None and rate.limit <= 0.99 * rate.met
         if below and evidence.sends >= SURE and not evidence.judged and evidence.share <= MOST_SHARE:
             evidence.take_for_usual()
             rate.restore()
             return
+        # A limit of the rate must not cut the requests in flight: with answers of two seconds they grew back by one in
+        # two seconds, and 38 of 50 requests a second were used.
         if (room := self._room()) is not None:
             self.window, self._rounds = float(room), 1e-3
             rate.limit = rate.met = None
+        # Nothing is cut before an answer: a first rejection once set the rate to one request a second.
         elif self._answered and (found := self._let_through(kind, now)):
             rate.cut(found, now)
         evidence.reset(now)
 
     def _let_through(self, kind: Kind, now: float) -> float:
-        """Units per second of what was sent lately and not sent back."""
+        """Return the units per second of what was sent lately and not rejected."""
         first, least = self._lately[0].sent, self._lately[-min(MEASURED, len(self._lately))].sent
         if self.rates[kind].limit is None:
             since = now - FIRST_SECONDS
@@ -314,7 +335,7 @@ class RateControl:
         return sum(1 if kind == "requests" else t.tokens for t in through) / max(now - since, 0.1)
 
     def _nothing_passes(self, ticket: Ticket) -> float | None:
-        """The least Retry-After of this request and those sent before it, if all were sent back; else None."""
+        """Return the smallest Retry-After of this request and those sent before it if all were rejected, else None."""
         told: list[float] = []
         for t in reversed(self._lately):
             if t.sent > ticket.sent or (t is not ticket and not told):
@@ -327,7 +348,7 @@ class RateControl:
         return min(told, default=None)
 
     def _room(self) -> int | None:
-        """Requests in flight beyond which others are sent back; None where company makes no difference."""
+        """Return the requests in flight beyond which others are rejected; None if their number makes no difference."""
         some = list(self._lately)[-LATELY:]
         first = next((i for i, t in enumerate(some) if t.back), len(some))
         back = [t.beside for t in some[first:] if t.back]
@@ -350,14 +371,14 @@ class RateControl:
             self.paused_until = max(self.paused_until, now + min(2.0 ** ((self.failures - BREAK) // 2), LONGEST_PAUSE))
 
     def limited_for(self, now: float) -> float:
-        """Seconds for which nothing but rate limits came back."""
+        """Return the seconds for which nothing but rate limits came back."""
         return now - self.limited_since if self.limited_since is not None else 0.0
 
     def dead_for(self, now: float) -> float:
-        """Seconds for which the breaker has been open; 0 while it is closed."""
+        """Return the seconds for which the breaker has been open; 0 while it is closed."""
         return now - self.dead_since if self.failures >= BREAK and self.dead_since is not None else 0.0
 
 
 def backoff(tries: int, draw: random.Random) -> float:
-    """Seconds before another try: anything up to 0.5, 1, 2, 4, ... so that clients spread out."""
+    """Return the seconds to wait before a retry: random, up to 0.5, 1, 2, 4, ..., which spreads clients out."""
     return draw.uniform(0.0, min(0.5 * 2.0 ** (tries - 1), 30.0))

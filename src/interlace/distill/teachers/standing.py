@@ -1,4 +1,4 @@
-"""Whether it is one question that a teacher refuses, or whatever is asked: the other questions tell."""
+"""Decide whether a teacher refuses one question or whatever is asked; the answers to other questions tell."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-FEW, MANY = 3, 30  # neighbouring rows are often alike, so that several of them may be refused
+FEW, MANY = 3, 30  # refusals in a row; neighbouring rows are often alike, so several may be refused
 HEARD, MOST_HEARD = 16, 1024  # different questions are asked before a run ends, if so many are in hand
 
 
 @dataclass(frozen=True)
 class Doubt:
-    """What would end a run, if every question met it.
+    """A reason that would end the run if every question met it.
 
     Attributes:
-        what: became of the questions, as in "3 questions were {what}".
+        what: completes the sentence "3 questions were {what}".
         remedy: what to do about it.
-        first: different questions that must meet it, while nothing was ever answered.
-        later: those in a row, where others were answered before.
-        free: whether nothing is charged for a question that meets it, so that more of them are asked.
+        first: how many different questions must meet it while nothing was ever answered.
+        later: how many in a row must meet it if others were answered before.
+        free: whether a question that meets it is not charged; then more questions are asked before the run ends.
     """
 
     what: str
@@ -31,26 +31,27 @@ class Doubt:
 
 @dataclass
 class Standing:
-    """What one teacher has answered and refused.
+    """The answers and refusals of one teacher.
 
     Attributes:
         known: whether it has ever answered, in earlier runs too.
-        answered: whether it has in this one.
-        hear: different questions that are asked before the run ends; twice as many as were refused when it last did.
-        refused: questions that were since the last answer.
+        answered: whether it has answered in this run.
+        hear: how many different questions are asked before the run ends; twice as many as were refused when the last
+            run ended for refusals.
+        refused: questions that were refused since the last answer.
     """
 
     known: bool = False
     answered: bool = False
     hear: int = HEARD
     refused: set[str] = field(default_factory=set)
-    _in_hand: dict[str, bool] = field(default_factory=dict)  # whether it is in flight
-    _unheard: set[str] | None = None  # that still decide
+    _in_hand: dict[str, bool] = field(default_factory=dict)  # question: whether it is in flight
+    _unheard: set[str] | None = None  # questions whose results still decide
     _alone: set[str] = field(default_factory=set)  # in hand, refused before others were answered
 
     @contextlib.contextmanager
     def in_hand(self, question: str) -> Iterator[None]:
-        """While a question is being asked, waiting for its turn and other tries included."""
+        """Mark a question as being asked, which includes waiting for its turn and retries."""
         self._in_hand[question] = False
         try:
             yield
@@ -62,7 +63,7 @@ class Standing:
 
     @contextlib.contextmanager
     def in_flight(self, question: str) -> Iterator[None]:
-        """While a question is on its way."""
+        """Mark a question as in flight."""
         self._in_hand[question] = True
         try:
             yield
@@ -70,23 +71,26 @@ class Standing:
             self._in_hand[question] = False
 
     def holds_back(self, question: str) -> bool:
-        """Whether a question waits until those in flight have told what the refusals were."""
+        """Return whether a question must wait until questions in flight have shown what the refusals mean."""
         unheard = self._unheard or ()
         return question not in unheard and any(self._in_hand.get(q) for q in unheard)
 
     def ended_at(self, questions: int) -> None:
-        """The last run ended when so many were refused, so that more are asked this time."""
+        """Ask more questions this time: the last run ended when so many were refused."""
         self.hear = min(max(HEARD, 2 * questions), MOST_HEARD)
 
     def answer(self) -> None:
-        """One was answered, so what was refused before it was refused alone."""
+        """Record an answer: refusals before it were about those questions alone."""
         self.known = self.answered = True
         self._alone |= self.refused & self._in_hand.keys()
         self.refused.clear()
         self._unheard = None
 
     def refuse(self, question: str, doubt: Doubt) -> str:
-        """Why the run ends: so many were refused, and none that is in flight, or soon to be, can still be answered."""
+        """Record a refusal; return why the run ends, or "" if it goes on.
+
+        It ends when enough questions were refused, and none in flight, or soon to be sent, can still be answered.
+        """
         if question in self._alone:
             return ""
         self.refused.add(question)

@@ -1,4 +1,4 @@
-"""Whom we learn from: what a teacher is, what its terms allow, what it costs."""
+"""The table of a teacher: what it is, what its terms allow, what it costs."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class Teacher(Closed):
     Attributes:
         kind: "endpoint", anything that speaks OpenAI's protocol, or "local", a checkpoint of ours in this process.
         model: the endpoint's name of the model.
-        base_url: of the endpoint, such as "http://127.0.0.1:8000/v1".
+        base_url: the address of the endpoint, such as "http://127.0.0.1:8000/v1".
         api: "chat", or "completions" for models without a chat template.
         key: the name of the environment variable that holds the key, in capitals; none is sent if empty.
         checkpoint: folder of a local teacher.
-        device: that a local teacher computes on.
+        device: the device that a local teacher computes on.
         batch: requests that a local teacher answers at once.
-        licence: of the model, as its publisher writes it.
+        licence: the licence of the model, as its publisher writes it.
         terms: whether its outputs may train other models: "own" (it is ours), "open" (its licence allows it),
             "permitted" (a contract allows it), "unknown", or "forbidden".
         authorisation: who allowed it, and when, where the terms forbid it.
         price_in, price_out: USD for a million tokens; needed for max_cost.
         connections: the most requests in flight.
-        timeout_seconds: for one try, whatever drips in meanwhile.
-        tries: of a request that fails for a passing reason; rate limits do not count.
+        timeout_seconds: the time for one try, even if parts of the answer arrive meanwhile.
+        tries: how often a request that fails for a passing reason is tried; rate limits do not count.
         patience_seconds: how long an endpoint may be dead, or send everything back, before the run stops.
     """
 
@@ -59,7 +59,7 @@ class Teacher(Closed):
     @field_validator("key")
     @classmethod
     def _a_name(cls, value: str) -> str:
-        if value and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):  # what stands there may be the key: it is not shown
+        if value and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):  # it may be the key itself: not shown
             raise ValueError(
                 "must be the name of an environment variable in capitals, such as TEACHER_KEY, not the key"
             )
@@ -87,7 +87,7 @@ class Teacher(Closed):
         return self
 
     def check_terms(self, name: str) -> None:
-        """Raise ConfigError where the teacher's terms forbid what a recipe is for, and nobody has allowed it."""
+        """Raise ConfigError if the terms forbid training other models on its outputs, and nobody has allowed it."""
         if self.terms == "forbidden" and not self.authorisation.strip():
             raise ConfigError(
                 f"teachers.{name}.terms: forbid training other models on what it writes; write down who allowed it in "
@@ -95,14 +95,14 @@ class Teacher(Closed):
             )
 
     def secret(self, name: str) -> str:
-        """The key from the environment; "" where none is named.
+        """Return the key from the environment; "" if the recipe names no variable.
 
         Raises:
-            ConfigError: the variable is not set, or holds what cannot be sent.
+            ConfigError: the variable is not set, or holds characters that cannot be sent.
         """
         if not self.key:
             return ""
-        value = os.environ.get(self.key, "").strip()  # files of settings often end their lines in more than a newline
+        value = os.environ.get(self.key, "").strip()  # files of settings often leave spaces or \r at ends of lines
         if not value:
             raise ConfigError(f"teachers.{name}.key: the environment variable {self.key} is not set; export it first")
         if not value.isascii() or not value.isprintable():
@@ -113,7 +113,7 @@ class Teacher(Closed):
         return value
 
     def identity(self) -> dict[str, str]:
-        """What makes two requests the same question to the same teacher."""
+        """Return what makes two requests the same question to the same teacher."""
         if self.kind == "local":
             from interlace.checkpoint.fingerprint import fingerprint
 
@@ -121,5 +121,5 @@ class Teacher(Closed):
         return {"model": self.model, "base_url": self.base_url.rstrip("/"), "api": self.api}
 
     def cost(self, prompt_tokens: int, answer_tokens: int) -> float:
-        """USD for a request; 0 where no price is given."""
+        """Return the USD for a request; 0 where no price is given."""
         return (prompt_tokens * (self.price_in or 0.0) + answer_tokens * (self.price_out or 0.0)) / PER

@@ -17,7 +17,7 @@ def attention_case(
     seed: int = 0,
     shape: tuple[int, int, int, int] = (4, 2, 12, 20),
 ) -> Case:
-    """Grouped heads, K != V, with and without a window."""
+    """Make a case: grouped heads, K != V, with and without a window."""
     draw = torch.Generator().manual_seed(seed)
     T, (H, J, K, V) = sum(lengths), shape
     shapes = {"query": (T, H, K), "key": (T, J, K), "value": (T, J, V)}

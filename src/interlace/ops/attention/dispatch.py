@@ -32,7 +32,7 @@ _ragged = custom_op(
 
 
 class Attention(NamedTuple):
-    """One call of `attention`, whose arguments it holds; `scale` is a number."""
+    """One call of `attention`: its arguments, with `scale` as a number."""
 
     query: Tensor
     key: Tensor
@@ -44,7 +44,7 @@ class Attention(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """The device of the tensors."""
         return self.query.device
 
 
@@ -68,7 +68,7 @@ def _run_recurrent(call: Attention) -> tuple[Tensor, AttentionState]:
 
 
 def compiled_past(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-    """One sequence's newest tokens over all it has seen, [T, H, V]: by the kernel where it can, else by torch's."""
+    """Attend from a sequence's newest tokens to all it has seen, [T, H, V], by the kernel if possible, else torch's."""
     if query.shape[0] > 1 and native.serves_past(query, key, value):
         return native.after_past(query, key, value, scale, window)
     return ragged.after_past(query, key, value, scale, window)

@@ -18,7 +18,7 @@ from interlace.ops.core.kernels import DTYPES, address, rows
 
 
 def prepare(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, window: int) -> tuple[list[Tensor], list[int]]:
-    """The tensors as the kernels read them, and dtype, strides and sizes; the tensors must outlive the call."""
+    """Return the tensors as the kernels read them, and dtype, strides and sizes; the tensors must outlive the call."""
     query, key, value = rows(query), rows(key), rows(value)
     (_, H, K), (_, J, V) = query.shape, value.shape
     strides = [x.stride(0) for x in (query, key, value)]
@@ -72,15 +72,15 @@ def refuses(query: Tensor, key: Tensor, value: Tensor) -> str | None:
 
 
 def fresh(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scale: float, window: int | None) -> Tensor:
-    """Sequences without a past: [total, H, K] to [total, H, V]."""
+    """Attend in sequences without a past: [total, H, K] to [total, H, V]."""
     out: Tensor = _operator(query, key, value, segments.offsets, scale, window or 0)[0]
     return out
 
 
 def after_past(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-    """One sequence's newest tokens over all it has seen: query [T, H, K], key [S, J, K], value [S, J, V] to [T, H, V].
+    """Attend from one sequence's newest tokens to all it has seen; no autograd.
 
-    The queries are the last T of S places. No autograd.
+    query [T, H, K], key [S, J, K], value [S, J, V] to [T, H, V]. The queries are the last T of S places.
     """
     out = query.new_empty(*query.shape[:2], value.shape[2])
     offsets = torch.tensor([0, query.shape[0]], dtype=torch.int32, device=query.device)
@@ -93,14 +93,14 @@ def after_past(query: Tensor, key: Tensor, value: Tensor, scale: float, window: 
 
 
 def serves_past(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether `after_past` can take these tensors."""
+    """Return whether `after_past` can take these tensors."""
     here = kernels.available() and query.device.type in kernels.DEVICES
     plain = here and not kernels.wants_gradients(query, key, value) and not torch.compiler.is_compiling()
     return plain and refuses(query, key, value) is None
 
 
 def serves(query: Tensor, key: Tensor, value: Tensor, segments: Segments, state: AttentionState) -> bool:
-    """Whether `step` can take this call: one token per sequence, on a CPU, of one dtype it knows, without gradients."""
+    """Return whether `step` can take a call: one token per sequence, on a CPU, one known dtype, no gradients."""
     if segments.time != 1 or not kernels.available() or kernels.wants_graph(query, key, value, state.keys):
         return False
     same = query.dtype == key.dtype == value.dtype == state.keys.dtype == state.values.dtype
@@ -111,7 +111,7 @@ def serves(query: Tensor, key: Tensor, value: Tensor, segments: Segments, state:
 def step(
     query: Tensor, key: Tensor, value: Tensor, state: AttentionState, scale: float
 ) -> tuple[Tensor, AttentionState]:
-    """query [N, H, K], key [N, J, K], value [N, J, V] to ([N, H, V], the state after), which uses up `state`."""
+    """Map query [N, H, K], key [N, J, K], value [N, J, V] to ([N, H, V], the state after), which uses up `state`."""
     places = kernels.counter(torch.tensor(state.positions, device="cpu"))
     after = state.stepped()
     query, key, value = rows(query), rows(key), rows(value)

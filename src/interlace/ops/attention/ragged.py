@@ -43,12 +43,12 @@ def causal(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None) ->
 
 
 def heads_first(x: Tensor, rows: int) -> Tensor:
-    """[rows x T, heads, dim] to [rows, heads, T, dim]."""
+    """Map [rows x T, heads, dim] to [rows, heads, T, dim]."""
     return x.unflatten(0, (rows, -1)).transpose(1, 2)
 
 
 def fresh(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, time: int, scale: float, window: int | None) -> Tensor:
-    """Sequences without a past: [total, H, K] to [total, H, V]."""
+    """Attend in sequences without a past: [total, H, K] to [total, H, V]."""
     if time:
         lanes = [heads_first(x, q.shape[0] // time) for x in (q, k, v)]
         out = causal(lanes[0], lanes[1], lanes[2], scale, window)
@@ -92,7 +92,7 @@ def fresh_back(
 
 
 def after_past(query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-    """One sequence's newest tokens over all it has seen, the queries being the last T of S places.
+    """Attend from one sequence's newest tokens to all it has seen; the queries are the last T of S places.
 
     query [T, H, K], key [S, J, K], value [S, J, V] to [T, H, V].
     """
@@ -109,7 +109,7 @@ def cached(
     scale: float,
     one: Callable[[Tensor, Tensor, Tensor, float, int | None], Tensor] = after_past,
 ) -> tuple[Tensor, AttentionState]:
-    """Sequences that go on from `state`, which is used up.  [total, H, K] to ([total, H, V], the state after).
+    """Attend in sequences that start from `state`, which is used up: [total, H, K] to ([total, H, V], new state).
 
     `one` attends for one sequence, as `after_past` does.
     """

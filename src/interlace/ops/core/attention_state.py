@@ -1,4 +1,4 @@
-"""What attention carries from one call to the next: keys and values, per sequence, as far back as they are visible."""
+"""The state of attention between calls: the keys and values of each sequence, as far back as they are visible."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class AttentionState(LayerState):
     def empty(
         rows: int, heads: int, key_dim: int, value_dim: int, window: int | None, like: Tensor, reserve: int = 0
     ) -> AttentionState:
-        """A state that has seen nothing, in the dtype and on the device of `like`."""
+        """Return a state that has seen nothing, in the dtype and on the device of `like`."""
         keys, values = (like.new_empty(rows, 0, heads, dim) for dim in (key_dim, value_dim))
         return AttentionState(keys, values, [0] * rows, window, reserve)
 
     @staticmethod
     def of_tokens(key: Tensor, value: Tensor, segments: Segments, window: int | None) -> AttentionState:
-        """The state after these tokens [total, heads, ...] of sequences that had no past."""
+        """Return the state after these tokens [total, heads, ...] of sequences that had no past."""
         state = AttentionState(key[:0, None], value[:0, None], [], window)
         state._tokens, state._buffers = (key, value, segments), None
         return state
@@ -58,12 +58,12 @@ class AttentionState(LayerState):
 
     @property
     def keys(self) -> Tensor:
-        """[N, capacity, heads, K]."""
+        """The keys, [N, capacity, heads, K]."""
         return self._lay_out()[0]
 
     @property
     def values(self) -> Tensor:
-        """[N, capacity, heads, V]."""
+        """The values, [N, capacity, heads, V]."""
         return self._lay_out()[1]
 
     @property
@@ -73,15 +73,15 @@ class AttentionState(LayerState):
         return self._positions
 
     def tensors(self) -> list[Tensor]:
-        """Keys and values."""
+        """Return keys and values."""
         return [self.keys, self.values]
 
     def held(self, row: int) -> int:
-        """How many tokens of this sequence are still visible."""
+        """Return how many tokens of this sequence are still visible."""
         return min(self.positions[row], self.window or self.positions[row])
 
     def past(self, row: int) -> tuple[Tensor, Tensor]:
-        """(keys [held, heads, K], values) of one sequence, oldest first."""
+        """Return (keys [held, heads, K], values) of one sequence, oldest first."""
         held, seen = self.held(row), self.positions[row]
         if self.window is None or seen <= self.window:
             return self.keys[row, :held], self.values[row, :held]
@@ -90,7 +90,10 @@ class AttentionState(LayerState):
         return self.keys[row, roll], self.values[row, roll]
 
     def append(self, key: Tensor, value: Tensor, segments: Segments) -> AttentionState:
-        """The state after these tokens [total, heads, ...]. In place where autograd allows: self is used up."""
+        """Return the state after these tokens [total, heads, ...].
+
+        self is used up, and changed in place where autograd allows.
+        """
         self.use()
         if wants_gradients(key, value, self.keys, self.values):
             return self._append_functional(key, value, segments)
@@ -123,7 +126,7 @@ class AttentionState(LayerState):
         self._positions = [p + 1 for p in self.positions]
 
     def stepped(self) -> AttentionState:
-        """The state with room for one more token of each sequence, counted as seen, which the caller will fill in."""
+        """Return the state with space for one more token of each sequence, counted as seen; the caller fills it in."""
         self.use()
         positions = [p + 1 for p in self.positions]
         self._make_room(max(positions))
@@ -145,7 +148,7 @@ class AttentionState(LayerState):
         self._buffers = widen(self.keys), widen(self.values)
 
     def _append_functional(self, key: Tensor, value: Tensor, segments: Segments) -> AttentionState:
-        """`append` that autograd can follow: new buffers, as long as the longest sequence needs."""
+        """Append in a way that autograd can follow: new buffers, as long as the longest sequence needs."""
         positions = [p + t for p, t in zip(self.positions, segments.lengths, strict=True)]
         capacity = max(min(p, self.window or p) for p in positions)
         buffers = []
@@ -161,20 +164,20 @@ class AttentionState(LayerState):
         return AttentionState(buffers[0], buffers[1], positions, self.window, self.reserve)
 
     def select(self, rows: Sequence[int]) -> AttentionState:
-        """A copy that holds these sequences, in this order; raises StateUsed."""
+        """Return a copy that holds these sequences, in this order; raises StateUsed."""
         self.check_unused()
         index = torch.as_tensor(list(rows), device=self.keys.device)
         positions = [self.positions[r] for r in rows]
         return AttentionState(self.keys[index], self.values[index], positions, self.window, self.reserve)
 
     def aged(self, seen: int, reserve: int) -> AttentionState:
-        """As `LayerState.aged`."""
+        """Return an aged state; see `LayerState.aged`."""
         size = min(reserve, self.window or reserve)
         keys, values = (x.new_empty(x.shape[0], size, *x.shape[2:]) for x in (self.keys, self.values))
         return AttentionState(keys, values, [seen] * keys.shape[0], self.window, reserve)
 
     def write(self, rows: Sequence[int], other: AttentionState) -> None:
-        """As `LayerState.write`; the buffers grow where the other's sequences are longer than they."""
+        """Replace rows; see `LayerState.write`. The buffers grow if the other's sequences are longer than they."""
         self.check_unused()
         other.check_unused()
         held = max(other.held(row) for row in range(len(other.positions)))
@@ -186,7 +189,7 @@ class AttentionState(LayerState):
 
     @classmethod
     def concat(cls, states: Sequence[AttentionState]) -> AttentionState:
-        """The sequences of several states, in order; raises StateUsed."""
+        """Return the sequences of several states, in order; raises StateUsed."""
         for state in states:
             state.check_unused()
         capacity = max(s.keys.shape[1] for s in states)

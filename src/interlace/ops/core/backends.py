@@ -1,4 +1,4 @@
-"""How an operator picks an implementation: a table of rows, the fastest first, each loaded when first asked for."""
+"""Choose an operator's implementation from a table: the fastest first, each loaded when it is first asked for."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Backend:
 
     @cached_property
     def loaded(self) -> tuple[Callable[..., Any] | None, str]:
-        """(the implementation, "") or (None, why this machine has none)."""
+        """Return (the implementation, "") or (None, why this machine has none)."""
         try:
             return self.load(), ""
         except BackendUnavailable as error:
             return None, str(error)
 
     def obstacle(self, *arguments: Any) -> str | None:
-        """Why it cannot serve a call with these arguments, or None."""
+        """Return why it cannot serve a call with these arguments, or None."""
         device = arguments[0].device.type
         if self.devices and device not in self.devices:
             return f"it serves tensors on {' and '.join(self.devices)}, not on {device}"
@@ -57,7 +57,7 @@ class Backend:
         return missing if run is None else self.refuses(*arguments)
 
     def wanted(self, *arguments: Any) -> bool:
-        """Whether "auto" considers it for a call with these arguments."""
+        """Return whether "auto" considers it for a call with these arguments."""
         return (self.rows is None or arguments[0].shape[0] <= self.rows) and self.when(*arguments)
 
 
@@ -68,7 +68,7 @@ def announce(message: str) -> None:
 
 
 def choose(operator: str, backends: Sequence[Backend], backend: str, *arguments: Any) -> Callable[..., Any]:
-    """The implementation that `backend` names, or for "auto" the first in order that can serve these arguments.
+    """Return the implementation that `backend` names, or for "auto" the first in order that can serve these arguments.
 
     Args:
         arguments: of the call; the first one tells the device.

@@ -1,4 +1,4 @@
-"""What an operator is tested with: nasty inputs, and how far a backend may be from the float64 truth on them."""
+"""Test cases of operators: nasty inputs, and how far a backend may be from the float64 truth on them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Operator:
     """An operator as the laws and `interlace doctor` see it: its folder's cases.py holds one.
 
     Attributes:
-        name: of the public function.
+        name: the name of the public function.
         dispatch: the module that holds it, and its table BACKENDS.
         build: (lengths, label, whether with a state or whatever else the operator can be given) to a case.
         mixes: whether it carries something from token to token.
@@ -71,7 +71,7 @@ class Operator:
 
     @property
     def backends(self) -> tuple[Backend, ...]:
-        """Its table."""
+        """Return the operator's table of backends."""
         table: tuple[Backend, ...] = self.dispatch.BACKENDS
         return table
 
@@ -84,7 +84,7 @@ def recurrence_case(
     seed: int = 0,
     shape: tuple[int, int, int, int] = (2, 4, 12, 20),
 ) -> Case:
-    """H != G, K != V; keys nearly parallel; beta at 0, 1, 2 and between; log_decay at 0, -30 and between.
+    """Make a case: H != G, K != V; keys nearly parallel; beta at 0, 1, 2 and between; log_decay at 0, -30 and between.
 
     With a state, queries and keys are of any length and the operator normalises them, if it is a delta rule.
     """

@@ -1,10 +1,10 @@
-"""What the chunked forms of recurrent operators share: lanes, chunks, pieces, and the decay inside a chunk.
+"""The shared part of chunked recurrent operators: lanes, chunks, pieces, and the decay inside a chunk.
 
-A recurrence keeps a matrix S [K, V] per sequence and value head. Its chunked form works on *lanes*: equal segments are
-lanes of one batch; ragged segments lie on a single lane whose chunks may hold several *pieces*, a piece being the
+A recurrence keeps a matrix S [K, V] per sequence and value head. Its chunked form works on *lanes*. Equal segments are
+the lanes of one batch. Ragged segments lie on a single lane, whose chunks may hold several *pieces*: a piece is the
 part of one segment inside one chunk. No token is padded in either case.
 
-Numbers: float32 (float64 for float64 inputs) whatever the inputs are; the cumulated log decay is float64 until
+Numbers: float32 (float64 for float64 inputs) whatever the inputs are. The cumulated log decay is float64 until
 differences have been taken, so strong decay neither overflows nor loses the digits of its weak neighbours.
 """
 
@@ -24,7 +24,7 @@ FORGOTTEN = -2000.0  # exp of it is 0 even in float64, and sums of it stay finit
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows [first, end) of one chunk, all of one segment (on many lanes: of every lane's own segment)."""
+    """The part of one segment in one chunk: rows [first, end). On many lanes, each lane has a segment of its own."""
 
     chunk: int
     first: int
@@ -35,7 +35,7 @@ class Piece:
 
 
 def pieces_of(spans: list[tuple[int, int]], start: int, stop: int, size: int) -> list[Piece]:
-    """The pieces of tokens [start, stop) cut into chunks of `size`, in order."""
+    """Return the pieces of tokens [start, stop) cut into chunks of `size`, in order."""
     pieces = []
     for row, (a, b) in enumerate(spans):
         t = max(a, start)
@@ -57,37 +57,41 @@ class ChunkGrid:
     """
 
     CHUNK = 64  # tokens
+    # Less was slower (more, smaller products); more gained nothing and costs memory (docs/LOG.md).
     WORKING_SET = 8192  # tokens x value heads that are worked on at a time
 
     def __init__(self, parts: Sequence[Tensor], scale: float, pieces: list[Piece]):
-        """Sizes alone; a rule adds what its scan uses."""
+        """Store the sizes alone; a rule adds what its scan uses."""
         query, _, value, _, _ = parts
         self.lanes, H, self.n, self.C, _ = query.shape
         self.group, self.dtype, self.scale, self.pieces = value.shape[1] // H, query.dtype, scale, pieces
         self.entries: list[Tensor | None] = []  # the state each piece starts from
 
     def scan(self, initial: Tensor | None, carried: Tensor | None, finals: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Run the pieces in order; (out [L, n, C, V], the last state), L = lanes x G; ended segments go to `finals`."""
+        """Run the pieces in order; return (out [L, n, C, V], the last state).
+
+        L = lanes x G. The states of ended segments go to `finals`.
+        """
         raise NotImplementedError
 
     def scan_back(
         self, d_out: Tensor, d_state: Tensor | None, d_finals: Tensor | None, d_initial: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """The pieces in reverse; `d_state` is the gradient of the last state, None where nothing is due."""
+        """Run the pieces in reverse; `d_state` is the gradient of the last state, None where nothing is due."""
         raise NotImplementedError
 
     def spread(self, x: Tensor) -> Tensor:
-        """[lanes, H, ...] to [lanes x G, ...]: each key head serves `group` consecutive value heads."""
+        """Turn [lanes, H, ...] into [lanes x G, ...]: each key head serves `group` consecutive value heads."""
         if self.group > 1:
             x = x.repeat_interleave(self.group, dim=1)
         return x.flatten(0, 1)
 
     def gather(self, x: Tensor) -> Tensor:
-        """The adjoint of `spread`: [lanes x G, ...] to [lanes, H, ...], summed over each group."""
+        """Apply the adjoint of `spread`: [lanes x G, ...] to [lanes, H, ...], summed over each group."""
         return self.heads(x).unflatten(1, (-1, self.group)).sum(2)
 
     def heads(self, x: Tensor) -> Tensor:
-        """[lanes x G, ...] to [lanes, G, ...]."""
+        """Turn [lanes x G, ...] into [lanes, G, ...]."""
         return x.unflatten(0, (self.lanes, -1))
 
     @cached_property
@@ -96,7 +100,7 @@ class ChunkGrid:
         return len(self.pieces) == self.n
 
     def token_pieces(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """For each token [n, C]: its piece's first row, its piece's end, and its segment."""
+        """Return for each token [n, C]: its piece's first row, its piece's end, and its segment."""
         lengths = torch.tensor([p.end - p.first for p in self.pieces])
         columns = torch.tensor([(p.first, p.end, p.row) for p in self.pieces])
         tokens = torch.repeat_interleave(columns, lengths, dim=0).to(device).view(self.n, self.C, 3)
@@ -104,7 +108,7 @@ class ChunkGrid:
         return firsts, ends, rows
 
     def borders(self, G: Tensor) -> tuple[Tensor, Tensor]:
-        """The cumulated log decay G [..., n, C, *] just before each token's piece, and at its end."""
+        """Return the cumulated log decay G [..., n, C, *] just before each token's piece, and at its end."""
         if self.one_piece:
             return torch.zeros_like(G[..., :1, :]), G[..., -1:, :]
         firsts, ends, _ = self.token_pieces(G.device)
@@ -113,7 +117,12 @@ class ChunkGrid:
         return before, after
 
     def visible(self, device: torch.device) -> Tensor:
-        """Which tokens of a chunk each token may see, bool [n or 1, C, C]: itself and earlier ones of its segment."""
+        """Return the mask of tokens that each token sees, bool [n or 1, C, C].
+
+        A token sees itself and the earlier tokens of its segment in the chunk.
+        """
+        # As a factor in products: 0 x NaN is NaN, so a NaN spreads within its chunk, also to other segments. To mask it
+        # out would cost a pass over every product.
         if self.one_piece:
             return torch.ones(1, self.C, self.C, dtype=torch.bool, device=device).tril_()
         rows = self.token_pieces(device)[2]
@@ -151,19 +160,19 @@ def grids(rule: type[ChunkGrid], x: Recurrence) -> Iterator[ChunkGrid]:
 
 
 def lay_states(state: Tensor | None, time: int, dtype: torch.dtype) -> Tensor | None:
-    """States [N, G, K, V] by segment, as [rows, L, K, V]: one row of N x G lanes, or N rows of G."""
+    """Return states [N, G, K, V] by segment, as [rows, L, K, V]: one row of N x G lanes, or N rows of G."""
     if state is None:
         return None
     return state.to(dtype).flatten(0, 1).unsqueeze(0) if time else state.to(dtype)
 
 
 def unlay(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The grids' [lanes, heads, n, C, ...] back to [total, heads, ...]."""
+    """Turn the grids' [lanes, heads, n, C, ...] back into [total, heads, ...]."""
     return torch.cat([x.flatten(2, 3) for x in parts], dim=2).transpose(1, 2).flatten(0, 1).contiguous().to(dtype)
 
 
 def head_blocks(rule: type[ChunkGrid], q: Tensor, v: Tensor) -> list[tuple[slice, slice]]:
-    """(key heads, value heads) to work on at a time, so that temporaries stay in the cache and memory is bounded."""
+    """Return (key heads, value heads) to work on at a time: temporaries stay in the cache and memory is bounded."""
     H, group = q.shape[1], v.shape[1] // q.shape[1]
     most = max(1, rule.WORKING_SET // q.shape[0])  # value heads
     if most < group:  # part of a group at a time
@@ -174,7 +183,7 @@ def head_blocks(rule: type[ChunkGrid], q: Tensor, v: Tensor) -> list[tuple[slice
 
 
 def run(rule: type[ChunkGrid], x: Recurrence) -> tuple[Tensor, Tensor, list[ChunkGrid]]:
-    """Outputs [total, G, V], final states [N, G, K, V], and the grids, which hold what a backward needs."""
+    """Return outputs [total, G, V], final states [N, G, K, V], and the grids, which hold what a backward needs."""
     initial = lay_states(x.state, x.time, x.dtype)
     outputs: list[Tensor] = []
     finals: list[Tensor] = []
@@ -191,7 +200,7 @@ def run(rule: type[ChunkGrid], x: Recurrence) -> tuple[Tensor, Tensor, list[Chun
 def run_back(
     d_out: Tensor, d_final: Tensor | None, used: list[ChunkGrid], state: Tensor | None, time: int
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Gradients of (q, k, v, g, beta) [total, heads, ...] and of the state, through the grids of a `run`."""
+    """Return gradients of (q, k, v, g, beta) [total, heads, ...] and of the state, through the grids of a `run`."""
     dtype = used[0].dtype
     d_finals, start = lay_states(d_final, time, dtype), lay_states(state, time, dtype)
     d_initial = None if start is None else torch.zeros_like(start)
@@ -209,7 +218,7 @@ def run_back(
 
 
 def forward(rule: type[ChunkGrid], x: Recurrence) -> tuple[Tensor, Tensor]:
-    """Outputs [total, G, V] in value's dtype and final states [N, G, K, V]."""
+    """Return outputs [total, G, V] in value's dtype and final states [N, G, K, V]."""
     out = torch.empty_like(x.value, memory_format=torch.contiguous_format)
     final = x.value.new_empty(x.rows, x.value.shape[1], x.key.shape[2], x.value.shape[2], dtype=x.dtype)
     for hs, gs in head_blocks(rule, x.query, x.value):
@@ -218,7 +227,7 @@ def forward(rule: type[ChunkGrid], x: Recurrence) -> tuple[Tensor, Tensor]:
 
 
 def backward(rule: type[ChunkGrid], d_out: Tensor, d_final: Tensor | None, x: Recurrence) -> tuple[Tensor, ...]:
-    """Gradients of (query, key, value, log_decay, strength, state); everything but the inputs is computed again."""
+    """Return gradients of (query, key, value, log_decay, strength, state); all but the inputs is computed again."""
     inputs = (x.query, x.key, x.value, x.log_decay, x.strength)
     grads = [torch.empty_like(y, memory_format=torch.contiguous_format) for y in inputs]
     d_state = x.query.new_zeros(0) if x.state is None else torch.empty_like(x.state)

@@ -1,4 +1,4 @@
-"""A differentiable custom operator of torch, from a signature and three functions.
+"""Make a differentiable custom operator of torch from a signature and three functions.
 
 It is one node for torch.compile, has its own backward, and gives shapes on the meta device.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Signature:
-    """What goes in and comes out.
+    """The inputs and outputs of an operator.
 
     The inputs are written out, not taken from annotations: the shape checks of the tests wrap the functions, and hide
     their annotations from torch.
@@ -38,7 +38,7 @@ class Signature:
 
     @property
     def names(self) -> list[str]:
-        """Of the inputs."""
+        """The names of the inputs."""
         return [declared.split()[-1] for declared in self.inputs.split(", ")]
 
     @property
@@ -52,7 +52,7 @@ class Signature:
         return tuple(range(self.outputs - self.hidden, self.outputs)) if self.saved is None else self.saved
 
     def schemas(self) -> tuple[str, str]:
-        """Of the operator and of its backward."""
+        """Return torch's schemas of the operator and of its backward."""
         due = [f"Tensor{'?' if i else ''} d_{i}" for i in range(self.outputs - self.hidden)]
         given = ", ".join([*due, *(f"Tensor saved_{i}" for i in self.kept), self.inputs])
         return f"({self.inputs}) -> {_several(self.outputs)}", f"({given}) -> {_several(len(self.gradients))}"
@@ -65,14 +65,14 @@ def custom_op(
     backward: Callable[..., Any],
     shapes: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """Register `interlace::NAME` and `interlace::NAME_backward`; returns the operator.
+    """Register `interlace::NAME` and `interlace::NAME_backward`; return the operator.
 
     All outputs of both functions are new tensors.
 
     Args:
         forward: (*inputs) -> the outputs.
-        backward: (*gradients of the visible outputs, *saved outputs, *inputs) -> the gradients; those of the outputs
-            are None where nothing is due, but for the first; that of an absent input is an empty tensor.
+        backward: (*gradients of the visible outputs, *saved outputs, *inputs) -> the gradients. Gradients of outputs
+            are None where nothing is due, except the first. The gradient of an absent input is an empty tensor.
         shapes: (*inputs) -> the outputs, with nothing in them.
     """
     operator_schema, backward_schema = signature.schemas()

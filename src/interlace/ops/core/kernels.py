@@ -28,7 +28,7 @@ NONE = 0  # the address of an absent tensor
 
 
 def _find() -> tuple[ModuleType | None, str]:
-    """The compiled module, or the reason why there is none."""
+    """Return the compiled module, or the reason why there is none."""
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "off":
         return None, f"{VARIABLE}=off"
@@ -54,28 +54,28 @@ _module, missing = _find()
 
 
 def available() -> bool:
-    """Whether this process has the kernels; `missing` says why not."""
+    """Return whether this process has the kernels; `missing` says why not."""
     return _module is not None
 
 
 def module() -> Any:
-    """The compiled module, or what captures its calls; only where `available`."""
+    """Return the compiled module, or what captures its calls; call it only if `available`."""
     assert _module is not None, missing
     return _thread.recording or _module
 
 
 def instruction_sets() -> list[str]:
-    """What this processor and build can run, the widest first; empty without kernels."""
+    """Return what this processor and build can run, the widest first; empty without kernels."""
     return _module.instruction_sets() if _module else []
 
 
 def active() -> str:
-    """The instruction set in use, or "none"."""
+    """Return the instruction set in use, or "none"."""
     return _module.active() if _module else "none"
 
 
 def shares_torch_threads() -> bool:
-    """Whether the kernels run on torch's own pool of threads, so that neither has to wait for the other's to sleep."""
+    """Return whether the kernels run on torch's own pool of threads; two pools would wait for each other to sleep."""
     return _module is not None and _module.threads_of_torch() == torch.get_num_threads()
 
 
@@ -101,7 +101,7 @@ def using(instruction_set: str) -> Iterator[None]:
 
 
 def wants_gradients(*tensors: Tensor | None) -> bool:
-    """Whether autograd will want to go back through a call on these tensors."""
+    """Return whether autograd will go back through a call on these tensors."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
@@ -116,7 +116,7 @@ def wants_graph(*tensors: Tensor | None) -> bool:
 
 
 def refuses(*tensors: Tensor | None) -> str | None:
-    """Why the kernels cannot serve these tensors, or None."""
+    """Return why the kernels cannot serve these tensors, or None."""
     for x in tensors:
         if x is not None and x.dtype not in DTYPES:
             return f"the kernels take float32 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
@@ -130,7 +130,7 @@ def backend(
     devices: tuple[str, ...] = DEVICES,
     **how: Any,
 ) -> Backend:
-    """The row "native" of an operator's table; `how` is more of `Backend`."""
+    """Return the row "native" of an operator's table; `how` holds other fields of `Backend`."""
 
     def loaded() -> Callable[..., Any]:
         if not available():
@@ -141,7 +141,7 @@ def backend(
 
 
 def address(x: Tensor | None) -> int:
-    """Where a tensor's first element lies; NONE for None."""
+    """Return where a tensor's first element lies; NONE for None."""
     if x is None:
         return NONE
     if _thread.recording is not None:
@@ -150,7 +150,7 @@ def address(x: Tensor | None) -> int:
 
 
 class Recording:
-    """Kernel calls that were captured, to be made again at the same addresses: nothing is allocated or looked up.
+    """Kernel calls that were captured, to be repeated at the same addresses: nothing is allocated or looked up.
 
     Attributes:
         calls: the kernels and their arguments, in order.
@@ -159,13 +159,13 @@ class Recording:
     """
 
     def __init__(self) -> None:
-        """Nothing yet."""
+        """Begin with no calls."""
         self.calls: list[tuple[Any, tuple[Any, ...]]] = []
         self.kept: list[Tensor] = []
         self.counters: list[Tensor] = []
 
     def __getattr__(self, name: str) -> Any:
-        """A kernel that is captured and then run."""
+        """Return a kernel that is captured and then run."""
         kernel = getattr(_module, name)
 
         def call(*arguments: Any) -> Any:
@@ -175,7 +175,7 @@ class Recording:
         return call
 
     def replay(self) -> None:
-        """Make the calls again."""
+        """Repeat the calls."""
         for counter in self.counters:
             counter += 1
         for kernel, arguments in self.calls:
@@ -200,14 +200,14 @@ def recording() -> Iterator[Recording]:
 
 
 def counter(x: Tensor) -> Tensor:
-    """x, which a replay must find risen by one each time."""
+    """Register x as a counter, which rises by one with each replay; return it."""
     if _thread.recording is not None:
         _thread.recording.counters.append(x)
     return x
 
 
 def rows(x: Tensor) -> Tensor:
-    """x [total, ...] with each row contiguous; rows themselves may lie apart, as in a slice of a wider tensor."""
+    """Return x [total, ...] with each row contiguous; rows may lie apart, as in a slice of a wider tensor."""
     if x.is_contiguous():
         return x
     inner = 1
@@ -219,10 +219,10 @@ def rows(x: Tensor) -> Tensor:
 
 
 def borders(offsets: Tensor) -> Tensor:
-    """Segment offsets as the kernels read them."""
+    """Return segment offsets as the kernels read them."""
     return offsets.to(torch.int32).contiguous()
 
 
 def floats(x: Tensor) -> Tensor:
-    """x as contiguous float32."""
+    """Return x as contiguous float32."""
     return x.to(torch.float32).contiguous()

@@ -1,4 +1,4 @@
-"""What a layer carries for N sequences, and what every such state answers, so that nobody asks of what kind it is."""
+"""The state of a layer for N sequences, and the methods that every such state has, whatever its kind."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ UNLIMITED = 1 << 62  # tokens
 
 
 class LayerState(UsedOnce):
-    """A dataclass whose fields are tensors [N, ...] and other states; a state that is laid out otherwise overrides."""
+    """A dataclass whose fields are tensors [N, ...] and other states; one with another layout overrides the methods."""
 
     def parts(self) -> dict[str, Any]:
-        """Tensors [N, ...] and states, by name."""
+        """Return tensors [N, ...] and states, by name."""
         this: Any = self
         return {field.name: getattr(self, field.name) for field in fields(this)}
 
     def tensors(self) -> list[Tensor]:
-        """All memory that it holds."""
+        """Return all tensors that it holds."""
         return [x for p in self.parts().values() for x in ([p] if isinstance(p, Tensor) else p.tensors())]
 
     def _states(self) -> list[LayerState]:
@@ -31,7 +31,7 @@ class LayerState(UsedOnce):
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated."""
+        """Bytes that are allocated."""
         return sum(x.nbytes for x in self.tensors())
 
     @property
@@ -50,7 +50,7 @@ class LayerState(UsedOnce):
         return type(self)(**parts)
 
     def select(self, rows: Sequence[int]) -> LayerState:
-        """A copy that holds these sequences, in this order; raises StateUsed."""
+        """Return a copy that holds these sequences, in this order; raises StateUsed."""
         self.check_unused()
         made = {}
         for name, part in self.parts().items():
@@ -61,12 +61,12 @@ class LayerState(UsedOnce):
         return type(self)(**made)
 
     def fork(self, row: int) -> LayerState:
-        """A copy of one sequence."""
+        """Return a copy of one sequence."""
         return self.select([row])
 
     @classmethod
     def concat(cls, states: Sequence[Any]) -> LayerState:
-        """The sequences of several states, in order; raises StateUsed."""
+        """Return the sequences of several states, in order; raises StateUsed."""
         for state in states:
             state.check_unused()
         made = {}
@@ -76,7 +76,7 @@ class LayerState(UsedOnce):
         return cls(**made)
 
     def write(self, rows: Sequence[int], other: Any) -> None:
-        """Put the sequences of another state in the place of these rows, in place; raises StateUsed."""
+        """Replace these rows, in place, by the sequences of another state; raises StateUsed."""
         self.check_unused()
         other.check_unused()
         theirs = other.parts()

@@ -1,4 +1,4 @@
-"""The operands of a recurrence over a matrix state, said once: the record that every backend of a rule is handed.
+"""The operands of a recurrence over a matrix state, defined once: the record that every backend of a rule gets.
 
 Its fields, in order, are also the inputs of the rules' custom operators (`core.rules`).
 """
@@ -52,7 +52,7 @@ class Recurrence(NamedTuple):
         scale: float | None = None,
         normalise: bool = False,
     ) -> Recurrence:
-        """The record of (query, key, value, log_decay, strength).
+        """Build the record from (query, key, value, log_decay, strength).
 
         Without segments every token is a sequence; `scale` is K ** -0.5 if None.
         """
@@ -64,12 +64,12 @@ class Recurrence(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """The device of the tensors."""
         return self.query.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The arithmetic's: float32, or float64 for float64 inputs."""
+        """The dtype of the arithmetic: float32, or float64 for float64 inputs."""
         return torch.promote_types(self.value.dtype, torch.float32)
 
     @property
@@ -79,17 +79,17 @@ class Recurrence(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """What gradients may be wanted of."""
+        """The tensors that may want gradients."""
         return (self.query, self.key, self.value, self.log_decay, self.strength, self.state)
 
     def spans(self) -> list[tuple[int, int]]:
-        """(first, end) of each sequence."""
+        """Return (first, end) of each sequence."""
         if self.offsets is None:
             return [(row, row + 1) for row in range(self.rows)]
         return list(pairwise(self.offsets.tolist()))
 
     def unit(self) -> Recurrence:
-        """The same call with queries and keys normalised already, where that was asked for."""
+        """Return the same call with queries and keys normalised already, if that was asked for."""
         if not self.normalise:
             return self
         _, _, value, log_decay, strength, offsets, state, scale, time, _ = self
@@ -97,20 +97,20 @@ class Recurrence(NamedTuple):
         return Recurrence(*unit, value, log_decay, strength, offsets, state, scale, time, False)
 
     def of_heads(self, heads: slice, groups: slice) -> Recurrence:
-        """The call on some key heads and the value heads that read them."""
+        """Return the call on some key heads and the value heads that read them."""
         q, k, v, g, b, offsets, state, scale, time, normalise = self
         parts = (q[:, heads], k[:, heads], v[:, groups], g[:, groups], b[:, groups])
         return Recurrence(*parts, offsets, None if state is None else state[:, groups], scale, time, normalise)
 
     def wide(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """(q, k, v, log_decay, strength) for the recurrence as the paper writes it: each value head with its key."""
+        """Return (q, k, v, log_decay, strength) for the paper's recurrence: each value head with a key of its own."""
         x = self.unit()
         group = x.value.shape[1] // x.key.shape[1]
         q, k = (y.to(x.dtype).repeat_interleave(group, dim=1) for y in (x.query, x.key))
         return q, k, x.value.to(x.dtype), x.log_decay.to(x.dtype), x.strength.to(x.dtype)
 
     def first_state(self, row: int) -> Tensor:
-        """[G, K, V], what a sequence starts from."""
+        """Return [G, K, V], the state that a sequence starts from."""
         if self.state is not None:
             return self.state[row].to(self.dtype)
         return self.value.new_zeros(self.value.shape[1], self.key.shape[2], self.value.shape[2], dtype=self.dtype)

@@ -1,4 +1,4 @@
-"""The chunked form and the compiled kernels of a rule, as backends: each is handed one `Recurrence`."""
+"""The chunked form and the compiled kernels of a rule, as backends; each gets one `Recurrence`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GRADIENTS = ("query", "key", "value", "log_decay", "strength", "state")
 
 
 def shapes(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """Outputs [total, G, V] in value's dtype and final states [N, G, K, V], with nothing in them."""
+    """Return outputs [total, G, V] in value's dtype and final states [N, G, K, V], with nothing in them."""
     x = Recurrence(*inputs)
     final = x.value.new_empty(x.rows, x.value.shape[1], x.key.shape[2], x.value.shape[2], dtype=x.dtype)
     return torch.empty_like(x.value, memory_format=torch.contiguous_format), final
@@ -33,7 +33,7 @@ def shapes(*inputs: Any) -> tuple[Tensor, Tensor]:
 def define(name: str, rule: type[chunks.ChunkGrid], forward: Run | None = None) -> Callable[..., tuple[Tensor, Tensor]]:
     """Register a rule as `interlace::NAME`: (*Recurrence, not to be normalised) -> (out, final states).
 
-    `forward` takes the place of the rule's own; the way back is always the rule's.
+    `forward` replaces the rule's own forward; the backward is always the rule's.
     """
     run = forward or (lambda x: chunks.forward(rule, x))
 
@@ -44,7 +44,7 @@ def define(name: str, rule: type[chunks.ChunkGrid], forward: Run | None = None) 
 
 
 def chunked(name: str, rule: type[chunks.ChunkGrid], step: Run) -> Run:
-    """A rule's backend "chunked"; `step` serves one token per sequence, without gradients."""
+    """Return a rule's backend "chunked"; `step` serves one token per sequence, without gradients."""
     operator = define(name, rule)
 
     def run(x: Recurrence) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def chunked(name: str, rule: type[chunks.ChunkGrid], step: Run) -> Run:
 
 
 def native(name: str, rule: type[chunks.ChunkGrid]) -> Run:
-    """A rule's backend "native": the kernels `NAME_forward` and `NAME_step`; the backward pass is by chunks.
+    """Return a rule's backend "native": the kernels `NAME_forward` and `NAME_step`; the backward pass is by chunks.
 
     Tensors are float32 or bfloat16 on a CPU, arithmetic and states float32.
     """
@@ -83,12 +83,15 @@ def native(name: str, rule: type[chunks.ChunkGrid]) -> Run:
 
 
 def copied(state: Tensor) -> Tensor:
-    """A state as the kernels change it in place."""
+    """Return a copy of a state, which the kernels change in place."""
     return state.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def step(name: str, x: Recurrence, memory: Tensor) -> Tensor:
-    """One token for each of N sequences by the kernel; memory float32 [N, G, K, V], contiguous, is changed in place."""
+    """Take one token of each of N sequences by the kernel.
+
+    memory: float32 [N, G, K, V], contiguous, changed in place.
+    """
     tensors, sizes = prepare(x, step=True)
     out = torch.empty_like(x.value, memory_format=torch.contiguous_format)
     getattr(kernels.module(), f"{name}_step")(
@@ -99,7 +102,7 @@ def step(name: str, x: Recurrence, memory: Tensor) -> Tensor:
 
 
 def prepare(x: Recurrence, step: bool = False) -> tuple[list[Tensor | None], list[int]]:
-    """The tensors as the kernels read them, and sizes, strides and dtypes; the tensors must outlive the call.
+    """Return the tensors as the kernels read them, and sizes, strides and dtypes; the tensors must outlive the call.
 
     For a step every token is a sequence, and the state is handed over apart.
     """
@@ -118,12 +121,12 @@ def prepare(x: Recurrence, step: bool = False) -> tuple[list[Tensor | None], lis
 
 
 def refuses(x: Recurrence) -> str | None:
-    """Why the kernels cannot serve a call, or None."""
+    """Return why the kernels cannot serve a call, or None."""
     return kernels.refuses(x.query, x.key, x.value)
 
 
 def backends(name: str, rule: type[chunks.ChunkGrid], step: Run, recurrent: Run) -> tuple[Backend, ...]:
-    """The table of a rule: its kernels, its chunked form, its truth."""
+    """Return the table of a rule: its kernels, its chunked form, its truth."""
     operator = chunked(name, rule, step)
     return (
         kernels.backend(lambda: native(name, rule), refuses),

@@ -1,4 +1,4 @@
-"""The segments of a flat axis as views: all at once where they are equally long, else one by one."""
+"""View the segments of a flat axis: all at once if they are equally long, else one by one."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from interlace.ops.cross_entropy import dispatch
 
 
 def cross_entropy_case(lengths: list[int], label: str, large: bool, seed: int = 0) -> Case:
-    """An odd vocabulary, an ignored target; large: logits whose exponentials overflow."""
+    """Make a case: an odd vocabulary, an ignored target; large: logits whose exponentials overflow."""
     draw = torch.Generator().manual_seed(seed)
     rows, D = sum(lengths), 61
     logits = torch.randn(rows, D, generator=draw, dtype=torch.float64) * (100 if large else 1)

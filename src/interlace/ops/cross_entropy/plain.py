@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def plain(logits: Tensor, targets: Tensor, ignored: int, factor: float) -> Tensor:
-    """Losses [rows] in float32 at least; `logits` becomes their gradient."""
+    """Return losses [rows] in float32 at least; `logits` becomes their gradient."""
     valid = targets != ignored
     index = targets.where(valid, 0).unsqueeze(1)
     log_p = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)

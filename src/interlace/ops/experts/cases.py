@@ -10,7 +10,7 @@ from interlace.ops.experts import dispatch
 
 
 def experts_case(lengths: list[int], label: str, gated: bool, seed: int = 0) -> Case:
-    """One expert that nobody chose, one that all did; gated: SwiGLU, else ReLU squared."""
+    """Make a case: one expert that nobody chose, one that all did; gated: SwiGLU, else ReLU squared."""
     draw = torch.Generator().manual_seed(seed)
     rows, D, E, k, inner = sum(lengths), 11, 5, 2, 7
 

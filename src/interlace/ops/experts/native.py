@@ -15,17 +15,17 @@ from interlace.ops.experts import sorted
 
 
 def refuses(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, _: str) -> str | None:
-    """Why the kernel cannot serve a call, or None."""
+    """Return why the kernel cannot serve a call, or None."""
     return kernels.refuses(x, first, second)
 
 
 def of_one_dtype(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, *_: Any) -> bool:
-    """Whether the experts need not be cast, which costs more than the kernel saves."""
+    """Return whether the experts need not be cast; a cast costs more than the kernel saves."""
     return first.dtype == x.dtype
 
 
 def immediately(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, activation: str) -> Tensor:
-    """Without autograd."""
+    """Call the kernel without autograd."""
     x, chosen, weights = x.contiguous(), chosen.contiguous(), floats(weights)
     first, second = first.to(x.dtype).contiguous(), second.to(x.dtype).contiguous()
     out = x.new_empty(x.shape[0], second.shape[1])

@@ -16,7 +16,7 @@ def act(hidden: Tensor, activation: str) -> Tensor:
 
 
 def plain(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, activation: str) -> Tensor:
-    """x [rows, D], chosen and weights [rows, k], first [E, A, D], second [E, D', I] to [rows, D']."""
+    """Map x [rows, D], chosen and weights [rows, k], first [E, A, D], second [E, D', I] to [rows, D']."""
     out = x.new_zeros(x.shape[0], second.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
     for expert in range(first.shape[0]):
         share = (weights * (chosen == expert)).sum(1, keepdim=True)

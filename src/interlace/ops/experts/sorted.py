@@ -18,7 +18,7 @@ GRADIENTS = ("x", "weights", "first", "second")
 
 
 def by_expert(chosen: Tensor, experts: int) -> Iterator[tuple[int, Tensor]]:
-    """(expert, places in the flattened choices [rows k] that name it), in blocks of 2^n places.
+    """Return (expert, places in the flattened choices [rows k] that name it), in blocks of 2^n places.
 
     The library keeps a compiled product for each number of rows it has met: blocks leave it a dozen to keep.
     """
@@ -37,7 +37,7 @@ def by_expert(chosen: Tensor, experts: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def forward(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, activation: str) -> Tensor:
-    """x [rows, D], chosen and weights [rows, k], first [E, A, D], second [E, D', I] to [rows, D']."""
+    """Map x [rows, D], chosen and weights [rows, k], first [E, A, D], second [E, D', I] to [rows, D']."""
     k, wide = chosen.shape[1], torch.promote_types(x.dtype, torch.float32)
     out = x.new_zeros(x.shape[0], second.shape[1], dtype=wide)
     shares = weights.flatten().to(wide)
@@ -49,7 +49,7 @@ def forward(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: T
 
 
 def act_back(d_hidden: Tensor, hidden: Tensor, activation: str) -> Tensor:
-    """The gradient of `act`'s input."""
+    """Return the gradient of `act`'s input."""
     if activation == "relu2":
         return 2 * relu(hidden) * d_hidden
     gate, up = hidden.chunk(2, dim=-1)
@@ -60,7 +60,7 @@ def act_back(d_hidden: Tensor, hidden: Tensor, activation: str) -> Tensor:
 def backward(
     d_out: Tensor, x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, activation: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of (x, weights, first, second)."""
+    """Return the gradients of (x, weights, first, second)."""
     k = chosen.shape[1]
     d_x = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32), memory_format=torch.contiguous_format)
     d_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
@@ -83,7 +83,7 @@ def backward(
 
 
 def shapes(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, activation: str) -> Tensor:
-    """The output, with nothing in it."""
+    """Return the output, with nothing in it."""
     return x.new_empty(x.shape[0], second.shape[1])
 
 

@@ -32,7 +32,7 @@ class GatedDeltaGrid(delta_scan.DeltaGrid):
         self.solve()
 
     def decays(self, g: Tensor) -> None:
-        """D_ij from j to i within a segment, `into` from the piece's start, `out_of` to the piece's end."""
+        """Compute D_ij from j to i within a segment, `into` from the piece's start, `out_of` to the piece's end."""
         G = g.cumsum(-1)
         base, last = (x.squeeze(-1) for x in self.borders(G.unsqueeze(-1)))
         pair = G.unsqueeze(-1) - G.unsqueeze(-2)

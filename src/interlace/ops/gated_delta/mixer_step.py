@@ -1,4 +1,4 @@
-"""One token of a Gated DeltaNet layer, all that lies between its projections, in one native call."""
+"""One token of a Gated DeltaNet layer in one native call: all that lies between its projections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from interlace.ops.core.kernels import DTYPES, address
 
 
 class MixerStep(NamedTuple):
-    """One token for each of N sequences.
+    """The operands of one token for each of N sequences.
 
     Attributes:
         projected: [N, 2 H K + 2 G V + 2 G], query, key, value, gate, decay and beta side by side.
@@ -24,7 +24,7 @@ class MixerStep(NamedTuple):
         memory: float32 [N, G, K, V], changed in place.
         heads: H.
         negative_eigenvalues: whether beta is doubled.
-        eps: of the gated norm.
+        eps: the eps of the gated norm.
     """
 
     projected: Tensor
@@ -40,7 +40,7 @@ class MixerStep(NamedTuple):
 
 
 def refuses(s: MixerStep) -> str | None:
-    """Why `mixer_step` cannot take these tensors, or None."""
+    """Return why `mixer_step` cannot take these tensors, or None."""
     if reason := kernels.refuses(s.projected):
         return reason
     if not s.projected.dtype == s.taps.dtype == s.norm.dtype == s.window.dtype or s.memory.dtype != torch.float32:

@@ -1,7 +1,7 @@
 """The gated delta rule by the compiled kernels: forward and backward as a custom operator, and one step.
 
-Float32 arithmetic throughout; inputs in float32 or bfloat16. Of a forward that will be differentiated the inputs and
-one state every SNAPSHOT_TOKENS tokens are kept; backward computes the rest again from there.
+Float32 arithmetic throughout; inputs in float32 or bfloat16. A forward that will be differentiated keeps its inputs and
+one state every SNAPSHOT_TOKENS tokens; backward computes the rest again from these.
 """
 
 from __future__ import annotations
@@ -71,5 +71,5 @@ def run(x: Recurrence) -> tuple[Tensor, Tensor]:
 
 
 def step(x: Recurrence, memory: Tensor) -> Tensor:
-    """As `rules.step`."""
+    """Take one token; see `rules.step`."""
     return rules.step("gated_delta", x, memory)

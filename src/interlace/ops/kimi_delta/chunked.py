@@ -1,8 +1,8 @@
 """Kimi Delta Attention by chunks: the gated delta rule's scan, with products whose decay differs by channel.
 
-README.md beside this file derives every line. The decay from token j to token i cannot be taken out of k_i . k_j here,
-and exp(G_i) exp(-G_j) would overflow; so the products are formed by halves of a chunk, each anchored at the border
-between them, where both exponents are at most 0, and pair by pair only for the last few tokens.
+README.md beside this file derives every line. Here the decay from token j to token i cannot be taken out of k_i . k_j,
+and exp(G_i) exp(-G_j) would overflow. Therefore the products are formed by halves of a chunk. Each is anchored at the
+border between the halves, where both exponents are at most 0. Only the last few tokens are treated pair by pair.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LEAF = 4  # tokens whose products are formed pair by pair
 
 
 def halves(C: int) -> tuple[int, int]:
-    """Where to cut C tokens, and whether both sides are equally long."""
+    """Return where to cut C tokens, and whether both sides are equally long."""
     cut = (C + 1) // 2
     return cut, C - cut
 
@@ -50,7 +50,7 @@ def products(a: Tensor, b: Tensor, G: Tensor) -> Tensor:
 
 
 def anchored(G: Tensor, cut: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """exp(G_i - G_cut) of the later half and exp(G_cut - G_j) of the earlier: both at most 1."""
+    """Return exp(G_i - G_cut) of the later half and exp(G_cut - G_j) of the earlier: both at most 1."""
     anchor = G[..., cut - 1 : cut, :]
     return (G[..., cut:, :] - anchor).to(dtype).exp_(), (anchor - G[..., :cut, :]).to(dtype).exp_()
 

@@ -1,4 +1,4 @@
-"""How many floating-point operations the chunked form does; a test counts them in the running code."""
+"""Count the floating-point operations of the chunked form; a test counts them in the running code."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from interlace.ops.kimi_delta.chunked import LEAF, KimiDeltaGrid
 
 
 def flops_per_token_and_head(key_dim: int, value_dim: int, chunk: int = KimiDeltaGrid.CHUNK) -> float:
-    """Forward FLOPs of matrix products per token and value head, a multiply-add counting 2.
+    """Return forward FLOPs of matrix products per token and value head, a multiply-add counting 2.
 
-    Those of the gated delta rule, but for (Q; K) K^T: of its full square only the blocks below the diagonal are
-    products, at each halving of the chunk; what is left is formed pair by pair, and not counted, as it is elementwise.
+    They are those of the gated delta rule, except for (Q; K) K^T. Of its full square only the blocks below the diagonal
+    are products, at each halving of the chunk. The rest is formed pair by pair and not counted, as it is elementwise.
     """
     blocks, size = 0.0, chunk
     while size > LEAF:

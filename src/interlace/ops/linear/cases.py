@@ -10,7 +10,7 @@ from interlace.ops.linear import dispatch
 
 
 def linear_case(lengths: list[int], label: str, residual: bool, seed: int = 0) -> Case:
-    """Few rows and many, an odd width, an odd number of outputs."""
+    """Make a case: few rows and many, an odd width, an odd number of outputs."""
     draw = torch.Generator().manual_seed(seed)
     rows, D, outputs = sum(lengths), 83, 71
     tensors = {"x": torch.randn(rows, D, generator=draw, dtype=torch.float64)}

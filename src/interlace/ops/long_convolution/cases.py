@@ -11,7 +11,7 @@ from interlace.ops.long_convolution import dispatch
 
 
 def long_convolution_case(lengths: list[int], label: str, slow: bool, seed: int = 0) -> Case:
-    """More taps than any sequence has tokens; slow: taps that hardly fall, else taps that are soon forgotten."""
+    """Make a case: more taps than tokens in any sequence; slow: taps that hardly fall, else taps that fall soon."""
     draw = torch.Generator().manual_seed(seed)
     T, D, L = sum(lengths), 7, max(lengths) + 5
     fall = torch.exp(-torch.arange(L, dtype=torch.float64) / (1000 if slow else 3))

@@ -68,7 +68,7 @@ def long_convolution(
 
 
 def _step(taps: Tensor, state: AttentionState) -> Tensor:
-    """The newest token's output of each sequence: one sum over all it has seen, [N, D]."""
+    """Return the newest token's output of each sequence, [N, D]: one sum over all that it has seen."""
     dtype = torch.promote_types(taps.dtype, torch.float32)
     sums = []
     for row in range(len(state.positions)):

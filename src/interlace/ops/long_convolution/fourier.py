@@ -14,13 +14,13 @@ from interlace.ops.core.views import views
 
 
 def points(T: int) -> int:
-    """A fast length of at least 2 T: a power of two, or three of them together."""
+    """Return a fast length of at least 2 T: a power of two, or 3 times one."""
     power = 1 << (2 * T - 1).bit_length()
     return 3 * power // 4 if 3 * power // 4 >= 2 * T else power
 
 
 def forward(x: Tensor, taps: Tensor, offsets: Tensor, time: int) -> Tensor:
-    """x [total, D], taps [L, D] to [total, D] in x's dtype."""
+    """Map x [total, D], taps [L, D] to [total, D] in x's dtype."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     for (_, source), (_, target) in zip(views(x, offsets, time), views(out, offsets, time), strict=True):
@@ -32,7 +32,7 @@ def forward(x: Tensor, taps: Tensor, offsets: Tensor, time: int) -> Tensor:
 
 
 def backward(d_out: Tensor, x: Tensor, taps: Tensor, offsets: Tensor, time: int) -> tuple[Tensor, Tensor]:
-    """Gradients of x and taps: correlations of d_out with the taps and with x."""
+    """Return gradients of x and taps: correlations of d_out with the taps and with x."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     d_taps = torch.zeros_like(taps, dtype=dtype)

@@ -10,7 +10,7 @@ from interlace.ops.rms_norm import dispatch
 
 
 def rms_norm_case(lengths: list[int], label: str, dressed: bool, seed: int = 0) -> Case:
-    """An odd width, rows of very different size and one of zeros; dressed: with all operands, in all forms."""
+    """Make a case: an odd width, rows of very different size, one of zeros; dressed: all operands, in all forms."""
     draw = torch.Generator().manual_seed(seed)
     T, heads, D = sum(lengths), 3, 37
     tensors = {"x": torch.randn(T, heads, D, generator=draw, dtype=torch.float64)}

@@ -19,7 +19,7 @@ _INPUTS = f"Tensor x, Tensor weight, Tensor? before, Tensor? gate, Tensor? after
 
 
 def refuses(operands: Operands) -> str | None:
-    """Why the kernels cannot serve a call, or None."""
+    """Return why the kernels cannot serve a call, or None."""
     x, weight, before, gate, after, _, dtype = operands
     if dtype not in DTYPES:
         return f"the kernels write float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
@@ -27,7 +27,7 @@ def refuses(operands: Operands) -> str | None:
 
 
 def prepare(operands: Operands) -> tuple[list[Tensor | None], list[int]]:
-    """The tensors as the kernels read them, and their dtypes, strides and sizes; the tensors must outlive the call."""
+    """Return the tensors as the kernels read them, dtypes, strides and sizes; the tensors must outlive the call."""
     x, weight, before, gate, after, form, dtype = operands
     heads = math.prod(x.shape[1:-1])
     read = [y if y is None else y.contiguous() if y.ndim == 1 else rows(y) for y in (x, before, after, gate)]
@@ -115,7 +115,7 @@ _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
 def immediately(operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
-    """Without autograd: out, the sum (empty without `before`), and 1 / rms of each row."""
+    """Call the kernel without autograd; return out, the sum (empty without `before`), and 1 / rms of each row."""
     form = operands.form
     out, total, inverse = _shapes(*operands)
     tensors, sizes = prepare(operands)

@@ -1,4 +1,4 @@
-"""The operands of a norm, said once: the record that every backend is handed."""
+"""The operands of a norm, defined once: the record that every backend gets."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 class Form(NamedTuple):
-    """Which of its variants the norm is.
+    """The variant of a norm.
 
     Attributes:
         eps: keeps a row of zeros finite.
         offset: added to the weight (1 where the weight is stored as its difference from 1).
         activation: of the gate, "silu" or "sigmoid".
-        gate_first: whether the gate opens what is normalised, and not the result.
+        gate_first: whether the gate is applied before the norm, and not to its result.
     """
 
     eps: float
@@ -45,5 +45,5 @@ class Operands(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """The device of the tensors."""
         return self.x.device

@@ -1,8 +1,8 @@
-"""The selective scan a block of channels at a time, all chunks of tokens side by side; its own backward.
+"""The selective scan for a block of channels at a time, all chunks of tokens side by side; its own backward.
 
-A chunk's tokens are walked in turn, but every chunk at once, each from a state of zero; then the chunks' last states
-are carried from one to the next, and what each chunk began with is added to its tokens, decayed. A segment's first
-token forgets what was before it: its decay is 0, and the segment's own state is added to what it writes. README.md
+A chunk's tokens are walked in turn, but every chunk at once, each from a state of zero. Then the chunks' last states
+are carried from one to the next, and what each chunk began with is added to its tokens, decayed. At a segment's first
+token the decay is 0, so it forgets what was before, and the segment's own state is added to what it writes. README.md
 beside this file has the gradients, which are the same scan in reverse.
 """
 
@@ -42,7 +42,7 @@ def scan(decay: Tensor, write: Tensor) -> Tensor:
 
 
 def blocks(total: int, channels: int, size: int) -> list[slice]:
-    """Channels to work on at a time."""
+    """Return the channels to work on at a time."""
     width = max(1, BLOCK_ELEMENTS // (total * size))
     return [slice(d, min(d + width, channels)) for d in range(0, channels, width)]
 
@@ -50,7 +50,7 @@ def blocks(total: int, channels: int, size: int) -> list[slice]:
 def states(
     x: Tensor, step: Tensor, A: Tensor, B: Tensor, starts: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(decay exp(step A), decay with 0 where a segment starts, h), all [T, d, K], of a block of channels."""
+    """Return (decay exp(step A), decay with 0 where a segment starts, h), all [T, d, K], of a block of channels."""
     decay = torch.exp(step.unsqueeze(-1) * A)
     write = (step * x).unsqueeze(-1) * B.unsqueeze(1)
     if state is not None:
@@ -61,7 +61,7 @@ def states(
 
 
 def forward(*operands: Any) -> tuple[Tensor, Tensor]:
-    """Outputs [total, D] in x's dtype and final states [N, D, K]; `operands` are a Scan's."""
+    """Return outputs [total, D] in x's dtype and final states [N, D, K]; `operands` are a Scan's."""
     x, step, A, B, C, offsets, state, _ = s = Scan(*operands)
     out, final = shapes(*s)
     dtype = s.dtype
@@ -76,7 +76,7 @@ def forward(*operands: Any) -> tuple[Tensor, Tensor]:
 
 
 def backward(d_out: Tensor, d_final: Tensor | None, *operands: Any) -> tuple[Tensor, ...]:
-    """Gradients of (x, step, A, B, C, state); the states are computed again."""
+    """Return the gradients of (x, step, A, B, C, state); the states are computed again."""
     x, step, A, B, C, offsets, state, _ = s = Scan(*operands)
     dtype = s.dtype
     d_x, d_step = (torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x, step))

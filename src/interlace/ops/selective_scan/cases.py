@@ -11,7 +11,7 @@ from interlace.ops.selective_scan import dispatch
 
 
 def selective_scan_case(lengths: list[int], label: str, with_state: bool, seed: int = 0) -> Case:
-    """Steps at 0, at 3 (where half the state is gone at once) and between; decays at 0 and at -30 to a step."""
+    """Make a case: steps at 0, at 3 (half the state is gone at once) and between; decays at 0 and at -30 to a step."""
     draw = torch.Generator().manual_seed(seed)
     T, D, K = sum(lengths), 9, 5
 

@@ -1,4 +1,4 @@
-"""The selective scan by the compiled kernel; where gradients are wanted, blocks go back."""
+"""The selective scan by the compiled kernel; if gradients are wanted, the backward is that of `blocked`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from interlace.ops.selective_scan.operands import GRADIENTS, INPUTS, Scan, shape
 
 
 def immediately(s: Scan) -> tuple[Tensor, Tensor]:
-    """Without autograd."""
+    """Call the kernel without autograd."""
     x, B, C = (rows(y.to(s.x.dtype)) for y in (s.x, s.B, s.C))
     step, A = floats(s.step), floats(s.A)
     before = None if s.state is None else floats(s.state)

@@ -1,4 +1,4 @@
-"""The operands of a selective scan, said once; in order, also the inputs of its custom operators."""
+"""The operands of a selective scan, defined once; in order, they are also the inputs of its custom operators."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Scan(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """The device of the tensors."""
         return self.x.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The arithmetic's: float32, or float64 for float64 inputs."""
+        """The dtype of the arithmetic: float32, or float64 for float64 inputs."""
         return torch.promote_types(self.x.dtype, torch.float32)
 
 
@@ -45,7 +45,7 @@ GRADIENTS = ("x", "step", "A", "B", "C", "state")
 
 
 def shapes(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """Outputs [total, D] in x's dtype and final states [N, D, K], with nothing in them."""
+    """Return outputs [total, D] in x's dtype and final states [N, D, K], with nothing in them."""
     s = Scan(*inputs)
     final = s.x.new_empty(s.offsets.shape[0] - 1, *s.A.shape, dtype=s.dtype)
     return torch.empty_like(s.x, memory_format=torch.contiguous_format), final

@@ -13,7 +13,7 @@ from interlace.ops.short_convolution import dispatch
 def short_convolution_case(
     lengths: list[int], label: str, with_state: bool, seed: int = 0, shape: tuple[int, int] = (13, 4)
 ) -> Case:
-    """An odd number of channels, four taps, segments shorter than the window."""
+    """Make a case: an odd number of channels, four taps, segments shorter than the window."""
     draw = torch.Generator().manual_seed(seed)
     T, (D, W) = sum(lengths), shape
     tensors = {

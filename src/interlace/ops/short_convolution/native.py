@@ -14,7 +14,7 @@ from interlace.ops.short_convolution.operands import GRADIENTS, INPUTS, Convolut
 
 
 def prepare(c: Convolution) -> tuple[list[Tensor | None], list[int]]:
-    """The tensors as the kernels read them, and sizes, strides and dtypes; the tensors must outlive the call."""
+    """Return the tensors as the kernels read them, and sizes, strides and dtypes; the tensors must outlive the call."""
     x, weight = rows(c.x), c.weight.contiguous()
     state = None if c.state is None else c.state.to(x.dtype).contiguous()
     sizes = [c.offsets.shape[0] - 1, x.shape[1], c.history + 1, x.stride(0), DTYPES[x.dtype], DTYPES[weight.dtype]]
@@ -49,7 +49,7 @@ _operator = custom_op(
 
 
 def refuses(c: Convolution) -> str | None:
-    """Why the kernels cannot serve a call, or None."""
+    """Return why the kernels cannot serve a call, or None."""
     if c.history >= 64:
         return f"the kernels take at most 64 taps, not {c.history + 1}"
     return kernels.refuses(c.x, c.weight)

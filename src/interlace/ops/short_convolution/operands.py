@@ -1,4 +1,4 @@
-"""The operands of a short convolution, said once; in order, also the inputs of its custom operators."""
+"""The operands of a short convolution, defined once; in order, they are also the inputs of its custom operators."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class Convolution(NamedTuple):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """The device of the tensors."""
         return self.x.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The arithmetic's: float32, or float64 for float64 inputs."""
+        """The dtype of the arithmetic: float32, or float64 for float64 inputs."""
         return torch.promote_types(self.x.dtype, torch.float32)
 
     @property
     def history(self) -> int:
-        """Inputs that the next token will see, W - 1."""
+        """How many inputs the next token will see, W - 1."""
         return self.weight.shape[1] - self.biased - 1
 
 
@@ -50,7 +50,7 @@ GRADIENTS = ("x", "weight", "state")
 
 
 def shapes(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """(out [total, D], windows [N, W-1, D]), with nothing in them."""
+    """Return (out [total, D], windows [N, W-1, D]), with nothing in them."""
     c = Convolution(*inputs)
     windows = c.x.new_empty(c.offsets.shape[0] - 1, c.history, c.x.shape[1])
     return torch.empty_like(c.x, memory_format=torch.contiguous_format), windows

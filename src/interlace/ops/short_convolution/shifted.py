@@ -47,7 +47,7 @@ def convolve_back(
 
 
 def last_rows(x: Tensor, past: Tensor | None, history: int) -> Tensor:
-    """The window [rows, W-1, D] that the next token will see."""
+    """Return the window [rows, W-1, D] that the next token will see."""
     T = x.shape[1]
     if history <= T:
         return x[:, T - history :]
@@ -56,7 +56,7 @@ def last_rows(x: Tensor, past: Tensor | None, history: int) -> Tensor:
 
 
 def forward(*operands: Any) -> tuple[Tensor, Tensor]:
-    """(out [total, D], windows [N, W-1, D]); arithmetic in float32 at least. `operands` are a Convolution's."""
+    """Return (out [total, D], windows [N, W-1, D]); arithmetic in float32 at least. `operands` are a Convolution's."""
     c = Convolution(*operands)
     y = linear(c)
     windows = [
@@ -67,7 +67,7 @@ def forward(*operands: Any) -> tuple[Tensor, Tensor]:
 
 
 def linear(c: Convolution) -> Tensor:
-    """The convolution before its activation, [total, D] in float32 at least."""
+    """Return the convolution before its activation, [total, D] in float32 at least."""
     x, columns = c.x.to(c.dtype), c.weight.to(c.dtype).T.contiguous()
     taps = columns[: columns.shape[0] - c.biased]
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -77,7 +77,7 @@ def linear(c: Convolution) -> Tensor:
 
 
 def backward(d_out: Tensor, d_windows: Tensor | None, *operands: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and state (empty if None); the pre-activation is computed again."""
+    """Return gradients of x, weight and state (empty if None); the pre-activation is computed again."""
     c = Convolution(*operands)
     dtype, state = c.dtype, c.state
     d = d_out.to(dtype)

@@ -32,19 +32,19 @@ class StateSpaceGrid(chunks.ChunkGrid):
         self.W_out = self.out_of * self.W
 
     def side_by_side(self, x: Tensor) -> Tensor:
-        """[L, n, C, ...] to [LH, n, C, r, ...]."""
+        """Turn [L, n, C, ...] into [LH, n, C, r, ...]."""
         return x.unflatten(0, (-1, self.group)).movedim(1, 3).contiguous()
 
     def apart(self, x: Tensor) -> Tensor:
-        """The inverse of `side_by_side`."""
+        """Undo `side_by_side`."""
         return x.movedim(3, 1).flatten(0, 1)
 
     def join(self, S: Tensor) -> Tensor:
-        """States [L, K, V] to [LH, K, r V]."""
+        """Turn states [L, K, V] into [LH, K, r V]."""
         return S.unflatten(0, (-1, self.group)).transpose(1, 2).flatten(2)
 
     def split(self, S: Tensor) -> Tensor:
-        """The inverse of `join`."""
+        """Undo `join`."""
         return S.unflatten(2, (self.group, -1)).transpose(1, 2).flatten(0, 1)
 
     def decays(self, g: Tensor) -> None:
@@ -61,7 +61,7 @@ class StateSpaceGrid(chunks.ChunkGrid):
         return self.into[:, p.chunk, p.end - 1]
 
     def decayed(self, S: Tensor, p: Piece) -> Tensor:
-        """A state at the end of a piece that wrote nothing."""
+        """Return a state at the end of a piece as if the piece had written nothing."""
         return (S.unflatten(2, (self.group, -1)) * self.across(p).unsqueeze(1)).flatten(2)
 
     def scan(self, initial: Tensor | None, carried: Tensor | None, finals: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ class StateSpaceGrid(chunks.ChunkGrid):
     def scan_back(
         self, d_out: Tensor, d_state: Tensor | None, d_finals: Tensor | None, d_initial: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """The pieces in reverse: gradients of (q, k, v, g, step), and of the state the grid began with."""
+        """Run the pieces in reverse: return gradients of (q, k, v, g, step), and of the state the grid began with."""
         d_out = self.side_by_side(d_out)
         d_read = self.scale * self.into * d_out  # the gradient of q S
         d_W = (self.M.transpose(-1, -2) @ d_out.transpose(2, 3)).transpose(2, 3).contiguous()

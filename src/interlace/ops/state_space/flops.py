@@ -1,4 +1,4 @@
-"""How many floating-point operations the chunked form does; a test counts them in the running code."""
+"""Count the floating-point operations of the chunked form; a test counts them in the running code."""
 
 from __future__ import annotations
 

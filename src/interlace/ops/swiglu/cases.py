@@ -10,7 +10,7 @@ from interlace.ops.swiglu import dispatch
 
 
 def swiglu_case(lengths: list[int], label: str, large: bool, seed: int = 0) -> Case:
-    """An odd width; large: values whose exponentials overflow."""
+    """Make a case: an odd width; large: values whose exponentials overflow."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(sum(lengths), 74, generator=draw, dtype=torch.float64) * (60 if large else 1)
 

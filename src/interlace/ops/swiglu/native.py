@@ -11,7 +11,7 @@ from interlace.ops.core.kernels import DTYPES, address
 
 
 def prepare(gate_up: Tensor) -> list[int]:
-    """Addresses of both halves, dtype, stride, rows, D and threads."""
+    """Return addresses of both halves, dtype, stride, rows, D and threads."""
     first, (rows, double) = address(gate_up), gate_up.shape
     half = double // 2
     sizes = [DTYPES[gate_up.dtype], double, rows, half, torch.get_num_threads()]
@@ -31,7 +31,7 @@ def _backward(d_out: Tensor, gate_up: Tensor) -> Tensor:
 
 
 def immediately(gate_up: Tensor) -> Tensor:
-    """Without autograd."""
+    """Call the kernel without autograd."""
     gate_up = gate_up.contiguous()
     out = _shapes(gate_up)
     kernels.module().swiglu(*prepare(gate_up), address(out))

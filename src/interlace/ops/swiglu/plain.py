@@ -7,6 +7,6 @@ from torch.nn.functional import silu
 
 
 def plain(gate_up: Tensor) -> Tensor:
-    """[rows, 2 D] to [rows, D]."""
+    """Map [rows, 2 D] to [rows, D]."""
     gate, up = gate_up.chunk(2, dim=-1)
     return silu(gate) * up

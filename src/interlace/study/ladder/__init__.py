@@ -1,1 +1,1 @@
-"""Capacity-matched ladders: sizes x token multiples x architectures x seeds."""
+"""Capacity-matched ladders of training runs: sizes x token multiples x architectures x seeds."""

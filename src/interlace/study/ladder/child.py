@@ -1,4 +1,4 @@
-"""One run of a ladder, in a process of its own: python -m interlace.study.ladder.child RECIPE OUT DEVICE."""
+"""One run of a ladder in its own process: python -m interlace.study.ladder.child RECIPE OUT DEVICE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from interlace.train.recipe import read_recipe
 
 
 def main() -> None:
-    """Train as `interlace train` does; what went wrong is the last line of the log."""
+    """Train as `interlace train` does; an error is the last line of the log."""
     die_with_parent()
     kernels.keep_memory()
     recipe, out, device = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""What a ladder costs, before anything runs: parameters, FLOPs, tokens, memory, time."""
+"""Estimate a ladder before anything runs: parameters, FLOPs, tokens, memory, time."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ WORTH_TIMING = 4.0  # seconds a step may be expected to take, to be timed and no
 
 @dataclass(frozen=True)
 class Cost:
-    """One run of a rung.
+    """The cost of one run of a rung.
 
     Attributes:
         flops: of the whole run.
         memory_bytes: weights, gradients, AdamW, and what autograd keeps of one batch.
         seconds: of the whole run on one core.
-        timed: whether a step was run here to know that.
+        timed: whether a step was run here to measure the time.
     """
 
     arch: str
@@ -50,7 +50,7 @@ class Cost:
 
 
 def costs(ladder: Ladder) -> list[Cost]:
-    """Of every rung, by size; a few steps of each that is small enough are run, on one thread."""
+    """Return the cost of every rung, by size; a few steps of each rung that is small enough are run, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -96,12 +96,12 @@ def _time_step(rung: Rung, length: int, precision: str) -> float:
 
 
 def rung_columns() -> list[str]:
-    """Of the table of models."""
+    """Return the columns of the table of models."""
     return ["size", "architecture", "parameters", "off", "free dimension", "in all", "tokens", "steps", "rows"]
 
 
 def rung_rows(ladder: Ladder) -> list[list[str]]:
-    """The models, matched."""
+    """Return the rows of the table of models, one for each matched model."""
     rows = []
     for size in ladder.sizes:
         for arch in ladder.archs:
@@ -126,22 +126,25 @@ def rung_rows(ladder: Ladder) -> list[list[str]]:
 
 
 def to_dict(ladder: Ladder, found: list[Cost], jobs: int) -> dict[str, Any]:
-    """Plain data for `--json`."""
+    """Return plain data for `--json`."""
     return {"runs": runs(ladder), "jobs": jobs, **totals(ladder, found, jobs), "rungs": [asdict(c) for c in found]}
 
 
 def runs(ladder: Ladder) -> int:
-    """Runs in all: every seed of every rung, and the rates that are tried beside."""
+    """Return the number of runs: every seed of every rung, and the runs that try learning rates."""
     return len(ladder.rungs) * ladder.settings.seeds + len(ladder.archs) * ladder.rate.sizes * _more(ladder)
 
 
 def _more(ladder: Ladder) -> int:
-    """Runs of one tried rung beyond its seeds: the best rate's is also the first seed's where one size is tried."""
+    """Return how many runs a tried rung has beyond its seeds.
+
+    If one size is tried, the run at the best rate is also the run of the first seed.
+    """
     return len(ladder.rate.tried) - (1 if ladder.rate.sizes == 1 else 0)
 
 
 def totals(ladder: Ladder, found: Sequence[Cost], jobs: int) -> dict[str, float]:
-    """{"flops", "seconds" (all runs, `jobs` at once), "tokens"} of everything."""
+    """Return {"flops", "seconds" (all runs, `jobs` at once), "tokens"} of the whole ladder."""
     tried = set(ladder.tuned())
     often = {c: ladder.settings.seeds + (_more(ladder) if c.size in tried else 0) for c in found}
     return {

@@ -1,4 +1,4 @@
-"""What the runs of a ladder came to: points for a fit, read from their folders."""
+"""Gather the results of a ladder's runs from their folders, as points for a fit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RunOutcome:
 
 
 class _Rates(Closed):
-    """What trying rates came to."""
+    """The result of trying learning rates."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -68,7 +68,7 @@ class _Facts(Closed):
 
 
 def outcome(folder: Path, vocabulary: int) -> RunOutcome | None:
-    """What a run's folder holds, or None while the run is not finished.
+    """Return the outcome of a run from its folder, or None while the run is not finished.
 
     Raises:
         DataError: its log is damaged.
@@ -90,7 +90,7 @@ def outcome(folder: Path, vocabulary: int) -> RunOutcome | None:
 
 
 def last_step(folder: Path) -> int:
-    """How far a run is; reads the end of its log only."""
+    """Return the last step of a run; only the end of its log is read."""
     file = TrainingRun(folder).metrics_file
     if not file.is_file():
         return 0
@@ -106,7 +106,7 @@ def last_step(folder: Path) -> int:
 
 
 def write_results(ladder: Ladder, out: Path, cells: list[LadderCell]) -> Path:
-    """results.csv of the cells that have finished."""
+    """Write results.csv from the cells that have finished."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -128,7 +128,7 @@ def write_results(ladder: Ladder, out: Path, cells: list[LadderCell]) -> Path:
 
 
 def read_facts(out: Path) -> dict[str, Any]:
-    """What is kept of a ladder beside its runs: commands, text, costs, rates; empty before it has begun.
+    """Return the facts of a ladder beside its runs: commands, text, costs, rates; empty before it has begun.
 
     Raises:
         DataError: the file is damaged.
@@ -144,7 +144,7 @@ def read_facts(out: Path) -> dict[str, Any]:
 
 
 def about(out: Path) -> tuple[list[str], list[str]]:
-    """(the commands, HTML for the start of the report) of a ladder's folder."""
+    """Return (the commands, HTML for the start of the report) of a ladder's folder."""
     from interlace.study.ladder.estimate import rung_columns, rung_rows
 
     try:
@@ -174,7 +174,7 @@ def about(out: Path) -> tuple[list[str], list[str]]:
 
 
 def rate_rule(ladder: Ladder) -> str:
-    """How the learning rate of each size comes about."""
+    """Return a sentence on how the learning rate of each size is chosen."""
     tried = ", ".join(f"{r:g}" for r in ladder.rate.tried)
     sizes_ = ", ".join(ladder.tuned())
     return (

@@ -1,4 +1,4 @@
-"""Equal capacity: one free dimension of a model is solved for, so that its parameters or FLOPs equal another's."""
+"""Match capacity: one free dimension of a model is solved for, until its parameters or FLOPs equal another's."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NOT_FREE = ("heads", "key_heads", "value_heads", "convolution", "window", "exper
 
 
 def parameters(config: ModelConfig) -> float:
-    """All but the embedding and the head."""
+    """Return the number of parameters without the embedding and the head."""
     return sizes(config, contexts=()).non_embedding
 
 
 def training_flops(length: int) -> Measure:
-    """Per token, at rows of this length, the embedding's and the head's apart: those are equal."""
+    """Return training FLOPs per token for rows of this length, without embedding and head: those are equal."""
 
     def measure(config: ModelConfig) -> float:
         return sizes(config, (length,)).training_flops_per_token[length] - 6.0 * config.vocabulary * config.width
@@ -31,7 +31,7 @@ def training_flops(length: int) -> Measure:
 
 
 def dimension(config: ModelConfig, name: str) -> int | None:
-    """The value of a dotted dimension such as mlp.width, or None where the model has none of that name."""
+    """Return the value of a dotted dimension such as mlp.width, or None if the model has none of that name."""
     table, _, field = name.rpartition(".")
     holder = config.layers.get(table) if table else config
     value = getattr(holder, field, None)
@@ -39,7 +39,7 @@ def dimension(config: ModelConfig, name: str) -> int | None:
 
 
 def with_dimension(config: ModelConfig, name: str, value: int) -> ModelConfig | None:
-    """The model with another value, or None where that is not allowed."""
+    """Return the model with another value, or None if that is not allowed."""
     data: dict[str, Any] = deepcopy(config.to_dict())
     table, _, field = name.rpartition(".")
     holder = data.setdefault(table, {}) if table else data
@@ -51,7 +51,7 @@ def with_dimension(config: ModelConfig, name: str, value: int) -> ModelConfig | 
 
 
 def dimensions(config: ModelConfig) -> list[str]:
-    """Dimensions that could be free: whole numbers of the layers in use, and the model's own width and depth."""
+    """Return the dimensions that could be free: whole numbers of the layers in use, and the model's width and depth."""
     names = {n for i in range(config.depth) for n in (config.kinds[i], config.mlp_name(i)) if n is not None}
     found = []
     for name, layer in config.layers.items():
@@ -62,7 +62,7 @@ def dimensions(config: ModelConfig) -> list[str]:
 
 
 def nearest_value(config: ModelConfig, name: str, target: float, measure: Measure) -> tuple[ModelConfig, float] | None:
-    """(the model whose measure is nearest to the target by this dimension alone, its error relative to it)."""
+    """Return (the model nearest to the target when only this dimension changes, its relative error)."""
 
     def error(value: int) -> tuple[ModelConfig, float] | None:
         made = with_dimension(config, name, value) if value > 0 else None
@@ -85,7 +85,7 @@ def nearest_value(config: ModelConfig, name: str, target: float, measure: Measur
 def match(
     config: ModelConfig, free: str, target: float, measure: Measure, tolerance: float, what: str
 ) -> tuple[ModelConfig, float]:
-    """(the model with its free dimension solved for, its error relative to the target).
+    """Return (the model with its free dimension solved for, its error relative to the target).
 
     Raises:
         ConfigError: no value comes within `tolerance`; the message says how close it comes, and which dimension would.
@@ -120,7 +120,7 @@ def _rounder(
     measure: Measure,
     tolerance: float,
 ) -> tuple[ModelConfig, float]:
-    """A multiple of 8 instead, where one is close enough: products of such sizes are faster."""
+    """Return the model, and its error, with a multiple of 8 if one is close enough: such products are faster."""
     value = dimension(found[0], free) or 0
     for near in (8 * (value // 8), 8 * (value // 8) + 8):
         made = with_dimension(config, free, near) if near else None

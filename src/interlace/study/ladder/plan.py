@@ -1,4 +1,4 @@
-"""A ladder as a TOML file, and the runs that it comes to."""
+"""A ladder as a TOML file, and the runs that it consists of."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LEFT_TO_THE_LADDER = ("tokens", "learning_rate", "horizons", "seed")
 
 
 class LadderSettings(Closed):
-    """What is compared.
+    """The table of what a ladder compares.
 
     Attributes:
         multiples: tokens for each non-embedding parameter, rising; each is a horizon of the same run.
         seeds: runs of each size and architecture.
         match: what sizes of the same name have in common: "parameters" (all but embedding and head) or "flops"
-            (training FLOPs per token, embedding and head apart).
+            (training FLOPs per token, without embedding and head).
         free: the dimension that is solved for, dotted.
         tolerance: of the match, relative.
         reference: the architecture that the others are matched to; the first if not given.
@@ -59,12 +59,12 @@ class RateSettings(Closed):
 
 @dataclass(frozen=True, eq=False)
 class Rung:
-    """One architecture at one size; a ladder has one object for each.
+    """One architecture at one size.
 
     Attributes:
-        config: of the model, its free dimension solved for.
+        config: the model, with its free dimension solved for.
         parameters: non-embedding ones.
-        error: of the match, relative.
+        error: relative error of the match.
         target: non-embedding parameters of the reference at this size, which set the tokens.
     """
 
@@ -87,16 +87,16 @@ class LadderCell:
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
+        """The name of its folder."""
         return f"{self.rung.arch}-{self.rung.size}-rate{self.rate:.4g}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """All of it, checked.
+    """A whole ladder, checked.
 
     Attributes:
-        raw: the file as plain data, overrides applied.
+        raw: the file as plain data, with overrides applied.
         rungs: by (architecture, size).
     """
 
@@ -115,12 +115,12 @@ class Ladder:
         return int(self.data.get("length", 512))
 
     def steps(self, rung: Rung) -> list[int]:
-        """The step at which each horizon ends."""
+        """Return the step at which each horizon ends."""
         batch = rung.rows * self.length
         return [max(1, round(m * rung.target / batch)) for m in self.settings.multiples]
 
     def recipe(self, cell: LadderCell, corpus: str) -> Recipe:
-        """The run as `interlace train` takes it."""
+        """Return the run as a recipe for `interlace train`."""
         steps = self.steps(cell.rung)
         train = {
             **self.train,
@@ -134,12 +134,12 @@ class Ladder:
         return validate(Recipe, {**table, "train": train}, "")
 
     def tuned(self) -> list[str]:
-        """The sizes on which rates are tried, smallest first."""
+        """Return the sizes on which rates are tried, smallest first."""
         return list(self.sizes[: self.rate.sizes])
 
 
 def read_ladder(path: Path, overrides: Sequence[str] = ()) -> Ladder:
-    """A ladder file with dotted overrides laid over it, every model built and matched.
+    """Read a ladder file with dotted overrides; every model is built and matched.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key or value breaks a rule, or a size cannot be matched.
@@ -148,7 +148,7 @@ def read_ladder(path: Path, overrides: Sequence[str] = ()) -> Ladder:
 
 
 def build(raw: dict[str, Any]) -> Ladder:
-    """The same from plain data."""
+    """Build a ladder from plain data; see `read_ladder`."""
     known = ("ladder", "rate", "data", "train", "model", "sizes", "architectures")
     for key in raw:
         if key not in known:
@@ -206,7 +206,7 @@ def _check_tables(data: dict[str, Any], train: dict[str, Any]) -> None:
 def _model(
     common: Mapping[str, Any], archs: Mapping[str, Any], arch: str, sizes: Mapping[str, Any], size: str
 ) -> ModelConfig:
-    """An architecture's table with a size laid over it; a size's tables for layers it does not have are left out."""
+    """Return an architecture's table with a size's values over it, without those for layers it does not have."""
     table = _merge(deepcopy(dict(common)), archs[arch])
     laid = {k: v for k, v in sizes[size].items() if k != "rows"}
     laid = {k: v for k, v in laid.items() if not isinstance(v, dict) or k in table or k == "mlp"}
@@ -216,7 +216,7 @@ def _model(
 
 
 def _uses_mlp(table: Mapping[str, Any]) -> bool:
-    """Whether any layer of the pattern is followed by the table `mlp`, or is it."""
+    """Return whether any layer of the pattern is followed by the table `mlp`, or is that table."""
     names = set(table.get("pattern", ()))
     return any(n == "mlp" or table.get(n, {}).get("mlp", True) in (True, "mlp") for n in names)
 
@@ -231,7 +231,7 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_size_tables(archs: Mapping[str, Any], common: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
-    """A size's table for a layer that no architecture has is a slip of the pen."""
+    """Refuse a size's table for a layer that no architecture has: it is a slip of the pen."""
     tables = {k for t in (common, *archs.values()) for k, v in t.items() if isinstance(v, dict)} | {"mlp"}
     for size, table in sizes.items():
         for key, value in table.items():

@@ -1,4 +1,4 @@
-"""An architecture's learning rate: the best of those tried on the smallest sizes, carried to the others by a rule."""
+"""The learning rate of an architecture: the best one tried on the smallest sizes, carried to other sizes by a rule."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Outcomes = Mapping[tuple[str, float], RunOutcome]
 
 
 def best_rate(ladder: Ladder, arch: str, found: Outcomes) -> dict[str, Any]:
-    """{"best": the rate at the smallest size, "tried": losses on it by rate, "note": what to doubt}.
+    """Return {"best": the rate at the smallest size, "tried": losses on it by rate, "note": what to doubt}.
 
-    Best is the lowest held-out loss at the last horizon. Where several sizes were tried, each one's best is carried to
-    the smallest by the rule, and their geometric mean is taken.
+    The best rate has the lowest held-out loss at the last horizon. If several sizes were tried, the rule carries each
+    one's best rate to the smallest size, and their geometric mean is taken.
 
     Raises:
         Failure: every rate diverged on a size.
@@ -41,7 +41,7 @@ def best_rate(ladder: Ladder, arch: str, found: Outcomes) -> dict[str, Any]:
 
 
 def rate_at(ladder: Ladder, arch: str, size: str, best: float) -> float:
-    """The rate of a size: one that was tried, exactly, where the rule gives it back."""
+    """Return the learning rate of a size; for a tried size exactly the tried rate, if the rule gives it."""
     grown = ladder.rungs[arch, size].target / ladder.rungs[arch, ladder.sizes[0]].target
     rate = best * grown**-ladder.rate.exponent
     return next((r for r in ladder.rate.tried if math.isclose(r, rate, rel_tol=1e-9)), rate)

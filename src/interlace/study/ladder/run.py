@@ -1,4 +1,4 @@
-"""The runs of a ladder: rates first, then every seed of every rung, in processes or as a job array."""
+"""Run a ladder: rates first, then every seed of every rung, in processes or as a job array."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class LadderRun:
     Attributes:
         out: the folder: run.toml, data/, cells/, results.csv, ladder.json.
         jobs: processes at once, one thread each; None for one per core.
-        device: that the runs train on.
-        watch: told how the text is prepared, how far the work is, and which runs are going on.
+        device: the device that the runs train on.
+        watch: called with how the text is prepared, how far the work is, and which runs are active.
     """
 
     ladder: Ladder
@@ -76,11 +76,11 @@ class LadderRun:
 
     @property
     def processes(self) -> int:
-        """At once."""
+        """How many processes run at once."""
         return self.jobs or os.cpu_count() or 1
 
     def open(self) -> None:
-        """The folder, its text prepared, and the text large enough.
+        """Open the folder, prepare its text, and check that the text is large enough.
 
         Raises:
             RunError: the folder belongs to another ladder.
@@ -97,7 +97,7 @@ class LadderRun:
             raise
 
     def check(self) -> None:
-        """Look whether the ladder could begin, before anything is written; one that has begun only goes on.
+        """Check whether the ladder could begin, before anything is written; one that has begun is only resumed.
 
         Raises:
             RunError: the folder belongs to another ladder.
@@ -110,7 +110,7 @@ class LadderRun:
             check_inputs(recipe, self._own_text())
 
     def _recipes(self, data: DataSettings) -> list[Recipe]:
-        """Of text like this, the runs of models that are not alike in what they can read, the largest last."""
+        """Return one run for each group of models that can read the same text, the largest last."""
         rungs = sorted(self.ladder.rungs.values(), key=lambda r: r.target)
         alike = {(r.config.vocabulary, r.config.max_positions, r.rows): r for r in rungs}
         found = []
@@ -120,11 +120,11 @@ class LadderRun:
         return found
 
     def _own_text(self) -> Sources | None:
-        """The standard library's source, where no text is named."""
+        """Return the standard library's source if no text is named."""
         return None if "source" in self.ladder.data else standard_library(None)
 
     def _open_text(self, run: RunFolder) -> None:
-        """Prepare the text, and see that it is large enough, and the text that the ladder began with."""
+        """Prepare the text, and check that it is large enough and the text that the ladder began with."""
         begun = run.has_begun()
         corpus = open_corpus(self.settings, self.out / "data", self.watch, begun, self._own_text())
         self.corpus = corpus.folder
@@ -143,20 +143,20 @@ class LadderRun:
 
     @property
     def settings(self) -> DataSettings:
-        """Of the text; without a source it is the standard library's."""
+        """The settings of the text; without a source it is the standard library's."""
         given = {k: v for k, v in self.ladder.data.items() if k != "rows"}
         return validate(DataSettings, {"source": STANDARD_LIBRARY, **given}, "data")
 
     def note(self, **facts: Any) -> None:
-        """Keep facts in ladder.json."""
+        """Store facts in ladder.json."""
         write_file(self.out / FACTS, json.dumps({**read_facts(self.out), **facts}, indent=2) + "\n")
 
     def folder(self, cell: LadderCell) -> Path:
-        """Its run folder."""
+        """Return the run folder of a cell."""
         return self.out / "cells" / cell.name
 
     def outcome(self, cell: LadderCell) -> RunOutcome | None:
-        """What a run came to, or None while it has not finished; a log is read again only when it has grown."""
+        """Return the outcome of a run, or None while it has not finished; a log is read again only if it has grown."""
         folder = self.folder(cell)
         log = RunFolder(folder).metrics_file
         size = log.stat().st_size if log.is_file() else 0
@@ -166,18 +166,18 @@ class LadderRun:
         return known[1]
 
     def tuning(self, arch: str) -> list[LadderCell]:
-        """The runs that find an architecture's rate."""
+        """Return the runs that find an architecture's rate."""
         rungs = [self.ladder.rungs[arch, s] for s in self.ladder.tuned()]
         return [LadderCell(r, rate, 0) for r in rungs for rate in self.ladder.rate.tried]
 
     def best_rate(self, arch: str) -> dict[str, Any] | None:
-        """As `rates.best_rate`, or None while some of the tried runs are not done."""
+        """Return `rates.best_rate`, or None while some of the tried runs are not done."""
         found = {(c.rung.size, c.rate): self.outcome(c) for c in self.tuning(arch)}
         done = {k: o for k, o in found.items() if o is not None}
         return best_rate(self.ladder, arch, done) if len(done) == len(found) else None
 
     def cells(self) -> list[LadderCell]:
-        """The runs that the study is made of, as far as rates are known."""
+        """Return the runs that the study consists of, as far as rates are known."""
         out = []
         for arch in self.ladder.archs:
             if (found := self.best_rate(arch)) is None:
@@ -189,11 +189,11 @@ class LadderRun:
         return sorted(out, key=lambda c: -c.rung.target)  # the longest first, so that none is left alone at the end
 
     def pending(self) -> list[LadderCell]:
-        """Runs that can be started and have not finished."""
+        """Return the runs that can be started and have not finished."""
         return [c for c in self.all() if self.outcome(c) is None]
 
     def job(self, cell: LadderCell) -> Job:
-        """The run as a process; its recipe is written beside it."""
+        """Return the run as a process; its recipe is written beside it."""
         recipe = self.out / "recipes" / f"{cell.name}.toml"
         text = tomli_w.dumps(self.ladder.recipe(cell, str(self.corpus)).to_dict())
         if not recipe.is_file() or recipe.read_text(encoding="utf-8", errors="replace") != text:
@@ -203,7 +203,7 @@ class LadderRun:
         return Job(cell.name, self.out / "logs" / cell.name, (sys.executable, "-m", CHILD, *arguments))
 
     def run(self, command: str) -> Path:
-        """Run what has not finished; returns results.csv. The same folder goes on where it was.
+        """Run what has not finished, and return the path of results.csv; the same folder is resumed.
 
         Raises:
             Failure: a run failed for another reason than divergence; the others' results are kept.
@@ -231,29 +231,29 @@ class LadderRun:
         return self.finish()
 
     def remember(self, command: str) -> None:
-        """Keep the command among those that made this folder."""
+        """Store the command among those that made this folder."""
         self.note(commands=list(dict.fromkeys([*read_facts(self.out).get("commands", []), command])))
 
     def all(self) -> list[LadderCell]:
-        """Every run that is known: of rates and of the study."""
+        """Return every run that is known: those that try rates and those of the study."""
         return list(dict.fromkeys([*(c for a in self.ladder.archs for c in self.tuning(a)), *self.cells()]))
 
     def finish(self) -> Path:
-        """Gather what has finished."""
+        """Gather the results that have finished."""
         rates = {a: r for a in self.ladder.archs if (r := self.best_rate(a)) is not None}
         self.note(rates=rates)
         return write_results(self.ladder, self.out, self.cells())
 
     def emit(self, how: Literal["slurm", "local"], command: str) -> tuple[Path, int]:
-        """(the script, how many runs): what can be run now, one command a line, for a job array or for xargs.
+        """Return (a script, how many runs): all runs that can start now, one command a line, for a job array or xargs.
 
-        Rates are tried first; when those runs are done the same command writes the rest.
+        Rates are tried first; when those runs are done, the same command writes the rest.
         """
         with hold_folder(self.out):
             return self._emit(how, command)
 
     def _line(self, cell: LadderCell) -> str:
-        """The command that runs a cell alone."""
+        """Return the command that runs one cell."""
         recipe, folder, device = self.job(cell).command[3:]
         return shlex.join(["interlace", "train", recipe, "--out", folder, "--device", device])
 
@@ -281,7 +281,7 @@ class LadderRun:
 
 
 class LadderProgress:
-    """How far the ladder is and how long the rest takes: estimates, corrected by what runs have taken here."""
+    """The progress of a ladder and its remaining time: estimates, corrected by the time that runs have taken here."""
 
     def __init__(self, run: LadderRun, found: Sequence[Cost]):
         """found: costs of every rung, on one core with nothing beside it."""

@@ -1,1 +1,1 @@
-"""The first five minutes: a hybrid and a transformer, trained side by side on real text."""
+"""The quickstart: a hybrid and a transformer, trained side by side on real text in five minutes."""

@@ -52,7 +52,7 @@ SEED = 0
 
 
 def configs(vocabulary: int, eos: int | None) -> dict[str, ModelConfig]:
-    """A 3:1 hybrid in Olmo Hybrid's proportions, and a transformer whose MLP is solved to as many parameters."""
+    """Return a 3:1 hybrid in Olmo Hybrid's proportions, and a transformer whose MLP is solved to as many parameters."""
     attention = {"heads": HEADS, "norm": "output"}
     common: dict[str, Any] = {"width": WIDTH, "depth": DEPTH, "vocabulary": vocabulary, "max_positions": 8192}
     common["init_std"] = INIT_STD
@@ -82,7 +82,7 @@ class Contest:
         out: the folder; each model has a run folder of its own in it.
         corpus: the text.
         clock: what is left of the budget.
-        watch: told how it goes; "race" after each step, with the row that was logged and the model's name.
+        watch: called with the progress; "race" after each step, with the row that was logged and the model's name.
     """
 
     out: Path
@@ -99,29 +99,29 @@ class Contest:
         self.runs = {name: TrainingRun(self.out / name) for name in NAMES}
 
     def model(self, name: str) -> HybridLM:
-        """Fresh weights, the same for every run of this model."""
+        """Return a model with fresh weights, the same for every run of this model."""
         torch.manual_seed(SEED)
         model = HybridLM(self.configs[name])
         model.tokenizer = self.corpus.tokenizer
         return model
 
     def trainer(self, name: str, rate: float, steps: int, precision: str) -> Trainer:
-        """A trainer from fresh weights."""
+        """Return a trainer that starts from fresh weights."""
         settings = TrainSettings(tokens=steps * self.batches.tokens, learning_rate=rate, seed=SEED)
         return Trainer.of(self.model(name), settings, steps, precision)
 
     @property
     def file(self) -> Path:
-        """The plan."""
+        """The file of the plan."""
         return self.out / PLAN
 
     def keep(self, plan: Plan) -> None:
-        """Write the plan down."""
+        """Write the plan to its file."""
         plan.spent_seconds = self.clock.spent
         write_file(self.file, json.dumps(asdict(plan), indent=2) + "\n")
 
     def plan(self) -> Plan:
-        """The plan that was made, or one from how fast this machine is.
+        """Return the plan that was made, or make one from how fast this machine is.
 
         Raises:
             RunError: the plan that was made is damaged.
@@ -135,7 +135,7 @@ class Contest:
         return plan
 
     def _measured(self) -> Plan:
-        """A plan from the time that steps and scores take here, both models by turns."""
+        """Make a plan from the time that steps and scores take here, for both models by turns."""
         precision = choose_precision("auto", torch.device("cpu"))
         trainers = {name: self.trainer(name, RATES[0], 100, precision) for name in NAMES}
         took: dict[str, list[float]] = {name: [] for name in NAMES}
@@ -155,7 +155,7 @@ class Contest:
         return self._divided(precision, seconds, scores)
 
     def _divided(self, precision: str, seconds: dict[str, float], scores: dict[str, float]) -> Plan:
-        """The time that is left, divided among the search for rates, the race and its scores."""
+        """Divide the time that is left among the search for rates, the race and its scores."""
         plan = Plan(1, 0, precision, self.batches.tokens, seconds, scores, fixed=False)
         score, pair, left = sum(scores.values()), sum(seconds.values()), max(0.0, self.clock.left - REST_SECONDS)
         while plan.quick_tokens > SCORED_TOKENS[0] and len(RATES) * plan.point_seconds > MEASURED_SHARE * left:
@@ -176,9 +176,9 @@ class Contest:
         return plan
 
     def sweep(self, plan: Plan) -> list[dict[str, Any]]:
-        """Held-out bits per byte of each learning rate for each model, on the same short prefix of the data.
+        """Return held-out bits per byte of each learning rate for each model, on the same short prefix of the data.
 
-        Every model has had the same rates; those for which there is no time are left out.
+        Every model has had the same rates; rates for which there is no time are left out.
         """
         file = self.out / "sweep.jsonl"
         done = read_sweep(file)
@@ -201,14 +201,17 @@ class Contest:
 
 
 def _careful(times: Sequence[float]) -> float:
-    """The mean of the slower half, the first steps left out where there are enough."""
+    """Return the mean of the slower half of times, without the first steps if there are enough."""
     settled = sorted(times[2:] if len(times) > 4 else times[1:] or times)
     slower = settled[len(settled) // 2 :]
     return sum(slower) / len(slower)
 
 
 def tokens_to_reach(curve: list[tuple[float, float]], level: float) -> float | None:
-    """Tokens at which a falling (tokens, score) curve first comes down to `level`, or None; straight in log tokens."""
+    """Return the tokens at which a falling (tokens, score) curve first reaches `level`, or None.
+
+    Between points the curve is straight in log tokens.
+    """
     for (t0, s0), (t1, s1) in pairwise(curve):
         if s0 <= level:
             return t0

@@ -1,4 +1,4 @@
-"""The budget of a comparison and the plan that it buys, kept so that an interrupted race goes on with it."""
+"""The budget of a comparison and the plan made for it, which is stored for a race that is interrupted."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PLAN = "plan.json"
 
 
 class Clock:
-    """Seconds of a comparison's budget; those of earlier starts count, those between two starts do not."""
+    """The time of a comparison's budget; time of earlier starts counts, time between two starts does not."""
 
     def __init__(self, budget_seconds: float, spent_seconds: float = 0.0):
-        """spent_seconds: by earlier starts."""
+        """spent_seconds: the time that earlier starts spent."""
         self.budget = budget_seconds
         self._start = time.perf_counter() - spent_seconds
 
@@ -42,15 +42,15 @@ class Clock:
 
 @dataclass
 class Plan:
-    """What the budget buys; kept in plan.json, so that an interrupted race goes on with it.
+    """How the budget is spent; it is stored in plan.json, and an interrupted race resumes with it.
 
     Attributes:
-        steps: of the race; changed by what steps turn out to take, unless the plan is `fixed`.
-        sweep_steps: of each run that tries a learning rate; 0 where there is no time for them.
-        seconds_per_step, seconds_per_score: by model; of a token that is scored.
+        steps: steps of the race; they change with the time that steps take, unless the plan is `fixed`.
+        sweep_steps: steps of each run that tries a learning rate; 0 if there is no time for them.
+        seconds_per_step, seconds_per_score: by model; the latter for a token that is scored.
         evaluations: points of each curve.
-        quick_tokens, full_tokens: of the held-out text, for a point and for the final score.
-        spent_seconds: of the budget, when the plan was last written.
+        quick_tokens, full_tokens: held-out tokens for a point and for the final score.
+        spent_seconds: seconds of the budget that were spent when the plan was last written.
     """
 
     steps: int
@@ -67,17 +67,17 @@ class Plan:
 
     @property
     def tail_seconds(self) -> float:
-        """What follows the last step of a race."""
+        """Seconds that follow the last step of a race."""
         return SAFETY * (self.full_tokens + self.quick_tokens) * sum(self.seconds_per_score.values()) + REST_SECONDS
 
     @property
     def point_seconds(self) -> float:
-        """What a point of both curves takes."""
+        """Seconds that a point of both curves takes."""
         return self.quick_tokens * sum(self.seconds_per_score.values())
 
 
 def read_plan(file: Path, batch_tokens: int) -> Plan | None:
-    """The plan of a folder, None where there is none.
+    """Return the plan of a folder, None if there is none.
 
     Raises:
         RunError: it is damaged.
@@ -98,7 +98,7 @@ def read_plan(file: Path, batch_tokens: int) -> Plan | None:
 
 
 def read_sweep(file: Path) -> list[dict[str, Any]]:
-    """What was tried of learning rates.
+    """Return the scores of the learning rates that were tried.
 
     Raises:
         RunError: it is damaged.

@@ -1,4 +1,4 @@
-"""The race: both models by turns on the same batches, held against the clock."""
+"""The race: both models by turns on the same batches, within the time that is left."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ REPLAN = 16  # steps after which the number of steps is first looked at again
 
 
 class Race:
-    """The steps of both models, and the clock that they are held against."""
+    """The steps of both models, and the clock that limits them."""
 
     def __init__(self, contest: Contest, plan: Plan, trainers: dict[str, Trainer]):
-        """trainers: where they are."""
+        """trainers: both models' trainers, where they are now."""
         self.contest, self.plan, self.trainers = contest, plan, trainers
         self.clock, self.batches = contest.clock, contest.batches
         self.schedule = next(iter(trainers.values())).schedule
@@ -39,11 +39,11 @@ class Race:
 
     @property
     def pair(self) -> float:
-        """Seconds that a step of both models takes."""
+        """Return the seconds that a step of both models takes."""
         return sum(self.recent) / len(self.recent)
 
     def run(self) -> None:
-        """Take the steps that the budget holds, at least one."""
+        """Take the steps that the budget allows, at least one."""
         take_steps(list(self.trainers.values()), self.batches.batch, self._after, before=self._before)
 
     def _before(self, step: int) -> None:
@@ -54,7 +54,7 @@ class Race:
             self._replan(step)
 
     def _replan(self, step: int) -> None:
-        """As many steps as the time that is left allows, changed where the rate has not begun to fall."""
+        """Set as many steps as the time that is left allows, as long as the rate has not begun to fall."""
         plan, steps = self.plan, self.plan.steps
         if self.clock.left < 2 * self.pair + plan.tail_seconds:  # this step is the last
             self._set_steps(step + 1)
@@ -68,7 +68,7 @@ class Race:
             self._set_steps(max(possible, step + 1))
 
     def _set_steps(self, steps: int) -> None:
-        """Written down before it is used, so that a race that is killed goes on with the same schedule."""
+        """Write the number of steps before it is used: a killed race resumes with the same schedule."""
         if steps == self.plan.steps:
             return
         self.plan.steps = steps
@@ -79,11 +79,11 @@ class Race:
 
     @property
     def every(self) -> int:
-        """Steps between two points of the curve."""
+        """Return the steps between two points of the curve."""
         return max(1, self.plan.steps // self.plan.evaluations)
 
     def _after(self, trainer: Trainer, taken: StepResult) -> None:
-        """Write a checkpoint, score and log, where they are due."""
+        """Write a checkpoint, score and log, if they are due."""
         name = next(n for n, t in self.trainers.items() if t is trainer)
         plan, run = self.plan, self.contest.runs[name]
         self.took += taken.seconds

@@ -1,4 +1,4 @@
-"""What a reader of the comparison sees: the same rows in the terminal and on the page."""
+"""The results of the comparison for a reader: the same rows in the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from interlace.train.report import curves, loss_plot
 
 
 def kibibytes(value: float) -> str:
-    """Bytes as KiB or MiB."""
+    """Return bytes as text in KiB or MiB."""
     return f"{value / 1024:,.0f} KiB" if value < 1 << 20 else f"{value / (1 << 20):,.1f} MiB"
 
 
 def comparison(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the table: one column per model."""
+    """Return columns and rows of the table, with one column for each model."""
     models = [results["models"][name] for name in NAMES]
 
     def row(label: str, *cells: str) -> list[str]:
@@ -58,7 +58,7 @@ def _search(results: dict[str, Any]) -> str:
 
 
 def sentence(results: dict[str, Any]) -> str:
-    """Who won, and by how many tokens; or why nobody is said to."""
+    """Say who won and by how many tokens, or why no winner is named."""
     winner, loser, models = results["winner"], results["loser"], results["models"]
     if winner is None:
         tokens = models[NAMES[0]]["tokens"]
@@ -79,7 +79,7 @@ def sentence(results: dict[str, Any]) -> str:
 
 
 def next_commands(out: Path, results: dict[str, Any]) -> list[str]:
-    """Commands to type next."""
+    """Return commands to type next."""
     winner = out / (results["winner"] or "hybrid")
     return [
         f'interlace generate {winner} "def parse(" --max-tokens 100',
@@ -90,7 +90,7 @@ def next_commands(out: Path, results: dict[str, Any]) -> list[str]:
 
 
 def _made(out: Path, runs: dict[str, TrainingRun]) -> list[str]:
-    """Command, versions, machine and both models' configs."""
+    """Return HTML with command, versions, machine and both models' configs."""
     tables = TrainingRun(out).tables()
     minutes = tables.get("quickstart", {}).get("minutes", "")
     command = f"interlace quickstart --minutes {minutes} --out {out}"
@@ -100,13 +100,13 @@ def _made(out: Path, runs: dict[str, TrainingRun]) -> list[str]:
 
 
 def machine_of(tables: dict[str, Any]) -> dict[str, Any]:
-    """The machine that run.toml names; this one where it was written before machines were."""
+    """Return the machine that run.toml names; this one if it was written before machines were recorded."""
     found: dict[str, Any] = tables.get("machine") or facts("cpu")
     return found
 
 
 def write_report(out: Path, results: dict[str, Any], runs: dict[str, TrainingRun]) -> None:
-    """loss.png and report.html."""
+    """Write loss.png and report.html."""
     training, held = {}, {}
     for name in NAMES:
         training[name], held[name] = curves(runs[name], "held_out_curve")

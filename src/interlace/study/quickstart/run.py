@@ -1,4 +1,7 @@
-"""Text, tokenizer, plan, sweep, race, verdict: each stage leaves a file, and a second start goes on from there."""
+"""The whole quickstart: text, tokenizer, plan, sweep, race, verdict.
+
+Each stage leaves a file, and a second start resumes from there.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ PROMPT = "def "
 
 
 def quickstart(minutes: float, out: Path, data: Path | None, watch: Watch) -> dict[str, Any]:
-    """Run or go on with the whole comparison in `out`; returns what results.json holds.
+    """Run or resume the whole comparison in `out`; return what results.json holds.
 
     Raises:
         ConfigError: fewer minutes than a comparison needs.
@@ -76,7 +79,7 @@ def _quickstart(minutes: float, out: Path, text: Sources, settings: dict[str, An
 
 
 def spent_before(out: Path) -> float:
-    """Seconds of the budget that earlier starts have used."""
+    """Return the seconds of the budget that earlier starts have used."""
     try:
         spent = json.loads((out / PLAN).read_text(encoding="utf-8"))["spent_seconds"]
         return float(spent) if spent >= 0 else 0.0
@@ -85,7 +88,7 @@ def spent_before(out: Path) -> float:
 
 
 def _text(text: Sources, out: Path, watch: Watch) -> Corpus:
-    """The text as tokens, prepared once, and enough of it for the race.
+    """Return the text as tokens, prepared once, and check that there is enough of it for the race.
 
     Until there is a plan, text that has changed since an earlier start is prepared anew.
     """
@@ -103,12 +106,12 @@ def _text(text: Sources, out: Path, watch: Watch) -> Corpus:
 
 
 def made_for(text: Sources) -> dict[str, Any]:
-    """What the tokens of a text depend on."""
+    """Return what the tokens of a text depend on."""
     return {"tokenizer": f"train:{VOCABULARY}", "text": stamp(text)}
 
 
 def best_rate(sweep: list[dict[str, Any]], name: str) -> float:
-    """The learning rate with the lowest held-out score for this model; the middle one where none was tried."""
+    """Return the learning rate with the lowest held-out score for this model; the middle one if none was tried."""
     tried = [d for d in sweep if d["model"] == name]
     if not tried:
         return RATES[len(RATES) // 2]
@@ -117,7 +120,7 @@ def best_rate(sweep: list[dict[str, Any]], name: str) -> float:
 
 
 def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: dict[str, float]) -> dict[str, Any]:
-    """Everything the table, the report and scripts need."""
+    """Return all that the table, the report and scripts need."""
     models = {}
     curves = {}
     for name in NAMES:
@@ -167,6 +170,6 @@ def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: di
 
 
 def sample(checkpoint: Path) -> str:
-    """A little text from a checkpoint, the same each time."""
+    """Return a little text from a checkpoint, the same each time."""
     model = load(checkpoint)
     return PROMPT + "".join(generate(model, PROMPT, max_tokens=96, temperature=0.7, min_p=0.05, seed=1))

@@ -1,6 +1,6 @@
-"""What the same study would have found with other luck: laws refitted to resampled points.
+"""Refit laws to resampled points, to see what the same study would have found with other luck.
 
-Points of one run share its initial weights, its data order and its plateau, so a run is what is resampled, not a point.
+Points of one run share its initial weights, its data order and its plateau. Therefore a run is resampled, not a point.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CHUNK = 250
 
 @dataclass(frozen=True)
 class Resampled:
-    """Laws of every resample.
+    """The laws of every resample.
 
     Attributes:
         kind: what was resampled.
@@ -36,21 +36,21 @@ class Resampled:
     laws: dict[str, list[Law]]
 
     def values(self, of: Callable[[dict[str, Law]], float]) -> np.ndarray:
-        """A quantity of every resample."""
+        """Return a quantity of every resample."""
         count = len(next(iter(self.laws.values())))
         return np.array([of({a: x[i] for a, x in self.laws.items()}) for i in range(count)])
 
     def interval(self, of: Callable[[dict[str, Law]], float], share: float = SHARE) -> tuple[float, float]:
-        """The middle `share` of a quantity; infinite values count as larger than any."""
+        """Return the middle `share` of a quantity; infinite values count as larger than any."""
         return middle(self.values(of), share)
 
     def interval_of(self, arch: str, name: str) -> tuple[float, float]:
-        """Of one architecture's coefficient, or of another attribute of its law, such as `split`."""
+        """Return the interval of an architecture's coefficient, or of another attribute of its law, such as `split`."""
         return self.interval(lambda laws: getattr(laws[arch], name))
 
 
 def middle(values: np.ndarray, share: float = SHARE) -> tuple[float, float]:
-    """(low, high) percentiles around the middle `share`."""
+    """Return the (low, high) percentiles around the middle `share`."""
     ordered = np.sort(values)
     places = (0.5 * (1 - share) * (len(ordered) - 1), 0.5 * (1 + share) * (len(ordered) - 1))
     return float(ordered[int(np.floor(places[0]))]), float(ordered[int(np.ceil(places[1]))])
@@ -86,7 +86,7 @@ def bootstrap(
 
 
 def refit(fit: Fit, goals: np.ndarray, weights: np.ndarray, tell: Tell = lambda *_: None) -> dict[str, list[Law]]:
-    """Laws by architecture for rows of log losses and of weights, both [many, points], each started from the fit."""
+    """Return laws by architecture for rows of log losses and of weights, both [many, points], started from the fit."""
     laws: dict[str, list[Law]] = {}
     total = len(fit.solved) * len(goals)
     done = 0
@@ -105,7 +105,7 @@ def refit(fit: Fit, goals: np.ndarray, weights: np.ndarray, tell: Tell = lambda 
 
 
 def check_enough(points: Points, kind: Kind) -> None:
-    """Raise DataError where there is too little to resample."""
+    """Raise DataError if there is too little to resample."""
     for arch in points.archs:
         own = points.of(arch)
         runs, seeds = len(set(own.run.tolist())), len(set(own.seed.tolist()))
@@ -119,7 +119,7 @@ def check_enough(points: Points, kind: Kind) -> None:
 
 
 def draw(points: Points, kind: Kind, rng: np.random.Generator) -> np.ndarray:
-    """How often each point is in a resample, [points]."""
+    """Return how often each point is in a resample, [points]."""
     if kind == "points":
         counts = np.zeros(len(points))
         for arch in points.archs:

@@ -1,4 +1,4 @@
-"""Two architectures: what one saves, whether the data say so, and whether their laws differ at all."""
+"""Compare two architectures: what one saves, whether the data show it, and whether their laws differ at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NESTED: dict[str, tuple[str, ...]] = {  # each with one more coefficient in comm
 
 
 def token_saving(laws: Laws, base: str, other: str, n: float, d: float) -> float:
-    """The tokens that `base` needs for its loss at (n, d), over those that `other` needs for the same loss at size n.
+    """Return the tokens that `base` needs for its loss at (n, d), over those that `other` needs for it at size n.
 
     2 means half the tokens; 0 that `other` never gets there at this size.
     """
@@ -34,7 +34,7 @@ def token_saving(laws: Laws, base: str, other: str, n: float, d: float) -> float
 
 
 def flops_per_token(points: Points, arch: str) -> Callable[[float], float]:
-    """Training FLOPs per token by size, between the sizes that were measured and beyond them in proportion."""
+    """Return training FLOPs per token by size: between the measured sizes, and in proportion beyond them."""
     own = points.of(arch)
     sizes = own.sizes
     logs = [math.log(float(np.mean((own.flops / own.d)[np.abs(own.n / s - 1) < 0.01]))) for s in sizes]
@@ -53,7 +53,7 @@ class Saving:
     """How much less one architecture needs than another, at one size.
 
     Attributes:
-        n, d: where the base's loss is taken.
+        n, d: the size and tokens at which the base's loss is taken.
         loss: that loss.
         tokens: saving of tokens, a factor.
         flops: saving of training FLOPs at this size, a factor.
@@ -73,7 +73,7 @@ class Saving:
 
 
 def saving(fit_: Fit, resampled: list[Resampled], base: str, other: str, n: float, d: float) -> Saving:
-    """The saving at one size with its intervals."""
+    """Return the saving at one size with its intervals."""
     laws = fit_.laws
     rates = [flops_per_token(fit_.points, a)(n) for a in (base, other)]
     cheaper = rates[0] / rates[1]
@@ -88,7 +88,7 @@ def saving(fit_: Fit, resampled: list[Resampled], base: str, other: str, n: floa
 
 
 def verdict(s: Saving) -> str:
-    """What the data say about a saving, in a sentence; only an interval over runs (or seeds) is believed."""
+    """Say in a sentence what the data show of a saving; only an interval over runs (or seeds) counts."""
     where = f"at {_count(s.n)} parameters and the loss that {s.base} reaches with {_count(s.d)} tokens"
     where += "" if s.measured else " (a size that was not trained)"
     kind = next((k for k in BELIEVED if k in s.intervals), None)
@@ -112,7 +112,7 @@ def _times(factor: float, other: str, base: str) -> str:
 
 
 def _share(factor: float) -> str:
-    """The tokens needed, as a share of the base's, where they are saved by a factor."""
+    """Return the tokens needed as a share of the base's, for a saving given as a factor."""
     if factor <= 0:
         return "no bound"
     return f"{1 / factor:.2f}" if factor < 20 else f"{1 / factor:.4f}"
@@ -128,11 +128,11 @@ def _count(value: float) -> str:
 def nested(
     points: Points, fixed: dict[str, float], delta: float, times: int = 200, seed: int = 0, tell: Tell = lambda *_: None
 ) -> list[dict[str, Any]]:
-    """Models with more and more in common, each against the one before it.
+    """Compare models with more and more in common, each with the one before it.
 
-    The p-value is the share of studies in which the smaller model is true that show a fall of the objective as large
-    as the one seen. Those studies are made from the smaller model's predictions and its residuals, a run's residuals
-    all kept or all turned round together (the wild cluster bootstrap: Cameron, Gelbach and Miller, "Bootstrap-based
+    The p-value is the share of simulated studies, in which the smaller model is true, whose objective falls as much as
+    the one seen. These studies are made from the smaller model's predictions and residuals. The residuals of a run are
+    all kept or all negated together (the wild cluster bootstrap: Cameron, Gelbach and Miller, "Bootstrap-based
     improvements for inference with clustered errors", 2008).
     """
     fits = {name: fit(points, shared, fixed, delta) for name, shared in NESTED.items()}
@@ -173,10 +173,9 @@ def _objectives(fit_: Fit, goals: np.ndarray) -> np.ndarray:
 
 
 def held_out(fit_: Fit) -> list[dict[str, Any]]:
-    """Fit without each architecture's largest size and predict it: a row for each of its token counts.
+    """Fit without each architecture's largest size and predict it; return a row for each of its token counts.
 
-    Empty where what is left cannot be fitted, which takes three sizes and three token counts, or two where the
-    exponent is known.
+    Empty if the rest cannot be fitted, which takes three sizes and three token counts, or two if the exponent is known.
     """
     points = fit_.points
     top = {a: points.of(a).sizes[-1] for a in points.archs}

@@ -1,4 +1,4 @@
-"""Whether a fit explains anything: what is lost without the term of N, or of D."""
+"""Test whether a fit explains anything: how much is lost without the term of N, or of D."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ LEVEL = 5.99  # of chi squared with two degrees of freedom, 95 %: a term has a f
 
 
 def deviance(fit: Fit, arch: str, letters: Sequence[str]) -> float:
-    """Twice the fall of the log-likelihood when these terms are left out of an architecture's law and the rest is
-    fitted anew, times runs / points: as in a profile, a run counts as one observation.
+    """Return the deviance of leaving terms out of an architecture's law.
+
+    This is twice the fall of the log-likelihood when these terms are left out and the rest is fitted anew, times runs /
+    points: as in a profile, a run counts as one observation.
     """
     problem, best = next((p, t) for p, t in fit.solved if arch in p.structure.archs)
     structure, theta, free = problem.structure, best[None].copy(), problem.structure.free
@@ -45,9 +47,9 @@ def deviance(fit: Fit, arch: str, letters: Sequence[str]) -> float:
 
 
 def idle_terms(fit: Fit) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """(by architecture, which of N and D explain nothing of its loss; what there is to say of it).
+    """Return (by architecture, which of N and D explain nothing of its loss; notes about it).
 
-    Where either could do without the other and both together could not, N and D rise together: neither is called idle.
+    If each could be left out, but not both together, N and D rise together: then neither is called idle.
     """
     idle: dict[str, tuple[str, ...]] = {}
     notes = []
@@ -75,7 +77,7 @@ def idle_terms(fit: Fit) -> tuple[dict[str, tuple[str, ...]], list[str]]:
 
 
 def bound_notes(resampled: Sequence[Resampled], idle: dict[str, tuple[str, ...]]) -> list[str]:
-    """Exponents whose interval ends where the search does, and not where the data end it."""
+    """Return notes on exponents whose interval ends where the search ends, not where the data end it."""
     notes = []
     for arch, letters in idle.items():
         for letter, (_, exponent) in TERMS.items():
@@ -91,5 +93,5 @@ def bound_notes(resampled: Sequence[Resampled], idle: dict[str, tuple[str, ...]]
 
 
 def unknown(idle: dict[str, tuple[str, ...]], arch: str) -> set[str]:
-    """Names of an architecture's coefficients that the data do not tell."""
+    """Return the names of an architecture's coefficients that the data do not determine."""
     return {name for letter in idle.get(arch, ()) for name in TERMS[letter]} | ({"split"} if idle.get(arch) else set())

@@ -1,4 +1,4 @@
-"""One fit of a scaling law, whether its optimum is the only one, and how likely other values of a coefficient are."""
+"""Fit a scaling law; tell whether its optimum is the only one, and how likely other values of a coefficient are."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGEST_LOG = 700.0  # beyond it a count of tokens is no float64
 
 @dataclass(frozen=True)
 class Law:
-    """L = E + A / N^alpha + B / D^beta."""
+    """A scaling law: L = E + A / N^alpha + B / D^beta."""
 
     E: float
     A: float
@@ -30,11 +30,11 @@ class Law:
     beta: float
 
     def loss(self, n: float | np.ndarray, d: float | np.ndarray) -> float | np.ndarray:
-        """At n parameters and d tokens."""
+        """Return the loss at n parameters and d tokens."""
         return self.E + self.A / n**self.alpha + self.B / d**self.beta
 
     def tokens(self, n: float, loss: float) -> float:
-        """How many tokens n parameters need for a loss; infinite where no number would do."""
+        """Return how many tokens n parameters need for a loss; infinite if no number is enough."""
         rest = loss - self.E - self.A / n**self.alpha
         if rest <= 0 or (power := math.log(self.B / rest) / self.beta) > LARGEST_LOG:
             return math.inf
@@ -46,7 +46,7 @@ class Law:
         return self.beta / (self.alpha + self.beta)
 
     def best_parameters(self, flops: float) -> float:
-        """N of the least loss at 6 N D = flops. Hoffmann et al., arXiv 2203.15556, equation 4."""
+        """Return the N of the least loss at 6 N D = flops. Hoffmann et al., arXiv 2203.15556, equation 4."""
         ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         return ratio * (flops / 6) ** self.split
 
@@ -63,7 +63,7 @@ class Fit:
         objective: Huber's loss, summed.
         starts: how many places of the grid were polished.
         optima: how many different optima they ended in.
-        second: how much higher the second best is, relative; infinite where there is none.
+        second: how much higher the second best is, relative; infinite if there is none.
     """
 
     points: Points
@@ -77,12 +77,12 @@ class Fit:
 
     @property
     def laws(self) -> dict[str, Law]:
-        """By architecture."""
+        """The laws by architecture."""
         return {a: laws_of(p, theta)[a][0] for p, theta in self.solved for a in p.structure.archs}
 
     @property
     def residuals(self) -> np.ndarray:
-        """Log of the loss found over the loss predicted, [points]."""
+        """Log of the measured loss over the predicted loss, [points]."""
         out = np.empty(len(self.points))
         for problem, theta in self.solved:
             own = np.isin(self.points.arch, problem.structure.archs)
@@ -91,12 +91,12 @@ class Fit:
 
     @property
     def coefficients(self) -> int:
-        """How many were fitted."""
+        """How many coefficients were fitted."""
         return sum(int(p.structure.free.sum()) for p, _ in self.solved)
 
 
 def laws_of(problem: Problem, theta: np.ndarray) -> dict[str, list[Law]]:
-    """Each architecture's law for every row of theta."""
+    """Return each architecture's law for every row of theta."""
     rows = problem.natural(theta)
     structure = problem.structure
     places = {a: [structure.place(n, a) for n in NAMES] for a in structure.archs}
@@ -139,7 +139,7 @@ def fit(
 
 
 def plan(points: Points, shared: Iterable[str], fixed: dict[str, float]) -> Structure:
-    """The structure that was asked for."""
+    """Return the structure that was asked for."""
     names = frozenset(shared)
     if names - set(NAMES):
         raise ConfigError(f"share: {sorted(names - set(NAMES))[0]!r} is not a coefficient; name {', '.join(NAMES)}")
@@ -155,13 +155,13 @@ def plan(points: Points, shared: Iterable[str], fixed: dict[str, float]) -> Stru
 
 
 def problem_of(points: Points, structure: Structure) -> Problem:
-    """The points of a structure's architectures."""
+    """Return the problem of the points of a structure's architectures."""
     own = points.where(np.isin(points.arch, structure.archs))
     return Problem(structure, own.n, own.d, own.loss, own.arch)
 
 
 def different(found: np.ndarray, value: np.ndarray, structure: Structure) -> list[float]:
-    """Objectives of the distinct optima, best first."""
+    """Return the objectives of the distinct optima, best first."""
     exponents = [i for i, (n, _) in enumerate(structure.places) if n in EXPONENTS]
     kept: list[tuple[np.ndarray, float]] = []
     for theta, height in zip(found[:, exponents], value, strict=True):
@@ -171,7 +171,7 @@ def different(found: np.ndarray, value: np.ndarray, structure: Structure) -> lis
 
 
 def scaled_likelihood(objective: float, points: int, delta: float) -> float:
-    """Log-likelihood of residuals with density exp(-huber(r) / s) / Z(s), at the s that makes it largest.
+    """Return the log-likelihood of residuals with density exp(-huber(r) / s) / Z(s), at the s that makes it largest.
 
     It runs from Gauss' to Laplace's as delta falls; Z(s) = sqrt(2 pi s) erf(delta / sqrt(2 s)) + 2 s / delta
     exp(-delta^2 / 2 s).
@@ -187,7 +187,7 @@ def scaled_likelihood(objective: float, points: int, delta: float) -> float:
 
 
 def profile(fit_: Fit, arch: str, name: str, values: np.ndarray) -> np.ndarray:
-    """Profile deviance at given values of one coefficient (natural units), everything else fitted anew: [values].
+    """Return the profile deviance [values] at values of one coefficient (natural units), with all others fitted anew.
 
     Twice the fall of the log-likelihood, times runs / points: the points of a run share its luck, so a run counts as
     one observation. 3.84 bounds 95 %.

@@ -1,4 +1,4 @@
-"""The other way to a law: which size is best at equal compute? Hoffmann et al., arXiv 2203.15556, section 3.2."""
+"""Another way to a law: find the best size at equal compute. Hoffmann et al., arXiv 2203.15556, section 3.2."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Valley:
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """Valleys of one architecture.
+    """The valleys of one architecture.
 
     Attributes:
         split: exponent of the best size in the compute, by a line through the bottoms; None for fewer than two.
@@ -42,7 +42,7 @@ class IsoFlop:
 
 
 def isoflop(points: Points) -> IsoFlop:
-    """Of one architecture's points: budgets spread over those that at least three sizes have measurements around."""
+    """Return the valleys of one architecture, at budgets that lie within the measurements of at least three sizes."""
     curves = []
     for size in points.sizes:
         own = points.where(np.abs(points.n / size - 1) < 0.01)
@@ -66,7 +66,10 @@ def isoflop(points: Points) -> IsoFlop:
 
 
 def _read(curves: list[tuple[float, np.ndarray, np.ndarray]], budget: float) -> list[tuple[float, float]]:
-    """(size, loss) of the sizes that have measurements on both sides of a budget, all logarithms but the size."""
+    """Return (size, loss) of sizes that have measurements on both sides of a budget.
+
+    curves: (size, log compute, log loss); budget: log compute.
+    """
     near = [(n, c, y) for n, c, y in curves if c[0] - 1e-9 <= budget <= c[-1] + 1e-9]
     return [(n, float(np.exp(np.interp(budget, c, y)))) for n, c, y in near]
 

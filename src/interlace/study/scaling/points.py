@@ -1,4 +1,4 @@
-"""Points of a scaling study: parameters, tokens and the loss they reached, and which run each came from."""
+"""The points of a scaling study: parameters, tokens, the loss they reached, and the run of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Strings = np.ndarray
 
 @dataclass(frozen=True)
 class Points:
-    """Columns of equal length.
+    """Points as columns of equal length.
 
     Attributes:
         n: parameters, float64.
@@ -45,21 +45,21 @@ class Points:
     grouped: bool = True
 
     def __len__(self) -> int:
-        """How many points."""
+        """Return the number of points."""
         return len(self.n)
 
     def where(self, keep: np.ndarray) -> Points:
-        """The points that a mask or an index picks."""
+        """Return the points that a mask or an index picks."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v[keep] for k, v in columns.items() if isinstance(v, np.ndarray)})
 
     def of(self, arch: str) -> Points:
-        """One architecture's."""
+        """Return the points of one architecture."""
         return self.where(self.arch == arch)
 
     @property
     def archs(self) -> tuple[str, ...]:
-        """In the order they first appear."""
+        """The architectures, in the order they first appear."""
         return tuple(dict.fromkeys(self.arch.tolist()))
 
     @property
@@ -83,11 +83,11 @@ class Points:
         flops: Sequence[float] | None = None,
         diverged: int = 0,
     ) -> Points:
-        """From plain lists.
+        """Make points from plain lists.
 
-        A point without a run (none are given, or its own is "") belongs with those of its architecture, size and seed,
-        and is a run of its own where it has no seed either. Runs of two architectures are two, even where they have
-        the same name.
+        A point without a run (none are given, or its own is "") belongs with those of its architecture, size and seed.
+        If it has no seed either, it is a run of its own. Runs of two architectures are two, even if they have the same
+        name.
         """
         count = len(n)
         seeds = [""] * count if seed is None else [str(s) for s in seed]
@@ -109,10 +109,10 @@ class Points:
 
 
 def read_csv(path: Path) -> Points:
-    """Points of a CSV file with columns N, D and loss, and any of run, seed, arch, flops and diverged.
+    """Return the points of a CSV file with columns N, D and loss, and any of run, seed, arch, flops and diverged.
 
-    Rows of a run that is marked as diverged in any row are left out, all of them: those with its name, or with its
-    architecture, size and seed; a row that has neither a run nor a seed is left out alone.
+    If any row of a run is marked as diverged, all rows of the run are left out: those with its name, or with its
+    architecture, size and seed. A row that has neither a run nor a seed is left out alone.
 
     Raises:
         DataError: the file is missing or empty, a column is missing, a value is not a positive number, or a mark is
@@ -160,7 +160,7 @@ def read_csv(path: Path) -> Points:
 
 
 def _run_of(line: int, row: dict[str, str]) -> tuple[str, ...]:
-    """What a row shares its luck with."""
+    """Return a key for the run of a row, with which it shares its luck."""
     arch = row.get("arch", "")
     if row.get("run"):
         return "run", arch, row["run"]
@@ -174,7 +174,7 @@ def _run_of(line: int, row: dict[str, str]) -> tuple[str, ...]:
 
 
 def _marked(path: Path, line: int, raw: str) -> bool:
-    """Whether a cell says yes."""
+    """Return whether a cell says yes."""
     word = raw.lower().removesuffix(".0")
     if word in YES or word in NO:
         return word in YES
@@ -195,10 +195,10 @@ def _positive(path: Path, line: int, name: str, raw: str) -> float:
 
 
 def check_identified(points: Points, fixed: dict[str, float]) -> None:
-    """Whether these points can tell the coefficients apart at all, for each architecture.
+    """Check for each architecture that these points can tell the coefficients apart.
 
     Raises:
-        DataError: they cannot; the message says which coefficients, and what would do.
+        DataError: they cannot; the message says which coefficients, and what would help.
     """
     for arch in points.archs:
         own = points.of(arch)

@@ -1,4 +1,4 @@
-"""What a reader of a scaling study can judge: figures, tables, the exact commands and versions, in one file."""
+"""The report of a scaling study, in one file that a reader can judge: figures, tables, exact commands and versions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = ("#7a7a7a", "#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0e7490")
 
 
 def number(value: float) -> str:
-    """Four digits; large numbers in units: 1.23M."""
+    """Return a number with four digits; large ones in units: 1.23M."""
     if math.isinf(value):
         return "no bound"
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
@@ -32,17 +32,17 @@ def number(value: float) -> str:
 
 
 def times(value: float) -> str:
-    """A factor."""
+    """Return a factor as text."""
     return number(value) if math.isinf(value) else f"{value:.2f}"
 
 
 def span(pair: tuple[float, float], write: Callable[[float], str] = number) -> str:
-    """An interval."""
+    """Return an interval as text."""
     return f"{write(pair[0])} to {write(pair[1])}"
 
 
 def coefficient_rows(study: Study) -> tuple[list[str], list[list[str]]]:
-    """Each coefficient with the interval of every bootstrap."""
+    """Return each coefficient with the interval of every bootstrap."""
     kinds = [r.kind for r in study.resampled]
     rows = []
     for arch, law in study.fit.laws.items():
@@ -58,7 +58,7 @@ def _kind(kind: str) -> str:
 
 
 def saving_rows(savings: Sequence[Saving], most: int = 3) -> tuple[list[str], list[list[str]]]:
-    """Token and compute savings at each size, with at most so many kinds of interval."""
+    """Return token and compute savings at each size, with at most so many kinds of interval."""
     kinds = list(savings[0].intervals)[:most]
     head = ["", "N", "D", "loss", "tokens", *(_kind(k) for k in kinds), "FLOPs", *(_kind(k) for k in kinds[:1])]
     rows = []
@@ -82,7 +82,7 @@ def saving_rows(savings: Sequence[Saving], most: int = 3) -> tuple[list[str], li
 
 
 def nested_rows(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Models with more and more in common."""
+    """Return rows for models with more and more in common."""
     head = ["in common", "coefficients", "objective", "BIC (runs)", "p against the row above"]
     return head, [
         [
@@ -97,7 +97,7 @@ def nested_rows(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[st
 
 
 def held_out_rows(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """The largest size, predicted from the others."""
+    """Return rows for the largest size, predicted from the others."""
     head = ["architecture", "N", "D", "loss", "predicted", "error"]
     return head, [
         [r["arch"], number(r["N"]), number(r["D"]), f"{r['loss']:.4f}", f"{r['predicted']:.4f}", f"{r['error']:+.2%}"]
@@ -106,7 +106,7 @@ def held_out_rows(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[
 
 
 def split_rows(study: Study) -> tuple[list[str], list[list[str]]]:
-    """The exponent of the best size in the compute, found in two ways."""
+    """Return rows for the exponent of the best size in the compute, found in two ways."""
     head = ["architecture", "beta / (alpha + beta)", "over runs", "IsoFLOP", "budgets with a bottom"]
     rows = []
     for arch, law in study.fit.laws.items():
@@ -125,7 +125,7 @@ def split_rows(study: Study) -> tuple[list[str], list[list[str]]]:
 
 
 def _save(draw: Callable[[Any], None], size: tuple[float, float]) -> dict[str, bytes]:
-    """The same figure as PNG and as PDF."""
+    """Save the same figure as PNG and as PDF."""
     from matplotlib.figure import Figure
 
     out = {}
@@ -142,7 +142,7 @@ def _save(draw: Callable[[Any], None], size: tuple[float, float]) -> dict[str, b
 
 
 def _plain_ticks(axis: Any, limits: tuple[float, float]) -> None:
-    """A logarithmic axis with at most four plain numbers on it."""
+    """Give a logarithmic axis at most four ticks, with plain numbers."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     low, high = limits
@@ -155,7 +155,7 @@ def _plain_ticks(axis: Any, limits: tuple[float, float]) -> None:
 
 
 def loss_figure(fit: Fit) -> dict[str, bytes]:
-    """Loss against tokens, a colour for each size, a panel for each architecture; residuals below."""
+    """Plot loss against tokens, a colour for each size, a panel for each architecture; residuals below."""
 
     def draw(figure: Any) -> None:
         archs = fit.structure.archs
@@ -189,7 +189,7 @@ def loss_figure(fit: Fit) -> dict[str, bytes]:
 
 
 def saving_figure(savings: Sequence[Saving]) -> dict[str, bytes]:
-    """Token savings by size, with intervals over runs or seeds where there are any; one is no saving."""
+    """Plot token savings by size, with intervals over runs or seeds if there are any; at 1 there is no saving."""
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
@@ -219,7 +219,7 @@ def saving_figure(savings: Sequence[Saving]) -> dict[str, bytes]:
 
 
 def profile_figure(study: Study) -> dict[str, bytes]:
-    """Profile deviance of each coefficient; under the line is what the data cannot rule out."""
+    """Plot the profile deviance of each coefficient; the data cannot rule out values under the line."""
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, len(NAMES), sharey=True)
@@ -241,7 +241,7 @@ def profile_figure(study: Study) -> dict[str, bytes]:
 
 
 def isoflop_figure(study: Study) -> dict[str, bytes]:
-    """Valleys of loss over size at equal compute: dots measured, lines fitted."""
+    """Plot valleys of loss over size at equal compute: dots are measured, lines fitted."""
 
     def draw(figure: Any) -> None:
         archs = study.fit.structure.archs
@@ -267,7 +267,7 @@ def isoflop_figure(study: Study) -> dict[str, bytes]:
 
 
 def write_report(out: Path, study: Study, commands: Sequence[str], before: Sequence[str] = ()) -> Path:
-    """report.html with everything inside, and each figure as PNG and PDF beside it; `before` is HTML for its start."""
+    """Write report.html with everything inside, and each figure as PNG and PDF beside it; it begins with `before`."""
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     figures = {"loss": loss_figure(study.fit), "profiles": profile_figure(study)}

@@ -1,4 +1,4 @@
-"""A study that was never run: points drawn from known laws, to see what a fit makes of them."""
+"""Simulate a study: draw points from known laws, to see what a fit makes of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def simulate(
     point_noise: float = 0.0,
     seed: int = 0,
 ) -> Points:
-    """A ladder of every architecture, size and seed, each run read at every multiple.
+    """Return a ladder of every architecture, size and seed, each run read at every multiple.
 
     Args:
         laws: by architecture.

@@ -1,10 +1,10 @@
-"""L = E + A / N^alpha + B / D^beta: many fits at once, by Huber's loss on the residuals of log L.
+"""Fit L = E + A / N^alpha + B / D^beta many times at once, by Huber's loss on the residuals of log L.
 
 For fixed exponents the law is linear in (E, A, B). The outer search is over the exponents alone, with the linear
-coefficients projected out (Golub and Pereyra's variable projection); what it finds is polished in all coefficients
+coefficients projected out (Golub and Pereyra's variable projection). Its results are polished in all coefficients
 together. Loss and form are those of Hoffmann et al., arXiv 2203.15556, appendix D.3.
 
-Inside, log N and log D are centred and (E, A, B) are logarithms, so that they are positive and of one scale.
+Inside, log N and log D are centred, and (E, A, B) are logarithms: they are positive and of one scale.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOLERANCE, PATIENCE = 1e-10, 12  # of the objective, relative; so many steps on 
 
 @dataclass(frozen=True)
 class Structure:
-    """Which coefficients architectures have in common, and which are known.
+    """Which coefficients the architectures have in common, and which are known.
 
     Attributes:
         archs: in order.
@@ -42,11 +42,11 @@ class Structure:
 
     @property
     def places(self) -> list[tuple[str, str | None]]:
-        """(name, architecture, or None where it is shared) of each coefficient of the vector."""
+        """(name, architecture, or None if it is shared) of each coefficient of the vector."""
         return [(n, a) for n in NAMES for a in ((None,) if n in self.shared else self.archs)]
 
     def place(self, name: str, arch: str) -> int:
-        """Where an architecture's coefficient stands in the vector."""
+        """Return the index of an architecture's coefficient in the vector."""
         return self.places.index((name, None if name in self.shared else arch))
 
     @property
@@ -56,7 +56,7 @@ class Structure:
 
     @property
     def parts(self) -> list[Structure]:
-        """Structures that can be solved by themselves: one for each architecture where nothing is shared."""
+        """Return the structures that can be solved by themselves: one for each architecture if nothing is shared."""
         return [self] if self.shared else [Structure((a,), self.shared, self.fixed) for a in self.archs]
 
 
@@ -64,7 +64,7 @@ class Problem:
     """Points laid out for the solver.
 
     Attributes:
-        structure: of the coefficients.
+        structure: which coefficients there are.
         x, y: [points], log N and log D, centred.
         log_loss: [points].
         index: [5, points], where each point's coefficients stand in the vector.
@@ -72,7 +72,7 @@ class Problem:
     """
 
     def __init__(self, structure: Structure, n: np.ndarray, d: np.ndarray, loss: np.ndarray, arch: np.ndarray):
-        """All of shape [points]; every arch is one of the structure's."""
+        """Take arrays of shape [points]; every arch must be one of the structure's."""
         self.structure = structure
         self.x, self.y = np.log(n), np.log(d)
         self.centre = self.x.mean(), self.y.mean()
@@ -95,7 +95,7 @@ class Problem:
         return (weight * huber(goal - self.shares(theta)[0], delta)).sum(-1)
 
     def jacobian(self, theta: np.ndarray, share: np.ndarray) -> np.ndarray:
-        """Of the predicted log L: [many, points, coefficients]."""
+        """Return the Jacobian of the predicted log L: [many, points, coefficients]."""
         slopes = np.concatenate([share, -share[1:2] * self.x, -share[2:3] * self.y])
         return np.einsum("kmp,kpc->mpc", slopes, self.onehot)
 
@@ -108,7 +108,7 @@ class Problem:
         free: np.ndarray,
         tolerance: float = TOLERANCE,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Levenberg and Marquardt's steps on reweighted squares, each row for itself.
+        """Take Levenberg and Marquardt's steps on reweighted squares, each row for itself.
 
         Args:
             theta: [many, coefficients] to start from.
@@ -156,13 +156,13 @@ class Problem:
         return theta, value
 
     def bounded(self, theta: np.ndarray) -> np.ndarray:
-        """Coefficients within what can be told from nought and from a cliff."""
+        """Return coefficients within bounds: neither too small to differ from 0, nor exponents as steep as a cliff."""
         low = np.array([SMALLEST if n in LINEAR else LOWEST for n, _ in self.structure.places])
         high = np.array([np.inf if n in LINEAR else HIGHEST for n, _ in self.structure.places])
         return np.clip(theta, low, high)
 
     def projected(self, alpha: float, beta: float, goal: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """The vector with these exponents and the linear coefficients that fit best by least squares of L'/L - 1."""
+        """Return the vector with these exponents and the linear coefficients of the least squares of L'/L - 1."""
         places = self.structure.places
         theta = np.array([{"alpha": alpha, "beta": beta}.get(n, 0.0) for n, _ in places])
         linear = [i for i, (n, _) in enumerate(places) if n in LINEAR]
@@ -174,8 +174,10 @@ class Problem:
         return theta
 
     def search(self, goal: np.ndarray, weight: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray]:
-        """One fit from many starts: the grid of exponents with the rest projected out; every valley of it is polished,
-        and places far from them, to see whether they end in the same optimum.
+        """Fit once from many starts.
+
+        The linear coefficients are projected out over a grid of exponents. Every valley of the grid is polished, and
+        places far from the valleys too, to see whether they end in the same optimum.
 
         Args:
             goal, weight: [points].
@@ -207,15 +209,16 @@ class Problem:
     def polish(
         self, theta: np.ndarray, goal: np.ndarray, weight: np.ndarray, delta: float, tolerance: float = TOLERANCE
     ) -> tuple[np.ndarray, np.ndarray]:
-        """All coefficients together; Huber's corner is sharpened in steps, since a sharp one is slow from afar."""
+        """Fit all coefficients together; Huber's corner is sharpened in steps, as a sharp one is slow from afar."""
         free = self.structure.free
         for wide in (30 * delta, 5 * delta):
             theta, _ = self.descend(theta, goal, weight, wide, free, max(tolerance, 1e-4))
         return self.descend(theta, goal, weight, delta, free, tolerance)
 
     def uncentred(self, theta: np.ndarray, name: str) -> tuple[Problem, np.ndarray]:
-        """(the same problem, the same vector [coefficients]) with A, or B, in the law's units: log N, or log D, not
-        centred.
+        """Return (the same problem, the same vector [coefficients]) with A or B in the law's units.
+
+        To this end log N, or log D, is not centred.
         """
         linear, exponent, axis = ("A", "alpha", 0) if name == "A" else ("B", "beta", 1)
         other, moved = copy(self), theta.copy()
@@ -228,7 +231,7 @@ class Problem:
         return other, moved
 
     def natural(self, theta: np.ndarray) -> np.ndarray:
-        """Vectors [many, coefficients] in the units of the law, in place of logarithms at the centre."""
+        """Return vectors [many, coefficients] in the units of the law, instead of logarithms at the centre."""
         theta, out = np.atleast_2d(theta), np.empty_like(np.atleast_2d(theta))
         for i, (name, arch) in enumerate(self.structure.places):
             if name == "E":
@@ -243,13 +246,13 @@ class Problem:
 
 
 def huber(residual: np.ndarray, delta: float) -> np.ndarray:
-    """r^2 / 2 within delta of nought, delta (|r| - delta / 2) outside."""
+    """Return r^2 / 2 within delta of 0, delta (|r| - delta / 2) outside."""
     size = np.abs(residual)
     return np.where(size <= delta, 0.5 * residual**2, delta * (size - 0.5 * delta))
 
 
 def valleys(height: np.ndarray, most: int = 12) -> list[int]:
-    """Flat indices of the places of a grid that no neighbour is below, the lowest first."""
+    """Return the flat indices of the places of a grid that have no lower neighbour, the lowest first."""
     padded = np.pad(height, 1, constant_values=np.inf)
     rows, columns = height.shape
     lowest = np.min(
@@ -260,6 +263,6 @@ def valleys(height: np.ndarray, most: int = 12) -> list[int]:
 
 
 def spread(rows: int, columns: int) -> list[int]:
-    """Flat indices of nine places over a grid, its corners among them."""
+    """Return the flat indices of nine places over a grid, its corners among them."""
     down, across = (sorted({0, m // 2, m - 1}) for m in (rows, columns))
     return [i * columns + j for i in down for j in across]

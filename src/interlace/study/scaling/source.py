@@ -1,4 +1,4 @@
-"""Where points come from: a CSV file, or the folder of a ladder."""
+"""Read the points of a study from a CSV file, or from the folder of a ladder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ RESULTS = "results.csv"
 
 
 def read_points(path: Path) -> tuple[Points, Path]:
-    """(points, the CSV file they were read from).
+    """Return (points, the CSV file they were read from).
 
     Raises:
-        DataError: there is none, or it breaks a rule.
+        DataError: there is no such file, or it breaks a rule.
     """
     path = user_path(path)
     file = path / RESULTS if path.is_dir() else path

@@ -1,4 +1,4 @@
-"""Everything that one set of points can say: the fit, its intervals, savings, nested models, extrapolation, IsoFLOP."""
+"""Derive all that one set of points can say: the fit, its intervals, savings, nested models, extrapolation, IsoFLOP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LEVEL = 3.84  # of chi squared with one degree of freedom, 95 %
 
 @dataclass(frozen=True)
 class Study:
-    """What `interlace study fit` found.
+    """The results of `interlace study fit`.
 
     Attributes:
         resampled: laws by kind of bootstrap.
@@ -51,7 +51,7 @@ class Study:
 
     @property
     def optimum(self) -> str:
-        """Whether many starts ended in the same place."""
+        """Say whether many starts ended in the same place."""
         if self.fit.optima == 1:
             return f"{self.fit.starts} starts ended in one optimum."
         return (
@@ -61,7 +61,7 @@ class Study:
 
     @property
     def sentences(self) -> list[str]:
-        """What the data say about each pair, at the largest size that was trained."""
+        """Say what the data show about each pair, at the largest size that was trained."""
         largest: dict[str, Saving] = {}
         for s in self.savings:
             if s.measured and (s.other not in largest or s.n >= largest[s.other].n):
@@ -77,11 +77,11 @@ class Study:
         return claims
 
     def known(self, arch: str, name: str) -> bool:
-        """Whether the data tell a coefficient, or "split"."""
+        """Return whether the data determine a coefficient, or "split"."""
         return name not in unknown(self.idle, arch)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for `--json`."""
+        """Return plain data for `--json`."""
         laws = {}
         for arch, law in self.fit.laws.items():
             laws[arch] = {
@@ -120,7 +120,7 @@ class Study:
         }
 
     def _profile_interval(self, arch: str, name: str) -> list[float] | None:
-        """Where the profile crosses its 95 % level; the ends of what was looked at where it does not."""
+        """Return where the profile crosses its 95 % level, or the ends of the examined range where it does not."""
         if (arch, name) not in self.profiles:
             return None
         x, y = self.profiles[arch, name]
@@ -216,7 +216,7 @@ def study(
 
 
 def _profile(best: Fit, resampled: Sequence[Resampled], arch: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Over what the bootstrap reached, and beyond."""
+    """Return a profile over the range that the bootstrap reached, and beyond."""
     centre = getattr(best.laws[arch], name)
     low, high = 0.5 * centre, 2.0 * centre
     if resampled:

@@ -1,4 +1,4 @@
-"""The models that are compared: one table of layers per name, at a width and depth that the suite sets."""
+"""The models that a study of tasks compares: one table of layers per name, at a width and depth that the suite sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from interlace.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Shape:
-    """What is equal for all models of a comparison.
+    """The sizes that all models of a comparison share.
 
     Attributes:
         width, depth: of the model.
@@ -31,7 +31,7 @@ class Shape:
     mlp: int = 128
 
     def layer(self, kind: str, **more: Any) -> dict[str, Any]:
-        """The table of a kind of mixer at this shape."""
+        """Return the table of a kind of mixer at this shape."""
         head = self.width // self.heads
         matrix = {"heads": self.heads, "key_dim": head, "value_dim": head, "convolution": self.convolution}
         tables: dict[str, dict[str, Any]] = {
@@ -87,7 +87,7 @@ NAMES = (*ATTENTION, *RECURRENT, *HYBRIDS)
 
 
 def config(name: str, shape: Shape, vocabulary: int) -> ModelConfig:
-    """The model of an arm: a name of NAMES, or a TOML file with a [model] table (its width and depth are its own).
+    """Return the model of an arm: a name of NAMES, or a TOML file with a [model] table (with its own width and depth).
 
     Raises:
         ConfigError: no such arm or file; the message names the nearest.

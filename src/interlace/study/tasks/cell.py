@@ -40,10 +40,10 @@ class Budget:
     """How a cell is trained.
 
     Attributes:
-        steps, rows: of samples drawn anew for every step.
+        steps, rows: steps, and samples drawn anew for every step.
         rates: learning rates tried with the first seed; the best one is every other seed's.
         weight_decay: on matrices.
-        evaluations: how often the tests are taken on the way.
+        evaluations: how often the tests are taken during training.
         tests: samples for each difficulty.
         init_std: deviation of the initial matrices.
     """
@@ -59,7 +59,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class TaskCell:
-    """What one process trains."""
+    """A cell: what one process trains."""
 
     task: str
     model: str
@@ -70,18 +70,18 @@ class TaskCell:
 
     @property
     def name(self) -> str:
-        """Its folder's name."""
+        """The name of its folder."""
         return f"{self.task}-{Path(self.model).stem}-rate{self.rate:g}-seed{self.seed}"
 
     @staticmethod
     def read(folder: Path) -> TaskCell:
-        """The cell that a folder was made for."""
+        """Return the cell that a folder was made for."""
         raw = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
         raw["shape"], raw["budget"] = Shape(**raw["shape"]), Budget(**raw["budget"])
         return TaskCell(**raw)
 
     def write(self, folder: Path) -> None:
-        """Make the folder; what it holds already is not written again."""
+        """Make the folder; files that it holds already are not written again."""
         folder.mkdir(parents=True, exist_ok=True)
         file, text = folder / "cell.json", json.dumps(asdict(self), indent=2) + "\n"
         if not file.is_file() or file.read_text(encoding="utf-8", errors="replace") != text:
@@ -97,7 +97,7 @@ class Tests:
         self.sets = {d: task.test_set(d, count) for d in task.tested}
 
     def scores(self, model: HybridLM) -> dict[int, float]:
-        """By difficulty."""
+        """Return the scores by difficulty."""
         return {d: self._score(model, samples) for d, samples in self.sets.items()}
 
     @torch.inference_mode()
@@ -121,12 +121,12 @@ class Tests:
 
 
 def hardest_trained(task: Task) -> int:
-    """The tested difficulty that stands for what was trained: the hardest that is no harder."""
+    """Return the tested difficulty that stands for training: the hardest that is no harder than what was trained."""
     return max(d for d in task.tested if d <= task.trained[-1])
 
 
 def train(cell: TaskCell, folder: Path, device: str = "cpu") -> dict[str, Any]:
-    """Train a cell from its start; returns and writes its result. A divergence ends it, and is kept and marked."""
+    """Train a cell from its start; write and return its result. A divergence ends it and is stored in the result."""
     task, budget = find(cell.task), cell.budget
     table = config(cell.model, cell.shape, len(task.words)).replace(init_std=budget.init_std)
     torch.manual_seed(cell.seed)
@@ -178,13 +178,13 @@ def train(cell: TaskCell, folder: Path, device: str = "cpu") -> dict[str, Any]:
 
 
 def draw(task: Task, cell: TaskCell, number: int) -> Batch:
-    """The batch of a step: a function of the seed and the step, the same for every model."""
+    """Return the batch of a step: a function of the seed and the step, the same for every model."""
     rng = np.random.default_rng([1, cell.seed, number])
     return task.batch(rng, cell.budget.rows, (number - 1) / cell.budget.steps)
 
 
 def main() -> None:
-    """Train the cell of the folder that is named."""
+    """Train the cell of the folder that is named on the command line."""
     die_with_parent()
     kernels.keep_memory()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Copying: all of a string, or its marked part."""
+"""Tasks of copying: all of a string, or its marked part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from interlace.study.tasks.task import Draw, Sample, Task
 
 
 def before_and_after(task: Task, sample: Sample) -> str:
-    """What is read up to the bar, and what is to be written after it."""
+    """Return what is read up to the bar, and what must be written after it."""
     words = task.spell(sample.tokens)
     bar = words.index("|")
     return f"{' '.join(words[: bar + 1])} -> {' '.join(task.spell(sample.labels[bar:]))}"
@@ -33,26 +33,26 @@ class Copy(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Start, bar, end, letters."""
+        """Name the tokens: start, bar, end, letters."""
         return ("$", "|", ".", *ascii_lowercase)
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Uniform letters."""
+        """Draw uniform letters."""
         letters = (3 + rng.integers(26, size=difficulty)).tolist()
         tokens = [0, *letters, 1, *letters]
         goal = [*letters, 2]
         return Sample.of(tokens, {difficulty + 1 + i: x for i, x in enumerate(goal)})
 
     def text(self, sample: Sample) -> str:
-        """String, bar, string, end."""
+        """Write string, bar, string, end."""
         return before_and_after(self, sample)
 
     def chance(self, difficulty: int) -> float:
-        """Every letter and the end guessed."""
+        """Return the chance of guessing every letter and the end."""
         return 27.0 ** -(difficulty + 1)
 
     def bits(self, difficulty: int) -> float:
-        """All strings."""
+        """Count all strings."""
         return difficulty * log2(26)
 
 
@@ -74,11 +74,11 @@ class SelectiveCopy(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Blank, bar, letters."""
+        """Name the tokens: blank, bar, letters."""
         return (".", "|", *ascii_lowercase[: self.symbols])
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Uniform letters at uniform places; what is read after the bar are blanks."""
+        """Draw uniform letters at uniform places; after the bar, blanks are read."""
         letters = (2 + rng.integers(self.symbols, size=self.marked)).tolist()
         tokens = [0] * difficulty
         for place, letter in zip(sorted(rng.choice(difficulty, self.marked, replace=False)), letters, strict=True):
@@ -87,13 +87,13 @@ class SelectiveCopy(Task):
         return Sample.of(tokens, {difficulty + i: x for i, x in enumerate(letters)})
 
     def text(self, sample: Sample) -> str:
-        """String, bar, letters."""
+        """Write string, bar, letters."""
         return before_and_after(self, sample)
 
     def chance(self, difficulty: int) -> float:
-        """One of the letters."""
+        """Return the chance of guessing one of the letters."""
         return 1 / self.symbols
 
     def bits(self, difficulty: int) -> float:
-        """Strings of letters at one choice of places."""
+        """Count the strings of letters at one choice of places."""
         return self.marked * log2(self.symbols)

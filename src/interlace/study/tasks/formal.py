@@ -1,4 +1,4 @@
-"""Parity, modular arithmetic, boolean formulas: one answer at the end of a word."""
+"""Formal tasks with one answer at the end of a word: parity, modular arithmetic, boolean formulas."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ class Parity(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The bits."""
+        """Name the tokens: the bits."""
         return ("0", "1")
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Uniform bits."""
+        """Draw uniform bits."""
         bits = rng.integers(2, size=difficulty)
         return Sample.of(bits.tolist(), {difficulty - 1: int(bits.sum()) % 2})
 
     def curriculum(self, rng: Draw, progress: float) -> int:
-        """From the shortest words to all."""
+        """Grow from the shortest words to all."""
         return self.growing(rng, progress)
 
     def text(self, sample: Sample) -> str:
-        """Bits, arrow, parity."""
+        """Write bits, arrow, parity."""
         return f"{' '.join(self.spell(sample.tokens))} -> {self.words[sample.labels[-1]]}"
 
     def chance(self, difficulty: int) -> float:
-        """One half."""
+        """Return one half."""
         return 0.5
 
     def bits(self, difficulty: int) -> float:
-        """All words of bits."""
+        """Count all words of bits."""
         return float(difficulty)
 
 
@@ -74,11 +74,11 @@ class ModularArithmetic(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Digits, operators, brackets, equals."""
+        """Name the tokens: digits, operators, brackets, equals."""
         return (*map(str, range(DIGITS)), "+", "-", "*", "(", ")", "=")
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """An expression whose value was drawn first."""
+        """Draw a value, then an expression that has it."""
         want = int(rng.integers(DIGITS))
         while True:
             words, value = self._nested(rng, difficulty) if self.brackets else self._flat(rng, difficulty)
@@ -100,7 +100,7 @@ class ModularArithmetic(Task):
         return words, (total + term) % DIGITS
 
     def _nested(self, rng: Draw, size: int) -> tuple[list[str], int]:
-        """size at least 1; 2 and 4 are a digit with a sign, 3 one in brackets."""
+        """Draw a nested expression of `size` symbols, at least 1; 2 and 4 are a signed digit, 3 one in brackets."""
         if size < 5:
             digit = int(rng.integers(DIGITS))
             words = {1: [f"{digit}"], 2: ["-", f"{digit}"], 3: ["(", f"{digit}", ")"], 4: ["(", "-", f"{digit}", ")"]}
@@ -111,15 +111,15 @@ class ModularArithmetic(Task):
         return ["(", *left, "+" if plus else "-", *right, ")"], (a + b if plus else a - b) % DIGITS
 
     def text(self, sample: Sample) -> str:
-        """Expression, equals, value."""
+        """Write expression, equals, value."""
         return f"{' '.join(self.spell(sample.tokens))} {self.words[sample.labels[-1]]}"
 
     def chance(self, difficulty: int) -> float:
-        """One of five."""
+        """Return the chance of guessing one of five values."""
         return 1 / DIGITS
 
     def bits(self, difficulty: int) -> float:
-        """Digits and operators in turn; with brackets the digits of the longest shape alone."""
+        """Count digits and operators in turn; with brackets, only the digits of the longest shape."""
         return (
             log2(5) * (difficulty // 4 + 1)
             if self.brackets
@@ -143,11 +143,11 @@ class Formula(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Constants, operators, equals."""
+        """Name the tokens: constants, operators, equals."""
         return ("0", "1", "&", "|", "=")
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """A formula whose value was drawn first."""
+        """Draw a value, then a formula that has it."""
         want = int(rng.integers(2))
         while True:
             words, value = self._formula(rng, difficulty)
@@ -165,13 +165,13 @@ class Formula(Task):
         return ["&" if both else "|", *left, *right], a & b if both else a | b
 
     def text(self, sample: Sample) -> str:
-        """Formula, equals, value."""
+        """Write formula, equals, value."""
         return f"{' '.join(self.spell(sample.tokens))} {self.words[sample.labels[-1]]}"
 
     def chance(self, difficulty: int) -> float:
-        """One half."""
+        """Return one half."""
         return 0.5
 
     def bits(self, difficulty: int) -> float:
-        """Constants and operators of one shape alone."""
+        """Count the constants and operators of one shape alone."""
         return float(difficulty)

@@ -1,4 +1,4 @@
-"""The grid of a study: cells run several at once, each in its own process; what is done stays done."""
+"""The grid of a study: cells run several at once, each in its own process; finished cells are never run again."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class TaskGrid:
         out: the folder; each cell has a folder of its own in out/cells.
         tasks: by name, with their size and budget.
         models: names of arms, or TOML files.
-        seeds: how many; the first is also the one that learning rates are tried on.
+        seeds: how many; learning rates are tried on the first.
         first_seed: the first of them.
         jobs: processes at once; None for one per core.
-        device: that the cells train on.
-        watch: told how far the work is, and which cells run.
+        device: the device that the cells train on.
+        watch: called with how far the work is, and which cells run.
     """
 
     out: Path
@@ -53,7 +53,7 @@ class TaskGrid:
     watch: Watch = silent
 
     def __post_init__(self) -> None:
-        """Everything that can be wrong is found before anything runs."""
+        """Check all settings before anything runs."""
         self.out = user_path(self.out, RunError)
         if self.seeds < 1:
             raise ConfigError(f"seeds: must be at least 1, got {self.seeds}")
@@ -75,11 +75,11 @@ class TaskGrid:
                 arms.config(model, shape, len(find(name).words))
 
     def cell(self, task: str, model: str, seed: int, rate: float) -> TaskCell:
-        """One cell; seeds count from `first_seed`."""
+        """Return one cell; seeds count from `first_seed`."""
         return TaskCell(task, model, self.first_seed + seed, rate, *self.tasks[task])
 
     def result(self, cell: TaskCell) -> Result | None:
-        """What a cell came to, or None while it has not.
+        """Return the result of a cell, or None if it has none yet.
 
         Raises:
             DataError: its result is damaged.
@@ -88,10 +88,10 @@ class TaskGrid:
         return read_result(file, cell) if file.is_file() else None
 
     def rate(self, task: str, model: str) -> float | None:
-        """The learning rate that the first seed did best with, or None while some have not been tried.
+        """Return the learning rate that the first seed did best with, or None while some have not been tried.
 
-        Best: one that did not diverge; of those the highest score at the hardest trained difficulty, then summed over
-        all tested, then the lowest rate.
+        The best rate did not diverge; of those, it has the highest score at the hardest trained difficulty, then the
+        highest sum over all tested difficulties, then it is the lowest rate.
         """
         rates = self.tasks[task][1].rates
         tried = {r: self.result(self.cell(task, model, 0, r)) for r in rates}
@@ -105,7 +105,7 @@ class TaskGrid:
         return None if None in tried.values() else max(rates, key=merit)
 
     def pending(self) -> list[TaskCell]:
-        """Cells that can be run now: rates first, then the other seeds at the rate that was chosen."""
+        """Return the cells that can be run now: rates first, then the other seeds at the rate that was chosen."""
         cells = []
         for task in self.tasks:
             for model in self.models:
@@ -118,16 +118,16 @@ class TaskGrid:
 
     @property
     def processes(self) -> int:
-        """At once."""
+        """How many processes run at once."""
         return self.jobs or os.cpu_count() or 1
 
     @property
     def total(self) -> int:
-        """Cells in all."""
+        """How many cells there are."""
         return sum(len(b.rates) + self.seeds - 1 for _, b in self.tasks.values()) * len(self.models)
 
     def run(self) -> dict[str, Any]:
-        """Run what has not been run, and gather; the same folder goes on where it was.
+        """Run all cells that have no result, and gather; the same folder is resumed.
 
         Raises:
             RunError: the folder belongs to another study.
@@ -150,13 +150,13 @@ class TaskGrid:
         return results
 
     def job(self, cell: TaskCell) -> Job:
-        """A cell as a process of its own."""
+        """Return a cell as a process of its own."""
         folder = self.out / "cells" / cell.name
         cell.write(folder)
         return Job(cell.name, folder, (sys.executable, "-m", "interlace.study.tasks.cell", str(folder), self.device))
 
     def check(self, job: Job, status: int) -> None:
-        """A process must have left its result."""
+        """Check that a process has left its result."""
         if status or not (job.folder / "result.json").is_file():
             log = job.folder / "log.txt"
             raise Failure(
@@ -164,7 +164,7 @@ class TaskGrid:
             )
 
     def gather(self) -> dict[str, Any]:
-        """Every task's table: for each model its rate, all seeds, and what was reached."""
+        """Return every task's table: for each model its rate, all seeds, and what was reached."""
         tasks = {}
         for name, (shape, budget) in self.tasks.items():
             task = find(name)
@@ -206,15 +206,15 @@ class TaskGrid:
         }
 
     def curve(self, cell: TaskCell) -> list[dict[str, Any]]:
-        """What a cell scored on the way."""
+        """Return the scores of a cell during its training."""
         return read_curve(self.out / "cells" / cell.name / "metrics.jsonl", find(cell.task).tested)
 
 
 class GridProgress:
-    """How far the grid is, and how long the rest takes: cells weigh as long as their like have taken here."""
+    """The progress of a grid and its remaining time: a cell counts as long as others of its kind took here."""
 
     def __init__(self, grid: TaskGrid):
-        """Nothing was timed yet."""
+        """Begin with nothing timed."""
         self.grid = grid
 
     def tell(self, running: Sequence[str]) -> None:
@@ -240,12 +240,12 @@ class GridProgress:
         grid.watch(Progress(label, 1 - left / work, 1.0, seconds, ", ".join(running)))
 
     def finished(self, task: str, model: str) -> int:
-        """Cells of this task and model that are done."""
+        """Return how many cells of this task and model are done."""
         names = f"{task}-{Path(model).stem}-rate*-seed*"
         return sum((f / "result.json").is_file() for f in (self.grid.out / "cells").glob(names))
 
     def seconds(self) -> dict[tuple[str, str], float]:
-        """How long cells of a task and model take: those that are done, or the pace of those that run."""
+        """Return how long cells of a task and model take: as those that are done, or by the speed of those that run."""
         found: dict[tuple[str, str], float] = {}
         for task, (_, budget) in self.grid.tasks.items():
             for model in self.grid.models:
@@ -256,7 +256,7 @@ class GridProgress:
 
 
 def read_result(file: Path, cell: TaskCell) -> Result:
-    """What a cell wrote at its end.
+    """Return the result that a cell wrote at its end.
 
     Raises:
         DataError: it is damaged, or another cell's.
@@ -276,7 +276,7 @@ def read_result(file: Path, cell: TaskCell) -> Result:
 
 
 def read_curve(file: Path, tested: Sequence[int]) -> list[dict[str, Any]]:
-    """What a cell scored on the way, up to the first line that is being written, or damaged."""
+    """Return the scores of a cell during its training, up to the first line that is incomplete or damaged."""
     rows: list[dict[str, Any]] = []
     for line in file.read_bytes().splitlines() if file.is_file() else []:
         try:
@@ -290,14 +290,14 @@ def read_curve(file: Path, tested: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def floors(task: Task) -> dict[str, dict[str, float]]:
-    """By what earns it, then by difficulty: scores that show nothing learnt, or only a part."""
+    """Return scores that show nothing learnt, or only a part: by what earns them, then by difficulty."""
     by_difficulty = {d: task.floors(d) for d in task.tested}
     names = list(by_difficulty[task.tested[0]])
     return {name: {str(d): found[name] for d, found in by_difficulty.items()} for name in names}
 
 
 def median(values: list[float]) -> float:
-    """The middle value, or the mean of the two."""
+    """Return the middle value, or the mean of the two middle ones."""
     ordered = sorted(values)
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

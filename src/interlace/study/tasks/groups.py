@@ -18,21 +18,21 @@ CYCLIC = {"Z60": 60}
 
 
 def is_even(permutation: tuple[int, ...]) -> bool:
-    """Whether it takes an even number of swaps."""
+    """Return whether a permutation takes an even number of swaps."""
     pairs = [(i, j) for j in range(len(permutation)) for i in range(j)]
     return sum(permutation[i] > permutation[j] for i, j in pairs) % 2 == 0
 
 
 @cache
 def elements(group: str) -> tuple[tuple[int, ...], ...]:
-    """Its permutations in order, the identity first."""
+    """Return a group's permutations in order, the identity first."""
     found = permutations(range(SYMMETRIC[group]))
     return tuple(p for p in found if group != "A5" or is_even(p))
 
 
 @cache
 def products(group: str) -> np.ndarray:
-    """int64 [G, G]: row x, column y is x and then y: the permutation that sends i to y[x[i]]; or a sum."""
+    """Return int64 [G, G]: row x, column y is x and then y: the permutation that sends i to y[x[i]]; or a sum."""
     if group in CYCLIC:
         size = CYCLIC[group]
         return np.add.outer(np.arange(size), np.arange(size)) % size
@@ -43,7 +43,7 @@ def products(group: str) -> np.ndarray:
 
 @cache
 def swaps(group: str) -> tuple[int, ...]:
-    """The identity and the elements that exchange two objects."""
+    """Return the identity and the elements that exchange two objects."""
     return tuple(i for i, p in enumerate(elements(group)) if sum(a != b for a, b in enumerate(p)) <= 2)
 
 
@@ -69,19 +69,19 @@ class WordProblem(Task):
     tested: tuple[int, ...] = (16, 32, 64, 128)
 
     def __post_init__(self) -> None:
-        """The group must be known."""
+        """Check that the group is known."""
         if self.group not in (*SYMMETRIC, *CYCLIC):
             raise ConfigError(f"group: {self.group!r} is not known; known: {', '.join((*SYMMETRIC, *CYCLIC))}")
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The elements."""
+        """Name the tokens: the elements."""
         if self.group in CYCLIC:
             return tuple(map(str, range(CYCLIC[self.group])))
         return tuple("".join(map(str, p)) for p in elements(self.group))
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Uniform elements of those allowed."""
+        """Draw uniform elements of those allowed."""
         table = products(self.group)
         if self.swaps_only:
             read = rng.choice(swaps(self.group), size=difficulty).tolist()
@@ -94,14 +94,14 @@ class WordProblem(Task):
         return Sample.of(read, labels)
 
     def text(self, sample: Sample) -> str:
-        """Element, arrow, product so far."""
+        """Write element, arrow, product so far."""
         pairs = zip(self.spell(sample.tokens), self.spell(sample.labels), strict=True)
         return ", ".join(f"{x} -> {y}" for x, y in pairs)
 
     def chance(self, difficulty: int) -> float:
-        """Every product guessed."""
+        """Return the chance of guessing every product."""
         return float(len(self.words)) ** -difficulty
 
     def bits(self, difficulty: int) -> float:
-        """All words of elements."""
+        """Count all words of elements."""
         return difficulty * log2(len(swaps(self.group)) if self.swaps_only else len(self.words))

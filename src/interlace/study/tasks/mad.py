@@ -35,13 +35,13 @@ class MadRecall(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Keys, values, noise."""
+        """Name the tokens: keys, values, noise."""
         half = self.vocabulary // 2
         kinds = (("k", half), ("v", half), ("n", self.noise_vocabulary))
         return tuple(f"{letter}{i}" for letter, count in kinds for i in range(count))
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Uniform keys; values uniform where a key is new."""
+        """Draw uniform keys, and uniform values for new keys."""
         half = self.vocabulary // 2
         known: dict[int, int] = {}
         tokens: list[int] = []
@@ -62,18 +62,18 @@ class MadRecall(Task):
         return Sample.of(tokens[:-1], labels)
 
     def text(self, sample: Sample) -> str:
-        """Keys and values; answers after arrows."""
+        """Write keys and values; answers follow arrows."""
         words = self.spell([*sample.tokens, sample.labels[-1]])
         for place in sample.answers:
             words[place] += " ->"
         return " ".join(words)
 
     def chance(self, difficulty: int) -> float:
-        """One of the values."""
+        """Return the chance of guessing one of the values."""
         return 2 / self.vocabulary
 
     def bits(self, difficulty: int) -> float:
-        """Sequences of keys alone."""
+        """Count the sequences of keys alone."""
         return difficulty // 2 * log2(self.vocabulary // 2)
 
 
@@ -94,12 +94,12 @@ class FuzzyRecall(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Parts of keys, parts of values."""
+        """Name the tokens: parts of keys, parts of values."""
         half = self.vocabulary // 2
         return (*(f"k{i}" for i in range(half)), *(f"v{i}" for i in range(half)))
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Motifs of random length until the sample is full, then one that came before."""
+        """Draw motifs of random length until the sample is full, then one that came before."""
         half = self.vocabulary // 2
         known: dict[tuple[int, ...], tuple[int, ...]] = {}
         tokens: list[int] = []
@@ -124,7 +124,7 @@ class FuzzyRecall(Task):
         return tuple((first + rng.choice(count, size=int(rng.integers(1, MOTIF + 1)), replace=False)).tolist())
 
     def text(self, sample: Sample) -> str:
-        """Motifs; answers after arrows."""
+        """Write motifs; answers follow arrows."""
         words = self.spell([*sample.tokens, sample.labels[-1]])
         for place in sample.answers:
             if place - 1 not in sample.answers:
@@ -132,11 +132,11 @@ class FuzzyRecall(Task):
         return " ".join(words)
 
     def chance(self, difficulty: int) -> float:
-        """One of the values' parts."""
+        """Return the chance of guessing one of the values' parts."""
         return 2 / self.vocabulary
 
     def bits(self, difficulty: int) -> float:
-        """First keys and values alone, of one token."""
+        """Count first keys and values alone, of one token."""
         return difficulty // (2 * MOTIF) * log2(self.vocabulary // 2)
 
 
@@ -168,32 +168,32 @@ class Compression(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Letters, the mark, places."""
+        """Name the tokens: letters, the mark, places."""
         letters = (chr(ord("a") + i) for i in range(self.vocabulary))
         return (*letters, "#", *(str(i) for i in range(self.longest)))
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Uniform letters, a uniform place."""
+        """Draw uniform letters and a uniform place."""
         letters = rng.integers(self.vocabulary, size=difficulty).tolist()
         place = int(rng.integers(difficulty))
         return Sample.of([*letters, self.vocabulary, self.vocabulary + 1 + place], {difficulty + 1: letters[place]})
 
     def text(self, sample: Sample) -> str:
-        """String, mark, place, letter."""
+        """Write string, mark, place, letter."""
         return f"{' '.join(self.spell(sample.tokens))} -> {self.words[sample.labels[-1]]}"
 
     def chance(self, difficulty: int) -> float:
-        """One of the letters."""
+        """Return the chance of guessing one of the letters."""
         return 1 / self.vocabulary
 
     def bits(self, difficulty: int) -> float:
-        """All strings."""
+        """Count all strings."""
         return difficulty * log2(self.vocabulary)
 
 
 @cache
 def dictionary(pairs: int) -> np.ndarray:
-    """The value of each key, the same for every sample and every model."""
+    """Return the value of each key, the same for every sample and every model."""
     return np.random.default_rng([0x3A9, pairs]).integers(pairs, size=pairs)
 
 
@@ -214,20 +214,20 @@ class Memorization(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Keys, the blank, values."""
+        """Name the tokens: keys, the blank, values."""
         return (*(f"k{i}" for i in range(self.pairs)), "_", *(f"v{i}" for i in range(self.pairs)))
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Uniform keys of the dictionary's first `difficulty`."""
+        """Draw uniform keys of the dictionary's first `difficulty`."""
         keys = rng.integers(difficulty, size=self.length // 2).tolist()
         values = dictionary(self.pairs)
         tokens = [x for key in keys for x in (key, self.pairs)]
         return Sample.of(tokens, {2 * i + 1: self.pairs + 1 + int(values[key]) for i, key in enumerate(keys)})
 
     def chance(self, difficulty: int) -> float:
-        """The most frequent value, always."""
+        """Return the score of always answering the most frequent value."""
         return float(np.bincount(dictionary(self.pairs)[:difficulty]).max() / difficulty)
 
     def bits(self, difficulty: int) -> float:
-        """Those of a pair: the dictionary is what is learnt, so that tests are not kept apart."""
+        """Count those of one pair: the dictionary is what is learnt, and tests are not kept apart."""
         return log2(self.pairs)

@@ -1,4 +1,4 @@
-"""Objects that move: five swapped variables, an array that is read, and both at once."""
+"""Tasks of objects that move: five swapped variables, an array that is read, and both at once."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ STRICT = 0.3  # share of training samples that reveal nothing on the way
 
 
 def spacing(rng: Draw, difficulty: int) -> int:
-    """After how many swaps something is revealed: a power of two up to the difficulty; more than that in a strict
-    one.
+    """Return after how many swaps something is revealed.
+
+    It is a power of two up to the difficulty; more than that in a strict sample, which reveals nothing on the way.
     """
     powers = max(1, difficulty.bit_length())
     return 2 * difficulty if rng.random() < STRICT else 1 << int(rng.integers(powers))
 
 
 def swap_line(pair: tuple[int, int]) -> str:
-    """A swap as Python."""
+    """Return a swap as Python."""
     x, y = (NAMES[i] for i in pair)
     return f"{x}, {y} = {y}, {x}"
 
@@ -36,12 +37,13 @@ def swap_line(pair: tuple[int, int]) -> str:
 def wander(
     rng: Draw, every: int, swaps: int, held: list[int], first_swap: int, tokens: list[int], labels: dict[int, int]
 ) -> list[int]:
-    """Append swaps of five variables, and questions whose answers follow, every so many of them; the last question
-    stands at the end without its answer. Questions' words follow those of swaps.
+    """Append swaps of five variables, with a question and its answer after every `every` swaps.
+
+    The last question stands at the end without its answer. Words of questions follow those of swaps.
 
     Args:
         every: after how many swaps something is asked.
-        held: the token that each variable would be answered with; moved about.
+        held: the token that each variable would be answered with; it is moved by the swaps.
         first_swap: the token of the first swap.
         tokens, labels: of the sample so far.
 
@@ -71,7 +73,7 @@ class AskedAtTheEnd(Task):
     """A task whose training samples ask on the way too, and whose tests do not."""
 
     def sample(self, rng: Draw, difficulty: int, *, test: bool) -> Sample:
-        """Tests have the last question alone."""
+        """Draw a sample; tests have the last question alone."""
         found = super().sample(rng, difficulty, test=test)
         return without_reveals(found, self.words) if test else found
 
@@ -97,15 +99,15 @@ class Swaps(AskedAtTheEnd):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The start, ten swaps, five questions, five values."""
+        """Name the tokens: the start, ten swaps, five questions, five values."""
         return ("range(5)", *SWAP_WORDS, *ASK_WORDS, *map(str, range(len(NAMES))))
 
     def curriculum(self, rng: Draw, progress: float) -> int:
-        """4 swaps for an eighth of the training, 8 to a quarter, then 16."""
+        """Use 4 swaps for an eighth of the training, 8 to a quarter, then 16."""
         return self.trained[min(len(self.trained) - 1, int(progress >= 1 / 8) + int(progress >= 1 / 4))]
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Uniform swaps, and questions between them."""
+        """Draw uniform swaps, and questions between them."""
         tokens: list[int] = [0]
         labels: dict[int, int] = {}
         held = [self.id(str(value)) for value in range(len(NAMES))]
@@ -113,7 +115,7 @@ class Swaps(AskedAtTheEnd):
         return Sample.of(tokens, labels, [len(tokens) - 1], problem)
 
     def text(self, sample: Sample) -> str:
-        """Python that runs."""
+        """Write Python that runs."""
         lines = [f"{', '.join(NAMES)} = range({len(NAMES)})"]
         words = self.spell(sample.tokens)
         for place, word in enumerate(words):
@@ -124,16 +126,16 @@ class Swaps(AskedAtTheEnd):
         return "\n".join(lines)
 
     def chance(self, difficulty: int) -> float:
-        """One of five."""
+        """Return the chance of guessing one of five."""
         return 1 / len(NAMES)
 
     def bits(self, difficulty: int) -> float:
-        """All words of swaps."""
+        """Count all words of swaps."""
         return difficulty * log2(len(SWAPS))
 
 
 def without_reveals(sample: Sample, words: tuple[str, ...]) -> Sample:
-    """The sample with its last question alone, as a strict one."""
+    """Return the sample with its last question alone, as a strict sample."""
     last = len(sample.tokens) - 1
     dropped = {p + k for p in range(last) if words[int(sample.tokens[p])] in ASK_WORDS for k in (0, 1)}
     kept = [p for p in range(last + 1) if p not in dropped]
@@ -159,32 +161,32 @@ class Recall(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Bits and indices."""
+        """Name the tokens: bits and indices."""
         return ("0", "1", *(f"[{i}]" for i in range(self.longest)))
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Uniform bits, a uniform index."""
+        """Draw uniform bits and a uniform index."""
         bits = rng.integers(2, size=difficulty).tolist()
         index = int(rng.integers(difficulty))
         return Sample.of([*bits, 2 + index], {difficulty: bits[index]})
 
     def text(self, sample: Sample) -> str:
-        """Python that runs."""
+        """Write Python that runs."""
         *bits, index = self.spell(sample.tokens)
         return f"bits = [{', '.join(bits)}]\na = {index[1:-1]}\nassert bits[a] == {self.words[sample.labels[-1]]}"
 
     def chance(self, difficulty: int) -> float:
-        """One half."""
+        """Return one half."""
         return 0.5
 
     def bits(self, difficulty: int) -> float:
-        """Arrays and indices."""
+        """Count arrays and indices."""
         return difficulty + log2(difficulty)
 
 
 @cache
 def shortcut(symbols: int, trials: int = 200_000) -> float:
-    """The score of answering with the most frequent symbol of five cells, by simulation."""
+    """Return the score of answering with the most frequent symbol of five cells, by simulation."""
     cells = np.random.default_rng(0).integers(symbols, size=(trials, len(NAMES)))
     most = np.stack([(cells == s).sum(1) for s in range(symbols)]).max(0)
     return float(most.mean() / len(NAMES))
@@ -221,13 +223,13 @@ class StateRecall(AskedAtTheEnd):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Symbols, indices, ten swaps, five questions, five names."""
+        """Name the tokens: symbols, indices, ten swaps, five questions, five names."""
         indices = (f"[{i}]" for i in range(self.longest))
         names = (f"{name}=" for name in NAMES)
         return (*map(str, range(self.symbols)), *indices, *SWAP_WORDS, *ASK_WORDS, *names)
 
     def draw(self, rng: Draw, difficulty: int, swaps: int | None = None) -> Sample:
-        """Uniform symbols, distinct addresses, uniform swaps (the difficulty's number), questions between them."""
+        """Draw uniform symbols, distinct addresses, uniform swaps (as many as the difficulty), and questions."""
         swaps = difficulty if swaps is None else swaps
         every = spacing(rng, max(1, swaps))
         memory = rng.integers(self.symbols, size=difficulty).tolist()
@@ -244,8 +246,10 @@ class StateRecall(AskedAtTheEnd):
         return Sample.of(tokens, labels, [len(tokens) - 1], [*bound, *path])
 
     def batch(self, rng: Draw, rows: int, progress: float) -> Batch:
-        """Longer arrays from a fifth of the training on, and from two fifths; more swaps, from none at its start to as
-        many as an array is long when 0.7 of it is done.
+        """Draw a batch for a moment of the training.
+
+        Longer arrays come from a fifth of the training on, and still longer ones from two fifths. Swaps grow in number,
+        from none at the start to as many as the array is long when 0.7 of the training is done.
         """
         known = self.trained[: 1 + int(5 * progress)]
         samples: list[Sample] = []
@@ -258,7 +262,7 @@ class StateRecall(AskedAtTheEnd):
         return packed(samples)
 
     def text(self, sample: Sample) -> str:
-        """Python that runs."""
+        """Write Python that runs."""
         words = self.spell(sample.tokens)
         start = words.index(f"{NAMES[0]}=")
         points = ", ".join(w[1:-1] for w in words[start + 1 : start + 2 * len(NAMES) : 2])
@@ -271,13 +275,13 @@ class StateRecall(AskedAtTheEnd):
         return "\n".join(lines)
 
     def chance(self, difficulty: int) -> float:
-        """One of the symbols."""
+        """Return the chance of guessing one of the symbols."""
         return 1 / self.symbols
 
     def floors(self, difficulty: int) -> dict[str, float]:
-        """Guessing, and reading the five cells without following the swaps."""
+        """Return the scores of guessing, and of reading the five cells without following the swaps."""
         return {"chance": self.chance(difficulty), "swaps ignored": shortcut(self.symbols)}
 
     def bits(self, difficulty: int) -> float:
-        """Arrays and swaps."""
+        """Count arrays and swaps."""
         return difficulty * log2(self.symbols * len(SWAPS))

@@ -1,4 +1,4 @@
-"""Short programs: what does a variable hold after assignments, swaps, conditions and loops?"""
+"""The task of short programs: what does a variable hold after assignments, swaps, conditions and loops?"""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Programs(AskedAtTheEnd):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Names, values, statements, questions."""
+        """Name the tokens: names, values, statements, questions."""
         return (*NAMES, *map(str, range(self.values)), "=", "swap", "if", "repeat", *ASK_WORDS)
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Statements of five sorts, equally often, and questions between them."""
+        """Draw statements of five sorts, equally often, and questions between them."""
         every = spacing(rng, difficulty)
         held = dict(zip(NAMES, (str(v) for v in rng.integers(self.values, size=len(NAMES))), strict=True))
         words: list[str] = list(held.values())
@@ -85,7 +85,7 @@ class Programs(AskedAtTheEnd):
             held[first] = held.get(rest[1], rest[1])
 
     def text(self, sample: Sample) -> str:
-        """Python that runs."""
+        """Write Python that runs."""
         words = self.spell(sample.tokens)
         lines = [f"{', '.join(NAMES)} = {', '.join(words[: len(NAMES)])}"]
         place = len(NAMES)
@@ -99,7 +99,7 @@ class Programs(AskedAtTheEnd):
         return "\n".join(lines)
 
     def _line(self, words: list[str], place: int) -> tuple[str, int]:
-        """One statement as Python, and where the next begins."""
+        """Return one statement as Python, and where the next begins."""
         first = words[place]
         if first == "if":
             inner, after = self._line(words, place + 3)
@@ -113,9 +113,9 @@ class Programs(AskedAtTheEnd):
         return f"{first} = {words[place + 2]}", place + 3
 
     def chance(self, difficulty: int) -> float:
-        """One of the values."""
+        """Return the chance of guessing one of the values."""
         return 1 / self.values
 
     def bits(self, difficulty: int) -> float:
-        """Beginnings and swaps alone."""
+        """Count beginnings and swaps alone."""
         return len(NAMES) * log2(self.values) + 2 * difficulty

@@ -1,4 +1,4 @@
-"""Recall by key: multi-query associative recall, and needles in a haystack."""
+"""Tasks of recall by key: multi-query associative recall, and needles in a haystack."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class MultiQueryRecall(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Filler, keys, values."""
+        """Name the tokens: filler, keys, values."""
         half = self.vocabulary // 2
         return (".", *(f"k{i}" for i in range(half - 1)), *(f"v{i}" for i in range(half)))
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Pairs, then their keys among filler."""
+        """Draw pairs, then their keys among filler."""
         half = self.vocabulary // 2
         keys = (1 + rng.choice(half - 1, size=difficulty, replace=False)).tolist()
         values = (half + rng.choice(half, size=difficulty, replace=False)).tolist()
@@ -50,11 +50,11 @@ class MultiQueryRecall(Task):
         return Sample.of(tokens, labels)
 
     def chance(self, difficulty: int) -> float:
-        """One of the values."""
+        """Return the chance of guessing one of the values."""
         return 2 / self.vocabulary
 
     def bits(self, difficulty: int) -> float:
-        """Ordered choices of values alone."""
+        """Count the ordered choices of values alone."""
         return difficulty * log2(self.vocabulary // 2 - difficulty)
 
 
@@ -77,12 +77,12 @@ class Needle(Task):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Marks, keys, values, filler."""
+        """Name the tokens: marks, keys, values, filler."""
         kinds = (("k", self.keys), ("v", self.values), ("w", self.filler))
         return ("!", "?", *(f"{letter}{i}" for letter, count in kinds for i in range(count)))
 
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """Uniform filler, needles at uniform places, one of them asked for."""
+        """Draw uniform filler and needles at uniform places, one of which is asked for."""
         keys = (2 + rng.choice(self.keys, size=self.needles, replace=False)).tolist()
         values = (2 + self.keys + rng.integers(self.values, size=self.needles)).tolist()
         hay = (2 + self.keys + self.values + rng.integers(self.filler, size=difficulty)).tolist()
@@ -97,13 +97,13 @@ class Needle(Task):
         return Sample.of(tokens, {len(tokens) - 1: values[asked]})
 
     def text(self, sample: Sample) -> str:
-        """Haystack, question, answer."""
+        """Write haystack, question, answer."""
         return f"{' '.join(self.spell(sample.tokens))} -> {self.words[sample.labels[-1]]}"
 
     def chance(self, difficulty: int) -> float:
-        """One of the values."""
+        """Return the chance of guessing one of the values."""
         return 1 / self.values
 
     def bits(self, difficulty: int) -> float:
-        """Haystacks alone."""
+        """Count the haystacks alone."""
         return difficulty * log2(self.filler)

@@ -45,7 +45,7 @@ TASKS: dict[str, Task] = {
 
 
 def task(name: str) -> Task:
-    """The task of this name.
+    """Return the task of this name.
 
     Raises:
         ConfigError: there is none; the message names the nearest.

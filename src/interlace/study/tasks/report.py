@@ -1,4 +1,4 @@
-"""What a reader of a study of tasks sees: the same table in the terminal and on the page, and the curves."""
+"""The results of a study of tasks for a reader: the same table in the terminal and on the page, and the curves."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ COLOURS = ("#7a7a7a", "#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#b
 
 
 def columns(found: dict[str, Any]) -> list[str]:
-    """Of a task's table; those beyond training bear an asterisk."""
+    """Return the columns of a task's table; difficulties beyond training have an asterisk."""
     last = found["trained"][-1]
     tested = [f"{d}{'*' if d > last else ''}" for d in found["tested"]]
     return ["model", "rate", *tested, "best", "solved", "steps"]
 
 
 def rows(found: dict[str, Any]) -> list[list[str]]:
-    """A line for each model: medians by difficulty, the best seed at the hardest trained, how many solved it and the
-    fewest steps that took.
+    """Return a row for each model.
+
+    It holds medians by difficulty, the best seed at the hardest trained difficulty, how many seeds solved it, and the
+    fewest steps that this took.
     """
     lines = []
     key = str(found["hardest_trained"])
@@ -50,7 +52,7 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
 
 
 def sentence(name: str, found: dict[str, Any]) -> str:
-    """Who solved the task and who did not, and who kept it at lengths never trained on."""
+    """Say who solved the task and who did not, and who kept it at lengths never trained on."""
     solved = {Path(m).stem: x["share_solved"] for m, x in found["models"].items()}
     every = [m for m, share in solved.items() if share == 1]
     some = [
@@ -65,12 +67,12 @@ def sentence(name: str, found: dict[str, Any]) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """a, b and c."""
+    """Return names as text: a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def plot(name: str, found: dict[str, Any]) -> bytes:
-    """A PNG: accuracy over steps at the hardest trained difficulty (left), and by difficulty at the end (right)."""
+    """Return a PNG: accuracy over steps at the hardest trained difficulty (left), by difficulty at the end (right)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.8), dpi=110, layout="constrained")
@@ -109,7 +111,7 @@ def plot(name: str, found: dict[str, Any]) -> bytes:
 
 
 def write_report(out: Path, results: dict[str, Any], command: str) -> Path:
-    """A PNG for each task, and report.html."""
+    """Write a PNG for each task, and report.html."""
     tables = RunFolder(out).tables() if RunFolder(out).file.is_file() else {}
     sections = [origin(command, tables.get("versions") or versions(), tables.get("machine", {}))]
     for name, found in results["tasks"].items():

@@ -48,7 +48,7 @@ class Suite:
     settings: dict[str, tuple[Shape, Budget]] = field(default_factory=dict)
 
     def setting(self, task: str) -> tuple[Shape, Budget]:
-        """Size and budget of a task."""
+        """Return the size and budget of a task."""
         return self.settings.get(task) or DEFAULTS.get(task, OTHERS)
 
 
@@ -98,7 +98,7 @@ SUITES = {
 
 
 def suite(name: str) -> Suite:
-    """The suite of this name.
+    """Return the suite of this name.
 
     Raises:
         ConfigError: there is none; the message names the nearest.

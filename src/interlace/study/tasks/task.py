@@ -1,4 +1,4 @@
-"""What a task is: samples from (generator, difficulty), where their answers are, what chance is, and how to score."""
+"""The base of all tasks: how samples are drawn, where their answers are, what chance gives, and how they are scored."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ class Sample:
         answers: Sequence[int] | None = None,
         problem: Sequence[int] | None = None,
     ) -> Sample:
-        """labels: place to label; all are scored unless `answers` says which; `problem`: the tokens unless given."""
+        """Make a sample.
+
+        labels: label by place. All places are scored unless `answers` names them; `problem` is the tokens unless given.
+        """
         goal = np.full(len(tokens), IGNORE, dtype=np.int64)
         for place, label in labels.items():
             goal[place] = label
@@ -55,7 +58,7 @@ class Sample:
 
     @property
     def held_out(self) -> bool:
-        """Whether this problem belongs to the tests, by its hash."""
+        """Return whether this problem belongs to the tests, by its hash."""
         return hashlib.blake2b(self.problem, digest_size=1).digest()[0] % HELD_OUT == 0
 
 
@@ -75,16 +78,14 @@ class Task(ABC):
     @property
     @abstractmethod
     def words(self) -> tuple[str, ...]:
-        """What each token of the compact form means."""
+        """Name each token of the compact form."""
 
     @abstractmethod
     def draw(self, rng: Draw, difficulty: int) -> Sample:
-        """One problem."""
+        """Draw one problem."""
 
     def text(self, sample: Sample) -> str:
-        """The same problem with its answers, for people: unless a task says otherwise, the words in a row and each
-        answer behind an arrow.
-        """
+        """Write the problem with its answers for people: by default the words in a row, each answer after an arrow."""
         words = self.spell(sample.tokens)
         for place in sample.answers:
             words[place] += f" -> {self.words[sample.labels[place]]}"
@@ -92,30 +93,30 @@ class Task(ABC):
 
     @abstractmethod
     def chance(self, difficulty: int) -> float:
-        """The score of guessing, knowing only how often each answer occurs."""
+        """Return the score of guessing, if only the frequency of each answer is known."""
 
     def floors(self, difficulty: int) -> dict[str, float]:
-        """Scores that show nothing learnt, or only a part of the task, by what earns them."""
+        """Return scores that show nothing learnt, or only a part of the task, by what earns them."""
         return {"chance": self.chance(difficulty)}
 
     @abstractmethod
     def bits(self, difficulty: int) -> float:
-        """log2 of how many problems there are of this difficulty, or of a lower bound."""
+        """Return log2 of the number of problems of this difficulty, or of a lower bound."""
 
     def id(self, word: str) -> int:
-        """The token of a word."""
+        """Return the token of a word."""
         return self.words.index(word)
 
     def spell(self, tokens: Sequence[int] | np.ndarray) -> list[str]:
-        """The words of tokens."""
+        """Return the words of tokens."""
         return [self.words[int(t)] for t in tokens]
 
     def splits(self, difficulty: int) -> bool:
-        """Whether tests of this difficulty are kept out of training: there are enough problems to spare some."""
+        """Return whether tests of this difficulty are kept out of training: only if there are enough problems."""
         return self.bits(difficulty) >= ENOUGH_BITS
 
     def sample(self, rng: Draw, difficulty: int, *, test: bool) -> Sample:
-        """One problem for training or for testing, which never meet where `splits` says so."""
+        """Draw one problem for training or for testing; the two never meet if `splits` says so."""
         found = self.draw(rng, difficulty)
         if not self.splits(difficulty):
             return found
@@ -128,27 +129,26 @@ class Task(ABC):
         )
 
     def curriculum(self, rng: Draw, progress: float) -> int:
-        """The difficulty of a training sample when `progress` of the training is done: unless a task says otherwise,
-        any of `trained`."""
+        """Draw the difficulty of a training sample when `progress` of the training is done; any by default."""
         return int(rng.choice(self.trained))
 
     def growing(self, rng: Draw, progress: float, until: float = 0.6) -> int:
-        """A curriculum: from the easiest two of `trained` to all of them when `until` of the training is done."""
+        """Draw a difficulty by a curriculum: from the easiest two of `trained` to all of them, when `until` is done."""
         count = 2 + (len(self.trained) - 2) * min(1.0, progress / until)
         return int(rng.choice(self.trained[: int(count)]))
 
     def test_set(self, difficulty: int, count: int) -> list[Sample]:
-        """The problems that every model is tested on: a function of the difficulty alone."""
+        """Return the problems that every model is tested on: a function of the difficulty alone."""
         rng = np.random.default_rng([0x7E57, difficulty])
         return [self.sample(rng, difficulty, test=True) for _ in range(count)]
 
     def batch(self, rng: Draw, rows: int, progress: float) -> Batch:
-        """Training samples end to end; each counts the same, however many labels it has."""
+        """Return training samples end to end; each counts the same, however many labels it has."""
         return packed([self.sample(rng, self.curriculum(rng, progress), test=False) for _ in range(rows)])
 
 
 def packed(samples: Sequence[Sample]) -> Batch:
-    """Samples as segments of one batch, nothing padded; a sample's labels share a weight of 1."""
+    """Return samples as segments of one batch, without padding; the labels of a sample share a weight of 1."""
     weights = []
     for s in samples:
         labelled = s.labels != IGNORE

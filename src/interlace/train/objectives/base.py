@@ -1,4 +1,4 @@
-"""What an objective is: a function of a model and a batch."""
+"""The base of objectives: an objective is a function of a model and a batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from interlace.model.model import HybridLM
 
 @dataclass(frozen=True)
 class Loss:
-    """What a batch came to.
+    """The loss of a batch.
 
     Attributes:
         value: what is logged, in nats per token.

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy, a block of tokens at a time: the logits are never all in memory."""
+"""Next-token cross-entropy, for a block of tokens at a time: the logits are never all in memory."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _check_weights(weights: Tensor, targets: Tensor) -> None:
 
 
 def _shares(weights: Tensor) -> Tensor:
-    """Weights that sum to 1; all 0 where there is nothing to share. Their sum is float64, so that any scale will do."""
+    """Return weights that sum to 1; all 0 if there is nothing to share. Their sum is float64, for any scale."""
     wide = weights.double()
     total = wide.sum()
     return torch.where(total > 0, wide / total, 0.0).to(torch.float32)
@@ -117,7 +117,7 @@ class NextToken:
     balance_loss: float = 0.0
 
     def __call__(self, model: HybridLM, batch: Batch) -> Loss:
-        """Mean nats per target of a batch."""
+        """Return the mean nats per target of a batch."""
         device, dtype = model.device, getattr(torch, self.precision)
         low = dtype != torch.float32
         with torch.autocast(device.type, dtype=dtype) if low else nullcontext():
