@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one process to a core, and so do their children
 
 from jaxtyping import install_import_hook
-
-OPS = Path(__file__).parents[1] / "src" / "interlace" / "ops"
-SHAPED = [  # where shapes are declared; checking every function of the room took half of the tests' time
-    f"interlace.ops.{file.parent.name}.{file.stem}"
-    for file in sorted(OPS.glob("*/*.py"))
-    if "Float[" in file.read_text()
-]
+from shaped import MODULES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    install_import_hook(SHAPED, "beartype.beartype")
+    install_import_hook(MODULES, "beartype.beartype")
 
 import pytest
 import torch

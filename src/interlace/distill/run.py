@@ -27,8 +27,8 @@ from interlace.distill.folder import DistillRun
 from interlace.distill.ledger.ledger import Ledger
 from interlace.distill.ledger.records import STATES, Spent
 from interlace.distill.recipe import DistillRecipe, read_recipe
-from interlace.distill.teachers.client import Client, Stopped, Tally
-from interlace.distill.teachers.line import Transport
+from interlace.distill.teachers.client import Client, Stopped
+from interlace.distill.teachers.line import Tally, Transport
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.sandbox.templates import Templates
 

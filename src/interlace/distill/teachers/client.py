@@ -11,18 +11,16 @@ import contextlib
 import json
 import random
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from interlace.base.errors import ConfigError, Failure, InterlaceError
 from interlace.base.text import canonical, digest
 from interlace.distill.desk import Answer, Question
 from interlace.distill.ledger.ledger import Ledger
-from interlace.distill.ledger.records import Exhausted, Limits, Record, Reserve
+from interlace.distill.ledger.records import Exhausted, Limits, Record
 from interlace.distill.teachers.endpoint import request_body
-from interlace.distill.teachers.line import Line, Transport
+from interlace.distill.teachers.line import Line, Request, Tally, Transport
 from interlace.distill.teachers.outcomes import (
     Limited,
     Outcome,
@@ -50,43 +48,6 @@ class Stopped(Failure):
 
 class Dead(Failure):
     """An endpoint has not answered for longer than its table allows (patience_seconds)."""
-
-
-@dataclass
-class Request:
-    """A question on its way to one teacher.
-
-    Attributes:
-        asked: the body as the ledger stores it.
-        reserve: the most it can take.
-        record: its result so far.
-    """
-
-    line: Line
-    question: Question
-    body: dict[str, Any]
-    asked: str
-    reserve: Reserve
-    record: Record
-
-
-@dataclass
-class Tally:
-    """Counts of this process alone, for the display.
-
-    Attributes:
-        by_state: answers by state, without those reused from the ledger.
-        errors: errors by kind, including those that were retried.
-        reused: answers that were in the ledger already.
-        in_flight: requests in flight now.
-        limited: requests that were rejected for a rate limit.
-    """
-
-    by_state: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
-    reused: int = 0
-    in_flight: int = 0
-    limited: int = 0
 
 
 class Client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -110,3 +111,40 @@ class Line:
         prompt = size * (self.prompt_tokens / self.prompt_bytes if self.prompt_bytes else 0.3)
         most = most_answer_tokens(question)
         return prompt + (min(self.answer_tokens / self.answers, most) if self.answers else most)
+
+
+@dataclass
+class Request:
+    """A question on its way to one teacher.
+
+    Attributes:
+        asked: the body as the ledger stores it.
+        reserve: the most it can take.
+        record: its result so far.
+    """
+
+    line: Line
+    question: Question
+    body: dict[str, Any]
+    asked: str
+    reserve: Reserve
+    record: Record
+
+
+@dataclass
+class Tally:
+    """Counts of this process alone, for the display.
+
+    Attributes:
+        by_state: answers by state, without those reused from the ledger.
+        errors: errors by kind, including those that were retried.
+        reused: answers that were in the ledger already.
+        in_flight: requests in flight now.
+        limited: requests that were rejected for a rate limit.
+    """
+
+    by_state: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    reused: int = 0
+    in_flight: int = 0
+    limited: int = 0
