@@ -65,3 +65,19 @@ def recipe(texts):
         "data": {"source": [str(texts)], "tokenizer": "train:300", "length": 48, "rows": 4},
         "train": {"tokens": 20 * 192, "evaluations": 4, "evaluation_tokens": 960, "checkpoints": 5},
     }
+
+
+STARTERS = {"terminal", "server"}  # fixtures that start processes
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what starts processes."""
+    for item in items:
+        source = item.module.__dict__
+        if STARTERS & set(item.fixturenames) or "subprocess" in source or "Popen" in source:
+            item.add_marker(pytest.mark.process)
+
+
+def pytest_xdist_auto_num_workers():
+    """One worker more than there are cores: many tests wait for processes, for servers and for the disk."""
+    return len(os.sched_getaffinity(0)) + 1
