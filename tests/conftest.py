@@ -76,8 +76,3 @@ def pytest_collection_modifyitems(items):
         source = item.module.__dict__
         if STARTERS & set(item.fixturenames) or "subprocess" in source or "Popen" in source:
             item.add_marker(pytest.mark.process)
-
-
-def pytest_xdist_auto_num_workers():
-    """One worker more than there are cores: many tests wait for processes, for servers and for the disk."""
-    return len(os.sched_getaffinity(0)) + 1

@@ -192,6 +192,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_what_ends_the_process_or_does_not_end_is_one_sentence(tmp_path):
     """In a process of its own, which must outlive them all."""
     paths = []

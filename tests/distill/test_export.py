@@ -148,6 +148,7 @@ def test_the_verbs(done, tmp_path, capsys):
     assert [s["step"] for s in document["steps"]] == ["seeds", "answers", "checked"]
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_on_what_was_exported_and_a_local_teacher_teaches(done, tmp_path, capsys):
     """The whole way: export, train, talk, and the student as a teacher of another run."""
     export(done, tmp_path / "data")

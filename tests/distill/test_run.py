@@ -129,6 +129,7 @@ def test_a_trial_is_part_of_what_the_whole_run_pays_for(server, recipe, tmp_path
     assert sim.stats()["counts"]["received"] == 12
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_and_loses_only_what_was_in_flight(server, recipe, tmp_path):
     sim = server(latency=0.05, **{k: v for k, v in FAULTS.items() if k in ("truncate", "error_500")})
     file = recipe(sim.url, rows=400, teacher="connections = 16")
@@ -174,6 +175,7 @@ def test_no_budget_is_ever_passed(server, recipe, tmp_path, limit, charged):
     assert 0 < sum(states(status(tmp_path / "run"), "answers").values()) < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 16])
 def test_the_first_interrupt_lets_what_is_in_flight_finish(server, recipe, tmp_path, samples):
     sim = server(latency=0.3)

@@ -217,6 +217,7 @@ def test_self_instruct_makes_new_tasks_from_few(server, tmp_path):
     assert {r.reason for r in ended} <= {"like an earlier task", "more than were wanted"}
 
 
+@pytest.mark.slow
 def test_an_answer_that_a_schema_s_pattern_hangs_on_ends_its_row(tmp_path):
     from interlace.distill.steps.ask import Generate
 

@@ -172,6 +172,7 @@ def test_a_dry_run_counts_what_the_runs_will_be(file, tmp_path, capsys):
     assert "Nothing was started" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_ladder_runs_gathers_fits_no_law_on_two_sizes_and_reports(whole, capsys):
     file, out = whole
     rows = rows_of(out)

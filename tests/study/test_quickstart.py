@@ -94,6 +94,7 @@ def test_killed_and_started_again_it_ends_as_if_it_never_was(texts, tmp_path):
     assert interlace.load(tmp_path / "broken" / "hybrid").config.kinds.count("gated_delta") == 3
 
 
+@pytest.mark.slow
 def test_both_models_see_the_same_batches(texts, tmp_path, monkeypatch):
     from interlace.train.trainer import Trainer
 

@@ -271,6 +271,7 @@ def test_published_points_without_runs_get_a_fit_and_a_warning(tmp_path, capsys)
     assert "no interval over runs" in document["notes"][0]
 
 
+@pytest.mark.slow
 def test_fit_and_report_as_a_user_runs_them(tmp_path, capsys):
     file = write(tmp_path / "p.csv", ladder(run_noise=0.003, point_noise=0.001))
     assert run(["study", "fit", str(file), "--bootstrap", "40", "--sizes", "7e9"]) == 0

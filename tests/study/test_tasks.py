@@ -244,6 +244,7 @@ def tiny(out, models=("gated_delta", "transformer"), **more):
     return TaskGrid(out, {"parity": setting}, models, 2, jobs=2, **more)
 
 
+@pytest.mark.slow
 def test_a_grid_runs_resumes_and_reports(tmp_path, capsys):
     from interlace.study.tasks.report import rows, sentence, write_report
 
@@ -325,6 +326,7 @@ def test_what_a_model_file_says_is_part_of_a_study(tmp_path):
         tiny(tmp_path / "study", (first,)).run()
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_says_why(tmp_path, monkeypatch):
     from interlace.base.errors import Failure
 
@@ -376,6 +378,7 @@ def test_what_a_cell_is_stays_written(tmp_path):
     assert stamps[0] == stamps[1]
 
 
+@pytest.mark.slow
 def test_the_verb(tmp_path, capsys):
     model = tmp_path / "mine.toml"
     model.write_text('[model]\nwidth = 16\ndepth = 1\npattern = ["lstm"]\n[model.lstm]\nhidden = 8\nmlp = false\n')
