@@ -35,6 +35,7 @@ from interlace.generation.sampling import Sampling
 from interlace.generation.text import generate_tokens
 from interlace.model.config import ModelConfig
 from interlace.model.precision import matmul_flops_per_second
+from interlace.ops.core import kernels
 from interlace.train.optimizer import parameter_groups
 from interlace.train.recipe import TrainSettings
 from interlace.train.trainer import Trainer
@@ -183,6 +184,7 @@ def cases(name: str, pairs: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    kernels.keep_memory()  # as `interlace train` does; both sides run in this process
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--dtypes", default="bfloat16,float32")
