@@ -67,13 +67,6 @@ def given(case, dtype):
     return {n: x.to(dtype) for n, x in case.tensors.items()}
 
 
-def options(case):
-    """What the operator is told beside its tensors."""
-    if case.operator == "attention":
-        return {"window": 5} if "state" in case.label else {}
-    return {"normalise": True} if case.operator.endswith("_delta") and "state" in case.label else {}
-
-
 def cut(case, tensors, lengths, pieces):
     """Run a case's operator piece by piece, carrying the state, each segment cut in the same number of pieces."""
     spans = Segments.from_lengths(lengths).spans()
@@ -84,9 +77,9 @@ def cut(case, tensors, lengths, pieces):
         segments = Segments.from_lengths([x[p + 1] - x[p] for x in bounds])
         part = {n: x if n in case.shared else x[rows] for n, x in tensors.items() if n != "state"}
         if case.operator == "attention" and state is None:
-            window = options(case).get("window")
+            window = case.options.get("window")
             state = AttentionState.empty(len(lengths), 2, 12, 20, window, tensors["key"])
-        out, state = getattr(ops, case.operator)(**part, **options(case), segments=segments, state=state)
+        out, state = getattr(ops, case.operator)(**part, **case.options, segments=segments, state=state)
         outputs.append((rows, out))
     whole = torch.empty(sum(lengths), *outputs[0][1].shape[1:], dtype=outputs[0][1].dtype)
     for rows, out in outputs:

@@ -27,7 +27,7 @@ def attention_case(
     def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
         return [dispatch.attention(**x, segments=segments, window=window, backend=backend)[0]]  # type: ignore[arg-type]
 
-    return Case("attention", label, tensors, call)
+    return Case("attention", label, tensors, call, options={} if window is None else {"window": window})
 
 
 OPERATOR = Operator(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +42,7 @@ class Case:
         shared: names of the tensors that are not one row to a token: weights, and a state.
         truth: the backend that defines the operator.
         differentiable: whether gradients of the outputs are compared too.
+        options: what the operator is told beside tensors and segments.
         known: by dtype, what `truth` gives; filled when first asked for, since every variant is compared with it.
     """
 
@@ -50,6 +53,7 @@ class Case:
     shared: tuple[str, ...] = ("state",)
     truth: str = "recurrent"
     differentiable: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
     known: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -103,9 +107,12 @@ def recurrence_case(
     T, (H, G, K, V) = sum(lengths), shape
     parallel = normalize(normal(1, H, K), dim=-1)
     key = normalize(parallel + 0.1 * normal(T, H, K), dim=-1)
-    gate = (T, G, K) if operator == "kimi_delta" else (T, G)
+    run = getattr(importlib.import_module(f"interlace.ops.{operator}.dispatch"), operator)
+    declared = inspect.signature(run).parameters  # a rule says by its signature what it takes
+    gate = (T, G, K) if "total G K" in str(declared["log_decay"].annotation) else (T, G)
+    strength = list(declared)[4]
+    options = {"normalise": with_state} if "normalise" in declared else {}
     weak = torch.randint(2, gate, generator=draw).double()  # half of them hardly decay
-    strength = "step" if operator == "state_space" else "beta"
     tensors = {
         "query": normalize(normal(T, H, K), dim=-1),
         "key": key.where(torch.randint(2, (T, 1, 1), generator=draw) > 0, normalize(normal(T, H, K), dim=-1)),
@@ -118,10 +125,8 @@ def recurrence_case(
         tensors["query"] = tensors["query"] * normal(T, H, 1).exp()
         tensors["key"] = tensors["key"] * normal(T, H, 1).exp()
     segments = Segments.from_lengths(lengths)
-    run = getattr(importlib.import_module(f"interlace.ops.{operator}.dispatch"), operator)
-    options = {} if operator == "state_space" else {"normalise": with_state}
 
     def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
         return list(run(**x, segments=segments, **options, backend=backend))
 
-    return Case(operator, label, tensors, call)
+    return Case(operator, label, tensors, call, options=options)
