@@ -10,6 +10,7 @@
 
 #include "attention.cpp"
 #include "cross_entropy.cpp"
+#include "gated_delta_chunk.h"
 #include "gated_delta.cpp"
 #include "kimi_delta.cpp"
 #include "state_space.cpp"
