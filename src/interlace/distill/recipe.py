@@ -22,7 +22,6 @@ from interlace.distill.teachers.teacher import Teacher
 from interlace.sandbox.templates import Templates
 
 TABLES = ("run", "teachers", "steps", "output")
-ABOUT_STEPS = ("name", "kind", "from")
 
 
 class RunSettings(Closed):

@@ -14,6 +14,7 @@ transformers 5.23 believes it alone. The multi-token-prediction layer (`mtp.*`) 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from interlace.checkpoint.families import parts
@@ -118,17 +119,11 @@ DENSE = Family(
     also=("qwen3_5",),
     text=_text,
 )
-SPARSE = Family(
-    "qwen3_5_moe_text",
-    "Qwen3_5MoeForCausalLM",
-    read_sparse,
-    write_sparse,
-    slots,
-    aliases,
-    parts.tied_head,
-    kept=MTP,
-    kept_keys=MTP_KEYS,
-    ignored=r"model\.visual\.",
+SPARSE = replace(
+    DENSE,
+    model_type="qwen3_5_moe_text",
+    architecture="Qwen3_5MoeForCausalLM",
+    read_config=read_sparse,
+    write_config=write_sparse,
     also=("qwen3_5_moe",),
-    text=_text,
 )
