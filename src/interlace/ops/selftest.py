@@ -63,7 +63,7 @@ class Variant:
 
     def serves(self, dtype: torch.dtype) -> bool:
         """Return whether it takes this dtype at all."""
-        return not self.instruction_set or dtype in kernels.DTYPES
+        return self.backend not in ("native", "triton") or dtype in kernels.DTYPES
 
 
 def variants(operator: str) -> list[Variant]:

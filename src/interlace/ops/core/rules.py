@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlace.ops.core import chunks, kernels
+from interlace.ops.core import chunks, gpu, kernels
 from interlace.ops.core.backends import ANY, Backend
 from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.core.kernels import DTYPES, address, floats
@@ -123,6 +123,14 @@ def prepare(x: Recurrence, step: bool = False) -> tuple[list[Tensor | None], lis
 def refuses(x: Recurrence) -> str | None:
     """Return why the kernels cannot serve a call, or None."""
     return kernels.refuses(x.query, x.key, x.value)
+
+
+def refuses_gpu(x: Recurrence) -> str | None:
+    """Return why the Triton kernels cannot serve a call, or None."""
+    K, V = x.query.shape[-1], x.value.shape[-1]
+    if max(K, V) > gpu.LARGEST_HEAD:
+        return f"the kernels take heads of at most {gpu.LARGEST_HEAD} channels, not {K} x {V}"
+    return gpu.refuses(*x.tensors)
 
 
 def backends(name: str, rule: type[chunks.ChunkGrid], step: Run, recurrent: Run) -> tuple[Backend, ...]:

@@ -1,0 +1,150 @@
+"""Triton kernels: whether this process can run them, how one is launched, and the row "triton" of an operator's table.
+
+With TRITON_INTERPRET=1 in the environment before Python starts, Triton's interpreter runs the kernels on CPU tensors:
+slowly, and with the values of a GPU in float32. The tests do so.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interlace.base.errors import BackendUnavailable
+from interlace.ops.core.backends import Backend
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DTYPES = (torch.float32, torch.bfloat16)
+LARGEST_HEAD = 256  # of key_dim and value_dim
+
+
+@functools.cache
+def missing() -> str:
+    """Return why this process cannot run Triton kernels; empty if it can."""
+    try:
+        import triton
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); pip install triton"
+    if INTERPRETED:
+        return ""
+    try:
+        triton.runtime.driver.active.get_current_target()
+    except Exception as error:  # whatever a driver raises is the reason
+        return f"Triton {triton.__version__} has no driver for a GPU here ({type(error).__name__}: {error})"
+    return ""
+
+
+def backend(
+    load: Callable[[], Callable[..., Any]], refuses: Callable[..., str | None], when: Callable[..., bool] | None = None
+) -> Backend:
+    """Return the row "triton"; "auto" takes it on NVIDIA's GPUs, and on others a user may name it.
+
+    Args:
+        load: returns the implementation; it imports the module of kernels.
+        refuses: given the call's arguments, why the kernels cannot serve them, or None.
+        when: of which arguments "auto" considers it at all.
+    """
+
+    def loaded() -> Callable[..., Any]:
+        if reason := missing():
+            raise BackendUnavailable(reason)
+        return load()
+
+    def wanted(*arguments: Any) -> bool:
+        nvidia = arguments[0].device.type == "cuda" and torch.version.hip is None
+        return nvidia and (when is None or when(*arguments))
+
+    devices = ("cuda", "xpu", "cpu") if INTERPRETED else ("cuda", "xpu")
+    return Backend("triton", loaded, devices, refuses, when=wanted)
+
+
+def refuses(*tensors: Tensor | None) -> str | None:
+    """Return why the kernels cannot serve these tensors, or None."""
+    given = [x for x in tensors if x is not None]
+    for x in given:
+        if x.dtype not in DTYPES:
+            return f"the kernels take float32 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
+    devices = sorted({str(x.device) for x in given})
+    return f"the tensors lie on {' and '.join(devices)}" if len(devices) > 1 else None
+
+
+def architecture(device: torch.device) -> int:
+    """Return the compute capability, as 90 for Hopper; the interpreter runs what Hopper would."""
+    if _thread.captured is not None:
+        return _thread.captured.architecture
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch, as it was asked for: enough to compile its kernel for any architecture."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    warps: int
+    stages: int
+
+
+class Capture:
+    """The launches of a block, which compute nothing.
+
+    Attributes:
+        architecture: the compute capability that the configurations are chosen for.
+        launches: in order.
+    """
+
+    def __init__(self, architecture: int) -> None:
+        """Begin with no launches."""
+        self.architecture = architecture
+        self.launches: list[Launch] = []
+
+
+class _Thread(threading.local):
+    captured: Capture | None = None
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def capturing(architecture: int) -> Iterator[Capture]:
+    """Collect the launches made inside the block, for this architecture, in place of running them."""
+    _thread.captured = capture = Capture(architecture)
+    try:
+        yield capture
+    finally:
+        _thread.captured = None
+
+
+def launch(
+    kernel: Any, programs: int, arguments: Sequence[Any], constants: dict[str, Any], warps: int, stages: int = 2
+) -> None:
+    """Run a kernel as `programs` programs on one axis, which counts to 2^31; none where there is nothing to do.
+
+    Args:
+        kernel: what `triton.jit` made.
+        arguments: tensors and numbers, in the kernel's order; None for a tensor that its constants leave out.
+        constants: its `tl.constexpr` parameters.
+        warps, stages: how Triton schedules it.
+    """
+    names = kernel.arg_names
+    if _thread.captured is not None:
+        given = dict(zip(names, arguments, strict=False))
+        _thread.captured.launches.append(Launch(kernel, given, constants, warps, stages))
+        return
+    if programs == 0:
+        return
+    first = next(x for x in arguments if isinstance(x, Tensor))
+    with torch.cuda.device(first.device) if first.device.type == "cuda" else nullcontext():
+        kernel[(programs,)](*arguments, **constants, num_warps=warps, num_stages=stages)

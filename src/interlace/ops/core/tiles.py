@@ -1,0 +1,53 @@
+"""Functions on tiles that several Triton kernels share.
+
+A tile is a block of a matrix in registers. Sizes of tiles are powers of two; K = 96 is read as 64 + 32 columns.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from interlace.ops.core import gpu
+
+# Products of float32 tiles are exact: one tf32 product loses 13 bits, and three took more registers than there are.
+PRECISION = tl.constexpr("ieee")
+# The interpreter multiplies the bit patterns of bfloat16 (triton-lang/triton#11584), so there tiles are widened.
+WIDEN = tl.constexpr(gpu.INTERPRETED)
+
+
+@triton.jit
+def dot(a, b):
+    """a @ b, in float32."""
+    if WIDEN:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32))
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def read_rows(base, rows, stride, FIRST: tl.constexpr, SIZE: tl.constexpr, END: tl.constexpr):
+    """Return the tile [rows, SIZE] of a matrix whose rows lie `stride` apart; zeros in columns from END on."""
+    cols = FIRST + tl.arange(0, SIZE)
+    places = base + rows[:, None] * stride + cols[None, :]
+    if FIRST + SIZE <= END:
+        return tl.load(places)
+    return tl.load(places, mask=(cols < END)[None, :], other=0.0)
+
+
+@triton.jit
+def inverse(N, C: tl.constexpr, LEVELS: tl.constexpr, NARROW: tl.constexpr):
+    """Return (I - N)^-1 for strictly lower triangular N [C, C] in float32, C = 2^LEVELS.
+
+    Blocks of s rows are inverted already; two of them and their corner B become [[P, 0], [Q B P, Q]]. NARROW takes the
+    products in float16: with unit keys and beta in [0, 2] no entry of the inverse exceeds 2.
+    """
+    i = tl.arange(0, C)[:, None]
+    j = tl.arange(0, C)[None, :]
+    apart = i ^ j
+    X = tl.where(apart == 0, 1.0, 0.0) + tl.where(apart == 1, N, 0.0)
+    n = N.to(tl.float16) if NARROW else N
+    for level in tl.static_range(1, LEVELS):
+        x = X.to(tl.float16) if NARROW else X
+        corner = tl.where((apart >= (1 << level)) & (apart < (2 << level)), dot(x, n), 0.0)
+        X += dot(corner.to(x.dtype), x)
+    return X

@@ -1,0 +1,257 @@
+"""Triton kernels of the backward pass: states again, gradients of states in reverse, and the gradients of each chunk.
+
+README.md beside this file derives the lines; names are those there, and those of `triton_forward`. No kernel transposes
+what a product left in registers: on Hopper, Triton before 3.7.1 got such transposes wrong
+(fla-org/flash-linear-attention#640, #984).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from interlace.ops.core.tiles import dot, read_rows
+from interlace.ops.gated_delta.triton_forward import BETA, HIGH, LEAVES, LOW, READS, ROWS, TAKES
+
+
+@triton.jit
+def states(
+    key, value, T, decays, sequences, offsets, stretch, state, kept, entry, written,
+    H, G,
+    K: tl.constexpr, V: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
+    STATE: tl.constexpr,
+):  # fmt: skip
+    """Write each chunk's entry state S [V, K] and what its tokens write, U; a program goes through one stretch."""
+    BLOCKS: tl.constexpr = (V + BV - 1) // BV
+    block = tl.program_id(0) % BLOCKS
+    lane = tl.program_id(0) // BLOCKS
+    g = lane % G
+    first = tl.load(stretch + 4 * (lane // G))
+    last = tl.load(stretch + 4 * (lane // G) + 1)
+    slot = tl.load(stretch + 4 * (lane // G) + 2)
+    n = tl.load(stretch + 4 * (lane // G) + 3)
+    before = tl.load(sequences + 4 * n)
+    start = tl.load(offsets + n).to(tl.int64)
+    length = (tl.load(offsets + n + 1) - start).to(tl.int32)
+    rows = tl.arange(0, C)
+    v_cols = block * BV + tl.arange(0, BV)
+    v_there = v_cols < V
+    k1 = tl.arange(0, K1)
+    k2 = K1 + tl.arange(0, K2 if K2 > 0 else 16)
+    in1 = v_there[:, None] & (k1 < K)[None, :]
+    in2 = v_there[:, None] & (k2 < K)[None, :]
+
+    left_off = kept + ((slot.to(tl.int64) * G + g) * V + v_cols[:, None]) * K
+    S1 = tl.load(left_off + k1[None, :], mask=in1 & (slot >= 0), other=0.0).to(tl.float32)
+    S2 = tl.zeros((BV, K2 if K2 > 0 else 16), tl.float32)
+    if K2 > 0:
+        S2 = tl.load(left_off + k2[None, :], mask=in2 & (slot >= 0), other=0.0).to(tl.float32)
+    if STATE:
+        given = state + (n.to(tl.int64) * G + g) * K * V + v_cols[:, None]
+        S1 += tl.load(given + k1[None, :] * V, mask=in1 & (slot < 0), other=0.0)
+        if K2 > 0:
+            S2 += tl.load(given + k2[None, :] * V, mask=in2 & (slot < 0), other=0.0)
+
+    for c in range(0, last - first):
+        chunk = first + c
+        left = length - (chunk - before) * C
+        nearest = tl.minimum(rows, left - 1)
+        at = start + (chunk - before) * C
+        tile = chunk.to(tl.int64) * G + g
+        table = decays + tile * ROWS * C
+        base = (at * H + g // (G // H)) * K
+        to = entry + (tile * V + v_cols[:, None]) * K
+        tl.store(to + k1[None, :], S1.to(entry.dtype.element_ty), mask=in1)
+        ka = read_rows(key + base, nearest, H * K, 0, K1, K)
+        read = dot(S1.to(ka.dtype), tl.trans(ka))
+        if K2 > 0:
+            tl.store(to + k2[None, :], S2.to(entry.dtype.element_ty), mask=in2)
+            kb = read_rows(key + base, nearest, H * K, K1, K2, K)
+            read += dot(S2.to(kb.dtype), tl.trans(kb))
+        place = value + (at * G + g) * V + nearest[:, None] * (G * V) + v_cols[None, :]
+        v = tl.load(place, mask=v_there[None, :], other=0.0)
+        X = tl.trans(v).to(tl.float32) * tl.load(table + BETA * C + rows)[None, :]
+        X -= read * tl.load(table + TAKES * C + rows)[None, :]
+        t = tl.load(T + tile * C * C + rows[:, None] * C + rows[None, :])
+        U = dot(X.to(t.dtype), tl.trans(t))
+        tl.store(
+            written + (at * G + g) * V + rows[None, :] * (G * V) + v_cols[:, None],
+            U.to(written.dtype.element_ty),
+            mask=v_there[:, None] & (rows < left)[None, :],
+        )
+        across = tl.exp(tl.load(table + HIGH * C + C - 1) + tl.load(table + LOW * C + C - 1))
+        write = (U * tl.load(table + LEAVES * C + rows)[None, :]).to(ka.dtype)
+        S1 = S1 * across + dot(write, ka)
+        if K2 > 0:
+            S2 = S2 * across + dot(write, kb)
+
+
+@triton.jit
+def reverse(
+    query, key, d_out, T, M, decays, sequences, offsets, d_final, d_state, d_exit, d_right,
+    H, G,
+    K: tl.constexpr, V: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
+    FINAL: tl.constexpr, STATE: tl.constexpr,
+):  # fmt: skip
+    """Go back through a sequence's chunks; write the gradients dS' [V, K] of each exit state, and dX = T^T dU."""
+    BLOCKS: tl.constexpr = (V + BV - 1) // BV
+    block = tl.program_id(0) % BLOCKS
+    lane = tl.program_id(0) // BLOCKS
+    n = lane // G
+    g = lane % G
+    start = tl.load(offsets + n).to(tl.int64)
+    length = (tl.load(offsets + n + 1) - start).to(tl.int32)
+    first = tl.load(sequences + 4 * n)
+    rows = tl.arange(0, C)
+    v_cols = block * BV + tl.arange(0, BV)
+    v_there = v_cols < V
+    memory = lane.to(tl.int64) * K * V + v_cols[:, None]
+    k1 = tl.arange(0, K1)
+    k2 = K1 + tl.arange(0, K2 if K2 > 0 else 16)
+    in1 = v_there[:, None] & (k1 < K)[None, :]
+    in2 = v_there[:, None] & (k2 < K)[None, :]
+
+    dS1 = tl.zeros((BV, K1), tl.float32)
+    dS2 = tl.zeros((BV, K2 if K2 > 0 else 16), tl.float32)
+    if FINAL:
+        dS1 = tl.load(d_final + memory + k1[None, :] * V, mask=in1, other=0.0)
+        if K2 > 0:
+            dS2 = tl.load(d_final + memory + k2[None, :] * V, mask=in2, other=0.0)
+
+    count = (length + C - 1) // C
+    for i in range(0, count):
+        c = count - 1 - i
+        left = length - c * C
+        nearest = tl.minimum(rows, left - 1)
+        at = start + c * C
+        tile = (first + c).to(tl.int64) * G + g
+        table = decays + tile * ROWS * C
+        base = (at * H + g // (G // H)) * K
+        to = d_exit + (tile * V + v_cols[:, None]) * K
+        tl.store(to + k1[None, :], dS1.to(d_exit.dtype.element_ty), mask=in1)
+        ka = read_rows(key + base, nearest, H * K, 0, K1, K)
+        read = dot(dS1.to(ka.dtype), tl.trans(ka))
+        if K2 > 0:
+            tl.store(to + k2[None, :], dS2.to(d_exit.dtype.element_ty), mask=in2)
+            kb = read_rows(key + base, nearest, H * K, K1, K2, K)
+            read += dot(dS2.to(kb.dtype), tl.trans(kb))
+        place = d_out + (at * G + g) * V + nearest[:, None] * (G * V) + v_cols[None, :]
+        due = tl.load(place, mask=v_there[None, :], other=0.0)
+        square = rows[:, None] * C + rows[None, :]
+        m = tl.load(M + tile * C * C + square)
+        dU = dot(tl.trans(due), m) + read * tl.load(table + LEAVES * C + rows)[None, :]
+        across = tl.exp(tl.load(table + HIGH * C + C - 1) + tl.load(table + LOW * C + C - 1))
+        reads = (tl.trans(due).to(tl.float32) * tl.load(table + READS * C + rows)[None, :]).to(ka.dtype)
+        qa = read_rows(query + base, nearest, H * K, 0, K1, K)
+        dS1 = dS1 * across + dot(reads, qa)
+        if K2 > 0:
+            qb = read_rows(query + base, nearest, H * K, K1, K2, K)
+            dS2 = dS2 * across + dot(reads, qb)
+        t = tl.load(T + tile * C * C + square)
+        dX = dot(dU.to(t.dtype), t)
+        tl.store(
+            d_right + (at * G + g) * V + rows[None, :] * (G * V) + v_cols[:, None],
+            dX.to(d_right.dtype.element_ty),
+            mask=v_there[:, None] & (rows < left)[None, :],
+        )
+        takes = (dX * -tl.load(table + TAKES * C + rows)[None, :]).to(ka.dtype)
+        dS1 += dot(takes, ka)
+        if K2 > 0:
+            dS2 += dot(takes, kb)
+
+    if STATE:
+        tl.store(d_state + memory + k1[None, :] * V, dS1, mask=in1)
+        if K2 > 0:
+            tl.store(d_state + memory + k2[None, :] * V, dS2, mask=in2)
+
+
+@triton.jit
+def gradients(
+    query, key, value, d_out, decays, chunks, entry, d_exit, written, d_right, dq, dk, dv, dg, db,
+    H, G, total, scale,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """Write a chunk's gradients for BK channels of its keys: dq, dk, and shares of dg and db; with the first, dv."""
+    BLOCKS: tl.constexpr = (K + BK - 1) // BK
+    block = tl.program_id(0) % BLOCKS
+    lane = tl.program_id(0) // BLOCKS
+    chunk = lane // G
+    g = lane % G
+    first = tl.load(chunks + 2 * chunk).to(tl.int64)
+    count = (tl.load(chunks + 2 * chunk + 1) - first).to(tl.int32)
+    rows = tl.arange(0, C)
+    there = rows < count
+    cols = block * BK + tl.arange(0, BK)
+    inside = there[:, None] & (cols < K)[None, :]
+    tile = lane.to(tl.int64)
+    table = decays + tile * ROWS * C + rows
+    beta = tl.load(table + BETA * C)
+
+    dM = tl.zeros((C, C), tl.float32)
+    dM_turned = tl.zeros((C, C), tl.float32)
+    dA = tl.zeros((C, C), tl.float32)
+    dA_turned = tl.zeros((C, C), tl.float32)
+    reads = tl.zeros((C, BK), tl.float32)
+    takes = tl.zeros((C, BK), tl.float32)
+    writes = tl.zeros((C, BK), tl.float32)
+    d_across = tl.zeros((BV, BK), tl.float32)
+    strength = tl.zeros((C,), tl.float32)
+    itself = tl.zeros((C,), tl.float32)
+    for at in range(0, V, BV):
+        v_cols = at + tl.arange(0, BV)
+        keep = there[:, None] & (v_cols < V)[None, :]
+        place = (first * G + g) * V + rows[:, None] * (G * V) + v_cols[None, :]
+        due = tl.load(d_out + place, mask=keep, other=0.0)
+        dx = tl.load(d_right + place, mask=keep, other=0.0)
+        u = tl.load(written + place, mask=keep, other=0.0)
+        square = (tile * V + v_cols[:, None]) * K + cols[None, :]
+        held = (v_cols < V)[:, None] & (cols < K)[None, :]
+        s = tl.load(entry + square, mask=held, other=0.0)
+        ds = tl.load(d_exit + square, mask=held, other=0.0)
+        dM += dot(due, tl.trans(u))
+        dM_turned += dot(u, tl.trans(due))
+        dA -= dot(dx, tl.trans(u))
+        dA_turned -= dot(u, tl.trans(dx))
+        reads += dot(due, s)
+        takes -= dot(dx, s)
+        writes += dot(u, ds)
+        itself += tl.sum(due.to(tl.float32) * u.to(tl.float32), 1)
+        d_across += s.to(tl.float32) * ds.to(tl.float32)
+        if block == 0:
+            wide = dx.to(tl.float32)
+            strength += tl.sum(wide * tl.load(value + place, mask=keep, other=0.0).to(tl.float32), 1)
+            tl.store(dv + place, (wide * beta[:, None]).to(dv.dtype.element_ty), mask=keep)
+
+    high, low = tl.load(table + HIGH * C), tl.load(table + LOW * C)
+    pair = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
+    later = rows[:, None] > rows[None, :]
+    earlier = rows[:, None] < rows[None, :]
+    D = tl.where(later, tl.exp(tl.where(later, pair, 0.0)), 0.0)
+    D_turned = tl.where(earlier, tl.exp(tl.where(earlier, -pair, 0.0)), 0.0)
+
+    base = (first * H + g // (G // H)) * K + rows[:, None] * (H * K) + cols[None, :]
+    k = tl.load(key + base, mask=inside, other=0.0)
+    q = tl.load(query + base, mask=inside, other=0.0)
+    k_wide, q_wide = k.to(tl.float32), q.to(tl.float32)
+    reads = reads * tl.load(table + READS * C)[:, None] + dot((scale * dM * D).to(k.dtype), k)
+    takes = takes * tl.exp(high + low)[:, None] + dot((dA * D).to(k.dtype), k)
+    strength += tl.sum(takes * k_wide, 1)
+    takes = takes * beta[:, None]
+    writes = writes * tl.load(table + LEAVES * C)[:, None]
+    carried = tl.sum(writes * k_wide, 1)
+    within = dot((scale * dM_turned * D_turned).to(k.dtype), q)
+    within += dot((dA_turned * D_turned * beta[None, :]).to(k.dtype), k)
+
+    # A row's gate decays what later rows see of earlier ones, and what earlier rows leave to the exit state.
+    end = decays + tile * ROWS * C + C - 1
+    across = tl.exp(tl.load(end + HIGH * C) + tl.load(end + LOW * C)) * tl.sum(tl.sum(d_across, 1), 0)
+    d_total = tl.sum(reads * q_wide + (takes - within) * k_wide, 1) + tl.where(rows == C - 1, across, 0.0)
+    d_gate = tl.cumsum(d_total, 0, reverse=True) + (tl.cumsum(carried, 0) - carried)
+    share = (block.to(tl.int64) * total + first + rows) * G + g
+    tl.store(dg + share, d_gate, mask=there)
+    tl.store(db + share, strength, mask=there)
+
+    to = (first * G + g) * K + rows[:, None] * (G * K) + cols[None, :]
+    own = (scale * itself)[:, None]  # a row's product with itself knows no decay
+    tl.store(dq + to, (reads + own * k_wide).to(dq.dtype.element_ty), mask=inside)
+    tl.store(dk + to, (takes + writes + within + own * q_wide).to(dk.dtype.element_ty), mask=inside)

@@ -1,0 +1,157 @@
+"""Triton kernels of the forward pass: what needs no state, for all chunks at once, and the scan over chunks.
+
+README.md beside this file derives the lines; names are those there. A program of `prepare` is one chunk and value head.
+A program of `scan` is a sequence, a value head and a block of value columns. Its state S lies in registers, transposed.
+Heads of K channels are read as K1 + K2 columns, powers of two. Rows past a sequence's end repeat its last token and
+count nothing.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from interlace.ops.core.tiles import dot, inverse, read_rows
+
+FORGOTTEN = tl.constexpr(-2000.0)  # exp of it is 0 even in float64, and sums of it stay finite
+# Rows of a chunk's table [ROWS, C] in float32: scale exp(G) as a query reads, b exp(G) as a key does, exp(G_C - G), b,
+# and G in two parts. All but G are 0 past the sequence's end.
+ROWS = tl.constexpr(6)
+READS, TAKES, LEAVES, BETA, HIGH, LOW = (tl.constexpr(i) for i in range(6))
+
+
+@triton.jit
+def prepare(
+    query, key, log_decay, beta, chunks, T, M, decays, H, G, scale,
+    K: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
+    NARROW: tl.constexpr,
+):  # fmt: skip
+    """Write T = (I + A)^-1 without beta on its columns, M, and the table of decays of each chunk and value head."""
+    chunk = tl.program_id(0) // G
+    g = tl.program_id(0) % G
+    first = tl.load(chunks + 2 * chunk).to(tl.int64)
+    count = (tl.load(chunks + 2 * chunk + 1) - first).to(tl.int32)
+    rows = tl.arange(0, C)
+    there = rows < count
+    nearest = tl.minimum(rows, count - 1)
+
+    gate = tl.load(log_decay + (first + nearest) * G + g).to(tl.float32)
+    strength = tl.where(there, tl.load(beta + (first + nearest) * G + g).to(tl.float32), 0.0)
+    total = tl.cumsum(tl.where(there, tl.maximum(gate, FORGOTTEN), 0.0).to(tl.float64), 0)
+    high = total.to(tl.float32)
+    low = (total - high.to(tl.float64)).to(tl.float32)
+    end = tl.sum(tl.where(rows == C - 1, total, 0.0), 0)
+    table = decays + (chunk.to(tl.int64) * G + g) * ROWS * C + rows
+    into = tl.exp(high + low)
+    tl.store(table + READS * C, tl.where(there, scale * into, 0.0))
+    tl.store(table + TAKES * C, strength * into)
+    tl.store(table + LEAVES * C, tl.where(there, tl.exp((end - total).to(tl.float32)), 0.0))
+    tl.store(table + BETA * C, strength)
+    tl.store(table + HIGH * C, high)
+    tl.store(table + LOW * C, low)
+
+    base = (first * H + g // (G // H)) * K
+    k = read_rows(key + base, nearest, H * K, 0, K1, K)
+    kk = dot(k, tl.trans(k))
+    qk = dot(read_rows(query + base, nearest, H * K, 0, K1, K), tl.trans(k))
+    if K2 > 0:
+        k = read_rows(key + base, nearest, H * K, K1, K2, K)
+        kk += dot(k, tl.trans(k))
+        qk += dot(read_rows(query + base, nearest, H * K, K1, K2, K), tl.trans(k))
+
+    earlier = (rows[:, None] > rows[None, :]) & there[:, None]
+    pair = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
+    D = tl.exp(tl.where(earlier, pair, 0.0))
+    N = tl.where(earlier, -strength[:, None] * D * kk, 0.0)
+    seen = (rows[:, None] >= rows[None, :]) & there[:, None]
+    corner = (chunk.to(tl.int64) * G + g) * C * C + rows[:, None] * C + rows[None, :]
+    tl.store(M + corner, tl.where(seen, scale * D * qk, 0.0).to(M.dtype.element_ty))
+    inverted = inverse(N, C, LEVELS, NARROW)
+    tl.store(T + corner, tl.where(seen, inverted, 0.0).to(T.dtype.element_ty))
+
+
+@triton.jit
+def scan(
+    query, key, value, T, M, decays, sequences, offsets, state, out, final, kept,
+    H, G,
+    K: tl.constexpr, V: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
+    STATE: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """Go through a sequence's chunks: O = scale exp(G) Q S + M U with U = T b (V - exp(G) K S), and S' from S and U.
+
+    KEEP: write the state every so many chunks; 0 for never.
+    """
+    BLOCKS: tl.constexpr = (V + BV - 1) // BV
+    block = tl.program_id(0) % BLOCKS
+    lane = tl.program_id(0) // BLOCKS
+    n = lane // G
+    g = lane % G
+    start = tl.load(offsets + n).to(tl.int64)
+    length = (tl.load(offsets + n + 1) - start).to(tl.int32)
+    first = tl.load(sequences + 4 * n)
+    slot = tl.load(sequences + 4 * n + 2)
+    rows = tl.arange(0, C)
+    v_cols = block * BV + tl.arange(0, BV)
+    v_there = v_cols < V
+    memory = lane.to(tl.int64) * K * V + v_cols[:, None]
+    k1 = tl.arange(0, K1)
+    k2 = K1 + tl.arange(0, K2 if K2 > 0 else 16)
+    in1 = v_there[:, None] & (k1 < K)[None, :]
+    in2 = v_there[:, None] & (k2 < K)[None, :]
+
+    S1 = tl.zeros((BV, K1), tl.float32)
+    S2 = tl.zeros((BV, K2 if K2 > 0 else 16), tl.float32)
+    if STATE:
+        S1 = tl.load(state + memory + k1[None, :] * V, mask=in1, other=0.0)
+        if K2 > 0:
+            S2 = tl.load(state + memory + k2[None, :] * V, mask=in2, other=0.0)
+
+    for c in range(0, (length + C - 1) // C):
+        if KEEP > 0:
+            if (c > 0) & (c % KEEP == 0):
+                to = kept + (((slot + c // KEEP - 1).to(tl.int64) * G + g) * V + v_cols[:, None]) * K
+                tl.store(to + k1[None, :], S1.to(kept.dtype.element_ty), mask=in1)
+                if K2 > 0:
+                    tl.store(to + k2[None, :], S2.to(kept.dtype.element_ty), mask=in2)
+        left = length - c * C
+        nearest = tl.minimum(rows, left - 1)
+        at = start + c * C
+        tile = (first + c).to(tl.int64) * G + g
+        table = decays + tile * ROWS * C
+        base = (at * H + g // (G // H)) * K
+
+        ka = read_rows(key + base, nearest, H * K, 0, K1, K)
+        read = dot(S1.to(ka.dtype), tl.trans(ka))
+        if K2 > 0:
+            kb = read_rows(key + base, nearest, H * K, K1, K2, K)
+            read += dot(S2.to(kb.dtype), tl.trans(kb))
+        place = value + (at * G + g) * V + nearest[:, None] * (G * V) + v_cols[None, :]
+        v = tl.load(place, mask=v_there[None, :], other=0.0)
+        X = tl.trans(v).to(tl.float32) * tl.load(table + BETA * C + rows)[None, :]
+        X -= read * tl.load(table + TAKES * C + rows)[None, :]
+        square = rows[:, None] * C + rows[None, :]
+        t = tl.load(T + tile * C * C + square)
+        U = dot(X.to(t.dtype), tl.trans(t))
+
+        qa = read_rows(query + base, nearest, H * K, 0, K1, K)
+        read = dot(S1.to(qa.dtype), tl.trans(qa))
+        if K2 > 0:
+            qb = read_rows(query + base, nearest, H * K, K1, K2, K)
+            read += dot(S2.to(qb.dtype), tl.trans(qb))
+        m = tl.load(M + tile * C * C + square)
+        O = read * tl.load(table + READS * C + rows)[None, :] + dot(U.to(m.dtype), tl.trans(m))
+        tl.store(
+            out + (at * G + g) * V + rows[None, :] * (G * V) + v_cols[:, None],
+            O.to(out.dtype.element_ty),
+            mask=v_there[:, None] & (rows < left)[None, :],
+        )
+
+        across = tl.exp(tl.load(table + HIGH * C + C - 1) + tl.load(table + LOW * C + C - 1))
+        write = (U * tl.load(table + LEAVES * C + rows)[None, :]).to(ka.dtype)
+        S1 = S1 * across + dot(write, ka)
+        if K2 > 0:
+            S2 = S2 * across + dot(write, kb)
+
+    tl.store(final + memory + k1[None, :] * V, S1, mask=in1)
+    if K2 > 0:
+        tl.store(final + memory + k2[None, :] * V, S2, mask=in2)
