@@ -6,6 +6,7 @@ import os
 import warnings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one process to a core, and so do their children
+os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels serve CPU tensors: see interlace.ops.core.gpu
 
 from jaxtyping import install_import_hook
 from shaped import MODULES

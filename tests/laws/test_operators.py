@@ -19,7 +19,13 @@ from interlace.ops.core.cases import Case, recurrence_case
 from interlace.ops.core.operands import Recurrence
 
 ALL = [case for operator in selftest.OPERATORS for case in selftest.cases(operator)]
-VARIANTS = [(case, v) for case in ALL for v in selftest.variants(case.operator)]
+INTERPRETED = {"one token", "ragged"}  # the interpreter takes seconds for a case
+VARIANTS = [
+    (case, v)
+    for case in ALL
+    for v in selftest.variants(case.operator)
+    if v.backend != "triton" or case.label.removesuffix(", state") in INTERPRETED
+]
 
 
 def label(value):
@@ -29,7 +35,10 @@ def label(value):
 @pytest.mark.parametrize(("case", "variant"), VARIANTS, ids=label)
 def test_every_backend_equals_the_float64_recurrence(case, variant):
     """Laws 1 and 2: values and gradients, the state's gradient too, on every instruction set of this processor."""
-    for dtype in filter(variant.serves, selftest.TOLERANCE):
+    dtypes = [dtype for dtype in selftest.TOLERANCE if variant.serves(dtype)]
+    if variant.backend == "triton" and case.label != "ragged, state":
+        dtypes = [torch.float32]
+    for dtype in dtypes:
         values, gradients = selftest.errors(case, variant, dtype)
         assert values <= selftest.TOLERANCE[dtype], dtype
         assert gradients is None or gradients <= selftest.TOLERANCE[dtype], dtype

@@ -48,18 +48,22 @@ class Report:
 
 
 def source(launch: Launch) -> ASTSource:
-    """Return what Triton compiles: pointers are 16-byte aligned, as torch's are; numbers are not specialised."""
+    """Return what Triton compiles: pointers 16-byte aligned, as torch's are; numbers specialised as at run time."""
     signature, attributes, constants = {}, {}, {}
-    for place, name in enumerate(launch.kernel.arg_names):
-        value = launch.arguments.get(name)
-        if name in launch.constants or value is None:
-            signature[name] = "constexpr"
-            constants[(place,)] = launch.constants.get(name)
+    for parameter in launch.kernel.params:
+        place, name = (parameter.num,), parameter.name
+        value = launch.constants[name] if name in launch.constants else launch.arguments[name]
+        free = not parameter.do_not_specialize
+        if name in launch.constants or value is None or (type(value) is int and value == 1 and free):
+            signature[name], constants[place] = "constexpr", value
         elif isinstance(value, torch.Tensor):
-            signature[name] = TYPES[value.dtype]
-            attributes[(place,)] = [["tt.divisibility", 16]]
+            signature[name], attributes[place] = TYPES[value.dtype], [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
         else:
-            signature[name] = "fp32" if isinstance(value, float) else "i32"
+            signature[name] = "i32"
+            if free and value % 16 == 0:
+                attributes[place] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature, constants, attributes)
 
 

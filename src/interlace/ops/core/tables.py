@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+PERIOD = 8  # chunks between two states that a forward keeps
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -22,6 +24,7 @@ class Chunks:
         offsets: [N + 1]: the borders.
         stretches: how many stretches there are; a stretch is `period` chunks of one sequence, the last one fewer.
         chunks: [count, 2]: the first token, and one past the last.
+        owners: [count]: the sequence of each chunk.
         sequences: [N, 4]: the first chunk, one past the last, the first kept state, and 0.
         stretch: [stretches, 4]: the first chunk, one past the last, the kept state it starts from (-1 for the
             sequence's first), and the sequence.
@@ -31,6 +34,7 @@ class Chunks:
     stretches: int
     offsets: Tensor
     chunks: Tensor
+    owners: Tensor
     sequences: Tensor
     stretch: Tensor
 
@@ -59,9 +63,9 @@ def _chunks(offsets: Tensor, device: torch.device, size: int, period: int) -> Ch
     borders = offsets.cpu().long()
     start, length = borders[:-1], borders.diff()
     count = (length + size - 1) // size
-    owner, place = _enumerated(count)
-    first_token = start[owner] + place * size
-    chunk = torch.stack((first_token, torch.minimum(first_token + size, borders[owner + 1])), dim=1)
+    owners, place = _enumerated(count)
+    first_token = start[owners] + place * size
+    chunk = torch.stack((first_token, torch.minimum(first_token + size, borders[owners + 1])), dim=1)
 
     last = count.cumsum(0)
     first = last - count
@@ -73,7 +77,7 @@ def _chunks(offsets: Tensor, device: torch.device, size: int, period: int) -> Ch
     begin = first[owner] + place * period
     state = torch.where(place == 0, -1, first_kept[owner] + place - 1)
     stretch = torch.stack((begin, torch.minimum(begin + period, last[owner]), state, owner), dim=1)
-    tables = [on_device(x.to(torch.int32), device) for x in (borders, chunk, sequence, stretch)]
+    tables = [on_device(x.to(torch.int32), device) for x in (borders, chunk, owners, sequence, stretch)]
     return Chunks(chunk.shape[0], stretch.shape[0], *tables)
 
 

@@ -1,7 +1,7 @@
 """The gated delta rule by Triton kernels: forward and backward as a custom operator.
 
-A forward that will be differentiated keeps T, M, the decays of each chunk, and one state every PERIOD chunks of a
-sequence; backward goes on from these. README.md beside this file says which kernel does what.
+A forward that will be differentiated keeps T, M, the decays of each chunk, and one state every `tables.PERIOD` chunks
+of a sequence; backward goes on from these. README.md beside this file says which kernel does what.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from interlace.ops.core import gpu, kernels, rules, tables
 from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.gated_delta import triton_backward, triton_forward
-
-PERIOD = 8  # chunks
 
 
 class Tiles(NamedTuple):
@@ -53,8 +51,11 @@ EXACT = Tiles(chunk=16, values=16, warps=8, stages=1, keys=32, columns=16, gradi
 
 
 def tiles(architecture: int, key_dim: int, value_dim: int, dtype: torch.dtype) -> Tiles:
-    """Return the configuration for an architecture, a head and a dtype; small heads have small tiles."""
-    if dtype == torch.float32:
+    """Return the configuration for an architecture, a head and a dtype; small heads have small tiles.
+
+    The interpreter takes the tiles of bfloat16 for float32 too, so that float32 tests what bfloat16 will run.
+    """
+    if dtype == torch.float32 and not gpu.INTERPRETED:
         found = EXACT
     elif key_dim > 128:
         found = WIDE
@@ -80,21 +81,26 @@ def pieces(key_dim: int) -> tuple[int, int]:
 
 
 class Plan:
-    """One call's sizes, configuration and tables."""
+    """One call's sizes, configuration and tables, and the launches of its kernels."""
 
-    def __init__(self, x: Recurrence) -> None:
-        """x: on one device, contiguous, not to be normalised."""
-        assert x.offsets is not None
-        self.x, self.device = x, x.query.device
-        _, self.H, self.K = x.query.shape
-        self.total, self.G, self.V = x.value.shape
-        self.dtype = x.value.dtype
-        self.tiles = tiles(gpu.architecture(self.device), self.K, self.V, self.dtype)
-        self.tables = tables.chunks(x.offsets, self.device, self.tiles.chunk, PERIOD)
-        self.lanes, self.blocks = x.rows * self.G, -(-self.V // self.tiles.values)
+    def __init__(self, given: Recurrence) -> None:
+        """given: tensors on one device; rows of queries, keys and values may lie apart."""
+        dtype = given.value.dtype
+        query, key, value = (kernels.rows(y.to(dtype)) for y in (given.query, given.key, given.value))
+        state = None if given.state is None else given.state.to(torch.float32).contiguous()
+        gates = (given.log_decay.contiguous(), given.strength.contiguous())
+        self.x = given._replace(query=query, key=key, value=value, log_decay=gates[0], strength=gates[1], state=state)
+        assert given.offsets is not None
+        self.device, self.dtype = query.device, dtype
+        _, self.H, self.K = query.shape
+        self.total, self.G, self.V = value.shape
+        self.q_row, self.k_row, self.v_row = (y.stride(0) for y in (query, key, value))
+        self.tiles = tiles(gpu.architecture(self.device), self.K, self.V, dtype)
+        self.tables = tables.chunks(given.offsets, self.device, self.tiles.chunk, tables.PERIOD)
+        self.lanes, self.blocks = given.rows * self.G, -(-self.V // self.tiles.values)
         K1, K2 = pieces(self.K)
         self.sizes = {"K": self.K, "K1": K1, "K2": K2, "C": self.tiles.chunk}
-        self.scans = {**self.sizes, "V": self.V, "BV": self.tiles.values}
+        self.scans = {**self.sizes, "V": self.V, "BV": self.tiles.values, "STATE": state is not None}
 
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Return a tensor with nothing in it."""
@@ -104,95 +110,150 @@ class Plan:
         """Run a kernel in the configuration's warps and stages."""
         gpu.launch(kernel, programs, arguments, constants, self.tiles.warps, self.tiles.stages)
 
+    def prepare(self, T: Tensor, M: Tensor, decays: Tensor) -> None:
+        """Fill what needs no state; see `triton_forward.prepare`."""
+        x, C = self.x, self.tiles.chunk
+        sizes = (self.q_row, self.k_row, self.H, self.G, x.scale)
+        self.launch(
+            triton_forward.prepare,
+            self.tables.count * self.G,
+            (x.query, x.key, x.log_decay, x.strength, self.tables.chunks, T, M, decays, *sizes),
+            self.sizes
+            | {"LEVELS": C.bit_length() - 1, "NARROW": self.dtype == torch.bfloat16, "NORMALISE": x.normalise},
+        )
 
-def prepared(x: Recurrence) -> Recurrence:
-    """Return the call as the kernels read it: q, k and v contiguous in one dtype, and a contiguous float32 state."""
-    dtype = x.value.dtype
-    query, key, value = (y.to(dtype).contiguous() for y in (x.query, x.key, x.value))
-    state = None if x.state is None else x.state.to(torch.float32).contiguous()
-    gates = (x.log_decay.contiguous(), x.strength.contiguous())
-    return x._replace(
-        query=query, key=key, value=value, log_decay=gates[0], strength=gates[1], state=state, normalise=False
-    )
+    def scan(self, T: Tensor, M: Tensor, decays: Tensor, out: Tensor, final: Tensor, kept: Tensor | None) -> None:
+        """Fill outputs, final states, and states to keep; see `triton_forward.scan`."""
+        x, t, sizes = self.x, self.tables, (self.q_row, self.k_row, self.v_row, self.H, self.G)
+        self.launch(
+            triton_forward.scan,
+            self.lanes * self.blocks,
+            (x.query, x.key, x.value, T, M, decays, t.sequences, t.offsets, x.state, out, final, kept, *sizes),
+            self.scans | {"KEEP": 0 if kept is None else tables.PERIOD},
+        )
+
+    def states(self, T: Tensor, decays: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each chunk's entry state [V, K], and what its tokens write; see `triton_backward.states`."""
+        x, t, sizes = self.x, self.tables, (self.k_row, self.v_row, self.H, self.G)
+        entry, written = self.new(t.count, self.G, self.V, self.K), self.new(self.total, self.G, self.V)
+        self.launch(
+            triton_backward.states,
+            t.stretches * self.G * self.blocks,
+            (x.key, x.value, T, decays, t.sequences, t.offsets, t.stretch, x.state, kept, entry, written, *sizes),
+            self.scans,
+        )
+        return entry, written
+
+    def reverse(
+        self, T: Tensor, M: Tensor, decays: Tensor, d_out: Tensor, d_final: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return gradients of exit states [V, K], of what T is applied to, and of the first states."""
+        x, t, sizes = self.x, self.tables, (self.q_row, self.k_row, self.H, self.G)
+        d_exit, d_right = self.new(t.count, self.G, self.V, self.K), self.new(self.total, self.G, self.V)
+        d_state = self.new(*((0,) if x.state is None else x.state.shape), dtype=torch.float32)
+        self.launch(
+            triton_backward.reverse,
+            self.lanes * self.blocks,
+            (x.query, x.key, d_out, T, M, decays, t.sequences, t.offsets, d_final, d_state, d_exit, d_right, *sizes),
+            self.scans | {"FINAL": d_final is not None},
+        )
+        return d_exit, d_right, d_state
+
+    def gradients(self, read: tuple[Tensor, ...], dv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Fill dv; return gradients of queries and keys by value head, and of log decay and strength."""
+        x, blocks = self.x, -(-self.K // self.tiles.keys)
+        dq, dk = (self.new(self.total, self.G, self.K) for _ in range(2))
+        dg, db = (self.new(blocks, self.total, self.G, dtype=torch.float32) for _ in range(2))
+        decays, *rest = read
+        sizes = (self.q_row, self.k_row, self.v_row, dv.stride(0), self.H, self.G, self.total, x.scale)
+        gpu.launch(
+            triton_backward.gradients,
+            blocks * self.tables.count * self.G,
+            (x.query, x.key, x.value, rest[0], decays, self.tables.chunks, *rest[1:], dq, dk, dv, dg, db, *sizes),
+            {"K": self.K, "V": self.V, "BK": self.tiles.keys, "C": self.tiles.chunk, "BV": self.tiles.columns}
+            | {"NORMALISE": x.normalise},
+            self.tiles.gradient_warps,
+            self.tiles.stages,
+        )
+        return dq, dk, dg.sum(0), db.sum(0)
+
+    def collect(self, x: Tensor, d_heads: Tensor, dx: Tensor) -> None:
+        """Fill the gradient of queries or keys x; see `triton_backward.collect`."""
+        rows = max(1, 2048 // power(self.K))
+        gpu.launch(
+            triton_backward.collect,
+            -(-self.total // rows) * self.H,
+            (x, d_heads, dx, x.stride(0), dx.stride(0), self.H, self.G, self.total),
+            {"K": self.K, "WIDE": power(self.K), "BT": rows, "NORMALISE": self.x.normalise},
+            4,
+        )
+
+
+def kept_shapes(x: Recurrence) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of T and M, of the decays, and of the states that a forward keeps for its backward.
+
+    How many chunks there are is not known from shapes alone; there is room for as many as there can be.
+    """
+    (total, G, V), K = x.value.shape, x.key.shape[2]
+    C = tiles(gpu.architecture(x.device), K, V, x.value.dtype).chunk
+    most = total // C + x.rows
+    return (most, G, C, C), (most, G, triton_forward.ROWS.value, C), (total // (C * tables.PERIOD), G, V, K)
 
 
 def _shapes(*inputs: Any) -> tuple[Tensor, ...]:
     *operands, differentiable = inputs
-    out, final = rules.shapes(*operands)
     x = Recurrence(*operands)
-    (total, G, V), K, device = x.value.shape, x.key.shape[2], x.value.device
-    C = tiles(gpu.architecture(device), K, V, x.value.dtype).chunk
-    most = total // C + x.rows  # chunks; how many there are is not known from shapes alone
-    kept = (most, total // (C * PERIOD)) if differentiable else (0, 0)
-    square = [x.value.new_empty(kept[0], G, C, C) for _ in range(2)]
-    decays = final.new_empty(kept[0], G, triton_forward.ROWS.value, C)
-    return out, final, *square, decays, x.value.new_empty(kept[1], G, V, K)
+    out, final = rules.shapes(*operands)
+    square, table, states = kept_shapes(x) if differentiable else ((0,), (0,), (0,))
+    new = x.value.new_empty
+    return out, final, new(square), new(square), new(table, dtype=torch.float32), new(states)
+
+
+def forward(plan: Plan, out: Tensor, final: Tensor, T: Tensor, M: Tensor, decays: Tensor, kept: Tensor | None) -> None:
+    """Fill all that follows the plan."""
+    plan.prepare(T, M, decays)
+    plan.scan(T, M, decays, out, final, kept)
+
+
+def backward(
+    plan: Plan, d_out: Tensor, d_final: Tensor | None, saved: tuple[Tensor, ...], to: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fill the gradients of queries, keys and values; return those of log decay, strength and state (float32).
+
+    saved: T, M, the decays and the kept states.
+    """
+    T, M, decays, kept = saved
+    d_out = d_out.to(plan.dtype).contiguous()
+    d_final = None if d_final is None else d_final.to(torch.float32).contiguous()
+    entry, written = plan.states(T, decays, kept)
+    d_exit, d_right, d_state = plan.reverse(T, M, decays, d_out, d_final)
+    dq, dk, dg, db = plan.gradients((decays, d_out, entry, d_exit, written, d_right), to[2])
+    plan.collect(plan.x.query, dq, to[0])
+    plan.collect(plan.x.key, dk, to[1])
+    return dg, db, d_state
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, ...]:
     *operands, differentiable = inputs
     outputs = out, final, T, M, decays, kept = _shapes(*inputs)
-    x = prepared(Recurrence(*operands))
-    plan = Plan(x)
-    t, count, G, C = plan.tables, plan.tables.count, plan.G, plan.tiles.chunk
+    plan = Plan(Recurrence(*operands))
     if not differentiable:
-        T, M = plan.new(count, G, C, C), plan.new(count, G, C, C)
-        decays = plan.new(count, G, triton_forward.ROWS.value, C, dtype=torch.float32)
-    plan.launch(
-        triton_forward.prepare,
-        count * G,
-        (x.query, x.key, x.log_decay, x.strength, t.chunks, T, M, decays, plan.H, G, x.scale),
-        {**plan.sizes, "LEVELS": C.bit_length() - 1, "NARROW": plan.dtype == torch.bfloat16},
-    )
-    plan.launch(
-        triton_forward.scan,
-        plan.lanes * plan.blocks,
-        (x.query, x.key, x.value, T, M, decays, t.sequences, t.offsets, x.state, out, final, kept, plan.H, G),
-        {**plan.scans, "STATE": x.state is not None, "KEEP": PERIOD if differentiable else 0},
-    )
+        square, table, _ = kept_shapes(plan.x)
+        T, M, decays = plan.new(*square), plan.new(*square), plan.new(*table, dtype=torch.float32)
+    forward(plan, out, final, T, M, decays, kept if differentiable else None)
     return outputs
 
 
 def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-    T, M, decays, kept, *operands, _ = given
-    original = Recurrence(*operands)
-    x = prepared(original)
+    *saved, operands = (*given[:4], given[4:-1])
+    x = Recurrence(*operands)
     plan = Plan(x)
-    t, count, (H, G), (K, V) = plan.tables, plan.tables.count, (plan.H, plan.G), (plan.K, plan.V)
-    d_out = d_out.to(plan.dtype).contiguous()
-    d_final = None if d_final is None else d_final.to(torch.float32).contiguous()
-    entry, d_exit = plan.new(count, G, V, K), plan.new(count, G, V, K)
-    written, d_right, dv = (plan.new(plan.total, G, V) for _ in range(3))
-    d_state = plan.new(*((x.rows, G, K, V) if x.state is not None else (0,)), dtype=torch.float32)
-    state = {"STATE": x.state is not None}
-    plan.launch(
-        triton_backward.states,
-        t.stretches * G * plan.blocks,
-        (x.key, x.value, T, decays, t.sequences, t.offsets, t.stretch, x.state, kept, entry, written, H, G),
-        plan.scans | state,
-    )
-    plan.launch(
-        triton_backward.reverse,
-        plan.lanes * plan.blocks,
-        (x.query, x.key, d_out, T, M, decays, t.sequences, t.offsets, d_final, d_state, d_exit, d_right, H, G),
-        {**plan.scans, "FINAL": d_final is not None, **state},
-    )
-    blocks = -(-K // plan.tiles.keys)
-    dq, dk = plan.new(plan.total, G, K), plan.new(plan.total, G, K)
-    dg, db = (plan.new(blocks, plan.total, G, dtype=torch.float32) for _ in range(2))
-    read = (x.query, x.key, x.value, d_out, decays, t.chunks, entry, d_exit, written, d_right)
-    gpu.launch(
-        triton_backward.gradients,
-        blocks * count * G,
-        (*read, dq, dk, dv, dg, db, H, G, plan.total, x.scale),
-        {"K": K, "V": V, "BK": plan.tiles.keys, "C": plan.tiles.chunk, "BV": plan.tiles.columns},
-        plan.tiles.gradient_warps,
-        plan.tiles.stages,
-    )
-    if G != H:
-        dq, dk = (y.unflatten(1, (H, -1)).sum(2) for y in (dq, dk))
-    found = (dq, dk, dv, dg.sum(0), db.sum(0))
-    return *(d.to(y.dtype) for d, y in zip(found, original[:5], strict=True)), d_state
+    to = [torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x.query, x.key)]
+    dv = torch.empty_like(x.value, memory_format=torch.contiguous_format)
+    dg, db, d_state = backward(plan, d_out, d_final, tuple(saved), (to[0], to[1], dv))
+    if x.state is not None:
+        d_state = d_state.to(x.state.dtype)
+    return *to, dv, dg.to(x.log_decay.dtype), db.to(x.strength.dtype), d_state
 
 
 _operator = custom_op(
@@ -206,7 +267,6 @@ _operator = custom_op(
 
 def run(x: Recurrence) -> tuple[Tensor, Tensor]:
     """`gated_delta` on tensors of float32 or bfloat16 on a GPU."""
-    x = x.unit()
     if x.offsets is None:
         x = x._replace(offsets=torch.arange(x.rows + 1, dtype=torch.int32))
     out, final, *_ = _operator(*x, kernels.wants_gradients(*x.tensors))

@@ -11,13 +11,24 @@ import triton
 import triton.language as tl
 
 from interlace.ops.core.tiles import dot, read_rows
-from interlace.ops.gated_delta.triton_forward import BETA, HIGH, LEAVES, LOW, READS, ROWS, TAKES
+from interlace.ops.gated_delta.triton_forward import (
+    BETA,
+    HIGH,
+    KEYS,
+    L2_EPS,
+    LEAVES,
+    LOW,
+    QUERIES,
+    READS,
+    ROWS,
+    TAKES,
+)
 
 
 @triton.jit
 def states(
     key, value, T, decays, sequences, offsets, stretch, state, kept, entry, written,
-    H, G,
+    k_row, v_row, H, G,
     K: tl.constexpr, V: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
     STATE: tl.constexpr,
 ):  # fmt: skip
@@ -26,6 +37,7 @@ def states(
     block = tl.program_id(0) % BLOCKS
     lane = tl.program_id(0) // BLOCKS
     g = lane % G
+    h = g // (G // H)
     first = tl.load(stretch + 4 * (lane // G))
     last = tl.load(stretch + 4 * (lane // G) + 1)
     slot = tl.load(stretch + 4 * (lane // G) + 2)
@@ -59,16 +71,16 @@ def states(
         at = start + (chunk - before) * C
         tile = chunk.to(tl.int64) * G + g
         table = decays + tile * ROWS * C
-        base = (at * H + g // (G // H)) * K
+        k_at = key + at * k_row + h * K
         to = entry + (tile * V + v_cols[:, None]) * K
         tl.store(to + k1[None, :], S1.to(entry.dtype.element_ty), mask=in1)
-        ka = read_rows(key + base, nearest, H * K, 0, K1, K)
+        ka = read_rows(k_at, nearest, k_row, 0, K1, K)
         read = dot(S1.to(ka.dtype), tl.trans(ka))
         if K2 > 0:
             tl.store(to + k2[None, :], S2.to(entry.dtype.element_ty), mask=in2)
-            kb = read_rows(key + base, nearest, H * K, K1, K2, K)
+            kb = read_rows(k_at, nearest, k_row, K1, K2, K)
             read += dot(S2.to(kb.dtype), tl.trans(kb))
-        place = value + (at * G + g) * V + nearest[:, None] * (G * V) + v_cols[None, :]
+        place = value + at * v_row + g * V + nearest[:, None] * v_row + v_cols[None, :]
         v = tl.load(place, mask=v_there[None, :], other=0.0)
         X = tl.trans(v).to(tl.float32) * tl.load(table + BETA * C + rows)[None, :]
         X -= read * tl.load(table + TAKES * C + rows)[None, :]
@@ -89,7 +101,7 @@ def states(
 @triton.jit
 def reverse(
     query, key, d_out, T, M, decays, sequences, offsets, d_final, d_state, d_exit, d_right,
-    H, G,
+    q_row, k_row, H, G,
     K: tl.constexpr, V: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
     FINAL: tl.constexpr, STATE: tl.constexpr,
 ):  # fmt: skip
@@ -99,6 +111,7 @@ def reverse(
     lane = tl.program_id(0) // BLOCKS
     n = lane // G
     g = lane % G
+    h = g // (G // H)
     start = tl.load(offsets + n).to(tl.int64)
     length = (tl.load(offsets + n + 1) - start).to(tl.int32)
     first = tl.load(sequences + 4 * n)
@@ -126,14 +139,14 @@ def reverse(
         at = start + c * C
         tile = (first + c).to(tl.int64) * G + g
         table = decays + tile * ROWS * C
-        base = (at * H + g // (G // H)) * K
+        k_at = key + at * k_row + h * K
         to = d_exit + (tile * V + v_cols[:, None]) * K
         tl.store(to + k1[None, :], dS1.to(d_exit.dtype.element_ty), mask=in1)
-        ka = read_rows(key + base, nearest, H * K, 0, K1, K)
+        ka = read_rows(k_at, nearest, k_row, 0, K1, K)
         read = dot(dS1.to(ka.dtype), tl.trans(ka))
         if K2 > 0:
             tl.store(to + k2[None, :], dS2.to(d_exit.dtype.element_ty), mask=in2)
-            kb = read_rows(key + base, nearest, H * K, K1, K2, K)
+            kb = read_rows(k_at, nearest, k_row, K1, K2, K)
             read += dot(dS2.to(kb.dtype), tl.trans(kb))
         place = d_out + (at * G + g) * V + nearest[:, None] * (G * V) + v_cols[None, :]
         due = tl.load(place, mask=v_there[None, :], other=0.0)
@@ -142,10 +155,10 @@ def reverse(
         dU = dot(tl.trans(due), m) + read * tl.load(table + LEAVES * C + rows)[None, :]
         across = tl.exp(tl.load(table + HIGH * C + C - 1) + tl.load(table + LOW * C + C - 1))
         reads = (tl.trans(due).to(tl.float32) * tl.load(table + READS * C + rows)[None, :]).to(ka.dtype)
-        qa = read_rows(query + base, nearest, H * K, 0, K1, K)
+        qa = read_rows(query + at * q_row + h * K, nearest, q_row, 0, K1, K)
         dS1 = dS1 * across + dot(reads, qa)
         if K2 > 0:
-            qb = read_rows(query + base, nearest, H * K, K1, K2, K)
+            qb = read_rows(query + at * q_row + h * K, nearest, q_row, K1, K2, K)
             dS2 = dS2 * across + dot(reads, qb)
         t = tl.load(T + tile * C * C + square)
         dX = dot(dU.to(t.dtype), t)
@@ -165,11 +178,11 @@ def reverse(
             tl.store(d_state + memory + k2[None, :] * V, dS2, mask=in2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total"])
 def gradients(
     query, key, value, d_out, decays, chunks, entry, d_exit, written, d_right, dq, dk, dv, dg, db,
-    H, G, total, scale,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
+    q_row, k_row, v_row, dv_row, H, G, total, scale,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, BV: tl.constexpr, NORMALISE: tl.constexpr,
 ):  # fmt: skip
     """Write a chunk's gradients for BK channels of its keys: dq, dk, and shares of dg and db; with the first, dv."""
     BLOCKS: tl.constexpr = (K + BK - 1) // BK
@@ -219,8 +232,10 @@ def gradients(
         d_across += s.to(tl.float32) * ds.to(tl.float32)
         if block == 0:
             wide = dx.to(tl.float32)
-            strength += tl.sum(wide * tl.load(value + place, mask=keep, other=0.0).to(tl.float32), 1)
-            tl.store(dv + place, (wide * beta[:, None]).to(dv.dtype.element_ty), mask=keep)
+            read = value + first * v_row + g * V + rows[:, None] * v_row + v_cols[None, :]
+            strength += tl.sum(wide * tl.load(read, mask=keep, other=0.0).to(tl.float32), 1)
+            to = dv + first * dv_row + g * V + rows[:, None] * dv_row + v_cols[None, :]
+            tl.store(to, (wide * beta[:, None]).to(dv.dtype.element_ty), mask=keep)
 
     high, low = tl.load(table + HIGH * C), tl.load(table + LOW * C)
     pair = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
@@ -229,29 +244,58 @@ def gradients(
     D = tl.where(later, tl.exp(tl.where(later, pair, 0.0)), 0.0)
     D_turned = tl.where(earlier, tl.exp(tl.where(earlier, -pair, 0.0)), 0.0)
 
-    base = (first * H + g // (G // H)) * K + rows[:, None] * (H * K) + cols[None, :]
-    k = tl.load(key + base, mask=inside, other=0.0)
-    q = tl.load(query + base, mask=inside, other=0.0)
+    h = g // (G // H)
+    k = tl.load(key + first * k_row + h * K + rows[:, None] * k_row + cols[None, :], mask=inside, other=0.0)
+    q = tl.load(query + first * q_row + h * K + rows[:, None] * q_row + cols[None, :], mask=inside, other=0.0)
+    if NORMALISE:
+        k = (k.to(tl.float32) * tl.load(table + KEYS * C)[:, None]).to(key.dtype.element_ty)
+        q = (q.to(tl.float32) * tl.load(table + QUERIES * C)[:, None]).to(query.dtype.element_ty)
     k_wide, q_wide = k.to(tl.float32), q.to(tl.float32)
-    reads = reads * tl.load(table + READS * C)[:, None] + dot((scale * dM * D).to(k.dtype), k)
-    takes = takes * tl.exp(high + low)[:, None] + dot((dA * D).to(k.dtype), k)
+    into = tl.exp(high + low)
+    end = decays + tile * ROWS * C + C - 1
+    high_end, low_end = tl.load(end + HIGH * C), tl.load(end + LOW * C)
+    reads = reads * (scale * into)[:, None] + dot((scale * dM * D).to(k.dtype), k)
+    takes = takes * into[:, None] + dot((dA * D).to(k.dtype), k)
     strength += tl.sum(takes * k_wide, 1)
     takes = takes * beta[:, None]
-    writes = writes * tl.load(table + LEAVES * C)[:, None]
+    writes = writes * tl.exp((high_end - high) + (low_end - low))[:, None]
     carried = tl.sum(writes * k_wide, 1)
     within = dot((scale * dM_turned * D_turned).to(k.dtype), q)
     within += dot((dA_turned * D_turned * beta[None, :]).to(k.dtype), k)
 
     # A row's gate decays what later rows see of earlier ones, and what earlier rows leave to the exit state.
-    end = decays + tile * ROWS * C + C - 1
-    across = tl.exp(tl.load(end + HIGH * C) + tl.load(end + LOW * C)) * tl.sum(tl.sum(d_across, 1), 0)
+    across = tl.exp(high_end + low_end) * tl.sum(tl.sum(d_across, 1), 0)
     d_total = tl.sum(reads * q_wide + (takes - within) * k_wide, 1) + tl.where(rows == C - 1, across, 0.0)
     d_gate = tl.cumsum(d_total, 0, reverse=True) + (tl.cumsum(carried, 0) - carried)
     share = (block.to(tl.int64) * total + first + rows) * G + g
     tl.store(dg + share, d_gate, mask=there)
     tl.store(db + share, strength, mask=there)
 
-    to = (first * G + g) * K + rows[:, None] * (G * K) + cols[None, :]
+    to_keys = (first * G + g) * K + rows[:, None] * (G * K) + cols[None, :]
     own = (scale * itself)[:, None]  # a row's product with itself knows no decay
-    tl.store(dq + to, (reads + own * k_wide).to(dq.dtype.element_ty), mask=inside)
-    tl.store(dk + to, (takes + writes + within + own * q_wide).to(dk.dtype.element_ty), mask=inside)
+    tl.store(dq + to_keys, (reads + own * k_wide).to(dq.dtype.element_ty), mask=inside)
+    tl.store(dk + to_keys, (takes + writes + within + own * q_wide).to(dk.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["total"])
+def collect(
+    x, d_heads, dx, x_row, dx_row, H, G, total,
+    K: tl.constexpr, WIDE: tl.constexpr, BT: tl.constexpr, NORMALISE: tl.constexpr,
+):  # fmt: skip
+    """Write the gradient of queries or keys: the sum of a group's, and back through the normalisation."""
+    h = tl.program_id(0) % H
+    rows = tl.program_id(0) // H * BT + tl.arange(0, BT)
+    cols = tl.arange(0, WIDE)
+    keep = (rows < total)[:, None] & (cols < K)[None, :]
+    rows = rows.to(tl.int64)
+    group = G // H
+    d = tl.zeros((BT, WIDE), tl.float32)
+    for i in range(0, group):
+        place = (rows[:, None] * G + h * group + i) * K + cols[None, :]
+        d += tl.load(d_heads + place, mask=keep, other=0.0).to(tl.float32)
+    if NORMALISE:
+        y = tl.load(x + rows[:, None] * x_row + h * K + cols[None, :], mask=keep, other=0.0).to(tl.float32)
+        length = tl.rsqrt(tl.sum(y * y, 1) + L2_EPS)[:, None]
+        y = y * length
+        d = (d - y * tl.sum(y * d, 1)[:, None]) * length
+    tl.store(dx + rows[:, None] * dx_row + h * K + cols[None, :], d.to(dx.dtype.element_ty), mask=keep)

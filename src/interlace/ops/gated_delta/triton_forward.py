@@ -1,7 +1,7 @@
 """Triton kernels of the forward pass: what needs no state, for all chunks at once, and the scan over chunks.
 
-README.md beside this file derives the lines; names are those there. A program of `prepare` is one chunk and value head.
-A program of `scan` is a sequence, a value head and a block of value columns. Its state S lies in registers, transposed.
+README.md beside this file derives the lines; names are those there. A program of `prepare` is one chunk and value head;
+a program of `scan` is a sequence, a value head and a block of value columns, with its state S transposed in registers.
 Heads of K channels are read as K1 + K2 columns, powers of two. Rows past a sequence's end repeat its last token and
 count nothing.
 """
@@ -11,20 +11,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from interlace.ops.core import normalise
 from interlace.ops.core.tiles import dot, inverse, read_rows
 
 FORGOTTEN = tl.constexpr(-2000.0)  # exp of it is 0 even in float64, and sums of it stay finite
-# Rows of a chunk's table [ROWS, C] in float32: scale exp(G) as a query reads, b exp(G) as a key does, exp(G_C - G), b,
-# and G in two parts. All but G are 0 past the sequence's end.
-ROWS = tl.constexpr(6)
-READS, TAKES, LEAVES, BETA, HIGH, LOW = (tl.constexpr(i) for i in range(6))
+# Rows of a chunk's table [ROWS, C] in float32: scale exp(G) |q|, as a query reads; b exp(G) |k|, as a key reads;
+# exp(G_C - G) |k|, as a key writes; b; G in two parts; |q| and |k|, which stand for what normalises a query or key, or
+# for 1. The first four are 0 past the sequence's end.
+ROWS = tl.constexpr(8)
+READS, TAKES, LEAVES, BETA, HIGH, LOW, QUERIES, KEYS = (tl.constexpr(i) for i in range(8))
+L2_EPS = tl.constexpr(normalise.L2_EPS)
 
 
 @triton.jit
 def prepare(
-    query, key, log_decay, beta, chunks, T, M, decays, H, G, scale,
+    query, key, log_decay, beta, chunks, T, M, decays, q_row, k_row, H, G, scale,
     K: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
-    NARROW: tl.constexpr,
+    NARROW: tl.constexpr, NORMALISE: tl.constexpr,
 ):  # fmt: skip
     """Write T = (I + A)^-1 without beta on its columns, M, and the table of decays of each chunk and value head."""
     chunk = tl.program_id(0) // G
@@ -41,23 +44,42 @@ def prepare(
     high = total.to(tl.float32)
     low = (total - high.to(tl.float64)).to(tl.float32)
     end = tl.sum(tl.where(rows == C - 1, total, 0.0), 0)
-    table = decays + (chunk.to(tl.int64) * G + g) * ROWS * C + rows
+    h = g // (G // H)
+    k = read_rows(key + first * k_row + h * K, nearest, k_row, 0, K1, K)
+    q = read_rows(query + first * q_row + h * K, nearest, q_row, 0, K1, K)
+    k_length = tl.full((C,), 1.0, tl.float32)
+    q_length = tl.full((C,), 1.0, tl.float32)
+    if NORMALISE:
+        k_length = tl.sum(k.to(tl.float32) * k.to(tl.float32), 1)
+        q_length = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1)
+    if K2 > 0:
+        k2 = read_rows(key + first * k_row + h * K, nearest, k_row, K1, K2, K)
+        q2 = read_rows(query + first * q_row + h * K, nearest, q_row, K1, K2, K)
+        if NORMALISE:
+            k_length += tl.sum(k2.to(tl.float32) * k2.to(tl.float32), 1)
+            q_length += tl.sum(q2.to(tl.float32) * q2.to(tl.float32), 1)
+    kk = dot(k, tl.trans(k))
+    if K2 > 0:
+        kk += dot(k2, tl.trans(k2))
+    qk = dot(q, tl.trans(k))
+    if K2 > 0:
+        qk += dot(q2, tl.trans(k2))
+    if NORMALISE:
+        k_length = tl.rsqrt(k_length + L2_EPS)
+        q_length = tl.rsqrt(q_length + L2_EPS)
+        kk = kk * k_length[:, None] * k_length[None, :]
+        qk = qk * q_length[:, None] * k_length[None, :]
+
     into = tl.exp(high + low)
-    tl.store(table + READS * C, tl.where(there, scale * into, 0.0))
-    tl.store(table + TAKES * C, strength * into)
-    tl.store(table + LEAVES * C, tl.where(there, tl.exp((end - total).to(tl.float32)), 0.0))
+    table = decays + (chunk.to(tl.int64) * G + g) * ROWS * C + rows
+    tl.store(table + READS * C, tl.where(there, scale * into * q_length, 0.0))
+    tl.store(table + TAKES * C, strength * into * k_length)
+    tl.store(table + LEAVES * C, tl.where(there, tl.exp((end - total).to(tl.float32)) * k_length, 0.0))
     tl.store(table + BETA * C, strength)
     tl.store(table + HIGH * C, high)
     tl.store(table + LOW * C, low)
-
-    base = (first * H + g // (G // H)) * K
-    k = read_rows(key + base, nearest, H * K, 0, K1, K)
-    kk = dot(k, tl.trans(k))
-    qk = dot(read_rows(query + base, nearest, H * K, 0, K1, K), tl.trans(k))
-    if K2 > 0:
-        k = read_rows(key + base, nearest, H * K, K1, K2, K)
-        kk += dot(k, tl.trans(k))
-        qk += dot(read_rows(query + base, nearest, H * K, K1, K2, K), tl.trans(k))
+    tl.store(table + QUERIES * C, q_length)
+    tl.store(table + KEYS * C, k_length)
 
     earlier = (rows[:, None] > rows[None, :]) & there[:, None]
     pair = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
@@ -73,7 +95,7 @@ def prepare(
 @triton.jit
 def scan(
     query, key, value, T, M, decays, sequences, offsets, state, out, final, kept,
-    H, G,
+    q_row, k_row, v_row, H, G,
     K: tl.constexpr, V: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
     STATE: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
@@ -86,6 +108,7 @@ def scan(
     lane = tl.program_id(0) // BLOCKS
     n = lane // G
     g = lane % G
+    h = g // (G // H)
     start = tl.load(offsets + n).to(tl.int64)
     length = (tl.load(offsets + n + 1) - start).to(tl.int32)
     first = tl.load(sequences + 4 * n)
@@ -118,14 +141,14 @@ def scan(
         at = start + c * C
         tile = (first + c).to(tl.int64) * G + g
         table = decays + tile * ROWS * C
-        base = (at * H + g // (G // H)) * K
+        k_at = key + at * k_row + h * K
 
-        ka = read_rows(key + base, nearest, H * K, 0, K1, K)
+        ka = read_rows(k_at, nearest, k_row, 0, K1, K)
         read = dot(S1.to(ka.dtype), tl.trans(ka))
         if K2 > 0:
-            kb = read_rows(key + base, nearest, H * K, K1, K2, K)
+            kb = read_rows(k_at, nearest, k_row, K1, K2, K)
             read += dot(S2.to(kb.dtype), tl.trans(kb))
-        place = value + (at * G + g) * V + nearest[:, None] * (G * V) + v_cols[None, :]
+        place = value + at * v_row + g * V + nearest[:, None] * v_row + v_cols[None, :]
         v = tl.load(place, mask=v_there[None, :], other=0.0)
         X = tl.trans(v).to(tl.float32) * tl.load(table + BETA * C + rows)[None, :]
         X -= read * tl.load(table + TAKES * C + rows)[None, :]
@@ -133,10 +156,10 @@ def scan(
         t = tl.load(T + tile * C * C + square)
         U = dot(X.to(t.dtype), tl.trans(t))
 
-        qa = read_rows(query + base, nearest, H * K, 0, K1, K)
+        qa = read_rows(query + at * q_row + h * K, nearest, q_row, 0, K1, K)
         read = dot(S1.to(qa.dtype), tl.trans(qa))
         if K2 > 0:
-            qb = read_rows(query + base, nearest, H * K, K1, K2, K)
+            qb = read_rows(query + at * q_row + h * K, nearest, q_row, K1, K2, K)
             read += dot(S2.to(qb.dtype), tl.trans(qb))
         m = tl.load(M + tile * C * C + square)
         O = read * tl.load(table + READS * C + rows)[None, :] + dot(U.to(m.dtype), tl.trans(m))

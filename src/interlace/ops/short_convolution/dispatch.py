@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.core import kernels
+from interlace.ops.core import gpu, kernels
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.short_convolution import native, shifted
 from interlace.ops.short_convolution.operands import Convolution
 from interlace.ops.short_convolution.recurrent import recurrent
 
+
+def _triton() -> Callable[[Convolution], tuple[Tensor, Tensor]]:
+    from interlace.ops.short_convolution import triton
+
+    return triton.run
+
+
+def _refuses_triton(c: Convolution) -> str | None:
+    if c.history >= 4:
+        return f"the kernels take at most 4 taps, not {c.history + 1}"
+    return gpu.refuses(c.x, c.weight, c.state)
+
+
 BACKENDS = (
+    gpu.backend(_triton, _refuses_triton),
     kernels.backend(lambda: native.run, native.refuses),
     Backend("chunked", lambda: shifted.run, slow_on=(ANY,)),
     Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),
