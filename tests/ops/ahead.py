@@ -1,14 +1,21 @@
-"""Compile captured launches for a GPU that is not here, and read what the compiler made of them.
+"""Compile what the operators launch, for GPUs that are not here, and read what the compiler made of it.
+
+    python tests/ops/ahead.py 90            print what each kernel takes on compute capability 9.0, as JSON
+    python tests/ops/ahead.py --write       write budgets.json anew, for all architectures
 
 Run in a process of its own: TRITON_INTERPRET must not be set when the kernels are imported.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import subprocess
+import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +23,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from interlace.base.segments import Segments
+from interlace.ops.core import gpu
 from interlace.ops.core.gpu import Launch
+from interlace.ops.core.operands import Recurrence
 
 TYPES = {
     torch.float32: "*fp32",
@@ -84,3 +94,75 @@ def report(launch: Launch, architecture: int) -> Report:
 
 def _run(tool: str, *arguments: str) -> str:
     return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+SEGMENTS = Segments.from_lengths([1100, 5])
+ARCHITECTURES = (90, 80, 100)
+BUDGETS = Path(__file__).parent / "budgets.json"
+
+
+def rule(name: str, heads: tuple[int, int, int, int], dtype: torch.dtype = torch.bfloat16) -> Callable[[], None]:
+    """Return what runs a rule forward and backward, with everything it can be given."""
+
+    def run() -> None:
+        module = importlib.import_module(f"interlace.ops.{name}.triton")
+        (H, G, K, V), total = heads, SEGMENTS.total
+        mixed = torch.zeros(total, 2 * H * K + G * V, dtype=dtype)
+        query, key, value = mixed.split((H * K, H * K, G * V), dim=1)
+        gate = (total, G, K) if name == "kimi_delta" else (total, G)
+        tensors = (query.unflatten(1, (H, K)), key.unflatten(1, (H, K)), value.unflatten(1, (G, V)))
+        tensors += (torch.zeros(gate), torch.zeros(total, G, dtype=dtype))
+        x = Recurrence.of(tensors, SEGMENTS, torch.zeros(2, G, K, V), None, name != "state_space")
+        out, final, *saved = module._forward(*x, True)
+        module._backward(out, final, *saved, *x, True)
+
+    return run
+
+
+def convolution() -> None:
+    """Run a short convolution forward and backward."""
+    module = importlib.import_module("interlace.ops.short_convolution.triton")
+    x, weight = torch.zeros(SEGMENTS.total, 2048, dtype=torch.bfloat16), torch.zeros(2048, 5, dtype=torch.bfloat16)
+    state = torch.zeros(2, 3, 2048, dtype=torch.bfloat16)
+    operands = (x, weight, SEGMENTS.offsets, state, True, True, 0)
+    module._forward(*operands)
+    module._backward(x, state, *operands)
+
+
+HEADS = {"96x192": (16, 16, 96, 192), "128x128": (16, 32, 128, 128), "64x128": (12, 12, 64, 128)}
+CASES: dict[str, Callable[[], None]] = {
+    **{f"gated_delta {name}": rule("gated_delta", heads) for name, heads in HEADS.items()},
+    "gated_delta 48x96": rule("gated_delta", (8, 8, 48, 96)),
+    "gated_delta 256x256": rule("gated_delta", (4, 4, 256, 256)),
+    "gated_delta 96x192 float32": rule("gated_delta", HEADS["96x192"], torch.float32),
+    "short_convolution": convolution,
+}
+ELSEWHERE = ("gated_delta 96x192", "short_convolution")  # what is compiled for other architectures than Hopper too
+
+
+def reports(architecture: int) -> dict[str, Report]:
+    """Compile all cases of an architecture."""
+    found = {}
+    for name, run in CASES.items():
+        if architecture != 90 and name not in ELSEWHERE:
+            continue
+        with gpu.capturing(architecture) as captured:
+            run()
+        for launch in captured.launches:
+            found[f"sm_{architecture} {name} {launch.kernel.__name__}"] = report(launch, architecture)
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    """Print or write what the kernels take."""
+    wanted = ARCHITECTURES if arguments == ["--write"] else [int(a) for a in arguments]
+    found = {name: list(asdict(r).values()) for arch in wanted for name, r in reports(arch).items()}
+    if arguments != ["--write"]:
+        print(json.dumps(found))
+        return
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in found.items())
+    BUDGETS.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

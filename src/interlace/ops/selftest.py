@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from interlace.ops.core import kernels
-from interlace.ops.core.cases import LENGTHS, TOLERANCE, Case, Operator
+from interlace.ops.core.cases import LENGTHS, TOLERANCE, Case, Operator, measured, worse
 from interlace.runs.progress import Progress, Watch, silent
 
 
@@ -81,52 +80,10 @@ def cases(operator: str) -> list[Case]:
     return [build(n, f"{label}{', state' * on}", on) for label, n in LENGTHS.items() for on in (False, True)]
 
 
-def relative(value: Tensor, truth: Tensor) -> float:
-    """Return ||value - truth|| / ||truth||; NaN stays NaN."""
-    difference = (value.double().cpu() - truth.cpu()).norm()
-    return float(difference / truth.norm().cpu().clamp(min=1e-30))
-
-
-def given_dtype(operator: str, name: str, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which an argument is given when the model's is `dtype`: states and decays stay wide."""
-    wide = name in ("log_decay", "A", "step") or (name == "state" and operator != "short_convolution")
-    return torch.promote_types(dtype, torch.float32) if wide else dtype
-
-
-def outputs_and_gradients(
-    case: Case, backend: str, dtype: torch.dtype, run_in: torch.dtype, device: str
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return a backend's outputs for inputs rounded to `dtype`, run in `run_in`, and the gradients of a random sum."""
-    inputs: dict[str, Tensor] = {}
-    for name, x in case.tensors.items():
-        rounded = x.to(given_dtype(case.operator, name, dtype))
-        inputs[name] = rounded.to(device, given_dtype(case.operator, name, run_in)).requires_grad_()
-    outputs = case.call(backend, inputs)
-    draw = torch.Generator().manual_seed(1)
-    weights = [torch.randn(y.shape, generator=draw, dtype=torch.float64) for y in outputs]
-    if not case.differentiable:
-        return [y.detach() for y in outputs], []
-    parts = [(y.double().cpu() * w).sum() for y, w in zip(outputs, weights, strict=True)]
-    gradients = torch.autograd.grad(torch.stack(parts).sum(), list(inputs.values()))
-    return [y.detach() for y in outputs], list(gradients)
-
-
 def errors(case: Case, variant: Variant, dtype: torch.dtype, device: str = "cpu") -> tuple[float, float | None]:
-    """Return the worst relative error of a backend's values, and of its gradients if the case has any."""
-    if dtype not in case.known:
-        case.known[dtype] = outputs_and_gradients(case, case.truth, dtype, torch.float64, "cpu")
-    truth = case.known[dtype]
+    """Return the worst relative error of a variant's values, and of its gradients if the case has any."""
     with kernels.using(variant.instruction_set) if variant.instruction_set else nullcontext():
-        found = outputs_and_gradients(case, variant.backend, dtype, dtype, device)
-    values, gradients = (
-        [relative(a, b) for a, b in zip(*pair, strict=True)] for pair in zip(found, truth, strict=True)
-    )
-    return max(values, key=worse), max(gradients, key=worse) if gradients else None
-
-
-def worse(error: float | None) -> tuple[bool, float]:
-    """Return a sort key by which NaN is the largest error, and no error the smallest."""
-    return (False, -1.0) if error is None else (error != error, error)
+        return measured(case, variant.backend, dtype, device)
 
 
 def check(device: str = "cpu", watch: Watch = silent) -> list[Finding]:

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from interlace.base.errors import BackendUnavailable
+from interlace.ops.core import kernels, self_check
 from interlace.ops.core.backends import Backend
+from interlace.ops.core.self_check import Probe
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16)
+CHECKED = ("cuda", "xpu")  # the types of device on which a kernel is checked before its first answer
 LARGEST_HEAD = 256  # of key_dim and value_dim
 
 
@@ -42,13 +45,17 @@ def missing() -> str:
 
 
 def backend(
-    load: Callable[[], Callable[..., Any]], refuses: Callable[..., str | None], when: Callable[..., bool] | None = None
+    load: Callable[[], Callable[..., Any]],
+    refuses: Callable[..., str | None],
+    probe: Callable[..., Probe],
+    when: Callable[..., bool] | None = None,
 ) -> Backend:
     """Return the row "triton"; "auto" takes it on NVIDIA's GPUs, and on others a user may name it.
 
     Args:
         load: returns the implementation; it imports the module of kernels.
         refuses: given the call's arguments, why the kernels cannot serve them, or None.
+        probe: given the call's arguments, what is checked before the first answer; see `self_check`.
         when: of which arguments "auto" considers it at all.
     """
 
@@ -61,8 +68,13 @@ def backend(
         nvidia = arguments[0].device.type == "cuda" and torch.version.hip is None
         return nvidia and (when is None or when(*arguments))
 
+    def unfit(*arguments: Any) -> str | None:
+        if (reason := refuses(*arguments)) or arguments[0].device.type not in CHECKED:
+            return reason
+        return self_check.objection(probe(*arguments), arguments[0].device)
+
     devices = ("cuda", "xpu", "cpu") if INTERPRETED else ("cuda", "xpu")
-    return Backend("triton", loaded, devices, refuses, when=wanted)
+    return Backend("triton", loaded, devices, unfit, when=wanted)
 
 
 def refuses(*tensors: Tensor | None) -> str | None:
@@ -73,6 +85,11 @@ def refuses(*tensors: Tensor | None) -> str | None:
             return f"the kernels take float32 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
     devices = sorted({str(x.device) for x in given})
     return f"the tensors lie on {' and '.join(devices)}" if len(devices) > 1 else None
+
+
+def rows(x: Tensor) -> Tensor:
+    """Return x [total, ...] with each row contiguous; rows may lie apart, but 64 of them within 32 bits."""
+    return kernels.rows(x) if x.stride(0) < 1 << 24 or x.shape[0] == 1 else x.contiguous()
 
 
 def architecture(device: torch.device) -> int:

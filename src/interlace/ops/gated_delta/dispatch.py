@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.core import gpu, kernels, rules
+from interlace.ops.core import kernels, rules
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.gated_delta.chunked import GatedDeltaGrid
@@ -49,7 +49,7 @@ def _refuses_step(x: Recurrence, state: Tensor) -> str | None:
 
 
 BACKENDS = (
-    gpu.backend(_triton, rules.refuses_gpu),
+    rules.triton("gated_delta", _triton),
     kernels.backend(_native, rules.refuses),
     Backend("chunked", lambda: _chunked, slow_on=(ANY,)),
     Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),

@@ -46,7 +46,7 @@ TILES = {
     100: Tiles(chunk=64, values=64, warps=8, stages=2, keys=64, columns=32, gradient_warps=8),
     120: REGISTERS,
 }
-WIDE = Tiles(chunk=32, values=32, warps=4, stages=2, keys=64, columns=32, gradient_warps=4)  # keys of more than 128
+WIDE = Tiles(chunk=32, values=16, warps=4, stages=2, keys=64, columns=32, gradient_warps=4)  # keys of more than 128
 EXACT = Tiles(chunk=16, values=16, warps=8, stages=1, keys=32, columns=16, gradient_warps=4)  # float32
 
 
@@ -68,16 +68,14 @@ def tiles(architecture: int, key_dim: int, value_dim: int, dtype: torch.dtype) -
 
 def power(n: int) -> int:
     """Return the smallest power of two that is at least n, and at least 16, as products want it."""
-    return max(16, 1 << (n - 1).bit_length())
+    return max(16, 1 << max(n - 1, 0).bit_length())
 
 
 def pieces(key_dim: int) -> tuple[int, int]:
     """Return the two powers of two, the second perhaps 0, in which K channels are read: 96 as 64 + 32."""
     whole = power(key_dim)
-    rest = key_dim - whole // 2
-    if whole <= 64 and (key_dim == whole or power(rest) == whole // 2):
-        return whole, 0
-    return whole // 2, power(rest)
+    rest = power(key_dim - whole // 2)
+    return (whole, 0) if whole <= 64 and rest >= whole // 2 else (whole // 2, rest)
 
 
 class Plan:
@@ -86,7 +84,7 @@ class Plan:
     def __init__(self, given: Recurrence) -> None:
         """given: tensors on one device; rows of queries, keys and values may lie apart."""
         dtype = given.value.dtype
-        query, key, value = (kernels.rows(y.to(dtype)) for y in (given.query, given.key, given.value))
+        query, key, value = (gpu.rows(y.to(dtype)) for y in (given.query, given.key, given.value))
         state = None if given.state is None else given.state.to(torch.float32).contiguous()
         gates = (given.log_decay.contiguous(), given.strength.contiguous())
         self.x = given._replace(query=query, key=key, value=value, log_decay=gates[0], strength=gates[1], state=state)

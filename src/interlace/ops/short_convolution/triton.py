@@ -9,7 +9,6 @@ from torch import Tensor
 
 from interlace.ops.core import gpu, tables
 from interlace.ops.core.custom_op import Signature, custom_op
-from interlace.ops.core.kernels import rows
 from interlace.ops.short_convolution import triton_kernels
 from interlace.ops.short_convolution.operands import GRADIENTS, INPUTS, Convolution, shapes
 
@@ -20,7 +19,7 @@ BLOCK = 256  # channels of a program: 4 bytes of bfloat16 for each of 128 thread
 def _prepared(c: Convolution) -> Convolution:
     """Return the call with rows as the kernels read them."""
     state = None if c.state is None else c.state.to(c.x.dtype).contiguous()
-    return c._replace(x=rows(c.x), weight=c.weight.contiguous(), state=state)
+    return c._replace(x=gpu.rows(c.x), weight=c.weight.contiguous(), state=state)
 
 
 def _launch(

@@ -1,0 +1,93 @@
+"""A kernel is compared with the recurrence before its first answer; a wrong one never gets to answer."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+
+import pytest
+import torch
+
+from interlace.base.errors import BackendUnavailable
+from interlace.ops import short_convolution
+from interlace.ops.core import backends, gpu, self_check
+from interlace.ops.short_convolution import triton, triton_kernels
+
+dispatch = importlib.import_module("interlace.ops.short_convolution.dispatch")
+pytestmark = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
+
+
+@pytest.fixture
+def checked(monkeypatch, tmp_path):
+    """Checks kernels on the CPU as on a GPU; returns the number of launches so far."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(gpu, "CHECKED", ("cpu",))
+    monkeypatch.setattr(self_check, "_verdicts", {})
+    launches = []
+    launch = gpu.launch
+    monkeypatch.setattr(gpu, "launch", lambda kernel, *rest: (launches.append(kernel), launch(kernel, *rest)))
+    return launches
+
+
+def given():
+    return torch.randn(5, 8), torch.randn(8, 4)
+
+
+def test_a_good_kernel_is_checked_once_and_the_verdict_is_kept(checked):
+    short_convolution(*given(), backend="triton")
+    first = len(checked)
+    assert first > 2, "the check itself takes forward and backward"
+    short_convolution(*given(), backend="triton")
+    assert len(checked) == first + 1
+    verdicts = json.loads(self_check.file().read_text())
+    assert list(verdicts.values()) == ["good"]
+    assert "short_convolution (4,) float32 on cpu, Triton" in next(iter(verdicts))
+    self_check._verdicts.clear()  # another process
+    short_convolution(*given(), backend="triton")
+    assert len(checked) == first + 2
+
+
+def test_a_wrong_kernel_is_named_and_passed_over(checked, monkeypatch, caplog):
+    launch = triton._launch
+
+    def forgets_silu(kernel, c, *rest, **more):
+        launch(kernel, c._replace(activated=False), *rest, **more)
+
+    monkeypatch.setattr(triton, "_launch", forgets_silu)
+    with pytest.raises(BackendUnavailable, match=r"its self-check on this GPU failed: values are off by \d"):
+        short_convolution(*given(), backend="triton")
+    backends.announce.cache_clear()
+    rows = [row for row in dispatch.BACKENDS if row.name in ("triton", "chunked")]
+    monkeypatch.setattr(dispatch, "BACKENDS", rows)
+    monkeypatch.setattr(backends.Backend, "wanted", lambda *_: True)  # "auto" would not take it on a CPU
+    x, weight = given()
+    with caplog.at_level(logging.WARNING):
+        out, _ = short_convolution(x, weight)
+        short_convolution(x, weight)
+    assert torch.allclose(out, short_convolution(x, weight, backend="chunked")[0])
+    assert "backend 'triton' cannot serve short_convolution (its self-check on this GPU failed" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_kernel_that_does_not_compile_is_a_reason(checked, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("ptxas died\nof something")
+
+    monkeypatch.setattr(gpu, "launch", broken)
+    with pytest.raises(BackendUnavailable, match="on this GPU it does not run: RuntimeError: ptxas died;"):
+        short_convolution(*given(), backend="triton")
+
+
+def test_the_check_can_be_left_out(checked, monkeypatch):
+    monkeypatch.setenv("INTERLACE_SELF_CHECK", "off")
+    short_convolution(*given(), backend="triton")
+    assert checked == [triton_kernels.forward]
+    assert not self_check.file().exists()
+
+
+def test_a_spoilt_file_of_verdicts_is_replaced(checked):
+    self_check.file().parent.mkdir(parents=True)
+    self_check.file().write_text("[1,")
+    short_convolution(*given(), backend="triton")
+    assert "good" in self_check.file().read_text()

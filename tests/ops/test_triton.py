@@ -1,0 +1,122 @@
+"""The Triton kernels beside the laws: other tiles, kept states, rows far apart; and that faults in them are found."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from interlace.ops.core import gpu, tables
+from interlace.ops.core.cases import TOLERANCE, measured, recurrence_case
+
+pytestmark = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
+
+if not gpu.missing():
+    from interlace.ops.gated_delta import triton, triton_backward, triton_forward
+
+OPS = Path(gpu.__file__).parents[1]
+
+
+def worst(case, dtype=torch.float32):
+    values, gradients = measured(case, "triton", dtype, "cpu")
+    return max(values, gradients) if values == values and gradients == gradients else float("inf")
+
+
+def gated_delta(lengths, shape=(1, 2, 12, 20), state=True):
+    return recurrence_case("gated_delta", lengths, "", state, shape=shape)
+
+
+@pytest.mark.parametrize("name", ["EXACT", "REGISTERS"])
+def test_gated_delta_with_other_tiles(monkeypatch, name):
+    """float32's and the tiles of GPUs before Hopper; a state kept at every other chunk, many blocks of columns."""
+    monkeypatch.setattr(tables, "PERIOD", 2)
+    monkeypatch.setattr(triton, "tiles", lambda *_: getattr(triton, name)._replace(keys=16, columns=16, values=16))
+    assert worst(gated_delta([1, 101], (1, 2, 20, 24))) <= TOLERANCE[torch.float32]
+
+
+def test_states_are_kept_and_taken_up_again(monkeypatch):
+    monkeypatch.setattr(tables, "PERIOD", 1)
+    assert worst(gated_delta([150, 3, 65])) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize(("channels", "read"), [(8, 16), (16, 16), (20, 32), (64, 64), (128, 128), (256, 256)])
+def test_small_channels_are_read_in_one_or_two_pieces(channels, read):
+    assert sum(triton.pieces(channels)) == read
+
+
+@pytest.mark.parametrize(("channels", "both"), [(48, (32, 16)), (80, (64, 16)), (96, (64, 32)), (100, (64, 64))])
+def test_other_channels_are_read_in_two_pieces(channels, both):
+    assert triton.pieces(channels) == both
+
+
+def test_rows_may_lie_farther_apart_than_32_bits_count():
+    """Rows of queries, keys and values almost 2^24 elements apart; the memory between them is never touched."""
+    far, case = (1 << 24) - 16, gated_delta([70, 90], state=False)
+    room = torch.empty(160 * far, dtype=torch.float32)
+    inputs = {}
+    for place, (name, x) in enumerate(case.tensors.items()):
+        if name in ("query", "key", "value"):
+            y = room[100 * place :].as_strided(x.shape, (far, x.shape[2], 1))
+            inputs[name] = y.copy_(x)
+        else:
+            inputs[name] = x.float()
+    out = case.call("triton", inputs)[0]
+    assert torch.allclose(out.double(), case.call("recurrent", case.tensors)[0], atol=1e-5)
+
+
+FAULTS = {
+    "a border mask": ("triton_forward", "there = rows < count", "there = rows <= count"),
+    "a decay's sign": ("triton_forward", "(high[:, None] - high[None, :])", "(high[None, :] - high[:, None])"),
+    "a transposed block": ("triton_forward", "U = dot(X.to(t.dtype), tl.trans(t))", "U = dot(X.to(t.dtype), t)"),
+    "a dropped state gradient": (
+        "triton_backward",
+        "dS1 = tl.load(d_final + memory",
+        "dS1 += 0 * tl.load(d_final + memory",
+    ),
+    "a wrong tile edge": ("triton_forward", "v_there = v_cols < V", "v_there = v_cols < V - 1"),
+    "a state kept in another's place": ("triton_forward", "(slot + c // KEEP - 1)", "slot"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # a wrong decay overflows
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_a_kernel_is_found(monkeypatch, tmp_path, fault):
+    monkeypatch.setattr(tables, "PERIOD", 2)
+    module, right, wrong = FAULTS[fault]
+    source = (OPS / "gated_delta" / f"{module}.py").read_text(encoding="utf-8")
+    assert right in source
+    (tmp_path / "faulty.py").write_text(source.replace(right, wrong), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("faulty", tmp_path / "faulty.py")
+    faulty = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(faulty)
+    monkeypatch.setattr(triton, module, faulty)
+    assert worst(gated_delta([3, 330])) > 100 * TOLERANCE[torch.float32]
+    assert {"triton_forward": triton_forward, "triton_backward": triton_backward}[module] is not faulty
+
+
+def test_offsets_of_32_bits_are_found(tmp_path):
+    """Such a kernel reads and writes other memory: the process dies, or the values are wrong."""
+    room = tmp_path / "ops"
+    copy = "import shutil, sys; shutil.copytree(sys.argv[1], sys.argv[2])"
+    subprocess.run([sys.executable, "-c", copy, OPS / "gated_delta", room], check=True)
+    kernels = room / "triton_forward.py"
+    source = kernels.read_text(encoding="utf-8")
+    assert ".to(tl.int64)" in source
+    kernels.write_text(source.replace(".to(tl.int64)", ".to(tl.int32)"), encoding="utf-8")
+    program = f"""
+import importlib.util, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from interlace.ops.gated_delta import triton
+spec = importlib.util.spec_from_file_location("faulty", {str(kernels)!r})
+triton.triton_forward = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(triton.triton_forward)
+import test_triton
+test_triton.test_rows_may_lie_farther_apart_than_32_bits_count()
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ, capture_output=True, text=True)
+    assert done.returncode < 0 or "assert torch.allclose" in done.stderr, done.stderr
