@@ -1,8 +1,7 @@
-"""The shared part of chunked recurrent operators: lanes, chunks, pieces, and the decay inside a chunk.
+"""The shared part of chunked recurrent operators: the decay inside a chunk, and the run over chunks.
 
-A recurrence keeps a matrix S [K, V] per sequence and value head. Its chunked form works on *lanes*. Equal segments are
-the lanes of one batch. Ragged segments lie on a single lane, whose chunks may hold several *pieces*: a piece is the
-part of one segment inside one chunk. No token is padded in either case.
+A recurrence keeps a matrix S [K, V] per sequence and value head. Its chunked form works on lanes, chunks and pieces, as
+`lanes` lays them out.
 
 Numbers: float32 (float64 for float64 inputs) whatever the inputs are. The cumulated log decay is float64 until
 differences have been taken, so strong decay neither overflows nor loses the digits of its weak neighbours.
@@ -10,41 +9,16 @@ differences have been taken, so strong decay neither overflows nor loses the dig
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from interlace.ops.core.lanes import Layout, Piece, laid
 from interlace.ops.core.operands import Recurrence
 
-FORGOTTEN = -2000.0  # exp of it is 0 even in float64, and sums of it stay finite where -inf would give nan
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The part of one segment in one chunk: rows [first, end). On many lanes, each lane has a segment of its own."""
-
-    chunk: int
-    first: int
-    end: int
-    row: int  # the segment, an index into states (ignored on many lanes)
-    starts: bool  # the segment starts with this piece
-    ends: bool
-
-
-def pieces_of(spans: list[tuple[int, int]], start: int, stop: int, size: int) -> list[Piece]:
-    """Return the pieces of tokens [start, stop) cut into chunks of `size`, in order."""
-    pieces = []
-    for row, (a, b) in enumerate(spans):
-        t = max(a, start)
-        while t < min(b, stop):
-            chunk, first = divmod(t - start, size)
-            end = min(first + b - t, size)
-            t += end - first
-            pieces.append(Piece(chunk, first, end, row, starts=t - (end - first) == a, ends=t == b))
-    return pieces
+AT_ONCE = 1 << 20  # tokens x value heads that are worked on at a time on a GPU, where launches cost more than memory
 
 
 class ChunkGrid:
@@ -66,6 +40,13 @@ class ChunkGrid:
         self.lanes, H, self.n, self.C, _ = query.shape
         self.group, self.dtype, self.scale, self.pieces = value.shape[1] // H, query.dtype, scale, pieces
         self.entries: list[Tensor | None] = []  # the state each piece starts from
+        self.ranked = pieces[0].lanes is not None
+        # the pieces at whose borders decays are counted
+        self.spans = [Piece(0, 0, self.C, 0, True, True)] if self.ranked else pieces
+
+    def rows(self, p: Piece, heads: int) -> slice:
+        """Return where a piece's lanes lie in a tensor that has `heads` rows for each lane."""
+        return slice(None) if p.lanes is None else slice(p.lanes[0] * heads, p.lanes[1] * heads)
 
     def scan(self, initial: Tensor | None, carried: Tensor | None, finals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Run the pieces in order; return (out [L, n, C, V], the last state).
@@ -97,7 +78,7 @@ class ChunkGrid:
     @cached_property
     def one_piece(self) -> bool:
         """Whether every chunk is a single piece."""
-        return len(self.pieces) == self.n
+        return len(self.spans) == self.n
 
     def token_pieces(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Return for each token [n, C]: its piece's first row, its piece's end, and its segment."""
@@ -133,48 +114,35 @@ class ChunkGrid:
 
         d_into, d_out_of: gradients of its differences to the piece's start and end; d_across: to both, per piece.
         """
-        for index, p in enumerate(self.pieces):
+        for index, p in enumerate(self.spans):
             d_G[:, p.chunk, p.end - 1] += d_out_of[:, p.chunk, p.first : p.end].sum(1) + d_across[index]
             if p.first > 0:
                 d_G[:, p.chunk, p.first - 1] -= d_into[:, p.chunk, p.first : p.end].sum(1) + d_across[index]
         return d_G
 
 
-def grids(rule: type[ChunkGrid], x: Recurrence) -> Iterator[ChunkGrid]:
-    """Cut the flat axis into lanes and chunks: a grid of whole chunks, and one for what remains."""
-    total, time = x.query.shape[0], x.time
-    spans = [(0, time)] if time else x.spans()
-    lanes, T = (x.rows, time) if time else (1, total)
+def joined(d_state: Tensor | None, d_finals: Tensor | None, p: Piece, heads: int) -> Tensor | None:
+    """Return the gradient of the states after a piece in which lanes end: those that go on, then those that ended.
 
-    def lay(y: Tensor, to: torch.dtype) -> Tensor:  # [total, heads, ...] -> [lanes, heads, T, ...]
-        return y.unflatten(0, (lanes, T)).transpose(1, 2).to(to)
-
-    q, k, v, beta = (lay(y, x.dtype) for y in (x.query, x.key, x.value, x.strength))
-    g = lay(x.log_decay, torch.float64).clamp(min=FORGOTTEN)
-    whole = T - T % rule.CHUNK
-    for start, stop, size in ((0, whole, rule.CHUNK), (whole, T, T - whole)):
-        if stop > start:
-            pieces = pieces_of(spans, start, stop, size)
-            parts = [y[:, :, start:stop].unflatten(2, (-1, size)).contiguous() for y in (q, k, v, g, beta)]
-            yield rule(parts, x.scale, pieces)
-
-
-def lay_states(state: Tensor | None, time: int, dtype: torch.dtype) -> Tensor | None:
-    """Return states [N, G, K, V] by segment, as [rows, L, K, V]: one row of N x G lanes, or N rows of G."""
-    if state is None:
-        return None
-    return state.to(dtype).flatten(0, 1).unsqueeze(0) if time else state.to(dtype)
-
-
-def unlay(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Turn the grids' [lanes, heads, n, C, ...] back into [total, heads, ...]."""
-    return torch.cat([x.flatten(2, 3) for x in parts], dim=2).transpose(1, 2).flatten(0, 1).contiguous().to(dtype)
+    d_state: of those that go on, [stay x heads, K, V]; d_finals: of all final states; None where nothing is due.
+    """
+    due = None if d_finals is None else d_finals[p.row]
+    if p.lanes is None:
+        return due
+    ended = (p.lanes[1] - p.lanes[0] - p.stay) * heads
+    due = None if due is None else due[p.stay * heads :][:ended]
+    some = d_state if due is None else due
+    if some is None or not p.stay:
+        return due
+    nothing = some.new_zeros(1, *some.shape[1:])
+    parts = (d_state, p.stay * heads), (due, ended)
+    return torch.cat([nothing.expand(count, -1, -1) if x is None else x for x, count in parts])
 
 
 def head_blocks(rule: type[ChunkGrid], q: Tensor, v: Tensor) -> list[tuple[slice, slice]]:
     """Return (key heads, value heads) to work on at a time: temporaries stay in the cache and memory is bounded."""
     H, group = q.shape[1], v.shape[1] // q.shape[1]
-    most = max(1, rule.WORKING_SET // q.shape[0])  # value heads
+    most = max(1, (rule.WORKING_SET if q.device.type == "cpu" else AT_ONCE) // q.shape[0])  # value heads
     if most < group:  # part of a group at a time
         starts = [(h, g) for h in range(H) for g in range(h * group, (h + 1) * group, most)]
         return [(slice(h, h + 1), slice(g, min(g + most, (h + 1) * group))) for h, g in starts]
@@ -182,47 +150,44 @@ def head_blocks(rule: type[ChunkGrid], q: Tensor, v: Tensor) -> list[tuple[slice
     return [(slice(h, h + heads), slice(h * group, (h + heads) * group)) for h in range(0, H, heads)]
 
 
-def run(rule: type[ChunkGrid], x: Recurrence) -> tuple[Tensor, Tensor, list[ChunkGrid]]:
+def run(rule: type[ChunkGrid], x: Recurrence, layout: Layout) -> tuple[Tensor, Tensor, list[ChunkGrid]]:
     """Return outputs [total, G, V], final states [N, G, K, V], and the grids, which hold what a backward needs."""
-    initial = lay_states(x.state, x.time, x.dtype)
+    initial = layout.states(x.state)
     outputs: list[Tensor] = []
     finals: list[Tensor] = []
     used: list[ChunkGrid] = []
     S = None
-    for grid in grids(rule, x):
+    for parts, pieces in layout.grids(x, rule.CHUNK):
+        grid = rule(parts, x.scale, pieces)
         out, S = grid.scan(initial, S, finals)
         outputs.append(grid.heads(out))
         used.append(grid)
-    final = torch.stack(finals).view(x.rows, x.value.shape[1], x.key.shape[2], x.value.shape[2])
-    return unlay(outputs, x.value.dtype), final, used
+    final = layout.finals(finals).view(x.rows, x.value.shape[1], x.key.shape[2], x.value.shape[2])
+    return layout.flat(outputs, x.value.dtype), final, used
 
 
 def run_back(
-    d_out: Tensor, d_final: Tensor | None, used: list[ChunkGrid], state: Tensor | None, time: int
+    d_out: Tensor, d_final: Tensor | None, used: list[ChunkGrid], state: Tensor | None, layout: Layout
 ) -> tuple[list[Tensor], Tensor | None]:
     """Return gradients of (q, k, v, g, beta) [total, heads, ...] and of the state, through the grids of a `run`."""
-    dtype = used[0].dtype
-    d_finals, start = lay_states(d_final, time, dtype), lay_states(state, time, dtype)
+    d_finals, start = layout.states(d_final), layout.states(state)
     d_initial = None if start is None else torch.zeros_like(start)
-    d_lanes = d_out.to(dtype).unflatten(0, (used[0].lanes, -1)).transpose(1, 2)
-    stop, d_state = d_lanes.shape[2], None
+    d_state = None
     collected = []
-    for grid in reversed(used):
-        n, C = grid.n, grid.C
-        part = d_lanes[:, :, stop - n * C : stop].unflatten(2, (n, C)).flatten(0, 1)
-        grads, d_state = grid.scan_back(part.contiguous(), d_state, d_finals, d_initial)
+    for grid, due in zip(reversed(used), reversed(layout.cut(d_out, [(g.n, g.C) for g in used])), strict=True):
+        grads, d_state = grid.scan_back(due.flatten(0, 1).contiguous(), d_state, d_finals, d_initial)
         collected.append(grads)
-        stop -= n * C
-    joined = [unlay(parts, dtype) for parts in zip(*reversed(collected), strict=True)]
-    return joined, None if d_initial is None or state is None else d_initial.view(state.shape)
+    found = [layout.flat(parts, used[0].dtype) for parts in zip(*reversed(collected), strict=True)]
+    return found, None if d_initial is None or state is None else layout.finals(list(d_initial)).view(state.shape)
 
 
 def forward(rule: type[ChunkGrid], x: Recurrence) -> tuple[Tensor, Tensor]:
     """Return outputs [total, G, V] in value's dtype and final states [N, G, K, V]."""
     out = torch.empty_like(x.value, memory_format=torch.contiguous_format)
     final = x.value.new_empty(x.rows, x.value.shape[1], x.key.shape[2], x.value.shape[2], dtype=x.dtype)
+    layout = laid(x, rule.CHUNK)
     for hs, gs in head_blocks(rule, x.query, x.value):
-        out[:, gs], final[:, gs] = run(rule, x.of_heads(hs, gs))[:2]
+        out[:, gs], final[:, gs] = run(rule, x.of_heads(hs, gs), layout)[:2]
     return out, final
 
 
@@ -232,10 +197,11 @@ def backward(rule: type[ChunkGrid], d_out: Tensor, d_final: Tensor | None, x: Re
     grads = [torch.empty_like(y, memory_format=torch.contiguous_format) for y in inputs]
     d_state = x.query.new_zeros(0) if x.state is None else torch.empty_like(x.state)
     shared: dict[int, list[Tensor]] = {}  # of a key head whose group is worked on in parts
+    layout = laid(x, rule.CHUNK)
     for hs, gs in head_blocks(rule, x.query, x.value):
         some = x.of_heads(hs, gs)
         due = None if d_final is None else d_final[:, gs]
-        parts, d_initial = run_back(d_out[:, gs], due, run(rule, some)[2], some.state, x.time)
+        parts, d_initial = run_back(d_out[:, gs], due, run(rule, some, layout)[2], some.state, layout)
         if hs.start in shared:
             parts[:2] = [old + new for old, new in zip(shared[hs.start], parts[:2], strict=True)]
         shared = {hs.start: parts[:2]}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interlace.ops.core import chunks
-from interlace.ops.core.chunks import Piece
+from interlace.ops.core.chunks import Piece, joined
 
 CHUNK = chunks.ChunkGrid.CHUNK  # tokens; halves and quarters were slower on AVX2
 # For 256 chunks and heads this took 2.3 ms; one triangular solve of 64 x 64 for each took 9 ms (docs/LOG.md).
@@ -63,6 +63,11 @@ class DeltaGrid(chunks.ChunkGrid):
         self.K_out = self.out_of * self.k
         self.written: Tensor  # V': what each token writes, set by `scan`
 
+    @property
+    def heads_per_lane(self) -> int:
+        """G, or how many of the value heads this grid has."""
+        return self.v.shape[0] // self.lanes
+
     def across(self, p: Piece) -> Tensor:
         """Return the decay from a piece's start to its end, as it multiplies a state [L, K, V]."""
         raise NotImplementedError
@@ -79,11 +84,11 @@ class DeltaGrid(chunks.ChunkGrid):
 
     def scan(self, initial: Tensor | None, carried: Tensor | None, finals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Run the pieces in order; return (out [L, n, C, V], the last state); ended segments go to `finals`."""
-        outputs = torch.zeros_like(self.U)
+        outputs, G = torch.zeros_like(self.U), self.heads_per_lane
         self.written = self.U.clone()
         S = carried
         for p in self.pieces:
-            rows = (slice(None), p.chunk, slice(p.first, p.end))
+            rows = (self.rows(p, G), p.chunk, slice(p.first, p.end))
             if p.starts:
                 S = None if initial is None else initial[p.row]
             self.entries.append(S)
@@ -95,7 +100,8 @@ class DeltaGrid(chunks.ChunkGrid):
                 outputs[rows] = read[:, :, 1]
                 S = torch.baddbmm(self.across(p) * S, self.K_out[rows].transpose(1, 2), self.written[rows])
             if p.ends:
-                finals.append(S)
+                finals.append(S[p.stay * G :])
+                S = S[: p.stay * G]
         assert S is not None
         return outputs.add_(self.M @ self.written), S
 
@@ -108,12 +114,13 @@ class DeltaGrid(chunks.ChunkGrid):
         """
         d_written = self.M.transpose(-1, -2) @ d_out
         d_R, d_K_out = torch.zeros_like(self.R), torch.zeros_like(self.K_out)
-        d_across = [torch.zeros_like(self.across_back(self.across(p))) for p in self.pieces]
+        G = self.heads_per_lane
+        d_across = torch.stack([torch.zeros_like(self.across_back(self.across(p))) for p in self.spans])
         for index, p in reversed(list(enumerate(self.pieces))):
-            rows = (slice(None), p.chunk, slice(p.first, p.end))
+            rows = (self.rows(p, G), p.chunk, slice(p.first, p.end))
             S = self.entries[index]
             if p.ends:
-                d_state = None if d_finals is None else d_finals[p.row]
+                d_state = joined(d_state, d_finals, p, G)
             if d_state is not None:
                 d_written[rows] += self.K_out[rows] @ d_state
                 d_K_out[rows] = self.written[rows] @ d_state.transpose(1, 2)
@@ -124,12 +131,12 @@ class DeltaGrid(chunks.ChunkGrid):
             d_R[rows] = (Z @ S.transpose(1, 2)).unflatten(1, (-1, 2))
             d_S = self.R[rows].flatten(1, 2).transpose(1, 2) @ Z
             if d_state is not None:
-                d_across[index] = self.across_back(S * d_state)
+                d_across[0 if self.ranked else index, self.rows(p, G)] = self.across_back(S * d_state)
                 d_S += self.across(p) * d_state
             d_state = d_S
             if p.starts and d_initial is not None:
                 d_initial[p.row] = d_S
-        return self.within_back(d_out, d_written, d_R, d_K_out, torch.stack(d_across)), d_state
+        return self.within_back(d_out, d_written, d_R, d_K_out, d_across), d_state
 
     def solve_back(self, d_out: Tensor, d_written: Tensor, d_R: Tensor) -> tuple[Tensor, ...]:
         """Return gradients of A, M, beta V, beta K (decayed) and Q (decayed), from those of what the scan used."""

@@ -6,7 +6,9 @@ and copied without waiting. Each sequence is cut into chunks of its own: no chun
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +41,30 @@ class Chunks:
     stretch: Tensor
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """The chunks of N sequences, in the order of a scan that takes one chunk of every sequence at a time.
+
+    The longest sequence comes first, so those that still have a chunk are the first ones. Indices are int64 on the
+    device. In a sequence's last chunk, tokens may be missing.
+
+    Attributes:
+        steps: on the host, for each step of the scan (its first chunk, one past its last).
+        token: [chunks, size]: which token lies there, or any.
+        there: bool [chunks, size]: whether one does.
+        place: [total]: where each token lies.
+        order: [N]: which sequence has a rank.
+        rank: [N]: which rank a sequence has.
+    """
+
+    steps: list[tuple[int, int]]
+    token: Tensor
+    there: Tensor
+    place: Tensor
+    order: Tensor
+    rank: Tensor
+
+
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
@@ -51,12 +77,21 @@ def chunks(offsets: Tensor, device: torch.device, size: int, period: int) -> Chu
         size: tokens of a chunk.
         period: chunks of a stretch; a state is kept at the border of two stretches of a sequence.
     """
-    known = _known.setdefault(offsets, {})
-    key = (device, size, period)
-    if key not in known:
-        known[key] = _chunks(offsets, device, size, period)
-    found: Chunks = known[key]
+    found: Chunks = _made_once(_chunks, offsets, device, size, period)
     return found
+
+
+def ranks(offsets: Tensor, device: torch.device, size: int) -> Ranks:
+    """Return the order in which a scan takes the chunks of all sequences at a time; made once, as `chunks`."""
+    found: Ranks = _made_once(_ranks, offsets, device, size)
+    return found
+
+
+def _made_once(make: Callable[..., Any], offsets: Tensor, *key: Any) -> Any:
+    known = _known.setdefault(offsets, {})
+    if (make, *key) not in known:
+        known[make, *key] = make(offsets, *key)
+    return known[make, *key]
 
 
 def _chunks(offsets: Tensor, device: torch.device, size: int, period: int) -> Chunks:
@@ -79,6 +114,23 @@ def _chunks(offsets: Tensor, device: torch.device, size: int, period: int) -> Ch
     stretch = torch.stack((begin, torch.minimum(begin + period, last[owner]), state, owner), dim=1)
     tables = [on_device(x.to(torch.int32), device) for x in (borders, chunk, owners, sequence, stretch)]
     return Chunks(chunk.shape[0], stretch.shape[0], *tables)
+
+
+def _ranks(offsets: Tensor, device: torch.device, size: int) -> Ranks:
+    borders = offsets.cpu().long()
+    order = torch.sort(borders.diff(), descending=True, stable=True).indices
+    start, length = borders[:-1][order], borders.diff()[order]
+    count = (length + size - 1) // size
+    alive = (count[None, :] > torch.arange(int(count[0]))[:, None]).sum(1)  # sequences that have a chunk at each step
+    step, rank = torch.repeat_interleave(torch.arange(alive.shape[0]), alive), _enumerated(alive)[1]
+    within = step[:, None] * size + torch.arange(size)
+    there = within < length[rank][:, None]
+    token = start[rank][:, None] + torch.minimum(within, length[rank][:, None] - 1)
+    place = torch.empty(int(borders[-1]), dtype=torch.int64)
+    place[token[there]] = torch.arange(token.numel()).view_as(token)[there]
+    ends = alive.cumsum(0).tolist()
+    tensors = [on_device(x, device) for x in (token, there, place, order, torch.argsort(order))]
+    return Ranks(list(zip([0, *ends[:-1]], ends, strict=True)), *tensors)
 
 
 def _enumerated(counts: Tensor) -> tuple[Tensor, Tensor]:

@@ -42,7 +42,7 @@ class GatedDeltaGrid(delta_scan.DeltaGrid):
 
     def across(self, p: Piece) -> Tensor:
         """The decay [L, 1, 1] from a piece's start to its end."""
-        return self.into[:, p.chunk, p.end - 1, :, None]
+        return self.into[self.rows(p, self.heads_per_lane), p.chunk, p.end - 1, :, None]
 
     def across_back(self, d: Tensor) -> Tensor:
         """The gradient of `across` [L], from that of across S times S."""
@@ -69,7 +69,7 @@ class GatedDeltaGrid(delta_scan.DeltaGrid):
         d_into = into * (beta * bk_k + self.scale * q_in_q)
         d_out_of = out_of * K_out_k
         d_G = (E.sum(-1) - E.sum(-2) + d_into - d_out_of).double()
-        ends = [self.into[:, p.chunk, p.end - 1, 0] * d_across[index] for index, p in enumerate(self.pieces)]
+        ends = [self.into[:, p.chunk, p.end - 1, 0] * d_across[index] for index, p in enumerate(self.spans)]
         d_G = self.border_back(d_G, d_into, d_out_of, torch.stack(ends))
         d_g = d_G.flip(-1).cumsum(-1).flip(-1)
         return d_q, d_k, self.heads(d_v), self.heads(d_g), self.heads(d_beta)

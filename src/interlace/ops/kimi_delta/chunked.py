@@ -107,7 +107,7 @@ class KimiDeltaGrid(delta_scan.DeltaGrid):
 
     def across(self, p: Piece) -> Tensor:
         """The decay [L, K, 1] from a piece's start to its end."""
-        return self.into[:, p.chunk, p.end - 1, :, None]
+        return self.into[self.rows(p, self.heads_per_lane), p.chunk, p.end - 1, :, None]
 
     def across_back(self, d: Tensor) -> Tensor:
         """The gradient of `across` [L, K], from that of across S times S."""
@@ -129,7 +129,7 @@ class KimiDeltaGrid(delta_scan.DeltaGrid):
         d_beta = (d_bv * self.v).sum(-1) + (self.into * d_bk * self.k).sum(-1) + (d_A * self.kk).sum(-1)
         d_into, d_out_of = self.k * bk_in + self.q * q_in, self.k * k_out
         within = self.q * d_left[:, :, 0] + self.k * (d_left[:, :, 1] - d_right)
-        ends = torch.stack([self.into[:, p.chunk, p.end - 1] * d_across[i] for i, p in enumerate(self.pieces)])
+        ends = torch.stack([self.into[:, p.chunk, p.end - 1] * d_across[i] for i, p in enumerate(self.spans)])
         d_G = self.border_back((within + d_into - d_out_of).double(), d_into, d_out_of, ends)
         d_g = d_G.flip(2).cumsum(2).flip(2)
         d_q, d_k = self.gather(d_q), self.gather(d_k)

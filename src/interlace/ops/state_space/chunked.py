@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from interlace.ops.core import chunks
-from interlace.ops.core.chunks import Piece
+from interlace.ops.core.chunks import Piece, joined
 
 
 class StateSpaceGrid(chunks.ChunkGrid):
@@ -24,7 +24,7 @@ class StateSpaceGrid(chunks.ChunkGrid):
         """q, k [lanes, H, n, C, K]; v [lanes, G, n, C, V]; g, step [lanes, G, n, C], g in float64."""
         super().__init__(parts, scale, pieces)
         q, k, v, g, step = parts
-        self.q, self.k = q.flatten(0, 1), k.flatten(0, 1)
+        self.q, self.k, self.key_heads = q.flatten(0, 1), k.flatten(0, 1), q.shape[1]
         self.v, self.step = self.side_by_side(v.flatten(0, 1)), self.side_by_side(step.flatten(0, 1)).unsqueeze(-1)
         self.decays(self.side_by_side(g.flatten(0, 1)))
         self.M = scale * (self.q @ self.k.transpose(-1, -2)).unsqueeze(2) * self.D
@@ -58,7 +58,7 @@ class StateSpaceGrid(chunks.ChunkGrid):
 
     def across(self, p: Piece) -> Tensor:
         """The decay [LH, r, 1] from a piece's start to its end."""
-        return self.into[:, p.chunk, p.end - 1]
+        return self.into[self.rows(p, self.key_heads), p.chunk, p.end - 1]
 
     def decayed(self, S: Tensor, p: Piece) -> Tensor:
         """Return a state at the end of a piece as if the piece had written nothing."""
@@ -69,7 +69,7 @@ class StateSpaceGrid(chunks.ChunkGrid):
         outputs = (self.M @ self.W.transpose(2, 3)).transpose(2, 3).contiguous()
         S = None if carried is None else self.join(carried)
         for p in self.pieces:
-            rows = (slice(None), p.chunk, slice(p.first, p.end))
+            rows = (self.rows(p, self.key_heads), p.chunk, slice(p.first, p.end))
             if p.starts:
                 S = None if initial is None else self.join(initial[p.row])
             self.entries.append(S)
@@ -80,7 +80,8 @@ class StateSpaceGrid(chunks.ChunkGrid):
                 wrote += self.decayed(S, p)
             S = wrote
             if p.ends:
-                finals.append(self.split(S))
+                finals.append(self.split(S[p.stay * self.key_heads :]))
+                S = S[: p.stay * self.key_heads]
         assert S is not None
         return self.apart(outputs), self.split(S)
 
@@ -93,13 +94,15 @@ class StateSpaceGrid(chunks.ChunkGrid):
         d_W = (self.M.transpose(-1, -2) @ d_out.transpose(2, 3)).transpose(2, 3).contiguous()
         d_q, d_k = torch.zeros_like(self.q), torch.zeros_like(self.k)
         d_into, d_out_of = torch.zeros_like(self.into[..., 0]), torch.zeros_like(self.into[..., 0])
-        d_across = self.into.new_zeros(len(self.pieces), self.q.shape[0], self.group)
+        d_across = self.into.new_zeros(len(self.spans), self.q.shape[0], self.group)
         due = None if d_state is None else self.join(d_state)
         for index, p in reversed(list(enumerate(self.pieces))):
-            rows = (slice(None), p.chunk, slice(p.first, p.end))
+            rows = (self.rows(p, self.key_heads), p.chunk, slice(p.first, p.end))
             S = self.entries[index]
             if p.ends:
-                due = None if d_finals is None else self.join(d_finals[p.row])
+                back = None if due is None or not p.stay else self.split(due)
+                back = joined(back, d_finals, p, self.key_heads * self.group)
+                due = None if back is None else self.join(back)
             if due is not None:
                 reached = (self.k[rows] @ due).unflatten(2, (self.group, -1))
                 d_W[rows] += self.out_of[rows] * reached
@@ -113,7 +116,8 @@ class StateSpaceGrid(chunks.ChunkGrid):
             d_S = self.q[rows].transpose(1, 2) @ d_read[rows].flatten(2)
             if due is not None:
                 kept = (S * due).unflatten(2, (self.group, -1)).sum((1, 3))
-                d_across[index] = self.across(p).squeeze(-1) * kept
+                where = (0 if self.ranked else index, self.rows(p, self.key_heads))
+                d_across[where] = self.across(p).squeeze(-1) * kept
                 d_S += self.decayed(due, p)
             due = d_S
             if p.starts and d_initial is not None:
