@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from interlace.ops.core import lanes
 from interlace.ops.core.lanes import Layout, Piece, laid
 from interlace.ops.core.operands import Recurrence
 
@@ -142,7 +143,7 @@ def joined(d_state: Tensor | None, d_finals: Tensor | None, p: Piece, heads: int
 def head_blocks(rule: type[ChunkGrid], q: Tensor, v: Tensor) -> list[tuple[slice, slice]]:
     """Return (key heads, value heads) to work on at a time: temporaries stay in the cache and memory is bounded."""
     H, group = q.shape[1], v.shape[1] // q.shape[1]
-    most = max(1, (rule.WORKING_SET if q.device.type == "cpu" else AT_ONCE) // q.shape[0])  # value heads
+    most = max(1, (AT_ONCE if lanes.ranks_on(q.device) else rule.WORKING_SET) // q.shape[0])  # value heads
     if most < group:  # part of a group at a time
         starts = [(h, g) for h in range(H) for g in range(h * group, (h + 1) * group, most)]
         return [(slice(h, h + 1), slice(g, min(g + most, (h + 1) * group))) for h, g in starts]

@@ -84,11 +84,13 @@ class DeltaGrid(chunks.ChunkGrid):
 
     def scan(self, initial: Tensor | None, carried: Tensor | None, finals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Run the pieces in order; return (out [L, n, C, V], the last state); ended segments go to `finals`."""
-        outputs, G = torch.zeros_like(self.U), self.heads_per_lane
+        if self.ranked:
+            return self._scan_ranked(initial, finals)
+        outputs = torch.zeros_like(self.U)
         self.written = self.U.clone()
         S = carried
         for p in self.pieces:
-            rows = (self.rows(p, G), p.chunk, slice(p.first, p.end))
+            rows = (slice(None), p.chunk, slice(p.first, p.end))
             if p.starts:
                 S = None if initial is None else initial[p.row]
             self.entries.append(S)
@@ -100,8 +102,7 @@ class DeltaGrid(chunks.ChunkGrid):
                 outputs[rows] = read[:, :, 1]
                 S = torch.baddbmm(self.across(p) * S, self.K_out[rows].transpose(1, 2), self.written[rows])
             if p.ends:
-                finals.append(S[p.stay * G :])
-                S = S[: p.stay * G]
+                finals.append(S)
         assert S is not None
         return outputs.add_(self.M @ self.written), S
 
@@ -112,15 +113,16 @@ class DeltaGrid(chunks.ChunkGrid):
 
         `d_state` is the gradient of the state the grid ended with, None where a segment ends there or nothing is due.
         """
+        if self.ranked:
+            return self._scan_back_ranked(d_out, d_finals, d_initial), None
         d_written = self.M.transpose(-1, -2) @ d_out
         d_R, d_K_out = torch.zeros_like(self.R), torch.zeros_like(self.K_out)
-        G = self.heads_per_lane
         d_across = torch.stack([torch.zeros_like(self.across_back(self.across(p))) for p in self.spans])
         for index, p in reversed(list(enumerate(self.pieces))):
-            rows = (self.rows(p, G), p.chunk, slice(p.first, p.end))
+            rows = (slice(None), p.chunk, slice(p.first, p.end))
             S = self.entries[index]
             if p.ends:
-                d_state = joined(d_state, d_finals, p, G)
+                d_state = None if d_finals is None else d_finals[p.row]
             if d_state is not None:
                 d_written[rows] += self.K_out[rows] @ d_state
                 d_K_out[rows] = self.written[rows] @ d_state.transpose(1, 2)
@@ -131,12 +133,55 @@ class DeltaGrid(chunks.ChunkGrid):
             d_R[rows] = (Z @ S.transpose(1, 2)).unflatten(1, (-1, 2))
             d_S = self.R[rows].flatten(1, 2).transpose(1, 2) @ Z
             if d_state is not None:
-                d_across[0 if self.ranked else index, self.rows(p, G)] = self.across_back(S * d_state)
+                d_across[index] = self.across_back(S * d_state)
                 d_S += self.across(p) * d_state
             d_state = d_S
             if p.starts and d_initial is not None:
                 d_initial[p.row] = d_S
         return self.within_back(d_out, d_written, d_R, d_K_out, d_across), d_state
+
+    def _scan_ranked(self, initial: Tensor | None, finals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Run the steps in order. In the loop stands only what depends on the step before."""
+        G, (L, _, _, K) = self.heads_per_lane, self.K_out.shape
+        W, V = self.R[:, 0, :, 0], self.v.shape[-1]
+        self.written = self.U.clone()
+        written, K_out = self.written[:, 0], self.K_out[:, 0]
+        self.E = W.new_empty(L, K, V)  # the state that each chunk starts from
+        S = W.new_zeros(self.rows(self.pieces[0], G).stop, K, V) if initial is None else initial[0]
+        for p in self.pieces:
+            rows = self.rows(p, G)
+            self.E[rows] = S
+            written[rows].baddbmm_(W[rows], S, alpha=-1)
+            S = torch.baddbmm(self.across(p) * S, K_out[rows].transpose(1, 2), written[rows])
+            if p.ends:
+                finals.append(S[p.stay * G :])
+                S = S[: p.stay * G]
+        outputs = torch.baddbmm(self.M[:, 0] @ written, self.R[:, 0, :, 1], self.E)
+        return outputs.unsqueeze(1), S
+
+    def _scan_back_ranked(self, d_out: Tensor, d_finals: Tensor | None, d_initial: Tensor | None) -> tuple[Tensor, ...]:
+        """Run the steps in reverse, likewise."""
+        G, W = self.heads_per_lane, self.R[:, 0, :, 0]
+        d_written = self.M.transpose(-1, -2) @ d_out
+        d_entry = self.R[:, 0, :, 1].transpose(1, 2) @ d_out[:, 0]
+        d_exit = torch.zeros_like(d_entry)
+        d_state = None
+        for p in reversed(self.pieces):
+            rows = self.rows(p, G)
+            if p.ends:
+                d_state = joined(d_state, d_finals, p, G)
+            if d_state is not None:
+                d_exit[rows] = d_state
+                d_written[rows, 0].baddbmm_(self.K_out[rows, 0], d_state)
+                d_entry[rows].addcmul_(self.across(p), d_state)
+            d_state = d_entry[rows].baddbmm_(W[rows].transpose(1, 2), d_written[rows, 0], alpha=-1)
+        if d_initial is not None:
+            d_initial[0] = d_entry[self.rows(self.pieces[0], G)]
+        Z = torch.stack((-d_written[:, 0], d_out[:, 0]), dim=2).flatten(1, 2)
+        d_R = (Z @ self.E.transpose(1, 2)).unflatten(1, (-1, 2)).unsqueeze(1)
+        d_K_out = self.written @ d_exit.transpose(1, 2).unsqueeze(1)
+        d_across = self.across_back(self.E * d_exit).unsqueeze(0)
+        return self.within_back(d_out, d_written, d_R, d_K_out, d_across)
 
     def solve_back(self, d_out: Tensor, d_written: Tensor, d_R: Tensor) -> tuple[Tensor, ...]:
         """Return gradients of A, M, beta V, beta K (decayed) and Q (decayed), from those of what the scan used."""

@@ -147,12 +147,12 @@ class Ranked:
 
 
 def laid(x: Recurrence, size: int) -> Layout:
-    """Return the layout of a call on its device; equal segments are lanes everywhere."""
-    return Lanes(x) if x.time or not ranks_on(x.device) else Ranked(x, size)
+    """Return the layout of a call on its device."""
+    return Ranked(x, size) if ranks_on(x.device) and x.offsets is not None else Lanes(x)
 
 
 def ranks_on(device: torch.device) -> bool:
-    """Return whether ragged sequences are laid out by rank: where a launch costs more than what it works on."""
+    """Return whether sequences are laid out by rank: where a launch costs more than what it works on."""
     return device.type not in ("cpu", "meta")
 
 

@@ -67,9 +67,11 @@ class StateSpaceGrid(chunks.ChunkGrid):
     def scan(self, initial: Tensor | None, carried: Tensor | None, finals: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Run the pieces in order; (out [L, n, C, V], the last state [L, K, V]); ended segments go to `finals`."""
         outputs = (self.M @ self.W.transpose(2, 3)).transpose(2, 3).contiguous()
+        if self.ranked:
+            return self._scan_ranked(outputs, initial, finals)
         S = None if carried is None else self.join(carried)
         for p in self.pieces:
-            rows = (self.rows(p, self.key_heads), p.chunk, slice(p.first, p.end))
+            rows = (slice(None), p.chunk, slice(p.first, p.end))
             if p.starts:
                 S = None if initial is None else self.join(initial[p.row])
             self.entries.append(S)
@@ -80,8 +82,7 @@ class StateSpaceGrid(chunks.ChunkGrid):
                 wrote += self.decayed(S, p)
             S = wrote
             if p.ends:
-                finals.append(self.split(S[p.stay * self.key_heads :]))
-                S = S[: p.stay * self.key_heads]
+                finals.append(self.split(S))
         assert S is not None
         return self.apart(outputs), self.split(S)
 
@@ -95,14 +96,15 @@ class StateSpaceGrid(chunks.ChunkGrid):
         d_q, d_k = torch.zeros_like(self.q), torch.zeros_like(self.k)
         d_into, d_out_of = torch.zeros_like(self.into[..., 0]), torch.zeros_like(self.into[..., 0])
         d_across = self.into.new_zeros(len(self.spans), self.q.shape[0], self.group)
+        if self.ranked:
+            self._scan_back_ranked(d_read, d_W, d_q, d_k, d_into, d_out_of, d_across, d_finals, d_initial)
+            return self.within_back(d_out, d_W, d_q, d_k, d_into, d_out_of, d_across), None
         due = None if d_state is None else self.join(d_state)
         for index, p in reversed(list(enumerate(self.pieces))):
-            rows = (self.rows(p, self.key_heads), p.chunk, slice(p.first, p.end))
+            rows = (slice(None), p.chunk, slice(p.first, p.end))
             S = self.entries[index]
             if p.ends:
-                back = None if due is None or not p.stay else self.split(due)
-                back = joined(back, d_finals, p, self.key_heads * self.group)
-                due = None if back is None else self.join(back)
+                due = None if d_finals is None else self.join(d_finals[p.row])
             if due is not None:
                 reached = (self.k[rows] @ due).unflatten(2, (self.group, -1))
                 d_W[rows] += self.out_of[rows] * reached
@@ -116,14 +118,67 @@ class StateSpaceGrid(chunks.ChunkGrid):
             d_S = self.q[rows].transpose(1, 2) @ d_read[rows].flatten(2)
             if due is not None:
                 kept = (S * due).unflatten(2, (self.group, -1)).sum((1, 3))
-                where = (0 if self.ranked else index, self.rows(p, self.key_heads))
-                d_across[where] = self.across(p).squeeze(-1) * kept
+                d_across[index] = self.across(p).squeeze(-1) * kept
                 d_S += self.decayed(due, p)
             due = d_S
             if p.starts and d_initial is not None:
                 d_initial[p.row] = self.split(d_S)
         grads = self.within_back(d_out, d_W, d_q, d_k, d_into, d_out_of, d_across)
         return grads, None if due is None else self.split(due)
+
+    def _scan_ranked(self, outputs: Tensor, initial: Tensor | None, finals: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Run the steps in order. In the loop stands only what depends on the step before."""
+        H, q, k = self.key_heads, self.q[:, 0], self.k[:, 0]
+        wrote = k.transpose(1, 2) @ self.W_out[:, 0].flatten(2)
+        self.E = torch.empty_like(wrote)  # the state that each chunk starts from
+        first = self.rows(self.pieces[0], H)
+        S = torch.zeros_like(wrote[first]) if initial is None else self.join(initial[0])
+        for p in self.pieces:
+            rows = self.rows(p, H)
+            self.E[rows] = S
+            S = wrote[rows].add_(self.decayed(S, p))
+            if p.ends:
+                finals.append(self.split(S[p.stay * H :]))
+                S = S[: p.stay * H]
+        read = (q @ self.E).unflatten(2, (self.group, -1)).unsqueeze(1)
+        return self.apart(outputs.addcmul_(self.scale * self.into, read)), S
+
+    def _scan_back_ranked(
+        self,
+        d_read: Tensor,
+        d_W: Tensor,
+        d_q: Tensor,
+        d_k: Tensor,
+        d_into: Tensor,
+        d_out_of: Tensor,
+        d_across: Tensor,
+        d_finals: Tensor | None,
+        d_initial: Tensor | None,
+    ) -> None:
+        """Run the steps in reverse, likewise; fill or add to all that is given."""
+        H, q, k = self.key_heads, self.q[:, 0], self.k[:, 0]
+        ends = None if d_finals is None else self.join(d_finals[0]).unsqueeze(0)
+        d_entry = q.transpose(1, 2) @ d_read[:, 0].flatten(2)
+        d_exit = torch.zeros_like(d_entry)
+        due = None
+        for p in reversed(self.pieces):
+            rows = self.rows(p, H)
+            if p.ends:
+                due = joined(due, ends, p, H)
+            if due is not None:
+                d_exit[rows] = due
+                d_entry[rows] += self.decayed(due, p)
+            due = d_entry[rows]
+        if d_initial is not None:
+            d_initial[0] = self.split(d_entry[self.rows(self.pieces[0], H)])
+        reached = (k @ d_exit).unflatten(2, (self.group, -1)).unsqueeze(1)
+        d_W.addcmul_(self.out_of, reached)
+        d_out_of.copy_((self.W_out * reached).sum(-1))
+        d_k[:, 0] = self.W_out[:, 0].flatten(2) @ d_exit.transpose(1, 2)
+        d_into[:, 0] = (d_read[:, 0] * (q @ self.E).unflatten(2, (self.group, -1))).sum(-1)
+        d_q[:, 0] = d_read[:, 0].flatten(2) @ self.E.transpose(1, 2)
+        kept = (self.E * d_exit).unflatten(2, (self.group, -1)).sum((1, 3))
+        d_across[0] = self.into[:, 0, -1].squeeze(-1) * kept
 
     def within_back(
         self,
