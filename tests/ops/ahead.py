@@ -129,6 +129,41 @@ def convolution() -> None:
     module._backward(x, state, *operands)
 
 
+def norm(width: int) -> Callable[[], None]:
+    """Return what runs a norm forward and backward with all its operands."""
+
+    def run() -> None:
+        module = importlib.import_module("interlace.ops.rms_norm.triton")
+        x = torch.zeros(64, width, dtype=torch.bfloat16)
+        form = (1e-5, 0.0, "silu", False)
+        _, total, inverse = module._forward(x, torch.zeros(width), x, x, x, *form, torch.bfloat16)
+        module._backward(x, x, total, torch.zeros(width), x, inverse, torch.bfloat16, *form)
+
+    return run
+
+
+def swiglu() -> None:
+    """Run SwiGLU forward and backward."""
+    module = importlib.import_module("interlace.ops.swiglu.triton")
+    x = torch.zeros(64, 2 * 4096, dtype=torch.bfloat16)
+    module._backward(module._forward(x), x)
+
+
+def cross_entropy() -> None:
+    """Run the loss of a block of tokens."""
+    module = importlib.import_module("interlace.ops.cross_entropy.triton")
+    module._forward(torch.zeros(8, 32000, dtype=torch.bfloat16), torch.zeros(8, dtype=torch.int64), -100, 1.0, None)
+
+
+def experts() -> None:
+    """Run experts forward and backward, with enough pairs for the largest tiles."""
+    module = importlib.import_module("interlace.ops.experts.triton")
+    x, weights = torch.zeros(512, 256, dtype=torch.bfloat16), torch.zeros(512, 2)
+    first, second = torch.zeros(4, 512, 256, dtype=torch.bfloat16), torch.zeros(4, 256, 256, dtype=torch.bfloat16)
+    inputs = (x, torch.zeros(512, 2, dtype=torch.int64), weights, first, second, "swiglu")
+    module._backward(module._forward(*inputs), *inputs)
+
+
 HEADS = {"96x192": (16, 16, 96, 192), "128x128": (16, 32, 128, 128), "64x128": (12, 12, 64, 128)}
 CASES: dict[str, Callable[[], None]] = {
     **{f"gated_delta {name}": rule("gated_delta", heads) for name, heads in HEADS.items()},
@@ -136,8 +171,13 @@ CASES: dict[str, Callable[[], None]] = {
     "gated_delta 256x256": rule("gated_delta", (4, 4, 256, 256)),
     "gated_delta 96x192 float32": rule("gated_delta", HEADS["96x192"], torch.float32),
     "short_convolution": convolution,
+    **{f"rms_norm {width}": norm(width) for width in (128, 1024, 3840)},
+    "swiglu": swiglu,
+    "cross_entropy": cross_entropy,
+    "experts": experts,
 }
-ELSEWHERE = ("gated_delta 96x192", "short_convolution")  # what is compiled for other architectures than Hopper too
+# What is compiled for other architectures than Hopper too.
+ELSEWHERE = ("gated_delta 96x192", "short_convolution", "rms_norm 1024", "swiglu", "cross_entropy", "experts")
 
 
 def reports(architecture: int) -> dict[str, Report]:
@@ -149,7 +189,10 @@ def reports(architecture: int) -> dict[str, Report]:
         with gpu.capturing(architecture) as captured:
             run()
         for launch in captured.launches:
-            found[f"sm_{architecture} {name} {launch.kernel.__name__}"] = report(launch, architecture)
+            kernel = f"sm_{architecture} {name} {launch.kernel.__name__}"
+            if kernel in found:  # with other constants: a product that gathers, or does not
+                kernel += f" {sum(name.startswith(kernel) for name in found) + 1}"
+            found[kernel] = report(launch, architecture)
     return found
 
 

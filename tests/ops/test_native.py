@@ -27,7 +27,7 @@ from interlace.ops import (
 )
 from interlace.ops.attention.cases import attention_case
 from interlace.ops.core import kernels as native
-from interlace.ops.core.cases import recurrence_case
+from interlace.ops.core.cases import given_dtype, recurrence_case
 from interlace.ops.gated_delta import native as gated_delta_native
 from interlace.ops.gated_delta.cases import gated_delta_case
 from interlace.ops.short_convolution.cases import short_convolution_case
@@ -205,7 +205,7 @@ def of_wider_rows(x):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_any_layout_in_memory(operator, laid, dtype):
     case = selftest.OPERATORS[operator].build([33, 2], "layout", True)
-    plain = {n: x.to(selftest.given_dtype(operator, n, dtype)) for n, x in case.tensors.items()}
+    plain = {n: x.to(given_dtype(operator, n, dtype)) for n, x in case.tensors.items()}
     with torch.no_grad():
         want = case.call("native", plain)
         found = case.call("native", {n: laid(x) if x.ndim > 1 else misaligned(x) for n, x in plain.items()})

@@ -132,6 +132,11 @@ def recurrence_case(
     return Case(operator, label, tensors, call, options=options)
 
 
+def recurrence_probe(operator: str, key_dim: int, value_dim: int) -> Case:
+    """Make the case that a GPU's kernels are checked with: more chunks than lie between two kept states."""
+    return recurrence_case(operator, [1, 70, 580], "probe", True, shape=(1, 2, key_dim, value_dim))
+
+
 def relative(value: Tensor, truth: Tensor) -> float:
     """Return ||value - truth|| / ||truth||; NaN stays NaN."""
     difference = (value.double().cpu() - truth.cpu()).norm()

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 from interlace.base.errors import BackendUnavailable
 from interlace.ops.core import kernels, self_check
 from interlace.ops.core.backends import Backend
+from interlace.ops.core.cases import Case
 from interlace.ops.core.self_check import Probe
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -45,36 +48,42 @@ def missing() -> str:
 
 
 def backend(
-    load: Callable[[], Callable[..., Any]],
+    operator: str,
     refuses: Callable[..., str | None],
-    probe: Callable[..., Probe],
-    when: Callable[..., bool] | None = None,
+    selects: Callable[..., tuple[torch.dtype, tuple[int, ...]]],
 ) -> Backend:
     """Return the row "triton"; "auto" takes it on NVIDIA's GPUs, and on others a user may name it.
 
     Args:
-        load: returns the implementation; it imports the module of kernels.
+        operator: names the folder. Its triton.py holds `run`; its cases.py holds `probe`, which makes a case of sizes.
         refuses: given the call's arguments, why the kernels cannot serve them, or None.
-        probe: given the call's arguments, what is checked before the first answer; see `self_check`.
-        when: of which arguments "auto" considers it at all.
+        selects: given the call's arguments, the dtype and the sizes that select a kernel; each is checked once.
     """
 
     def loaded() -> Callable[..., Any]:
         if reason := missing():
             raise BackendUnavailable(reason)
-        return load()
+        run: Callable[..., Any] = import_module(f"interlace.ops.{operator}.triton").run
+        return run
 
     def wanted(*arguments: Any) -> bool:
-        nvidia = arguments[0].device.type == "cuda" and torch.version.hip is None
-        return nvidia and (when is None or when(*arguments))
+        return arguments[0].device.type == "cuda" and torch.version.hip is None
 
     def unfit(*arguments: Any) -> str | None:
-        if (reason := refuses(*arguments)) or arguments[0].device.type not in CHECKED:
+        device = arguments[0].device
+        if (reason := refuses(*arguments)) or device.type not in CHECKED:
             return reason
-        return self_check.objection(probe(*arguments), arguments[0].device)
+        dtype, sizes = selects(*arguments)
+        make = partial(_case, operator, *sizes)
+        return self_check.objection(Probe(operator, dtype, sizes, make), device)
 
     devices = ("cuda", "xpu", "cpu") if INTERPRETED else ("cuda", "xpu")
     return Backend("triton", loaded, devices, unfit, when=wanted)
+
+
+def _case(operator: str, *sizes: int) -> Case:
+    case: Case = import_module(f"interlace.ops.{operator}.cases").probe(*sizes)
+    return case
 
 
 def refuses(*tensors: Tensor | None) -> str | None:
@@ -100,6 +109,15 @@ def architecture(device: torch.device) -> int:
         return 90
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
+
+
+def processors(device: torch.device) -> int:
+    """Return how many multiprocessors the GPU has; few for the interpreter, whose programs run one after the other."""
+    if _thread.captured is not None or device.type == "cpu":
+        return 2
+    if device.type != "cuda":
+        return 64
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,9 @@ from torch import Tensor
 
 from interlace.ops.core import chunks, gpu, kernels
 from interlace.ops.core.backends import ANY, Backend
-from interlace.ops.core.cases import recurrence_case
 from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.core.kernels import DTYPES, address, floats
 from interlace.ops.core.operands import Recurrence
-from interlace.ops.core.self_check import Probe
-
-PROBED = [1, 70, 580]  # tokens of the sequences that a self-check takes: more chunks than lie between two kept states
 
 Run = Callable[[Recurrence], tuple[Tensor, Tensor]]
 
@@ -129,8 +125,8 @@ def refuses(x: Recurrence) -> str | None:
     return kernels.refuses(x.query, x.key, x.value)
 
 
-def triton(name: str, load: Callable[[], Run]) -> Backend:
-    """Return a rule's row "triton"; `load` imports its kernels."""
+def triton(name: str) -> Backend:
+    """Return a rule's row "triton"."""
 
     def refuses(x: Recurrence) -> str | None:
         K, V = x.query.shape[-1], x.value.shape[-1]
@@ -138,11 +134,7 @@ def triton(name: str, load: Callable[[], Run]) -> Backend:
             return f"the kernels take heads of at most {gpu.LARGEST_HEAD} channels, not {K} x {V}"
         return gpu.refuses(*x.tensors)
 
-    def probe(x: Recurrence) -> Probe:
-        shape = (1, 2, x.query.shape[-1], x.value.shape[-1])
-        return Probe(name, x.value.dtype, shape[2:], lambda: recurrence_case(name, PROBED, "probe", True, shape=shape))
-
-    return gpu.backend(load, refuses, probe)
+    return gpu.backend(name, refuses, lambda x: (x.value.dtype, (x.query.shape[-1], x.value.shape[-1])))
 
 
 def backends(name: str, rule: type[chunks.ChunkGrid], step: Run, recurrent: Run) -> tuple[Backend, ...]:

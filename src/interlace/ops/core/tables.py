@@ -140,7 +140,7 @@ def _enumerated(counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def on_device(x: Tensor, device: torch.device) -> Tensor:
-    """Return a copy of a CPU tensor on a device, made without waiting for the device."""
-    if device.type == "cuda":
-        x = x.pin_memory()
-    return x.contiguous().to(device, non_blocking=True)
+    """Return x on a device; a copy from the CPU does not wait for what the device has to do before."""
+    if x.device.type == "cpu" and device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)

@@ -25,6 +25,13 @@ def dot(a, b):
 
 
 @triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)), by an exponential that cannot overflow."""
+    small = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+@triton.jit
 def read_rows(base, rows, stride, FIRST: tl.constexpr, SIZE: tl.constexpr, END: tl.constexpr):
     """Return the tile [rows, SIZE] of a matrix whose rows lie `stride` apart; zeros in columns from END on."""
     cols = FIRST + tl.arange(0, SIZE)

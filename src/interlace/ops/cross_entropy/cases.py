@@ -9,10 +9,10 @@ from interlace.ops.core.cases import Case, Operator
 from interlace.ops.cross_entropy import dispatch
 
 
-def cross_entropy_case(lengths: list[int], label: str, large: bool, seed: int = 0) -> Case:
+def cross_entropy_case(lengths: list[int], label: str, large: bool, seed: int = 0, D: int = 61) -> Case:
     """Make a case: an odd vocabulary, an ignored target; large: logits whose exponentials overflow."""
     draw = torch.Generator().manual_seed(seed)
-    rows, D = sum(lengths), 61
+    rows = sum(lengths)
     logits = torch.randn(rows, D, generator=draw, dtype=torch.float64) * (100 if large else 1)
     targets = torch.randint(D, (rows,), generator=draw)
     targets[rows // 2] = -100 if rows > 1 else targets[0]
@@ -23,6 +23,11 @@ def cross_entropy_case(lengths: list[int], label: str, large: bool, seed: int = 
         return [losses, d_logits]
 
     return Case("cross_entropy_", label, {"logits": logits}, call, truth="plain", differentiable=False)
+
+
+def probe(vocabulary: int) -> Case:
+    """Make the case that a GPU's kernels are checked with."""
+    return cross_entropy_case([5], "probe", True, D=vocabulary)
 
 
 OPERATOR = Operator("cross_entropy_", dispatch, cross_entropy_case)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops.core import kernels
+from interlace.ops.core import gpu, kernels
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.core.kernels import DTYPES, address
 from interlace.ops.cross_entropy.plain import plain
@@ -24,11 +24,18 @@ def _run_native(logits: Tensor, targets: Tensor, ignored: int, factor: float) ->
     return losses
 
 
-def _refuses(logits: Tensor, *_: Any) -> str | None:
+def _refuses(logits: Tensor, _: Tensor, __: int, factor: float | Tensor) -> str | None:
+    if isinstance(factor, Tensor):
+        return "each row has a factor of its own"
     return kernels.refuses(logits) if logits.is_contiguous() else "logits are not contiguous"
 
 
+def _refuses_gpu(logits: Tensor, *_: Any) -> str | None:
+    return gpu.refuses(logits) if logits.shape[1] == 1 or logits.stride(1) == 1 else "rows of logits have gaps"
+
+
 BACKENDS = (
+    gpu.backend("cross_entropy", _refuses_gpu, lambda logits, *_: (logits.dtype, (logits.shape[1],))),
     kernels.backend(lambda: _run_native, _refuses, ("cpu",)),
     Backend("plain", lambda: plain, slow_on=(ANY,)),
 )
@@ -39,7 +46,7 @@ def cross_entropy_(
     targets: Int64[Tensor, " rows"],
     *,
     ignored: int = -100,
-    factor: float = 1.0,
+    factor: float | Float[Tensor, " rows"] = 1.0,
     backend: str = "auto",
 ) -> Float[Tensor, " rows"]:
     """-log softmax(logits)[target] of each row; the logits are replaced by `factor` times their gradient.
@@ -48,14 +55,16 @@ def cross_entropy_(
         logits: [rows, D], changed in place.
         targets: int64 [rows], each in [0, D), or `ignored`.
         ignored: the target of rows that do not count: loss 0, gradient 0.
-        factor: multiplies the gradient.
-        backend: "auto", "native" (float32 and bfloat16 on a CPU) or "plain".
+        factor: multiplies the gradient; a tensor has one for each row.
+        backend: "auto", "triton" (float32 and bfloat16 on a GPU), "native" (the same on a CPU; one factor for all rows)
+            or "plain".
 
     Returns:
         Losses in nats [rows], in float32 at least.
 
     Raises:
-        ShapeError: a target is out of range, or the shapes differ.
+        ShapeError: the shapes differ, or a target on the CPU is out of range. Those on a GPU are not waited for: there,
+            the loss and the gradient of such a row are NaN, or PyTorch stops the process.
     """
     if logits.ndim != 2 or targets.shape != logits.shape[:1]:
         raise ShapeError(f"cross_entropy_: targets has shape {list(targets.shape)}, but logits {list(logits.shape)}")
@@ -63,7 +72,7 @@ def cross_entropy_(
         raise ShapeError(
             f"cross_entropy_: targets must be int64 on {logits.device}, got {targets.dtype} on {targets.device}"
         )
-    if targets.numel():
+    if targets.numel() and targets.device.type == "cpu":
         low, high = (int(x) for x in targets.where(targets != ignored, 0).aminmax())
         if low < 0 or high >= logits.shape[1]:
             raise ShapeError(

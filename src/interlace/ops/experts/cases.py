@@ -9,15 +9,17 @@ from interlace.ops.core.cases import Case, Operator
 from interlace.ops.experts import dispatch
 
 
-def experts_case(lengths: list[int], label: str, gated: bool, seed: int = 0) -> Case:
+def experts_case(
+    lengths: list[int], label: str, gated: bool, seed: int = 0, shape: tuple[int, int, int] = (11, 7, 9)
+) -> Case:
     """Make a case: one expert that nobody chose, one that all did; gated: SwiGLU, else ReLU squared."""
     draw = torch.Generator().manual_seed(seed)
-    rows, D, E, k, inner = sum(lengths), 11, 5, 2, 7
+    rows, E, k, (D, inner, outputs) = sum(lengths), 5, 2, shape
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw, dtype=torch.float64)
 
-    tensors = {"x": normal(rows, D), "weights": normal(rows, k), "second": normal(E, 9, inner)}
+    tensors = {"x": normal(rows, D), "weights": normal(rows, k), "second": normal(E, outputs, inner)}
     tensors["first"] = normal(E, 2 * inner if gated else inner, D)
     chosen = torch.stack((torch.ones(rows, dtype=torch.int64), 2 + torch.randint(3, (rows,), generator=draw)), dim=1)
 
@@ -26,6 +28,11 @@ def experts_case(lengths: list[int], label: str, gated: bool, seed: int = 0) -> 
         return [dispatch.experts(**x, chosen=where, activation="swiglu" if gated else "relu2", backend=backend)]
 
     return Case("experts", label, tensors, call, shared=("first", "second"), truth="plain")
+
+
+def probe(width: int, inner: int, outputs: int) -> Case:
+    """Make the case that a GPU's kernels are checked with."""
+    return experts_case([70, 5], "probe", True, shape=(width, inner, outputs))
 
 
 OPERATOR = Operator("experts", dispatch, experts_case)

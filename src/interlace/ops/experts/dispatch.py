@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops.core import kernels
+from interlace.ops.core import gpu, kernels
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.experts import native, sorted
 from interlace.ops.experts.plain import plain
 
 FEW = 4  # rows; beyond, an expert's rows are one product
+
+
+def _refuses_gpu(x: Tensor, _: Tensor, weights: Tensor, first: Tensor, second: Tensor, __: str) -> str | None:
+    if min(x.shape[1], *first.shape, *second.shape) == 0:
+        return "there is nothing to multiply"
+    return gpu.refuses(x, weights, first, second)
+
+
+def _selects(x: Tensor, *rest: Any) -> tuple[torch.dtype, tuple[int, ...]]:
+    _, _, _, second, _ = rest
+    return x.dtype, (x.shape[1], second.shape[2], second.shape[1])
+
+
 BACKENDS = (
+    gpu.backend("experts", _refuses_gpu, _selects),
     kernels.backend(lambda: native.run, native.refuses, rows=FEW, when=native.of_one_dtype),
-    Backend("sorted", lambda: sorted.run, slow_on=("cpu",)),
+    Backend("sorted", lambda: sorted.run, slow_on=(ANY,)),
     Backend("plain", lambda: plain, slow_on=(ANY,)),
 )
 
@@ -40,13 +56,15 @@ def experts(
         first: [E, A, D], A = 2 I (gate, then up) for "swiglu", I for "relu2"; cast to x's dtype expert by expert.
         second: [E, outputs, I].
         activation: "swiglu", SiLU(gate) up, or "relu2", ReLU squared.
-        backend: "auto", "native" (float32 and bfloat16 on a CPU; for a few rows), "sorted" or "plain".
+        backend: "auto", "triton" (float32 and bfloat16 on a GPU), "native" (the same on a CPU; for a few rows),
+            "sorted" or "plain".
 
     Returns:
         [rows, outputs] in x's dtype; sums over choices are float32.
 
     Raises:
-        ShapeError: arguments disagree, or a choice names no expert; the message names the argument.
+        ShapeError: arguments disagree, or a choice names no expert; the message names the argument. "triton" does not
+            wait for the choices: the row of one that names no expert is NaN.
     """
     if activation not in ("swiglu", "relu2"):
         raise ShapeError(f"experts: activation must be 'swiglu' or 'relu2', got {activation!r}")

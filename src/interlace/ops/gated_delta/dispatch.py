@@ -26,12 +26,6 @@ def _native() -> rules.Run:
     return native.run
 
 
-def _triton() -> rules.Run:
-    from interlace.ops.gated_delta import triton
-
-    return triton.run
-
-
 def _native_step() -> Callable[[Recurrence, Tensor], Tensor]:
     from interlace.ops.gated_delta import native
 
@@ -49,7 +43,7 @@ def _refuses_step(x: Recurrence, state: Tensor) -> str | None:
 
 
 BACKENDS = (
-    rules.triton("gated_delta", _triton),
+    rules.triton("gated_delta"),
     kernels.backend(_native, rules.refuses),
     Backend("chunked", lambda: _chunked, slow_on=(ANY,)),
     Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),

@@ -9,10 +9,12 @@ from interlace.ops.core.cases import Case, Operator
 from interlace.ops.rms_norm import dispatch
 
 
-def rms_norm_case(lengths: list[int], label: str, dressed: bool, seed: int = 0) -> Case:
+def rms_norm_case(
+    lengths: list[int], label: str, dressed: bool, seed: int = 0, shape: tuple[int, int] = (3, 37)
+) -> Case:
     """Make a case: an odd width, rows of very different size, one of zeros; dressed: all operands, in all forms."""
     draw = torch.Generator().manual_seed(seed)
-    T, heads, D = sum(lengths), 3, 37
+    T, (heads, D) = sum(lengths), shape
     tensors = {"x": torch.randn(T, heads, D, generator=draw, dtype=torch.float64)}
     tensors["x"] *= torch.randn(T, heads, 1, generator=draw, dtype=torch.float64).mul(3).exp()
     tensors["x"][0, 0] = 0
@@ -42,6 +44,11 @@ def rms_norm_case(lengths: list[int], label: str, dressed: bool, seed: int = 0) 
         return outputs
 
     return Case("rms_norm", label, tensors, call, truth="plain")
+
+
+def probe(width: int) -> Case:
+    """Make the case that a GPU's kernels are checked with."""
+    return rms_norm_case([70, 5], "probe", True, shape=(3, width))
 
 
 OPERATOR = Operator("rms_norm", dispatch, rms_norm_case)

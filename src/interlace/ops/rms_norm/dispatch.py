@@ -7,13 +7,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops.core import kernels
+from interlace.ops.core import gpu, kernels
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.rms_norm import native
 from interlace.ops.rms_norm.operands import Form, Operands
 from interlace.ops.rms_norm.plain import plain
 
+LARGEST = 16384  # channels of a row that a program of the Triton kernels holds
+
+
+def _refuses_gpu(operands: Operands) -> str | None:
+    *tensors, _, dtype = operands
+    if operands.x.shape[-1] > LARGEST:
+        return f"the kernels take rows of at most {LARGEST} channels, not {operands.x.shape[-1]}"
+    if dtype not in gpu.DTYPES:
+        return f"the kernels write float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    return gpu.refuses(*tensors)
+
+
 BACKENDS = (
+    gpu.backend("rms_norm", _refuses_gpu, lambda operands: (operands.x.dtype, (operands.x.shape[-1],))),
     kernels.backend(lambda: native.run, native.refuses),
     Backend("plain", lambda: plain, slow_on=(ANY,)),
 )
@@ -45,7 +58,7 @@ def rms_norm(
         activation: of the gate, "silu" or "sigmoid".
         gate_first: normalise s act(gate), and leave the result as it is (Mamba-2), with `before` ungated in s.
         dtype: of out; x's if None.
-        backend: "auto", "native" (float32 and bfloat16 on a CPU) or "plain".
+        backend: "auto", "triton" (float32 and bfloat16 on a GPU), "native" (the same on a CPU) or "plain".
 
     Returns:
         out, and s in x's dtype (x itself without `before`).

@@ -32,4 +32,9 @@ def short_convolution_case(
     return Case("short_convolution", label, tensors, call, shared=("weight", "bias", "state"))
 
 
+def probe(taps: int) -> Case:
+    """Make the case that a GPU's kernels are checked with."""
+    return short_convolution_case([1, 2, 130], "probe", True, shape=(300, taps))
+
+
 OPERATOR = Operator("short_convolution", dispatch, short_convolution_case, mixes=True)

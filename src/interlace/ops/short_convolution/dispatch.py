@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,16 +10,9 @@ from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
 from interlace.ops.core import gpu, kernels
 from interlace.ops.core.backends import ANY, Backend, choose
-from interlace.ops.core.self_check import Probe
 from interlace.ops.short_convolution import native, shifted
 from interlace.ops.short_convolution.operands import Convolution
 from interlace.ops.short_convolution.recurrent import recurrent
-
-
-def _triton() -> Callable[[Convolution], tuple[Tensor, Tensor]]:
-    from interlace.ops.short_convolution import triton
-
-    return triton.run
 
 
 def _refuses_triton(c: Convolution) -> str | None:
@@ -30,17 +21,8 @@ def _refuses_triton(c: Convolution) -> str | None:
     return gpu.refuses(c.x, c.weight, c.state)
 
 
-def _probe(c: Convolution) -> Probe:
-    from interlace.ops.short_convolution.cases import short_convolution_case
-
-    W = c.history + 1
-    return Probe(
-        "short_convolution", c.x.dtype, (W,), lambda: short_convolution_case([1, 2, 130], "probe", True, shape=(300, W))
-    )
-
-
 BACKENDS = (
-    gpu.backend(_triton, _refuses_triton, _probe),
+    gpu.backend("short_convolution", _refuses_triton, lambda c: (c.x.dtype, (c.history + 1,))),
     kernels.backend(lambda: native.run, native.refuses),
     Backend("chunked", lambda: shifted.run, slow_on=(ANY,)),
     Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),

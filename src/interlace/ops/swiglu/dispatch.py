@@ -6,12 +6,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
-from interlace.ops.core import kernels
+from interlace.ops.core import gpu, kernels
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.swiglu import native
 from interlace.ops.swiglu.plain import plain
 
 BACKENDS = (
+    gpu.backend("swiglu", gpu.refuses, lambda x: (x.dtype, (x.shape[1] // 2,))),
     kernels.backend(lambda: native.run),
     Backend("plain", lambda: plain, slow_on=(ANY,)),
 )

@@ -15,10 +15,12 @@ from interlace.base.errors import ShapeError
 from interlace.data.batches import IGNORE, Batch
 from interlace.layers.moe import Load
 from interlace.model.model import HybridLM
+from interlace.ops.core.tables import on_device
 from interlace.ops.cross_entropy.dispatch import cross_entropy_
 from interlace.train.objectives.base import Loss
 
-BLOCK_ELEMENTS = 1 << 24  # logits that exist at a time
+BLOCK_ELEMENTS = 1 << 24  # logits that exist at a time on a CPU
+GPU_ELEMENTS = 1 << 28  # the same on a GPU: products of 1,024 rows and more, for vocabularies up to 2^18
 
 
 class _Loss(torch.autograd.Function):
@@ -28,23 +30,26 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, shares: Tensor | None
     ) -> Tensor:
+        on_cpu = hidden.device.type == "cpu"
+        if shares is None and not on_cpu:  # the host does not wait for the count
+            kept = targets != IGNORE
+            shares = kept / kept.sum().clamp(min=1)
         count = max(1, int((targets != IGNORE).sum())) if shares is None else 1
         d_hidden, d_weight = torch.empty_like(hidden, dtype=dtype), None
         cast, total = weight.to(dtype), hidden.new_zeros((), dtype=torch.float32)
-        block = max(1, BLOCK_ELEMENTS // weight.shape[0])
+        block = max(1, (BLOCK_ELEMENTS if on_cpu else GPU_ELEMENTS) // weight.shape[0])
         for start in range(0, hidden.shape[0], block):
             rows = slice(start, start + block)
-            h, goal = hidden[rows].to(dtype), targets[rows]
+            h, goal, share = hidden[rows].to(dtype), targets[rows], None if shares is None else shares[rows]
             logits = h @ cast.T
-            losses = cross_entropy_(logits, goal, ignored=IGNORE, factor=1 / count)
-            if shares is not None:
-                losses = losses * shares[rows]
-                logits.mul_(shares[rows, None])
-            total += losses.sum()
+            factor = 1 / count if share is None or on_cpu else share
+            losses = cross_entropy_(logits, goal, ignored=IGNORE, factor=factor)
+            if share is not None and on_cpu:
+                logits.mul_(share[:, None])
+            total += (losses if share is None else losses * share).sum()
             torch.mm(logits, cast, out=d_hidden[rows])
-            part = logits.T @ h
-            d_weight = part.to(weight.dtype) if d_weight is None else d_weight.add_(part)
-        d_weight = torch.zeros_like(weight) if d_weight is None else d_weight
+            d_weight = _added(d_weight, logits.T, h, weight.dtype)
+        d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtype = hidden.dtype
         return total / count
@@ -53,9 +58,17 @@ class _Loss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
-        if d_loss != 1:
+        if d_loss.device.type != "cpu" or d_loss != 1:
             d_hidden, d_weight = d_hidden * d_loss, d_weight * d_loss
         return d_hidden.to(ctx.dtype), d_weight, None, None, None
+
+
+def _added(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return total + a b; total is changed. Sums are of `dtype` on a CPU, and float32 on a GPU."""
+    part = a @ b
+    if total is None:
+        return part.to(dtype if a.device.type == "cpu" else torch.float32)
+    return total.add_(part)
 
 
 def next_token_loss(
@@ -70,28 +83,34 @@ def next_token_loss(
     Args:
         hidden: [total, D], what the head reads.
         weight: [vocabulary, D], the head.
-        targets: int64 [total].
+        targets: int64 [total], on hidden's device or on the CPU; those on a GPU are not waited for, and the head then
+            reads the rows of ignored ones too.
         dtype: of the matrix products; None for hidden's.
         weights: float32 [total], how much each target counts, at least 0; None where all count the same. The loss is 0
             where nothing counts.
 
     Raises:
-        ShapeError: a weight is negative or not finite, or there are not as many as targets.
+        ShapeError: a weight on the CPU is negative or not finite, or there are not as many as targets.
     """
     if weights is not None:
         _check_weights(weights, targets)
-    kept = targets != IGNORE
-    if 2 * int(kept.sum()) < targets.shape[0]:  # few targets: the head reads their rows only
-        hidden, targets = hidden[kept], targets[kept]
-        weights = None if weights is None else weights[kept]
-        kept = kept[kept]
-    shares = None if weights is None else _shares(torch.where(kept, weights, 0.0))
-    return _Loss.apply(hidden, weight, targets, dtype or hidden.dtype, shares)
+    kept, device = targets != IGNORE, hidden.device
+    if targets.device.type == "cpu" and 2 * int(kept.sum()) < targets.shape[0]:  # few: the head reads their rows only
+        places = kept.nonzero().squeeze(1)
+        hidden, targets = hidden[on_device(places, device)], targets[places]
+        weights = None if weights is None else weights[on_device(places, weights.device)]
+        kept = kept[places]
+    shares = None
+    if weights is not None:
+        shares = on_device(_shares(torch.where(on_device(kept, weights.device), weights, 0.0)), device)
+    return _Loss.apply(hidden, weight, on_device(targets, device), dtype or hidden.dtype, shares)
 
 
 def _check_weights(weights: Tensor, targets: Tensor) -> None:
     if weights.shape != targets.shape:
         raise ShapeError(f"weights: must be one for each target, {list(targets.shape)}, got {list(weights.shape)}")
+    if weights.device.type != "cpu":
+        return
     wrong = weights[~(torch.isfinite(weights) & (weights >= 0))]
     if wrong.numel():
         raise ShapeError(f"weights: must be finite and at least 0, got {float(wrong[0])}")
@@ -122,9 +141,7 @@ class NextToken:
         low = dtype != torch.float32
         with torch.autocast(device.type, dtype=dtype) if low else nullcontext():
             read = model.read(batch.tokens.to(device), batch.segments)
-        weights = None if batch.weights is None else batch.weights.to(device)
-        targets, head = batch.targets.to(device), model.head.weight
-        value = next_token_loss(read.hidden, head, targets, dtype if low else None, weights)
+        value = next_token_loss(read.hidden, model.head.weight, batch.targets, dtype if low else None, batch.weights)
         return Loss(value, value + self._unevenness(model, read.loads), read.loads)
 
     def _unevenness(self, model: HybridLM, loads: Sequence[Load | None]) -> Tensor | float:
