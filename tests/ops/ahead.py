@@ -170,6 +170,7 @@ CASES: dict[str, Callable[[], None]] = {
     "gated_delta 48x96": rule("gated_delta", (8, 8, 48, 96)),
     "gated_delta 256x256": rule("gated_delta", (4, 4, 256, 256)),
     "gated_delta 96x192 float32": rule("gated_delta", HEADS["96x192"], torch.float32),
+    "kimi_delta 128x128": rule("kimi_delta", (8, 8, 128, 128)),
     "short_convolution": convolution,
     **{f"rms_norm {width}": norm(width) for width in (128, 1024, 3840)},
     "swiglu": swiglu,

@@ -27,7 +27,7 @@ from interlace.ops import (
 )
 from interlace.ops.attention.cases import attention_case
 from interlace.ops.core import kernels as native
-from interlace.ops.core.cases import given_dtype, recurrence_case
+from interlace.ops.core.cases import given_dtype, outputs_and_gradients, recurrence_case
 from interlace.ops.gated_delta import native as gated_delta_native
 from interlace.ops.gated_delta.cases import gated_delta_case
 from interlace.ops.short_convolution.cases import short_convolution_case
@@ -113,9 +113,7 @@ def test_the_same_bits_for_any_number_of_threads(instruction_set):
             with native.using(instruction_set):
                 for operator in COMPILED:
                     case = selftest.OPERATORS[operator].build([70, 1, 300], "threads", True)
-                    values, gradients = selftest.outputs_and_gradients(
-                        case, "native", torch.bfloat16, torch.bfloat16, "cpu"
-                    )
+                    values, gradients = outputs_and_gradients(case, "native", torch.bfloat16, torch.bfloat16, "cpu")
                     found += [*values, *gradients]
             results.append(found)
     finally:

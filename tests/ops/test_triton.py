@@ -13,6 +13,7 @@ import torch
 
 from interlace.ops.core import gpu, tables
 from interlace.ops.core.cases import TOLERANCE, measured, recurrence_case
+from interlace.ops.core.delta_kernels import pieces
 
 pytestmark = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
 
@@ -46,12 +47,12 @@ def test_states_are_kept_and_taken_up_again(monkeypatch):
 
 @pytest.mark.parametrize(("channels", "read"), [(8, 16), (16, 16), (20, 32), (64, 64), (128, 128), (256, 256)])
 def test_small_channels_are_read_in_one_or_two_pieces(channels, read):
-    assert sum(triton.pieces(channels)) == read
+    assert sum(pieces(channels)) == read
 
 
 @pytest.mark.parametrize(("channels", "both"), [(48, (32, 16)), (80, (64, 16)), (96, (64, 32)), (100, (64, 64))])
 def test_other_channels_are_read_in_two_pieces(channels, both):
-    assert triton.pieces(channels) == both
+    assert pieces(channels) == both
 
 
 def test_rows_may_lie_farther_apart_than_32_bits_count():

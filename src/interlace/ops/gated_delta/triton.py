@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from interlace.ops.core import gpu, kernels, rules, tables
+from interlace.ops.core import delta_kernels, gpu, kernels, rules, tables
 from interlace.ops.core.custom_op import Signature, custom_op
+from interlace.ops.core.delta_kernels import Scan, power
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.gated_delta import triton_backward, triton_forward
 
@@ -66,19 +67,7 @@ def tiles(architecture: int, key_dim: int, value_dim: int, dtype: torch.dtype) -
     return found._replace(values=min(found.values, columns), columns=min(found.columns, columns), keys=keys)
 
 
-def power(n: int) -> int:
-    """Return the smallest power of two that is at least n, and at least 16, as products want it."""
-    return max(16, 1 << max(n - 1, 0).bit_length())
-
-
-def pieces(key_dim: int) -> tuple[int, int]:
-    """Return the two powers of two, the second perhaps 0, in which K channels are read: 96 as 64 + 32."""
-    whole = power(key_dim)
-    rest = power(key_dim - whole // 2)
-    return (whole, 0) if whole <= 64 and rest >= whole // 2 else (whole // 2, rest)
-
-
-class Plan:
+class Plan(delta_kernels.Plan):
     """One call's sizes, configuration and tables, and the launches of its kernels."""
 
     def __init__(self, given: Recurrence) -> None:
@@ -87,26 +76,10 @@ class Plan:
         query, key, value = (gpu.rows(y.to(dtype)) for y in (given.query, given.key, given.value))
         state = None if given.state is None else given.state.to(torch.float32).contiguous()
         gates = (given.log_decay.contiguous(), given.strength.contiguous())
-        self.x = given._replace(query=query, key=key, value=value, log_decay=gates[0], strength=gates[1], state=state)
-        assert given.offsets is not None
-        self.device, self.dtype = query.device, dtype
-        _, self.H, self.K = query.shape
-        self.total, self.G, self.V = value.shape
+        x = given._replace(query=query, key=key, value=value, log_decay=gates[0], strength=gates[1], state=state)
+        self.tiles = tiles(gpu.architecture(x.device), key.shape[2], value.shape[2], dtype)
+        super().__init__(x, Scan(*self.tiles[:4]))
         self.q_row, self.k_row, self.v_row = (y.stride(0) for y in (query, key, value))
-        self.tiles = tiles(gpu.architecture(self.device), self.K, self.V, dtype)
-        self.tables = tables.chunks(given.offsets, self.device, self.tiles.chunk, tables.PERIOD)
-        self.lanes, self.blocks = given.rows * self.G, -(-self.V // self.tiles.values)
-        K1, K2 = pieces(self.K)
-        self.sizes = {"K": self.K, "K1": K1, "K2": K2, "C": self.tiles.chunk}
-        self.scans = {**self.sizes, "V": self.V, "BV": self.tiles.values, "STATE": state is not None}
-
-    def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Return a tensor with nothing in it."""
-        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
-
-    def launch(self, kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
-        """Run a kernel in the configuration's warps and stages."""
-        gpu.launch(kernel, programs, arguments, constants, self.tiles.warps, self.tiles.stages)
 
     def prepare(self, T: Tensor, M: Tensor, decays: Tensor) -> None:
         """Fill what needs no state; see `triton_forward.prepare`."""
@@ -120,7 +93,7 @@ class Plan:
             | {"LEVELS": C.bit_length() - 1, "NARROW": self.dtype == torch.bfloat16, "NORMALISE": x.normalise},
         )
 
-    def scan(self, T: Tensor, M: Tensor, decays: Tensor, out: Tensor, final: Tensor, kept: Tensor | None) -> None:
+    def walk(self, T: Tensor, M: Tensor, decays: Tensor, out: Tensor, final: Tensor, kept: Tensor | None) -> None:
         """Fill outputs, final states, and states to keep; see `triton_forward.scan`."""
         x, t, sizes = self.x, self.tables, (self.q_row, self.k_row, self.v_row, self.H, self.G)
         self.launch(
@@ -160,7 +133,8 @@ class Plan:
     def gradients(self, read: tuple[Tensor, ...], dv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Fill dv; return gradients of queries and keys by value head, and of log decay and strength."""
         x, blocks = self.x, -(-self.K // self.tiles.keys)
-        dq, dk = (self.new(self.total, self.G, self.K) for _ in range(2))
+        shares = self.dtype if self.G == self.H else torch.float32
+        dq, dk = (self.new(self.total, self.G, self.K, dtype=shares) for _ in range(2))
         dg, db = (self.new(blocks, self.total, self.G, dtype=torch.float32) for _ in range(2))
         decays, *rest = read
         sizes = (self.q_row, self.k_row, self.v_row, dv.stride(0), self.H, self.G, self.total, x.scale)
@@ -210,7 +184,7 @@ def _shapes(*inputs: Any) -> tuple[Tensor, ...]:
 def forward(plan: Plan, out: Tensor, final: Tensor, T: Tensor, M: Tensor, decays: Tensor, kept: Tensor | None) -> None:
     """Fill all that follows the plan."""
     plan.prepare(T, M, decays)
-    plan.scan(T, M, decays, out, final, kept)
+    plan.walk(T, M, decays, out, final, kept)
 
 
 def backward(

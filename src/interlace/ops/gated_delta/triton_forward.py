@@ -40,7 +40,7 @@ def prepare(
 
     gate = tl.load(log_decay + (first + nearest) * G + g).to(tl.float32)
     strength = tl.where(there, tl.load(beta + (first + nearest) * G + g).to(tl.float32), 0.0)
-    total = tl.cumsum(tl.where(there, tl.maximum(gate, FORGOTTEN), 0.0).to(tl.float64), 0)
+    total = tl.cumsum(tl.where(there, tl.where(gate < FORGOTTEN, FORGOTTEN, gate), 0.0).to(tl.float64), 0)
     high = total.to(tl.float32)
     low = (total - high.to(tl.float64)).to(tl.float32)
     end = tl.sum(tl.where(rows == C - 1, total, 0.0), 0)

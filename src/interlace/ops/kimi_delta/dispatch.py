@@ -13,7 +13,10 @@ from interlace.ops.kimi_delta.chunked import KimiDeltaGrid
 from interlace.ops.kimi_delta.recurrent import recurrent
 from interlace.ops.kimi_delta.step import step as one_token
 
-BACKENDS = rules.backends("kimi_delta", KimiDeltaGrid, one_token, recurrent)
+BACKENDS = (
+    rules.triton("kimi_delta"),
+    *rules.backends("kimi_delta", KimiDeltaGrid, one_token, recurrent),
+)
 
 
 def kimi_delta(
@@ -40,7 +43,7 @@ def kimi_delta(
         state: [N, G, K, V], what each sequence starts from; None means zeros.
         scale: multiplies the output; K ** -0.5 if None.
         normalise: divide queries and keys by sqrt(sum of squares + 1e-6) first.
-        backend: "auto", "native" (float32 and bfloat16 on a CPU), "chunked" or "recurrent".
+        backend: "auto", "triton" or "native" (float32 and bfloat16; on a GPU, on a CPU), "chunked" or "recurrent".
 
     Returns:
         out [total, G, V] in value's dtype, and the final states [N, G, K, V] in float32 (float64 for float64 inputs).
