@@ -129,6 +129,16 @@ def convolution() -> None:
     module._backward(x, state, *operands)
 
 
+def selective_scan() -> None:
+    """Run a selective scan forward and backward, in stretches."""
+    module = importlib.import_module("interlace.ops.selective_scan.triton")
+    total, D, K = SEGMENTS.total, 64, 16
+    x, lines = torch.zeros(total, D, dtype=torch.bfloat16), torch.zeros(total, K, dtype=torch.bfloat16)
+    inputs = (x, torch.zeros(total, D), torch.zeros(D, K), lines, lines, SEGMENTS.offsets, torch.zeros(2, D, K), 0)
+    out, final, border = module._forward(*inputs, True)
+    module._backward(out, final, border, *inputs, True)
+
+
 def norm(width: int) -> Callable[[], None]:
     """Return what runs a norm forward and backward with all its operands."""
 
@@ -171,6 +181,8 @@ CASES: dict[str, Callable[[], None]] = {
     "gated_delta 256x256": rule("gated_delta", (4, 4, 256, 256)),
     "gated_delta 96x192 float32": rule("gated_delta", HEADS["96x192"], torch.float32),
     "kimi_delta 128x128": rule("kimi_delta", (8, 8, 128, 128)),
+    "state_space 128x64": rule("state_space", (1, 16, 128, 64)),
+    "selective_scan": selective_scan,
     "short_convolution": convolution,
     **{f"rms_norm {width}": norm(width) for width in (128, 1024, 3840)},
     "swiglu": swiglu,

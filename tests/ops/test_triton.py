@@ -14,11 +14,14 @@ import torch
 from interlace.ops.core import gpu, tables
 from interlace.ops.core.cases import TOLERANCE, measured, recurrence_case
 from interlace.ops.core.delta_kernels import pieces
+from interlace.ops.selective_scan.cases import selective_scan_case
 
 pytestmark = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
 
 if not gpu.missing():
     from interlace.ops.gated_delta import triton, triton_backward, triton_forward
+    from interlace.ops.selective_scan import triton as selective_scan
+    from interlace.ops.state_space import triton as state_space
 
 OPS = Path(gpu.__file__).parents[1]
 
@@ -43,6 +46,23 @@ def test_gated_delta_with_other_tiles(monkeypatch, name):
 def test_states_are_kept_and_taken_up_again(monkeypatch):
     monkeypatch.setattr(tables, "PERIOD", 1)
     assert worst(gated_delta([150, 3, 65])) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("state", [False, True])
+def test_selective_scan_with_short_stretches(monkeypatch, state):
+    """The interpreter scans token by token, so the law's own cases would take minutes."""
+    monkeypatch.setattr(selective_scan, "PERIODS", (1,))
+    case = selective_scan_case([1, 22, 5], "", state, shape=(5, 3))
+    for dtype in (torch.float32, torch.bfloat16):
+        assert worst(case, dtype) <= TOLERANCE[dtype]
+
+
+def test_state_space_with_short_stretches(monkeypatch):
+    """Few sequences are cut, and the parts run at once; decays are weak, so that a border carries something."""
+    monkeypatch.setattr(state_space, "PERIODS", (1,))
+    case = recurrence_case("state_space", [200, 1, 70], "", True, shape=(1, 2, 12, 20))
+    case.tensors["log_decay"] = 0.02 * case.tensors["log_decay"].clamp(min=-1)
+    assert worst(case) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize(("channels", "read"), [(8, 16), (16, 16), (20, 32), (64, 64), (128, 128), (256, 256)])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from interlace.ops.core import gpu, tables
+from interlace.ops.core.gpu import power
 from interlace.ops.core.operands import Recurrence
 
 
@@ -24,11 +25,6 @@ class Scan(NamedTuple):
     values: int
     warps: int
     stages: int
-
-
-def power(n: int) -> int:
-    """Return the smallest power of two that is at least n, and at least 16, as products want it."""
-    return max(16, 1 << max(n - 1, 0).bit_length())
 
 
 def pieces(key_dim: int) -> tuple[int, int]:

@@ -101,6 +101,11 @@ def rows(x: Tensor) -> Tensor:
     return kernels.rows(x) if x.stride(0) < 1 << 24 or x.shape[0] == 1 else x.contiguous()
 
 
+def power(n: int) -> int:
+    """Return the smallest power of two that is at least n, and at least 16, as products want it."""
+    return max(16, 1 << max(n - 1, 0).bit_length())
+
+
 def architecture(device: torch.device) -> int:
     """Return the compute capability, as 90 for Hopper; the interpreter runs what Hopper would."""
     if _thread.captured is not None:

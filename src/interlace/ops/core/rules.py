@@ -138,9 +138,10 @@ def triton(name: str) -> Backend:
 
 
 def backends(name: str, rule: type[chunks.ChunkGrid], step: Run, recurrent: Run) -> tuple[Backend, ...]:
-    """Return the table of a rule: its kernels, its chunked form, its truth."""
+    """Return the table of a rule: its kernels for a GPU and a CPU, its chunked form, its truth."""
     operator = chunked(name, rule, step)
     return (
+        triton(name),
         kernels.backend(lambda: native(name, rule), refuses),
         Backend("chunked", lambda: operator, slow_on=(ANY,)),
         Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interlace.ops.core import gpu, kernels
 from interlace.ops.core.custom_op import Signature, custom_op
+from interlace.ops.core.gpu import power
 from interlace.ops.experts import sorted, triton_kernels
 
 
@@ -42,11 +43,6 @@ GRADIENT = Tile(128, 128, 64, 8, 3)
 EXACT, EXACT_GRADIENT = Tile(32, 64, 32, 4, 2), Tile(64, 64, 16, 4, 2)  # float32
 ELEMENTS, COLUMNS = 2048, 1024  # of a tile of sums over choices
 ACTIVATIONS = {"none": 0, "swiglu": 1, "relu2": 2}
-
-
-def power(n: int) -> int:
-    """Return the smallest power of two that is at least n, and at least 16, as products want it."""
-    return max(16, 1 << (n - 1).bit_length())
 
 
 class Pairs:

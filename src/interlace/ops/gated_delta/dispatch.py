@@ -78,7 +78,7 @@ def gated_delta(
         state: [N, G, K, V], what each sequence starts from; None means zeros.
         scale: multiplies the output; K ** -0.5 if None.
         normalise: divide queries and keys by sqrt(sum of squares + 1e-6) first; fused where the backend can.
-        backend: "auto", "native" (float32 and bfloat16 on a CPU), "chunked" or "recurrent".
+        backend: "auto", "triton" or "native" (float32 and bfloat16; on a GPU, on a CPU), "chunked" or "recurrent".
 
     Returns:
         out [total, G, V] in value's dtype, and the final states [N, G, K, V] in float32 (float64 for float64 inputs).

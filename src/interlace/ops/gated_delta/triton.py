@@ -13,7 +13,8 @@ from torch import Tensor
 
 from interlace.ops.core import delta_kernels, gpu, kernels, rules, tables
 from interlace.ops.core.custom_op import Signature, custom_op
-from interlace.ops.core.delta_kernels import Scan, power
+from interlace.ops.core.delta_kernels import Scan
+from interlace.ops.core.gpu import power
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.gated_delta import triton_backward, triton_forward
 

@@ -13,10 +13,7 @@ from interlace.ops.kimi_delta.chunked import KimiDeltaGrid
 from interlace.ops.kimi_delta.recurrent import recurrent
 from interlace.ops.kimi_delta.step import step as one_token
 
-BACKENDS = (
-    rules.triton("kimi_delta"),
-    *rules.backends("kimi_delta", KimiDeltaGrid, one_token, recurrent),
-)
+BACKENDS = rules.backends("kimi_delta", KimiDeltaGrid, one_token, recurrent)
 
 
 def kimi_delta(

@@ -1,7 +1,7 @@
 """Kimi Delta Attention by Triton kernels: forward and backward as a custom operator.
 
-A forward that will be differentiated keeps T, M, and one state every `tables.PERIOD` chunks of a sequence; backward goes
-on from these. README.md beside this file says which kernel does what.
+A forward that will be differentiated keeps T, M, and one state every `tables.PERIOD` chunks of a sequence; backward
+goes on from these. README.md beside this file says which kernel does what.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from interlace.ops.core import gpu, kernels, rules, tables
 from interlace.ops.core.custom_op import Signature, custom_op
-from interlace.ops.core.delta_kernels import Plan, Scan, power, prepared
+from interlace.ops.core.delta_kernels import Plan, Scan, prepared
+from interlace.ops.core.gpu import power
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.kimi_delta import triton_backward, triton_forward
 

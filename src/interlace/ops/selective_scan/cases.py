@@ -10,10 +10,12 @@ from interlace.ops.core.cases import Case, Operator
 from interlace.ops.selective_scan import dispatch
 
 
-def selective_scan_case(lengths: list[int], label: str, with_state: bool, seed: int = 0) -> Case:
+def selective_scan_case(
+    lengths: list[int], label: str, with_state: bool, seed: int = 0, shape: tuple[int, int] = (9, 5)
+) -> Case:
     """Make a case: steps at 0, at 3 (half the state is gone at once) and between; decays at 0 and at -30 to a step."""
     draw = torch.Generator().manual_seed(seed)
-    T, D, K = sum(lengths), 9, 5
+    T, (D, K) = sum(lengths), shape
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw, dtype=torch.float64)
@@ -29,6 +31,11 @@ def selective_scan_case(lengths: list[int], label: str, with_state: bool, seed: 
         return list(dispatch.selective_scan(**x, segments=segments, backend=backend))
 
     return Case("selective_scan", label, tensors, call, shared=("A", "state"))
+
+
+def probe(size: int) -> Case:
+    """Make the case that a GPU's kernels are checked with."""
+    return selective_scan_case([1, 70, 400], "probe", True, shape=(40, size))
 
 
 OPERATOR = Operator("selective_scan", dispatch, selective_scan_case, mixes=True)

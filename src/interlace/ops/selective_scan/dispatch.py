@@ -10,11 +10,13 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.core import kernels
+from interlace.ops.core import gpu, kernels
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.selective_scan import blocked
 from interlace.ops.selective_scan.operands import Scan
 from interlace.ops.selective_scan.recurrent import recurrent
+
+LARGEST_STATE = 64  # entries of a channel's state, of the Triton kernels
 
 
 def _native() -> Callable[[Scan], tuple[Tensor, Tensor]]:
@@ -23,7 +25,14 @@ def _native() -> Callable[[Scan], tuple[Tensor, Tensor]]:
     return native.run
 
 
+def _refuses_triton(s: Scan) -> str | None:
+    if s.A.shape[-1] > LARGEST_STATE:
+        return f"the kernels take at most {LARGEST_STATE} entries to a channel's state, not {s.A.shape[-1]}"
+    return gpu.refuses(s.x, s.step, s.A, s.B, s.C, s.state)
+
+
 BACKENDS = (
+    gpu.backend("selective_scan", _refuses_triton, lambda s: (s.x.dtype, (s.A.shape[1],))),
     kernels.backend(_native, lambda x: kernels.refuses(x.x, x.step)),
     Backend("chunked", lambda: blocked.run, slow_on=(ANY,)),
     Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),
@@ -50,7 +59,7 @@ def selective_scan(
         B, C: [total, K], shared by all channels.
         segments: where sequences start; None means one sequence.
         state: [N, D, K], what each sequence starts from; None means zeros.
-        backend: "auto", "native" (float32 and bfloat16 on a CPU), "chunked" or "recurrent".
+        backend: "auto", "triton" or "native" (float32 and bfloat16; on a GPU, on a CPU), "chunked" or "recurrent".
 
     Returns:
         out [total, D] in x's dtype, and the final states [N, D, K] in float32 (float64 for float64 inputs).

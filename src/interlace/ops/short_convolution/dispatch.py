@@ -48,7 +48,7 @@ def short_convolution(
         segments: where sequences start; None means one sequence.
         state: [N, W - 1, D], the inputs before each sequence, oldest first; None means zeros.
         activation: "silu" or None.
-        backend: "auto", "native" (float32 and bfloat16 on a CPU), "chunked" or "recurrent".
+        backend: "auto", "triton" or "native" (float32 and bfloat16; on a GPU, on a CPU), "chunked" or "recurrent".
 
     Returns:
         out [total, D] and the last W - 1 inputs of each sequence [N, W - 1, D], both in x's dtype.

@@ -38,7 +38,7 @@ def state_space(
         segments: where sequences start; None means one sequence.
         state: [N, G, K, V], what each sequence starts from; None means zeros.
         scale: multiplies the output.
-        backend: "auto", "native" (float32 and bfloat16 on a CPU), "chunked" or "recurrent".
+        backend: "auto", "triton" or "native" (float32 and bfloat16; on a GPU, on a CPU), "chunked" or "recurrent".
 
     Returns:
         out [total, G, V] in value's dtype, and the final states [N, G, K, V] in float32 (float64 for float64 inputs).
