@@ -139,6 +139,21 @@ def selective_scan() -> None:
     module._backward(out, final, border, *inputs, True)
 
 
+def one_token() -> None:
+    """Take one token by the rule alone, and through all of a layer between its projections."""
+    module = importlib.import_module("interlace.ops.gated_delta.triton")
+    cases = importlib.import_module("interlace.ops.gated_delta.mixer_step")
+    N, H, K, V, dtype = 4, 16, 96, 192, torch.bfloat16
+    query, value, gates = (torch.zeros(N, H, n, dtype=dtype) for n in (K, V, 1))
+    x = Recurrence.of((query, query, value, gates[..., 0].float(), gates[..., 0]), None, None, None, True)
+    memory, channels = torch.zeros(N, H, K, V), H * (2 * K + V)
+    module.step(x, memory)
+    projected = torch.zeros(N, channels + H * (V + 2), dtype=dtype)
+    weights = (torch.zeros(channels, 4, dtype=dtype), torch.zeros(V, dtype=dtype), torch.zeros(H), torch.zeros(H))
+    window = torch.zeros(N, 3, channels, dtype=dtype)
+    module.mixer_step(cases.MixerStep(projected, *weights, window, memory, H, True, 1e-6))
+
+
 def norm(width: int) -> Callable[[], None]:
     """Return what runs a norm forward and backward with all its operands."""
 
@@ -180,6 +195,7 @@ CASES: dict[str, Callable[[], None]] = {
     "gated_delta 48x96": rule("gated_delta", (8, 8, 48, 96)),
     "gated_delta 256x256": rule("gated_delta", (4, 4, 256, 256)),
     "gated_delta 96x192 float32": rule("gated_delta", HEADS["96x192"], torch.float32),
+    "gated_delta one token": one_token,
     "kimi_delta 128x128": rule("kimi_delta", (8, 8, 128, 128)),
     "state_space 128x64": rule("state_space", (1, 16, 128, 64)),
     "selective_scan": selective_scan,

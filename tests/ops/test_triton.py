@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from interlace.ops.core import gpu, tables
+from interlace.ops.core import gpu, kernels, tables
 from interlace.ops.core.cases import TOLERANCE, measured, recurrence_case
 from interlace.ops.core.delta_kernels import pieces
+from interlace.ops.gated_delta.cases import mixer_step_case, step_probe
 from interlace.ops.selective_scan.cases import selective_scan_case
 
 pytestmark = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
@@ -46,6 +47,16 @@ def test_gated_delta_with_other_tiles(monkeypatch, name):
 def test_states_are_kept_and_taken_up_again(monkeypatch):
     monkeypatch.setattr(tables, "PERIOD", 1)
     assert worst(gated_delta([150, 3, 65])) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("sizes", [(1, 12, 20, 4), (2, 20, 70, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_token_through_a_layer(sizes, dtype):
+    """The rule alone, and all that lies between a layer's projections, by kernels for a GPU and for a CPU."""
+    case = mixer_step_case(*sizes)
+    for backend in ("triton", "native") if kernels.available() else ("triton",):
+        assert measured(case, backend, dtype, "cpu")[0] <= TOLERANCE[dtype]
+    assert measured(step_probe(*sizes[1:3]), "triton", dtype, "cpu")[0] <= TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("state", [False, True])

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from interlace.base.errors import BackendUnavailable
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import GatedRMSNorm, NormStyle
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
-from interlace.ops.core import kernels
 from interlace.ops.core.backends import Backend, choose
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.gated_delta.dispatch import run
 from interlace.ops.gated_delta.flops import flops_per_token_and_head
-from interlace.ops.gated_delta.mixer_step import MixerStep, mixer_step, refuses
+from interlace.ops.gated_delta.mixer_step import NATIVE, TRITON, MixerStep, mixer_step
 from interlace.ops.short_convolution.dispatch import short_convolution
 
 
@@ -191,16 +193,23 @@ def _operators(
     return layer.by_operators(projected, stream, state)
 
 
-BACKENDS = (
-    kernels.backend(
-        lambda: _fused,
-        lambda projected, layer, stream, state: refuses(layer.step(projected, state)),
-        ("cpu",),
-        when=_is_step,
-    ),
-    Backend(
-        "operators",
-        lambda: _operators,
-        slow_on=("cpu",),
-    ),
-)
+def _kernels(row: Backend) -> Backend:
+    """Return the row of this layer that takes a step by kernels, if they can."""
+
+    def refuses(projected: Tensor, layer: GatedDelta, stream: Stream, state: RecurrentState) -> str | None:
+        return row.obstacle(layer.step(projected, state))
+
+    def load() -> Callable[..., tuple[Tensor, RecurrentState]]:
+        if row.loaded[0] is None:
+            raise BackendUnavailable(row.loaded[1])
+        return _fused
+
+    def wanted(projected: Tensor, layer: GatedDelta, stream: Stream, state: RecurrentState | None) -> bool:
+        return (
+            projected.device.type in row.devices and row.when(projected) and _is_step(projected, layer, stream, state)
+        )
+
+    return Backend(row.name, load, row.devices, refuses, when=wanted)
+
+
+BACKENDS = (_kernels(TRITON), _kernels(NATIVE), Backend("operators", lambda: _operators, slow_on=("cpu", "cuda")))

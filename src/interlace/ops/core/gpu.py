@@ -51,11 +51,15 @@ def backend(
     operator: str,
     refuses: Callable[..., str | None],
     selects: Callable[..., tuple[torch.dtype, tuple[int, ...]]],
+    part: str = "",
+    when: Callable[..., bool] = lambda *_: True,
 ) -> Backend:
     """Return the row "triton"; "auto" takes it on NVIDIA's GPUs, and on others a user may name it.
 
     Args:
         operator: names the folder. Its triton.py holds `run`; its cases.py holds `probe`, which makes a case of sizes.
+        part: of the operator, as "step": then they are named `step` and `step_probe`.
+        when: of which arguments "auto" considers it at all.
         refuses: given the call's arguments, why the kernels cannot serve them, or None.
         selects: given the call's arguments, the dtype and the sizes that select a kernel; each is checked once.
     """
@@ -63,26 +67,27 @@ def backend(
     def loaded() -> Callable[..., Any]:
         if reason := missing():
             raise BackendUnavailable(reason)
-        run: Callable[..., Any] = import_module(f"interlace.ops.{operator}.triton").run
+        run: Callable[..., Any] = getattr(import_module(f"interlace.ops.{operator}.triton"), part or "run")
         return run
 
     def wanted(*arguments: Any) -> bool:
-        return arguments[0].device.type == "cuda" and torch.version.hip is None
+        return arguments[0].device.type == "cuda" and torch.version.hip is None and when(*arguments)
 
     def unfit(*arguments: Any) -> str | None:
         device = arguments[0].device
         if (reason := refuses(*arguments)) or device.type not in CHECKED:
             return reason
         dtype, sizes = selects(*arguments)
-        make = partial(_case, operator, *sizes)
-        return self_check.objection(Probe(operator, dtype, sizes, make), device)
+        make = partial(_case, operator, part, *sizes)
+        return self_check.objection(Probe(f"{operator} {part}".strip(), dtype, sizes, make), device)
 
     devices = ("cuda", "xpu", "cpu") if INTERPRETED else ("cuda", "xpu")
     return Backend("triton", loaded, devices, unfit, when=wanted)
 
 
-def _case(operator: str, *sizes: int) -> Case:
-    case: Case = import_module(f"interlace.ops.{operator}.cases").probe(*sizes)
+def _case(operator: str, part: str, *sizes: int) -> Case:
+    probe = f"{part}_probe" if part else "probe"
+    case: Case = getattr(import_module(f"interlace.ops.{operator}.cases"), probe)(*sizes)
     return case
 
 

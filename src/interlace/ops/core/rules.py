@@ -125,16 +125,19 @@ def refuses(x: Recurrence) -> str | None:
     return kernels.refuses(x.query, x.key, x.value)
 
 
-def triton(name: str) -> Backend:
-    """Return a rule's row "triton"."""
+def triton(name: str, part: str = "") -> Backend:
+    """Return a rule's row "triton", or that of a part of it, which may be given a state too."""
 
-    def refuses(x: Recurrence) -> str | None:
+    def refuses(x: Recurrence, *_: Tensor) -> str | None:
         K, V = x.query.shape[-1], x.value.shape[-1]
         if max(K, V) > gpu.LARGEST_HEAD:
             return f"the kernels take heads of at most {gpu.LARGEST_HEAD} channels, not {K} x {V}"
         return gpu.refuses(*x.tensors)
 
-    return gpu.backend(name, refuses, lambda x: (x.value.dtype, (x.query.shape[-1], x.value.shape[-1])))
+    def selects(x: Recurrence, *_: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
+        return x.value.dtype, (x.query.shape[-1], x.value.shape[-1])
+
+    return gpu.backend(name, refuses, selects, part)
 
 
 def backends(name: str, rule: type[chunks.ChunkGrid], step: Run, recurrent: Run) -> tuple[Backend, ...]:

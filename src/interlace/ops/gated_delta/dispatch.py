@@ -49,6 +49,7 @@ BACKENDS = (
     Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),
 )
 STEPS = (
+    rules.triton("gated_delta", "step"),
     kernels.backend(_native_step, _refuses_step, ("cpu",)),
     Backend("plain", lambda: _plain_step, slow_on=(ANY,)),
 )

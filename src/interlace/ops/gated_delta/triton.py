@@ -16,7 +16,8 @@ from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.core.delta_kernels import Scan
 from interlace.ops.core.gpu import power
 from interlace.ops.core.operands import Recurrence
-from interlace.ops.gated_delta import triton_backward, triton_forward
+from interlace.ops.gated_delta import triton_backward, triton_forward, triton_step
+from interlace.ops.gated_delta.mixer_step import MixerStep
 
 
 class Tiles(NamedTuple):
@@ -49,6 +50,7 @@ TILES = {
     120: REGISTERS,
 }
 WIDE = Tiles(chunk=32, values=16, warps=4, stages=2, keys=64, columns=32, gradient_warps=4)  # keys of more than 128
+COLUMNS, STEP_WARPS = 32, 4  # of a program that takes one token
 EXACT = Tiles(chunk=16, values=16, warps=8, stages=1, keys=32, columns=16, gradient_warps=4)  # float32
 
 
@@ -240,7 +242,47 @@ _operator = custom_op(
 
 def run(x: Recurrence) -> tuple[Tensor, Tensor]:
     """`gated_delta` on tensors of float32 or bfloat16 on a GPU."""
+    if x.time == 1 and x.state is not None and not kernels.wants_graph(*x.tensors):
+        memory = rules.copied(x.state)
+        return step(x, memory), memory
     if x.offsets is None:
         x = x._replace(offsets=torch.arange(x.rows + 1, dtype=torch.int32))
     out, final, *_ = _operator(*x, kernels.wants_gradients(*x.tensors))
     return out, final
+
+
+def step(x: Recurrence, memory: Tensor) -> Tensor:
+    """Take one token of each of N sequences; memory: float32 [N, G, K, V], contiguous, changed in place."""
+    dtype = x.value.dtype
+    query, key, value = (gpu.rows(y.to(dtype)) for y in (x.query, x.key, x.value))
+    (N, H, K), (_, G, V) = query.shape, value.shape
+    out = torch.empty_like(value, memory_format=torch.contiguous_format)
+    columns = min(COLUMNS, power(V))
+    tensors = (query, key, value, x.log_decay.contiguous(), x.strength.contiguous(), memory, out)
+    gpu.launch(
+        triton_step.step,
+        N * G * -(-V // columns),
+        (*tensors, query.stride(0), key.stride(0), value.stride(0), H, G, x.scale),
+        {"K": K, "V": V, "KP": power(K), "BV": columns, "NORMALISE": x.normalise},
+        STEP_WARPS,
+    )
+    torch.autograd.graph.increment_version(memory)
+    return out
+
+
+def mixer_step(s: MixerStep) -> Tensor:
+    """Take one token through all of a layer between its projections; see `mixer_step.mixer_step`."""
+    N, (G, K, V) = s.projected.shape[0], s.memory.shape[1:]
+    projected, columns = gpu.rows(s.projected), min(COLUMNS, power(V))
+    raw, out = s.memory.new_empty(N, G, V), projected.new_empty(N, G * V)
+    tensors = (projected, s.taps, s.norm, s.A_log, s.dt_bias, s.window, s.memory, raw, out)
+    gpu.launch(
+        triton_step.mixer_step,
+        N * s.heads,
+        (*tensors, projected.stride(0), K**-0.5, 1.0 + s.negative_eigenvalues, s.eps),
+        {"H": s.heads, "G": G, "K": K, "V": V, "W": s.taps.shape[1], "KP": power(K), "BV": columns},
+        STEP_WARPS,
+    )
+    for changed in (s.window, s.memory):
+        torch.autograd.graph.increment_version(changed)
+    return out
