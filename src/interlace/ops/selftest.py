@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from interlace.ops.core import kernels
+from interlace.ops.core import kernels, self_check
 from interlace.ops.core.cases import LENGTHS, TOLERANCE, Case, Operator, measured, worse
 from interlace.runs.progress import Progress, Watch, silent
 
@@ -34,7 +35,12 @@ MIXERS = tuple(operator.name for operator in OPERATORS.values() if operator.mixe
 
 @dataclass(frozen=True)
 class Finding:
-    """The error of one backend: of values, and of gradients (None where it has none), worst over its cases."""
+    """The error of one backend: of values, and of gradients (None where it has none), worst over its cases.
+
+    Attributes:
+        seconds: of its first call, kernels compiled; small where nothing is compiled.
+        failure: why it could not run at all, or "".
+    """
 
     operator: str
     backend: str
@@ -42,6 +48,8 @@ class Finding:
     values: float
     gradients: float | None
     tolerance: float
+    seconds: float = 0.0
+    failure: str = ""
 
     @property
     def good(self) -> bool:
@@ -87,20 +95,42 @@ def errors(case: Case, variant: Variant, dtype: torch.dtype, device: str = "cpu"
 
 
 def check(device: str = "cpu", watch: Watch = silent) -> list[Finding]:
-    """Run every backend of every operator against the float64 recurrence on this machine."""
+    """Run every backend of every operator against the float64 recurrence on this machine.
+
+    Kernels for a GPU also take a case of the sizes that models have, and run on a GPU alone.
+    """
     found: list[Finding] = []
-    for operator in OPERATORS:
-        given = cases(operator)
-        for variant in variants(operator):
-            if variant.instruction_set and device != "cpu":
+    kind = device.partition(":")[0]
+    for operator in OPERATORS.values():
+        given = cases(operator.name)
+        for variant in variants(operator.name):
+            if (variant.backend == "native" and kind != "cpu") or (variant.backend == "triton" and kind == "cpu"):
                 continue
+            more = operator.probes() if variant.backend == "triton" else []
             for dtype in (torch.float32,) if variant.backend in ("recurrent", "plain") else tuple(TOLERANCE):
-                if not variant.serves(dtype):
+                if not variant.serves(dtype) or (kind == "mps" and dtype == torch.float64):
                     continue
                 name = str(dtype).removeprefix("torch.")
-                watch(Progress("checking operators", len(found), 0, detail=f"{operator} {variant} {name}"))
-                both = [errors(case, variant, dtype, device) for case in given]
-                values, gradients = (max(x, key=worse) for x in zip(*both, strict=True))
-                assert values is not None
-                found.append(Finding(operator, str(variant), name, values, gradients, TOLERANCE[dtype]))
+                watch(Progress("checking operators", len(found), 0, detail=f"{operator.name} {variant} {name}"))
+                found.append(_finding(operator.name, variant, dtype, device, [*more, *given]))
     return found
+
+
+def _finding(operator: str, variant: Variant, dtype: torch.dtype, device: str, given: list[Case]) -> Finding:
+    name, allowed = str(dtype).removeprefix("torch."), TOLERANCE[dtype]
+    seconds, both = 0.0, []
+    try:
+        with self_check.suspended():
+            for case in given:
+                start = time.perf_counter()
+                both.append(errors(case, variant, dtype, device))
+                seconds = seconds or time.perf_counter() - start
+    except Exception as error:  # the next backend may be good all the same
+        if variant.backend != "triton":
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        reason = f"{type(error).__name__}: {first:.300}"
+        return Finding(operator, str(variant), name, float("nan"), None, allowed, seconds, reason)
+    values, gradients = (max(x, key=worse) for x in zip(*both, strict=True))
+    assert values is not None
+    return Finding(operator, str(variant), name, values, gradients, allowed, seconds)

@@ -66,12 +66,14 @@ class Operator:
         dispatch: the module that holds it, and its table BACKENDS.
         build: (lengths, label, whether with a state or whatever else the operator can be given) to a case.
         mixes: whether it carries something from token to token.
+        probes: makes cases of the sizes that models have, for kernels that are compiled for sizes.
     """
 
     name: str
     dispatch: ModuleType
     build: Callable[[list[int], str, bool], Case]
     mixes: bool = False
+    probes: Callable[[], list[Case]] = list
 
     @property
     def backends(self) -> tuple[Backend, ...]:

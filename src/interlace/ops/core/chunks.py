@@ -40,6 +40,7 @@ class ChunkGrid:
         query, _, value, _, _ = parts
         self.lanes, H, self.n, self.C, _ = query.shape
         self.group, self.dtype, self.scale, self.pieces = value.shape[1] // H, query.dtype, scale, pieces
+        self.sums = parts[3].dtype  # of sums of log decays
         self.entries: list[Tensor | None] = []  # the state each piece starts from
         self.ranked = pieces[0].lanes is not None
         # the pieces at whose borders decays are counted

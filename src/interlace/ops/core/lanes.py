@@ -44,7 +44,7 @@ class Layout(Protocol):
     """Where tokens and states lie."""
 
     def grids(self, x: Recurrence, size: int) -> Iterator[tuple[list[Tensor], list[Piece]]]:
-        """Yield runs of chunks: (q, k, v, g, strength) [lanes, heads, n, C, ...], g in float64, and their pieces."""
+        """Yield runs of chunks: (q, k, v, g, strength) [lanes, heads, n, C, ...], g as `sums` says; and pieces."""
 
     def states(self, state: Tensor | None) -> Tensor | None:
         """Return states [N, G, K, V] by segment as [rows, L, K, V]: `Piece.row` is an index into them."""
@@ -74,7 +74,7 @@ class Lanes:
     def grids(self, x: Recurrence, size: int) -> Iterator[tuple[list[Tensor], list[Piece]]]:
         """Yield one run of whole chunks, and one of what remains."""
         q, k, v, strength = (self._lay(y, self.dtype) for y in (x.query, x.key, x.value, x.strength))
-        g = self._lay(x.log_decay, torch.float64).clamp(min=FORGOTTEN)
+        g = self._lay(x.log_decay, sums(x.device)).clamp(min=FORGOTTEN)
         T = self.total // self.lanes
         whole = T - T % size
         for start, stop, C in ((0, whole, size), (whole, T, T - whole)):
@@ -119,7 +119,7 @@ class Ranked:
     def grids(self, x: Recurrence, size: int) -> Iterator[tuple[list[Tensor], list[Piece]]]:
         """Yield one run; its pieces are the steps of the scan."""
         q, k, v, strength = (self._lay(y, self.dtype) for y in (x.query, x.key, x.value, x.strength))
-        g = self._lay(x.log_decay.clamp(min=FORGOTTEN), torch.float64)
+        g = self._lay(x.log_decay.clamp(min=FORGOTTEN), sums(x.device))
         steps = self.ranks.steps
         stay = [b - a for a, b in steps[1:]] + [0]
         yield (
@@ -144,6 +144,11 @@ class Ranked:
     def cut(self, x: Tensor, grids: list[tuple[int, int]]) -> list[Tensor]:
         """Lay the tokens out."""
         return [self._lay(x, self.dtype)]
+
+
+def sums(device: torch.device) -> torch.dtype:
+    """Return the dtype of sums of log decays: float64, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def laid(x: Recurrence, size: int) -> Layout:

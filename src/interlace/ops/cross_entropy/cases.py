@@ -30,4 +30,9 @@ def probe(vocabulary: int) -> Case:
     return cross_entropy_case([5], "probe", True, D=vocabulary)
 
 
-OPERATOR = Operator("cross_entropy_", dispatch, cross_entropy_case)
+def probes() -> list[Case]:
+    """Make cases of the sizes that models have."""
+    return [probe(32_000)]
+
+
+OPERATOR = Operator("cross_entropy_", dispatch, cross_entropy_case, probes=probes)

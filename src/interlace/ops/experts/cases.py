@@ -35,4 +35,9 @@ def probe(width: int, inner: int, outputs: int) -> Case:
     return experts_case([70, 5], "probe", True, shape=(width, inner, outputs))
 
 
-OPERATOR = Operator("experts", dispatch, experts_case)
+def probes() -> list[Case]:
+    """Make cases of the sizes that models have."""
+    return [probe(512, 256, 512)]
+
+
+OPERATOR = Operator("experts", dispatch, experts_case, probes=probes)

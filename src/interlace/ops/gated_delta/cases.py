@@ -57,4 +57,10 @@ def mixer_step_case(group: int, key_dim: int, value_dim: int, taps: int, seed: i
 
 mixer_step_probe = mixer_step_case
 
-OPERATOR = Operator("gated_delta", dispatch, gated_delta_case, mixes=True)
+
+def probes() -> list[Case]:
+    """Make cases of the sizes that models have."""
+    return [probe(96, 192), probe(128, 128), probe(64, 128), step_probe(96, 192), mixer_step_case(1, 96, 192, 4)]
+
+
+OPERATOR = Operator("gated_delta", dispatch, gated_delta_case, mixes=True, probes=probes)

@@ -68,7 +68,7 @@ class GatedDeltaGrid(delta_scan.DeltaGrid):
 
         d_into = into * (beta * bk_k + self.scale * q_in_q)
         d_out_of = out_of * K_out_k
-        d_G = (E.sum(-1) - E.sum(-2) + d_into - d_out_of).double()
+        d_G = (E.sum(-1) - E.sum(-2) + d_into - d_out_of).to(self.sums)
         ends = [self.into[:, p.chunk, p.end - 1, 0] * d_across[index] for index, p in enumerate(self.spans)]
         d_G = self.border_back(d_G, d_into, d_out_of, torch.stack(ends))
         d_g = d_G.flip(-1).cumsum(-1).flip(-1)

@@ -130,7 +130,7 @@ class KimiDeltaGrid(delta_scan.DeltaGrid):
         d_into, d_out_of = self.k * bk_in + self.q * q_in, self.k * k_out
         within = self.q * d_left[:, :, 0] + self.k * (d_left[:, :, 1] - d_right)
         ends = torch.stack([self.into[:, p.chunk, p.end - 1] * d_across[i] for i, p in enumerate(self.spans)])
-        d_G = self.border_back((within + d_into - d_out_of).double(), d_into, d_out_of, ends)
+        d_G = self.border_back((within + d_into - d_out_of).to(self.sums), d_into, d_out_of, ends)
         d_g = d_G.flip(2).cumsum(2).flip(2)
         d_q, d_k = self.gather(d_q), self.gather(d_k)
         return d_q, d_k, self.heads(self.beta * d_bv), self.heads(d_g), self.heads(d_beta)

@@ -51,4 +51,9 @@ def probe(width: int) -> Case:
     return rms_norm_case([70, 5], "probe", True, shape=(3, width))
 
 
-OPERATOR = Operator("rms_norm", dispatch, rms_norm_case)
+def probes() -> list[Case]:
+    """Make cases of the sizes that models have."""
+    return [probe(192), probe(3840)]
+
+
+OPERATOR = Operator("rms_norm", dispatch, rms_norm_case, probes=probes)

@@ -38,4 +38,9 @@ def probe(size: int) -> Case:
     return selective_scan_case([1, 70, 400], "probe", True, shape=(40, size))
 
 
-OPERATOR = Operator("selective_scan", dispatch, selective_scan_case, mixes=True)
+def probes() -> list[Case]:
+    """Make cases of the sizes that models have."""
+    return [probe(16)]
+
+
+OPERATOR = Operator("selective_scan", dispatch, selective_scan_case, mixes=True, probes=probes)

@@ -37,4 +37,9 @@ def probe(taps: int) -> Case:
     return short_convolution_case([1, 2, 130], "probe", True, shape=(300, taps))
 
 
-OPERATOR = Operator("short_convolution", dispatch, short_convolution_case, mixes=True)
+def probes() -> list[Case]:
+    """Make cases of the sizes that models have."""
+    return [probe(4)]
+
+
+OPERATOR = Operator("short_convolution", dispatch, short_convolution_case, mixes=True, probes=probes)

@@ -196,7 +196,7 @@ class StateSpaceGrid(chunks.ChunkGrid):
         d_qk = self.scale * (d_M * self.D).sum(2)
         d_q += d_qk @ self.k
         d_k += d_qk.transpose(-1, -2) @ self.q
-        d_G = (E.sum(-1) - E.sum(-2)).transpose(2, 3).double() + d_into - d_out_of
+        d_G = (E.sum(-1) - E.sum(-2)).transpose(2, 3).to(self.sums) + d_into - d_out_of
         d_G = self.border_back(d_G, d_into, d_out_of, d_across)
         d_g = d_G.flip(2).cumsum(2).flip(2)
         d_step = (d_W * self.v).sum(-1)

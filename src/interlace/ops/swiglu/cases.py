@@ -25,4 +25,9 @@ def probe(width: int) -> Case:
     return swiglu_case([70, 5], "probe", True, width=width)
 
 
-OPERATOR = Operator("swiglu", dispatch, swiglu_case)
+def probes() -> list[Case]:
+    """Make cases of the sizes that models have."""
+    return [probe(4096)]
+
+
+OPERATOR = Operator("swiglu", dispatch, swiglu_case, probes=probes)
