@@ -11,7 +11,9 @@ from interlace import ops
 from interlace.base.errors import BackendUnavailable, ConfigError, ShapeError
 from interlace.base.segments import Segments
 from interlace.ops import attention, gated_delta, selftest, short_convolution
+from interlace.ops.core import fla
 from interlace.ops.core.backends import ANY, Backend, announce, choose
+from interlace.ops.core.operands import Recurrence
 from interlace.ops.gated_delta.cases import gated_delta_case
 
 
@@ -150,3 +152,53 @@ def test_doctor_notices_a_wrong_backend(monkeypatch):
     monkeypatch.setattr(dispatch, "BACKENDS", wrong)
     case = gated_delta_case([70], "x", True)
     assert selftest.errors(case, selftest.Variant("chunked"), torch.float32)[0] > selftest.TOLERANCE[torch.float32]
+
+
+TWO_DEVICES = {
+    "gated_delta": ("query", "value"),
+    "kimi_delta": ("query", "beta"),
+    "state_space": ("query", "log_decay"),
+    "selective_scan": ("x", "A"),
+    "short_convolution": ("x", "weight"),
+    "experts": ("x", "second"),
+}
+
+
+@pytest.mark.parametrize("operator", TWO_DEVICES)
+def test_tensors_on_two_devices_are_named(operator):
+    first, other = TWO_DEVICES[operator]
+    case = selftest.OPERATORS[operator].build([3, 4], "devices", False)
+    tensors = {n: x.float().to("meta" if n == other else "cpu") for n, x in case.tensors.items()}
+    with pytest.raises(ShapeError, match=f"{operator}: {other} lies on meta, but {first} on cpu; move them to one"):
+        case.call("auto", tensors)
+
+
+def test_fla_is_told_where_sequences_start():
+    """flash-linear-attention runs on a GPU alone; a stand-in that follows its signature computes the rule here."""
+
+    def chunk(
+        q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel, cu_seqlens, cu_seqlens_cpu
+    ):
+        assert output_final_state
+        assert cu_seqlens.tolist() == cu_seqlens_cpu.tolist()
+        segments = Segments.from_offsets(cu_seqlens.int())
+        tensors = [x.squeeze(0) for x in (q, k, v, g, beta)]
+        more = {"scale": scale, "normalise": use_qk_l2norm_in_kernel, "backend": "recurrent"}
+        out, final = gated_delta(*tensors, segments=segments, state=initial_state, **more)
+        return out.unsqueeze(0), final
+
+    case = gated_delta_case([3, 70, 1], "fla", True)
+    names = ("query", "key", "value", "log_decay", "beta")
+    segments = Segments.from_lengths([3, 70, 1])
+    x = Recurrence.of([case.tensors[n] for n in names], segments, case.tensors["state"], None, True)
+    for found, due in zip(fla.run(chunk, x), case.call("recurrent", case.tensors), strict=True):
+        torch.testing.assert_close(found, due.to(found.dtype), rtol=1e-5, atol=1e-5)
+
+
+def test_fla_is_named_or_not_taken():
+    x = gated_delta_case([3], "fla", False).tensors
+    with pytest.raises(BackendUnavailable, match="backend 'fla' cannot serve this call: it serves tensors on cuda"):
+        gated_delta(**{n: y.float() for n, y in x.items()}, backend="fla")
+    row = fla.backend("fla.ops.nothing", "chunk")
+    assert not row.wanted(x["query"])
+    assert "pip install 'interlace[cuda]'" in row.loaded[1]

@@ -13,6 +13,7 @@ from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
 from interlace.layers.projection import Projections, without_autocast
 from interlace.ops.core.layer_state import LayerState
+from interlace.ops.core.tables import on_device
 
 
 @dataclass
@@ -90,8 +91,8 @@ class LSTM(Projections):
         wide = torch.promote_types(x.dtype, torch.float32)
         before = self.initial_state(segments.count, x) if state is None else state
         sizes, order, rows = packed_order(segments)
-        order, back = order.to(x.device), torch.argsort(order).to(x.device)
-        rows = rows.to(x.device)
+        order, back = on_device(order, x.device), on_device(torch.argsort(order), x.device)
+        rows = on_device(rows, x.device)
         weights = [self.input.weight, self.recurrent.weight, self.input.bias, torch.zeros_like(self.input.bias)]
         with without_autocast(x):
             out, hidden, cell = torch.lstm(
@@ -99,11 +100,11 @@ class LSTM(Projections):
                 sizes,
                 [y[rows].unsqueeze(0) for y in (before.hidden, before.cell)],
                 [w.to(wide) for w in weights],
-                True,
-                1,
-                0.0,
-                False,
-                False,
+                True,  # biases
+                1,  # layer
+                0.0,  # dropout
+                torch.is_grad_enabled(),  # in training: cuDNN has no gradients otherwise
+                False,  # one direction
             )
         at = torch.argsort(rows)
         after = LSTMState(hidden[0, at], cell[0, at])

@@ -70,13 +70,14 @@ class Variant:
 
     def serves(self, dtype: torch.dtype) -> bool:
         """Return whether it takes this dtype at all."""
-        return self.backend not in ("native", "triton") or dtype in kernels.DTYPES
+        return self.backend not in ("native", "triton", "fla") or dtype in kernels.DTYPES
 
 
-def variants(operator: str) -> list[Variant]:
-    """Return all variants that can run this operator here."""
+def variants(operator: str, device: str = "cpu") -> list[Variant]:
+    """Return all variants that can run this operator here, on a type of device."""
     found = []
-    for backend in (b for b in OPERATORS[operator].backends if b.loaded[0] is not None):
+    here = [b for b in OPERATORS[operator].backends if not b.devices or device in b.devices]
+    for backend in (b for b in here if b.loaded[0] is not None):
         sets = kernels.instruction_sets() if backend.name == "native" else [""]
         found += [Variant(backend.name, name) for name in sets]
     return found
@@ -103,8 +104,8 @@ def check(device: str = "cpu", watch: Watch = silent) -> list[Finding]:
     kind = device.partition(":")[0]
     for operator in OPERATORS.values():
         given = cases(operator.name)
-        for variant in variants(operator.name):
-            if (variant.backend == "native" and kind != "cpu") or (variant.backend == "triton" and kind == "cpu"):
+        for variant in variants(operator.name, kind):
+            if variant.backend == "triton" and kind == "cpu":  # in the interpreter: for tests
                 continue
             more = operator.probes() if variant.backend == "triton" else []
             for dtype in (torch.float32,) if variant.backend in ("recurrent", "plain") else tuple(TOLERANCE):
@@ -126,7 +127,7 @@ def _finding(operator: str, variant: Variant, dtype: torch.dtype, device: str, g
                 both.append(errors(case, variant, dtype, device))
                 seconds = seconds or time.perf_counter() - start
     except Exception as error:  # the next backend may be good all the same
-        if variant.backend != "triton":
+        if variant.backend not in ("triton", "fla"):
             raise
         first = (str(error).strip().splitlines() or [""])[0]
         reason = f"{type(error).__name__}: {first:.300}"

@@ -17,6 +17,17 @@ from interlace.base.segments import Segments
 from interlace.ops.core.normalise import normalised
 
 
+def check_devices(operator: str, tensors: dict[str, Tensor | None]) -> None:
+    """Raise ShapeError, naming the operator and two arguments, unless the tensors lie on one device."""
+    given = {name: x for name, x in tensors.items() if x is not None}
+    (first, one), *others = given.items()
+    for name, x in others:
+        if x.device != one.device:
+            raise ShapeError(
+                f"{operator}: {name} lies on {x.device}, but {first} on {one.device}; move them to one device"
+            )
+
+
 class Recurrence(NamedTuple):
     """One call of `gated_delta`, `kimi_delta` or `state_space`.
 
@@ -147,7 +158,10 @@ class Recurrence(NamedTuple):
             raise ShapeError(f"{operator}: segments cover {total} tokens, but query has {tokens}")
         if state is not None and state.shape != (self.rows, G, K, V):
             fail("state", state, f"it must be [N, G, K, V] = [{self.rows}, {G}, {K}, {V}]")
-        if not torch.compiler.is_compiling() and bool((log_decay > 0).any()):
+        names = ("query", "key", "value", "log_decay", strength, "state")
+        check_devices(operator, dict(zip(names, self.tensors, strict=True)))
+        waits = log_decay.device.type != "cpu" or torch.compiler.is_compiling()  # a look at a GPU's values waits for it
+        if not waits and bool((log_decay > 0).any()):
             raise ShapeError(
                 f"{operator}: log_decay must be at most 0 (the state would grow), got {float(log_decay.max()):.4g}; "
                 "pass the logarithm of the decay"

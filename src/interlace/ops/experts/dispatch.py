@@ -12,6 +12,7 @@ from torch import Tensor
 from interlace.base.errors import ShapeError
 from interlace.ops.core import gpu, kernels
 from interlace.ops.core.backends import ANY, Backend, choose
+from interlace.ops.core.operands import check_devices
 from interlace.ops.experts import native, sorted
 from interlace.ops.experts.plain import plain
 
@@ -79,6 +80,7 @@ def experts(
             f"experts: chosen has shape {list(chosen.shape)} and weights {list(weights.shape)}, but both must be "
             f"[{x.shape[0]}, k]"
         )
+    check_devices("experts", {"x": x, "chosen": chosen, "weights": weights, "first": first, "second": second})
     operands = (x, chosen, weights, first, second, activation)
     run: Callable[..., Tensor] = choose("experts", BACKENDS, backend, *operands)
     return run(*operands)

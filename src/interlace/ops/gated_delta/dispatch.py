@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.core import kernels, rules
+from interlace.ops.core import fla, kernels, rules
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.gated_delta.chunked import GatedDeltaGrid
@@ -44,6 +44,7 @@ def _refuses_step(x: Recurrence, state: Tensor) -> str | None:
 
 BACKENDS = (
     rules.triton("gated_delta"),
+    fla.backend("fla.ops.gated_delta_rule", "chunk_gated_delta_rule"),
     kernels.backend(_native, rules.refuses),
     Backend("chunked", lambda: _chunked, slow_on=(ANY,)),
     Backend("recurrent", lambda: recurrent, slow_on=(ANY,)),
@@ -79,13 +80,15 @@ def gated_delta(
         state: [N, G, K, V], what each sequence starts from; None means zeros.
         scale: multiplies the output; K ** -0.5 if None.
         normalise: divide queries and keys by sqrt(sum of squares + 1e-6) first; fused where the backend can.
-        backend: "auto", "triton" or "native" (float32 and bfloat16; on a GPU, on a CPU), "chunked" or "recurrent".
+        backend: "auto", "triton" or "native" (float32 and bfloat16; on a GPU, on a CPU), "fla" (on a GPU, where it is
+            installed), "chunked" or "recurrent".
 
     Returns:
         out [total, G, V] in value's dtype, and the final states [N, G, K, V] in float32 (float64 for float64 inputs).
 
     Raises:
-        ShapeError: arguments disagree or log_decay is above 0; the message names the argument.
+        ShapeError: arguments disagree or lie on two devices, or log_decay is above 0, which is looked at on a CPU
+            alone; the message names the argument.
         BackendUnavailable: the named backend cannot serve this call.
 
     Source: arXiv 2412.06464, equation 10; README.md beside this file derives the chunked form.

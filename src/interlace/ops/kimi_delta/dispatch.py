@@ -6,14 +6,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops.core import rules
+from interlace.ops.core import fla, rules
 from interlace.ops.core.backends import choose
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.kimi_delta.chunked import KimiDeltaGrid
 from interlace.ops.kimi_delta.recurrent import recurrent
 from interlace.ops.kimi_delta.step import step as one_token
 
-BACKENDS = rules.backends("kimi_delta", KimiDeltaGrid, one_token, recurrent)
+BACKENDS = (
+    *rules.backends("kimi_delta", KimiDeltaGrid, one_token, recurrent),
+    fla.backend("fla.ops.kda", "chunk_kda"),
+)
 
 
 def kimi_delta(
@@ -40,13 +43,15 @@ def kimi_delta(
         state: [N, G, K, V], what each sequence starts from; None means zeros.
         scale: multiplies the output; K ** -0.5 if None.
         normalise: divide queries and keys by sqrt(sum of squares + 1e-6) first.
-        backend: "auto", "triton" or "native" (float32 and bfloat16; on a GPU, on a CPU), "chunked" or "recurrent".
+        backend: "auto", "triton" or "native" (float32 and bfloat16; on a GPU, on a CPU), "fla" (on a GPU, where it is
+            installed), "chunked" or "recurrent".
 
     Returns:
         out [total, G, V] in value's dtype, and the final states [N, G, K, V] in float32 (float64 for float64 inputs).
 
     Raises:
-        ShapeError: arguments disagree or log_decay is above 0; the message names the argument.
+        ShapeError: arguments disagree or lie on two devices, or log_decay is above 0, which is looked at on a CPU
+            alone; the message names the argument.
         BackendUnavailable: the named backend cannot serve this call.
 
     Source: arXiv 2510.26692; README.md beside this file derives the chunked form.

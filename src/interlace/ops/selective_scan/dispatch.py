@@ -12,6 +12,7 @@ from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
 from interlace.ops.core import gpu, kernels
 from interlace.ops.core.backends import ANY, Backend, choose
+from interlace.ops.core.operands import check_devices
 from interlace.ops.selective_scan import blocked
 from interlace.ops.selective_scan.operands import Scan
 from interlace.ops.selective_scan.recurrent import recurrent
@@ -81,7 +82,9 @@ def selective_scan(
     for name, (tensor, shape) in expected.items():
         if tensor.shape != shape:
             raise ShapeError(f"selective_scan: {name} has shape {list(tensor.shape)}, but it must be {list(shape)}")
-    if not torch.compiler.is_compiling() and bool((A > 0).any()):
+    check_devices("selective_scan", {"x": x, "step": step, "A": A, "B": B, "C": C, "state": state})
+    waits = A.device.type != "cpu" or torch.compiler.is_compiling()  # a look at a GPU's values waits for it
+    if not waits and bool((A > 0).any()):
         raise ShapeError(f"selective_scan: A must be at most 0 (the state would grow), got {float(A.max()):.4g}")
     return run(Scan(x, step, A, B, C, segments.offsets, state, segments.time or 0), backend)
 

@@ -44,7 +44,8 @@ def state_space(
         out [total, G, V] in value's dtype, and the final states [N, G, K, V] in float32 (float64 for float64 inputs).
 
     Raises:
-        ShapeError: arguments disagree or log_decay is above 0; the message names the argument.
+        ShapeError: arguments disagree or lie on two devices, or log_decay is above 0, which is looked at on a CPU
+            alone; the message names the argument.
         BackendUnavailable: the named backend cannot serve this call.
 
     Source: arXiv 2405.21060; README.md beside this file derives the chunked form.
