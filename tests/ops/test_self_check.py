@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from interlace.base.errors import BackendUnavailable
+from interlace.base.segments import Segments
 from interlace.ops import short_convolution
 from interlace.ops.core import backends, gpu, self_check
+from interlace.ops.core.operands import Recurrence
+from interlace.ops.gated_delta.cases import gated_delta_case
+from interlace.ops.gated_delta.dispatch import run as by_operands
 from interlace.ops.short_convolution import triton, triton_kernels
+from interlace.ops.short_convolution.operands import Convolution
 
 dispatch = importlib.import_module("interlace.ops.short_convolution.dispatch")
 pytestmark = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
@@ -91,3 +96,48 @@ def test_a_spoilt_file_of_verdicts_is_replaced(checked):
     self_check.file().write_text("[1,")
     short_convolution(*given(), backend="triton")
     assert "good" in self_check.file().read_text()
+
+
+def compiled(x, weight):
+    """The public function, without the checks of shapes that tests put around it: a compiler cannot read these."""
+    offsets = Segments.from_lengths([x.shape[0]]).offsets
+
+    def run(x):
+        c = Convolution(x, weight, offsets, None, True, False, 0)
+        return backends.choose("short_convolution", dispatch.BACKENDS, "triton", c)(c)[0]
+
+    torch._dynamo.reset()
+    return torch.compile(run, fullgraph=True, backend="eager")(x)
+
+
+def test_the_check_is_made_before_a_graph_is_compiled(checked):
+    x, weight = given()
+    torch.testing.assert_close(compiled(x, weight), short_convolution(x, weight, backend="chunked")[0])
+    assert list(self_check._verdicts.values()) == ["good"]
+
+
+def test_a_wrong_kernel_is_compiled_into_no_graph(checked, monkeypatch):
+    launch = triton._launch
+
+    def forgets_silu(kernel, c, *rest, **more):
+        launch(kernel, c._replace(activated=False), *rest, **more)
+
+    monkeypatch.setattr(triton, "_launch", forgets_silu)
+    with pytest.raises(Exception, match="its self-check on this GPU failed"):
+        compiled(*given())
+
+
+def test_a_rule_compiles_into_one_graph_with_gradients():
+    case = gated_delta_case([5, 9], "compiled", True)
+    names = ("query", "key", "value", "log_decay", "beta", "state")
+    inputs = [case.tensors[n].float().requires_grad_() for n in names]
+    segments = Segments.from_lengths([5, 9])
+
+    def run(*x):
+        return by_operands(Recurrence.of(x[:5], segments, x[5], None, True), "triton")
+
+    torch._dynamo.reset()
+    due, found = run(*inputs), torch.compile(run, fullgraph=True, backend="eager")(*inputs)
+    for a, b in zip(found, due, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.autograd.grad(found[0].sum() + found[1].sum(), inputs)

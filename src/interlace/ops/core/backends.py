@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,13 @@ from interlace.base.errors import BackendUnavailable, ConfigError, nearest
 log = logging.getLogger("interlace")
 
 ANY = "any"
+_rows: list[Backend] = []
+
+
+@torch.compiler.assume_constant_result
+def _load(number: int) -> bool:
+    """Load a row's implementation; torch.compile calls this, and traces none of it."""
+    return _rows[number].loaded[0] is not None
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,12 @@ class Backend:
     rows: int | None = None
     when: Callable[..., bool] = lambda *_: True
     slow_on: tuple[str, ...] = ()
+    number: int = field(init=False, compare=False)  # its place among all rows
+
+    def __post_init__(self) -> None:
+        """Count the row."""
+        object.__setattr__(self, "number", len(_rows))
+        _rows.append(self)
 
     @cached_property
     def loaded(self) -> tuple[Callable[..., Any] | None, str]:
@@ -53,6 +66,8 @@ class Backend:
         device = arguments[0].device.type
         if self.devices and device not in self.devices:
             return f"it serves tensors on {' and '.join(self.devices)}, not on {device}"
+        if torch.compiler.is_compiling():
+            _load(self.number)
         run, missing = self.loaded
         return missing if run is None else self.refuses(*arguments)
 

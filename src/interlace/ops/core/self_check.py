@@ -58,7 +58,7 @@ def file() -> Path:
 def objection(probe: Probe, device: torch.device) -> str | None:
     """Return why a kernel must not serve on this device, or None; checks it if nobody has.
 
-    Nothing is checked while a graph is captured or compiled: a warm-up call has done it, or the operator itself will.
+    Nothing is checked while a CUDA graph is captured: the warm-up before it has done so.
     """
     if os.environ.get(VARIABLE) == "off" or getattr(_suspended, "now", False):
         return None
@@ -66,7 +66,7 @@ def objection(probe: Probe, device: torch.device) -> str | None:
     if key in _running:
         return None
     if key not in _verdicts:
-        if torch.compiler.is_compiling() or (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return None
         _verdicts.update(_read())
     if key not in _verdicts:
