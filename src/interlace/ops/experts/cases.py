@@ -30,14 +30,15 @@ def experts_case(
     return Case("experts", label, tensors, call, shared=("first", "second"), truth="plain")
 
 
-def probe(width: int, inner: int, outputs: int) -> Case:
-    """Make the case that a GPU's kernels are checked with."""
-    return experts_case([70, 5], "probe", True, shape=(width, inner, outputs))
+def probe(width: int, inner: int, outputs: int, pairs: int) -> Case:
+    """Make the case that a GPU's kernels are checked with; pairs: at least so many to an expert."""
+    rows = 5 * (pairs + 1) // 2 + 1  # two choices of five experts
+    return experts_case([rows, 5], "probe", True, shape=(width, inner, outputs))
 
 
 def probes() -> list[Case]:
     """Make cases of the sizes that models have."""
-    return [probe(512, 256, 512)]
+    return [probe(512, 256, 512, 0), probe(512, 256, 512, 96)]
 
 
 OPERATOR = Operator("experts", dispatch, experts_case, probes=probes)

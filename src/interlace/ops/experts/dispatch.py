@@ -17,6 +17,7 @@ from interlace.ops.experts import native, sorted
 from interlace.ops.experts.plain import plain
 
 FEW = 4  # rows; beyond, an expert's rows are one product
+PAIRS = (0, 24, 96)  # that an expert has on average: from each on, the Triton kernels take larger tiles
 
 
 def _refuses_gpu(x: Tensor, _: Tensor, weights: Tensor, first: Tensor, second: Tensor, __: str) -> str | None:
@@ -25,9 +26,10 @@ def _refuses_gpu(x: Tensor, _: Tensor, weights: Tensor, first: Tensor, second: T
     return gpu.refuses(x, weights, first, second)
 
 
-def _selects(x: Tensor, *rest: Any) -> tuple[torch.dtype, tuple[int, ...]]:
-    _, _, _, second, _ = rest
-    return x.dtype, (x.shape[1], second.shape[2], second.shape[1])
+def _selects(x: Tensor, chosen: Tensor, *rest: Any) -> tuple[torch.dtype, tuple[int, ...]]:
+    _, first, second, _ = rest
+    pairs = x.shape[0] * chosen.shape[1] // max(1, first.shape[0])
+    return x.dtype, (x.shape[1], second.shape[2], second.shape[1], max(n for n in PAIRS if n <= pairs))
 
 
 BACKENDS = (

@@ -33,7 +33,8 @@ class Tile(NamedTuple):
     stages: int
 
 
-# By the least pairs that an expert has on average. SwiGLU and its backward hold more in registers: half the columns.
+# By the least pairs that an expert has on average (`dispatch.PAIRS`). SwiGLU and its backward hold more in registers:
+# half the columns.
 TILES = {
     0: Tile(16, 128, 64, 4, 3),
     24: Tile(64, 128, 64, 4, 3),
