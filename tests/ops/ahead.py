@@ -189,7 +189,22 @@ def experts() -> None:
     module._backward(module._forward(*inputs), *inputs)
 
 
+def decoding(size: int, group: int, window: int = 0, dtype: torch.dtype = torch.bfloat16) -> Callable[[], None]:
+    """Return what runs one decoded token of attention, over more than one stretch."""
+
+    def run() -> None:
+        module = importlib.import_module("interlace.ops.attention.triton")
+        step = importlib.import_module("interlace.ops.attention.step").Step
+        state = importlib.import_module("interlace.ops.core.attention_state").AttentionState
+        query, key, cache = (torch.zeros(2, *s, size, dtype=dtype) for s in ((2 * group,), (2,), (600, 2)))
+        held = state(cache, cache, [0, 0], window or None)
+        module.run(step(query, key, key, held.on_device(torch.zeros(2, dtype=torch.int64)), size**-0.5))
+
+    return run
+
+
 HEADS = {"96x192": (16, 16, 96, 192), "128x128": (16, 32, 128, 128), "64x128": (12, 12, 64, 128)}
+GROUPS = ((64, 4), (128, 1), (128, 8), (256, 8))  # size of a head of attention, and query heads of a key head
 CASES: dict[str, Callable[[], None]] = {
     **{f"gated_delta {name}": rule("gated_delta", heads) for name, heads in HEADS.items()},
     "gated_delta 48x96": rule("gated_delta", (8, 8, 48, 96)),
@@ -204,9 +219,15 @@ CASES: dict[str, Callable[[], None]] = {
     "swiglu": swiglu,
     "cross_entropy": cross_entropy,
     "experts": experts,
+    **{f"attention {size} of {group}": decoding(size, group) for size, group in GROUPS},
+    "attention 128 of 4 window": decoding(128, 4, 500),
+    "attention 128 of 4 float32": decoding(128, 4, 0, torch.float32),
 }
 # What is compiled for other architectures than Hopper too.
-ELSEWHERE = ("gated_delta 96x192", "short_convolution", "rms_norm 1024", "swiglu", "cross_entropy", "experts")
+ELSEWHERE = (
+    *("gated_delta 96x192", "short_convolution", "rms_norm 1024", "swiglu", "cross_entropy", "experts"),
+    *("attention 64 of 4", "attention 128 of 8", "attention 256 of 8"),
+)
 
 
 def reports(architecture: int) -> dict[str, Report]:

@@ -161,6 +161,7 @@ TWO_DEVICES = {
     "selective_scan": ("x", "A"),
     "short_convolution": ("x", "weight"),
     "experts": ("x", "second"),
+    "attention": ("query", "key"),
 }
 
 

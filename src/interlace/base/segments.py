@@ -24,11 +24,13 @@ class Segments:
         offsets: int32 [N + 1], rising from 0 to `total` (what others call `cu_seqlens`).
         total: the number of tokens in all segments together.
         time: the common length where all segments are equally long and it is known, else None. A fast path only.
+        bound: a power of two that no length passes, where it is known. Few compiled graphs differ in it.
     """
 
     offsets: Tensor
     total: int
     time: int | None = field(default=None, compare=False)
+    bound: int | None = field(default=None, compare=False)
 
     @staticmethod
     def from_lengths(lengths: Sequence[int]) -> Segments:
@@ -47,7 +49,8 @@ class Segments:
             raise ShapeError(f"segments: {sum(lengths):,} tokens are more than int32 offsets can count; use fewer")
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         offsets[1:] = torch.tensor(lengths, dtype=torch.int64).cumsum(0).to(torch.int32)
-        return Segments(offsets, sum(lengths), lengths[0] if len(set(lengths)) == 1 else None)
+        time = lengths[0] if len(set(lengths)) == 1 else None
+        return Segments(offsets, sum(lengths), time, 1 << (max(lengths) - 1).bit_length())
 
     @staticmethod
     def from_offsets(offsets: Tensor) -> Segments:

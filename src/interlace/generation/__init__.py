@@ -1,4 +1,5 @@
 """Generates text: one decoding loop serves prompts, conversations and batches.
 
-`capture` captures the kernel calls of one step and replays them. `pack` stores weights as decoding reads them fastest.
+`capture` captures one step and replays it: the kernel calls on a CPU, a CUDA graph (`graph`) on a GPU. `pack` stores
+weights as decoding reads them fastest.
 """

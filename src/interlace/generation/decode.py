@@ -14,7 +14,7 @@ from torch import Tensor
 from interlace.base.segments import Segments
 from interlace.generation.capture import Decoder
 from interlace.generation.prompts import memory_for
-from interlace.generation.sampling import Sampling
+from interlace.generation.sampling import Draws, Sampling
 from interlace.model.model import HybridLM
 from interlace.model.state import ModelState
 
@@ -70,13 +70,15 @@ def decode(
         with torch.inference_mode():
             logits, state = read_prompts(model, [row.prompt for row in rows], reserve, state)
             decoder, live = Decoder(model, state), list(range(len(rows)))  # the row of each sequence in the state
+        draws = _draws(rows, live, logits)
         while True:
+            tokens, placed = draws(logits, [not rows[index].done for index in live])
             going, drawn = [], [0] * len(live)
             for place, index in enumerate(live):
                 row = rows[index]
                 if row.done:
                     continue
-                token = int(row.sampling.draw(logits[place], row.generator))
+                token = tokens[place]
                 if token in stops:
                     row.ended = True
                     continue
@@ -91,9 +93,15 @@ def decode(
                 live, drawn = [live[p] for p in going], [drawn[p] for p in going]
                 with torch.inference_mode():
                     decoder = Decoder(model, decoder.state.select(going))
-            logits = decoder.step(torch.tensor(drawn, device=model.device))
+                draws, placed = _draws(rows, live, logits), None
+            logits = decoder.step(torch.tensor(drawn, device=model.device) if placed is None else placed)
     if keep is not None:
         keep(decoder.state)
+
+
+def _draws(rows: Sequence[Continuation], live: Sequence[int], logits: Tensor) -> Draws:
+    some = [rows[index] for index in live]
+    return Draws([row.sampling for row in some], [row.generator for row in some], logits.device)
 
 
 def read_prompts(

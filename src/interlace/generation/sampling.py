@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 
 from interlace.base.errors import ConfigError, Failure
+from interlace.ops.core.tables import on_device
 
+DAMAGED = "logits: hold NaN or infinity, so that no token can be drawn; the weights are damaged"
+WHOLE = 1 << 52  # parts that a row's probability is divided in
 COLDEST, HOTTEST = 1e-30, 1e30  # temperatures beyond draw the same tokens, and float32 would make them zero, infinite
 
 
@@ -49,9 +53,14 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """float32 [..., vocabulary] after temperature, top-k, top-p and min-p, in this order."""
+        if not bool(torch.isfinite(logits.float().amax(-1)).all()):
+            raise Failure(DAMAGED)
+        return self._filtered(logits)
+
+    def _filtered(self, logits: Tensor) -> Tensor:
+        """Return the probabilities; nothing is looked at on the host."""
         wide = logits.float()
-        if not bool(torch.isfinite(top := wide.amax(-1, keepdim=True)).all()):
-            raise Failure("logits: hold NaN or infinity, so that no token can be drawn; the weights are damaged")
+        top = wide.amax(-1, keepdim=True)
         if self.temperature == 0:
             return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).float()
         p = torch.softmax((wide - top) / min(max(self.temperature, COLDEST), HOTTEST), dim=-1)
@@ -70,3 +79,76 @@ class Sampling:
         if self.temperature == 0 and bool(torch.isfinite(logits.amax(-1)).all()):
             return logits.argmax(-1)
         return torch.multinomial(self.probabilities(logits).cpu(), 1, generator=generator).squeeze(-1)
+
+    def pick(self, logits: Tensor, uniform: Tensor | None) -> Tensor:
+        """Return the token of each row of logits [rows, vocabulary], int64 [rows]; nothing is looked at on the host.
+
+        Args:
+            uniform: float64 [rows], from 0 below 1: the token is the one in whose part of [0, 1) it lies. None for
+                temperature 0, which takes the likeliest.
+
+        Returns:
+            -1 for a row whose logits hold NaN or infinity.
+        """
+        finite = torch.isfinite(logits.amax(-1))
+        if self.temperature == 0:
+            return logits.argmax(-1).where(finite, -1)
+        assert uniform is not None
+        # Sums of whole numbers are exact: a row's token depends on no row beside it, and on no order of summing.
+        parts = (self._filtered(logits).double() * WHOLE).long().cumsum(-1)
+        total = parts[:, -1:]
+        target = torch.minimum((uniform[:, None] * total.double()).long(), total - 1)
+        token = torch.searchsorted(parts, target, right=True).squeeze(-1)
+        return token.where(finite, -1)
+
+
+class Draws:
+    """Draws the next token of each of N rows; on a GPU all rows at once, with one copy to the host.
+
+    A row's token depends on its own logits, sampling and generator, on each device in its own way.
+    """
+
+    def __init__(self, samplings: Sequence[Sampling], generators: Sequence[torch.Generator], device: torch.device):
+        """device: where the logits lie. Each row consumes random numbers of its own generator only."""
+        self._rows = list(zip(samplings, generators, strict=True))
+        self._together = device.type == "cuda"  # others may have no float64
+        self._groups: list[tuple[Sampling, list[int], Tensor]] = []
+        if self._together:
+            for sampling in dict.fromkeys(samplings):
+                places = [place for place, other in enumerate(samplings) if other == sampling]
+                self._groups.append((sampling, places, on_device(torch.tensor(places), device)))
+
+    def __call__(self, logits: Tensor, wanted: Sequence[bool]) -> tuple[list[int], Tensor | None]:
+        """Draw from logits [N, vocabulary] for the rows that are wanted; others get any token and consume nothing.
+
+        Returns:
+            The tokens; and on a GPU the same as int64 [N], where they already are, all of them in the vocabulary.
+
+        Raises:
+            Failure: logits hold NaN or infinity.
+        """
+        if not self._together:
+            pairs = zip(self._rows, wanted, strict=True)
+            return [int(s.draw(logits[i], g)) if want else 0 for i, ((s, g), want) in enumerate(pairs)], None
+        drawn = self.draw_together(logits, wanted)
+        tokens = drawn.tolist()
+        if any(want and token < 0 for token, want in zip(tokens, wanted, strict=True)):
+            raise Failure(DAMAGED)
+        return tokens, drawn.clamp(min=0)
+
+    def draw_together(self, logits: Tensor, wanted: Sequence[bool]) -> Tensor:
+        """Draw all rows on the device of the logits, without waiting for it: int64 [N]."""
+        found = []
+        for sampling, places, index in self._groups:
+            uniform = None
+            if sampling.temperature > 0:
+                numbers = [self._uniform(place) if wanted[place] else 0.0 for place in places]
+                uniform = on_device(torch.tensor(numbers, dtype=torch.float64), logits.device)
+            found.append(sampling.pick(logits if len(self._groups) == 1 else logits[index], uniform))
+        if len(found) == 1:
+            return found[0]
+        order = torch.cat([index for _, _, index in self._groups])
+        return torch.empty_like(order).scatter_(0, order, torch.cat(found))
+
+    def _uniform(self, place: int) -> float:
+        return float(torch.rand((), generator=self._rows[place][1], dtype=torch.float64))

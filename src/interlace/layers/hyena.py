@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from interlace.base.errors import BackendUnavailable
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
 from interlace.layers.projection import Projections, without_autocast
@@ -36,6 +37,10 @@ class HyenaState(LayerState):
 
     window: Tensor
     past: AttentionState
+
+    def on_device(self, places: Tensor) -> HyenaState:
+        """Raise BackendUnavailable; see `LayerState.on_device`."""
+        raise BackendUnavailable("a layer of kind hyena sums over as many inputs as the host says there are")
 
 
 class HyenaConfig(MixerConfig):

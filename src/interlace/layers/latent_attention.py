@@ -16,6 +16,7 @@ from interlace.layers.norm import NormStyle, RMSNorm
 from interlace.layers.projection import Projections
 from interlace.ops.attention.dispatch import attention, compiled_past
 from interlace.ops.attention.ragged import causal
+from interlace.ops.attention.step import attend
 from interlace.ops.core.attention_state import AttentionState
 
 LATENT_EPS = 1e-6  # of the norms inside, whatever the model's own eps is
@@ -120,6 +121,9 @@ class LatentAttention(Projections):
             return self.project("output", mixed.flatten(1)), AttentionState.of_tokens(
                 kept, kept[..., :0], segments, None
             )
+        if state.places is not None:
+            state.put(kept, kept[..., :0])
+            return self.project("output", self.step(query, state).flatten(1)), state
         state = state.append(kept, kept[..., :0], segments)
         step = segments.time == 1 and len(set(state.positions)) == 1 and not torch.is_grad_enabled()
         mixed = self.step(query, state) if step else self.after_past(query, state, segments.spans())
@@ -153,13 +157,19 @@ class LatentAttention(Projections):
         return torch.cat(rows)
 
     def step(self, query: Tensor, state: AttentionState) -> Tensor:
-        """One token per sequence, all having seen equally much: query [N, heads, query_dim] to the mixed values."""
+        """One token per sequence: query [N, heads, query_dim] to the mixed values.
+
+        All have seen equally much, or how much is known on the device.
+        """
         c = self.config
         weight = self.expand.weight.to(query.dtype).unflatten(0, (c.heads, -1))
         to_keys, to_values = weight.split((c.key_dim, c.value_dim), dim=1)
         own, shared = query.split((c.key_dim, c.shared_dim), dim=-1)
         taken = torch.bmm(own.transpose(0, 1), to_keys).transpose(0, 1)  # [N, heads, latent]
-        kept = state.keys[:, : state.held(0)].transpose(1, 2)
-        wide = torch.cat((taken, shared), dim=-1).unsqueeze(2)
-        mixed = causal(wide, kept, kept[..., : c.latent], c.query_dim**-0.5, None).squeeze(2)
+        wide, scale = torch.cat((taken, shared), dim=-1), c.query_dim**-0.5
+        if state.places is not None:
+            mixed = attend(wide, state.keys, state.keys[..., : c.latent], state.visible(), scale)
+        else:
+            kept = state.keys[:, : state.held(0)].transpose(1, 2)
+            mixed = causal(wide.unsqueeze(2), kept, kept[..., : c.latent], scale, None).squeeze(2)
         return torch.bmm(mixed.transpose(0, 1), to_values.transpose(1, 2)).transpose(0, 1)

@@ -90,9 +90,7 @@ class LSTM(Projections):
         segments = stream.segments
         wide = torch.promote_types(x.dtype, torch.float32)
         before = self.initial_state(segments.count, x) if state is None else state
-        sizes, order, rows = packed_order(segments)
-        order, back = on_device(order, x.device), on_device(torch.argsort(order), x.device)
-        rows = on_device(rows, x.device)
+        sizes, order, back, rows, at = placed_order(segments, x.device)
         weights = [self.input.weight, self.recurrent.weight, self.input.bias, torch.zeros_like(self.input.bias)]
         with without_autocast(x):
             out, hidden, cell = torch.lstm(
@@ -106,9 +104,22 @@ class LSTM(Projections):
                 torch.is_grad_enabled(),  # in training: cuDNN has no gradients otherwise
                 False,  # one direction
             )
-        at = torch.argsort(rows)
         after = LSTMState(hidden[0, at], cell[0, at])
         return self.project("output", out[back].to(x.dtype)), after
+
+
+def placed_order(segments: Segments, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return `packed_order`, but for its counts on a device: counts, tokens and their places, sequences and theirs.
+
+    One token for each sequence is in order as it is; nothing is copied from the host.
+    """
+    if segments.time == 1:
+        each = torch.arange(segments.count, device=device)
+        return torch.full((1,), segments.count), each, each, each, each
+    sizes, order, rows = packed_order(segments)
+    back, at = torch.argsort(order), torch.argsort(rows)
+    order, back, rows, at = (on_device(x, device) for x in (order, back, rows, at))
+    return sizes, order, back, rows, at
 
 
 def packed_order(segments: Segments) -> tuple[Tensor, Tensor, Tensor]:

@@ -65,6 +65,28 @@ class ModelState(UsedOnce):
         for state in self._states():
             state.advance()
 
+    def on_device(self, places: Tensor) -> list[Any]:
+        """Return views of the layers' states, for one step whose positions are `places`, int64 [N] on the device.
+
+        Space for its tokens must be there, and what holds none must be zeros: see `make_ready`.
+
+        Raises:
+            BackendUnavailable: a layer's step needs positions on the host.
+        """
+        return [s if s is None else s.on_device(places) for s in self.layers]
+
+    def make_ready(self) -> None:
+        """Allocate space for one more token of each sequence, where there is none, and clear what holds no token."""
+        for state in self._states():
+            state.grow()
+            state.clear_unseen()
+
+    def take(self, after: Sequence[Any]) -> None:
+        """Copy the layers' states after a step into the memory of these, where it was not written in place."""
+        for ours, theirs in zip(self.layers, after, strict=True):
+            if ours is not None:
+                ours.take(theirs)
+
     def _states(self) -> list[LayerState]:
         return [s for s in self.layers if s is not None]
 

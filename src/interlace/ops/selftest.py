@@ -70,14 +70,16 @@ class Variant:
 
     def serves(self, dtype: torch.dtype) -> bool:
         """Return whether it takes this dtype at all."""
+        if self.backend == "varlen":
+            return dtype == torch.bfloat16
         return self.backend not in ("native", "triton", "fla") or dtype in kernels.DTYPES
 
 
 def variants(operator: str, device: str = "cpu") -> list[Variant]:
-    """Return all variants that can run this operator here, on a type of device."""
-    found = []
-    here = [b for b in OPERATORS[operator].backends if not b.devices or device in b.devices]
-    for backend in (b for b in here if b.loaded[0] is not None):
+    """Return all variants that can run this operator on a device of this machine."""
+    found, kind = [], torch.device(device).type
+    serving = [b for b in OPERATORS[operator].backends if not b.devices or kind in b.devices]
+    for backend in (b for b in serving if b.loaded[0] is not None):
         sets = kernels.instruction_sets() if backend.name == "native" else [""]
         found += [Variant(backend.name, name) for name in sets]
     return found
@@ -127,7 +129,7 @@ def _finding(operator: str, variant: Variant, dtype: torch.dtype, device: str, g
                 both.append(errors(case, variant, dtype, device))
                 seconds = seconds or time.perf_counter() - start
     except Exception as error:  # the next backend may be good all the same
-        if variant.backend not in ("triton", "fla"):
+        if variant.backend not in ("triton", "fla", "varlen"):
             raise
         first = (str(error).strip().splitlines() or [""])[0]
         reason = f"{type(error).__name__}: {first:.300}"

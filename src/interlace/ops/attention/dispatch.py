@@ -11,12 +11,15 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.attention import native, ragged
+from interlace.ops.attention import native, ragged, varlen
+from interlace.ops.attention import step as steps
 from interlace.ops.attention.recurrent import recurrent
-from interlace.ops.core import kernels
+from interlace.ops.attention.step import Step
+from interlace.ops.core import gpu, kernels, tables
 from interlace.ops.core.attention_state import AttentionState
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.core.custom_op import Signature, custom_op
+from interlace.ops.core.operands import check_devices
 
 _ragged = custom_op(
     "ragged_attention",
@@ -51,12 +54,38 @@ class Attention(NamedTuple):
 def _run_fused(call: Attention) -> tuple[Tensor, AttentionState]:
     query, key, value, segments, state, scale, window = call
     if state is not None:
-        return ragged.cached(query, key, value, segments, state, scale)
+        return _step_on_gpu(call) or ragged.cached(query, key, value, segments, state, scale)
     if torch.compiler.is_compiling() and segments.time is None:  # the borders are data, so the loop over them is opaque
         out = _ragged(query, key, value, segments.offsets, scale, window)
     else:
         out = ragged.fresh(query, key, value, segments.offsets, segments.time or 0, scale, window)
     return out, AttentionState.of_tokens(key, value, segments, window)
+
+
+def _run_varlen(call: Attention) -> tuple[Tensor, AttentionState]:
+    query, key, value, segments, _, scale, window = call
+    out = varlen.fresh(query, key, value, segments, scale, window)
+    return out, AttentionState.of_tokens(key, value, segments, window)
+
+
+def _load_varlen() -> Callable[[Attention], tuple[Tensor, AttentionState]]:
+    varlen.load()
+    return _run_varlen
+
+
+def _step_on_gpu(call: Attention) -> tuple[Tensor, AttentionState] | None:
+    """Serve one token of each sequence by Triton's kernels, if they can; its positions are copied to the device."""
+    query, key, value, segments, state, scale, _ = call
+    assert state is not None
+    if segments.time != 1 or call.device.type != "cuda" or kernels.wants_graph(query, key, value, state.keys):
+        return None
+    state.check_unused()
+    state.grow()
+    places = tables.on_device(torch.tensor(state.positions, device="cpu"), call.device)
+    x = Step(query, key, value, state.on_device(places), scale)
+    if not STEPS[0].wanted(x) or STEPS[0].obstacle(x) is not None:
+        return None
+    return step(x, "triton"), state.stepped()
 
 
 def _run_recurrent(call: Attention) -> tuple[Tensor, AttentionState]:
@@ -86,9 +115,28 @@ def _run_native(call: Attention) -> tuple[Tensor, AttentionState]:
 
 BACKENDS = (
     kernels.backend(lambda: _run_native, lambda call: native.refuses(call.query, call.key, call.value)),
+    Backend(
+        "varlen",
+        _load_varlen,
+        ("cuda",),
+        lambda call: varlen.refuses(call.query, call.key, call.value, call.state, call.window),
+        when=lambda call: call.state is None and call.device.type == "cuda",
+    ),
     Backend("chunked", lambda: _run_fused, slow_on=("cpu",)),
     Backend("recurrent", lambda: _run_recurrent, slow_on=(ANY,)),
 )
+
+
+STEPS = (
+    gpu.backend("attention", steps.refuses, steps.selects),
+    Backend("masked", lambda: steps.masked, slow_on=("cuda",)),
+)
+
+
+def step(x: Step, backend: str = "auto") -> Tensor:
+    """Attend with one token of each sequence whose positions are on the device; its buffers are written: [N, H, V]."""
+    run: Callable[[Step], Tensor] = choose("attention of one token", STEPS, backend, x)
+    return run(x)
 
 
 def attention(
@@ -111,7 +159,8 @@ def attention(
         state: what the sequences saw before; it is used up by the call.
         scale: multiplies the logits; K ** -0.5 if None.
         window: how many tokens a query sees, itself included; None for all. Must equal the state's.
-        backend: "auto", "native" (float32 and bfloat16 on a CPU), "chunked" (torch's fused kernel) or "recurrent".
+        backend: "auto", "native" (float32 and bfloat16 on a CPU), "varlen" (torch's fused kernel for ragged sequences:
+            bfloat16 on a GPU, without a state), "chunked" (torch's fused kernel) or "recurrent".
 
     Returns:
         out [total, H, V] and the state after these tokens.
@@ -133,10 +182,11 @@ def attention(
         raise ShapeError(f"attention: window must be at least 1, got {window}")
     if state is not None and state.window != window:
         raise ShapeError(f"attention: window is {window}, but state was made with window {state.window}")
-    if state is not None and len(state.positions) != segments.count:
-        raise ShapeError(f"attention: state holds {len(state.positions)} sequences, but segments has {segments.count}")
+    if state is not None and state.count != segments.count:
+        raise ShapeError(f"attention: state holds {state.count} sequences, but segments has {segments.count}")
     if min(query.numel(), key.numel(), value.numel()) < 1:
         raise ShapeError(f"attention: query has shape {list(query.shape)}, but it must hold something")
+    check_devices("attention", {"query": query, "key": key, "value": value})
     if state is not None:
         sizes = (tuple(state.keys.shape[2:]), tuple(state.values.shape[2:]))
         if sizes != (tuple(key.shape[1:]), tuple(value.shape[1:])):
@@ -144,6 +194,9 @@ def attention(
                 f"attention: state keeps keys and values of {list(sizes[0])} and {list(sizes[1])}, but key has shape "
                 f"{list(key.shape)} and value {list(value.shape)}; it was made for another layer"
             )
-    call = Attention(query, key, value, segments, state, float(K**-0.5 if scale is None else scale), window)
+    scale = float(K**-0.5 if scale is None else scale)
+    if state is not None and state.places is not None:
+        return step(Step(query, key, value, state, scale)), state
+    call = Attention(query, key, value, segments, state, scale, window)
     run: Callable[[Attention], tuple[Tensor, AttentionState]] = choose("attention", BACKENDS, backend, call)
     return run(call)

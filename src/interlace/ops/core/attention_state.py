@@ -21,7 +21,11 @@ class AttentionState(LayerState):
     Attributes:
         window: how many tokens a query sees, itself included; None for all.
         reserve: slots to allocate when the buffer first grows; 0 to grow by a quarter at a time.
+        places: int64 [N] on the device, how many tokens each sequence has seen, in a view that `on_device` made;
+            else None.
     """
+
+    places: Tensor | None = None
 
     def __init__(self, keys: Tensor, values: Tensor, positions: list[int], window: int | None, reserve: int = 0):
         """keys [N, capacity, heads, K], values [N, capacity, heads, V]; positions: tokens seen, per sequence."""
@@ -68,9 +72,15 @@ class AttentionState(LayerState):
 
     @property
     def positions(self) -> list[int]:
-        """How many tokens each sequence has seen."""
+        """How many tokens each sequence has seen; a view on the device does not know it here."""
+        assert self.places is None, "the positions of this state are on the device"
         self._lay_out()
         return self._positions
+
+    @property
+    def count(self) -> int:
+        """N, the number of sequences."""
+        return self.keys.shape[0]
 
     def tensors(self) -> list[Tensor]:
         """Return keys and values."""
@@ -131,6 +141,35 @@ class AttentionState(LayerState):
         positions = [p + 1 for p in self.positions]
         self._make_room(max(positions))
         return AttentionState(self.keys, self.values, positions, self.window, self.reserve)
+
+    def grow(self) -> None:
+        """Allocate space for one more token of each sequence, if there is none."""
+        self._make_room(max(self.positions) + 1)
+
+    def clear_unseen(self) -> None:
+        """Fill the slots that hold no token with zeros: what masks them multiplies them by 0."""
+        for row in range(self.count):
+            held = self.held(row)
+            self.keys[row, held:], self.values[row, held:] = 0, 0
+
+    def on_device(self, places: Tensor) -> AttentionState:
+        """Return a view on the same buffers; see `LayerState.on_device`."""
+        self.check_unused()
+        view = AttentionState(self.keys, self.values, [], self.window, self.reserve)
+        view.places = places
+        return view
+
+    def put(self, key: Tensor, value: Tensor) -> None:
+        """Write one token of each sequence, [N, heads, ...], where `places` says; for a view on the device."""
+        assert self.places is not None
+        rows = torch.arange(self.count, device=key.device)
+        slots = self.places if self.window is None else self.places % self.window
+        self.keys[rows, slots], self.values[rows, slots] = key, value
+
+    def visible(self) -> Tensor:
+        """Return bool [N, capacity]: which slots the token at `places` sees, itself included."""
+        assert self.places is not None
+        return torch.arange(self.keys.shape[1], device=self.places.device) <= self.places[:, None]
 
     def _make_room(self, tokens: int) -> None:
         capacity = self.keys.shape[1]

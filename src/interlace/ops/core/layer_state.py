@@ -44,6 +44,34 @@ class LayerState(UsedOnce):
         for state in self._states():
             state.advance()
 
+    def grow(self) -> None:
+        """Allocate space for one more token of each sequence, where there is none."""
+        for state in self._states():
+            state.grow()
+
+    def clear_unseen(self) -> None:
+        """Fill what is allocated but holds no token with zeros."""
+        for state in self._states():
+            state.clear_unseen()
+
+    def on_device(self, places: Tensor) -> Any:
+        """Return a view on the same memory, to be given to one step that looks at no position on the host.
+
+        Args:
+            places: int64 [N] on the device, how many tokens each sequence has seen.
+
+        Raises:
+            BackendUnavailable: a step of this layer needs positions on the host.
+        """
+        parts = {n: p if isinstance(p, Tensor) else p.on_device(places) for n, p in self.parts().items()}
+        return type(self)(**parts)
+
+    def take(self, after: Any) -> None:
+        """Copy the state after a step into the memory of this one, where the step has not written it in place."""
+        for ours, theirs in zip(self.tensors(), after.tensors(), strict=True):
+            if ours.data_ptr() != theirs.data_ptr():
+                ours.copy_(theirs)
+
     def aged(self, seen: int, reserve: int) -> LayerState:
         """A state of these sizes whose sequences have seen so many tokens, its caches allocated for `reserve`."""
         parts = {n: p if isinstance(p, Tensor) else p.aged(seen, reserve) for n, p in self.parts().items()}

@@ -36,12 +36,14 @@ class Probe(NamedTuple):
         dtype: of the tensors.
         sizes: all that selects a kernel beside the dtype: the sizes of a head, or of a window.
         build: makes the case.
+        backend: what the case calls.
     """
 
     operator: str
     dtype: torch.dtype
     sizes: tuple[int, ...]
     build: Callable[[], Case]
+    backend: str = "triton"
 
 
 _suspended = threading.local()
@@ -93,7 +95,7 @@ def suspended() -> Iterator[None]:
 def _examine(probe: Probe, device: torch.device) -> str:
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         try:
-            values, gradients = measured(probe.build(), "triton", probe.dtype, str(device))
+            values, gradients = measured(probe.build(), probe.backend, probe.dtype, str(device))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever the compiler or the driver raises is the reason

@@ -81,6 +81,12 @@ def chunks(offsets: Tensor, device: torch.device, size: int, period: int) -> Chu
     return found
 
 
+def borders(offsets: Tensor, device: torch.device) -> Tensor:
+    """Return the borders of sequences, int32 [N + 1], on a device; copied once, as `chunks`."""
+    found: Tensor = _made_once(_borders, offsets, device)
+    return found
+
+
 def ranks(offsets: Tensor, device: torch.device, size: int) -> Ranks:
     """Return the order in which a scan takes the chunks of all sequences at a time; made once, as `chunks`."""
     found: Ranks = _made_once(_ranks, offsets, device, size)
@@ -92,6 +98,10 @@ def _made_once(make: Callable[..., Any], offsets: Tensor, *key: Any) -> Any:
     if (make, *key) not in known:
         known[make, *key] = make(offsets, *key)
     return known[make, *key]
+
+
+def _borders(offsets: Tensor, device: torch.device) -> Tensor:
+    return on_device(offsets.to(torch.int32), device)
 
 
 def _chunks(offsets: Tensor, device: torch.device, size: int, period: int) -> Chunks:

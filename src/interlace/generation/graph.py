@@ -1,0 +1,129 @@
+"""One decoding step as a CUDA graph: token ids in, logits out, and states that are changed where they lie.
+
+A graph repeats the launches of a step at the same addresses. So the step reads tokens and positions from the device,
+counts the positions itself, and ends by writing the states that its layers returned into the memory of those it got.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from interlace.base.segments import Segments
+from interlace.layers.base import Stream
+from interlace.model.model import HybridLM
+from interlace.model.state import ModelState
+from interlace.ops.core.tables import on_device
+
+VARIABLE = "INTERLACE_GRAPHS"  # "off": steps are run, not replayed
+
+
+class Graph(Protocol):
+    """The launches of a function, to be repeated."""
+
+    def warm(self, run: Callable[[], None]) -> None:
+        """Run a function beside what the device does, as it must have run once before it is captured."""
+
+    def capture(self, run: Callable[[], None]) -> None:
+        """Record a function's launches, which are not run; raises RuntimeError where that is impossible."""
+
+    def replay(self) -> None:
+        """Repeat the launches."""
+
+
+class CudaGraph:
+    """A graph of CUDA's."""
+
+    def __init__(self, device: torch.device):
+        """device: where everything lies."""
+        self.device, self.graph = device, torch.cuda.CUDAGraph()
+
+    def warm(self, run: Callable[[], None]) -> None:
+        """Run the function on a stream of its own."""
+        with torch.cuda.device(self.device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                run()
+            torch.cuda.current_stream().wait_stream(side)
+
+    def capture(self, run: Callable[[], None]) -> None:
+        """Record the function; other threads may go on with their work."""
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.graph(self.graph, capture_error_mode="thread_local"),
+        ):
+            run()
+
+    def replay(self) -> None:
+        """Launch all at once."""
+        with torch.cuda.device(self.device):
+            self.graph.replay()
+
+
+def graphs_for(device: torch.device) -> Callable[[], Graph] | None:
+    """Return what makes graphs for a device, or None where there are none."""
+    if device.type != "cuda" or os.environ.get(VARIABLE) == "off":
+        return None
+    return lambda: CudaGraph(device)
+
+
+class GraphedStep:
+    """One step of N sequences at fixed addresses; it is captured when it is needed for a second time.
+
+    Attributes:
+        logits: [N, vocabulary], overwritten by each step.
+    """
+
+    def __init__(self, model: HybridLM, state: ModelState, segments: Segments, graph: Graph):
+        """state: changed in place by each step; its positions on the host are the caller's to count.
+
+        Raises:
+            BackendUnavailable: the step of a layer needs positions on the host.
+        """
+        state.on_device(state.positions)  # a layer that cannot go says so before anything is changed
+        state.make_ready()
+        self.model, self.state, self.segments, self.graph = model, state, segments, graph
+        self.tokens = torch.zeros(state.count, dtype=torch.int64, device=model.device)
+        self.places = on_device(state.positions.clone(), model.device).clone()
+        self.captured = False
+        self.logits: Tensor | None = None
+
+    def first(self, tokens: Tensor) -> Tensor:
+        """Run the step as it is, which compiles and checks its kernels."""
+        self.tokens.copy_(tokens, non_blocking=True)
+        self.graph.warm(self._run)
+        assert self.logits is not None
+        return self.logits
+
+    def prepare(self) -> str:
+        """Capture the step if that is not done yet; return why it is impossible, or ""."""
+        if not self.captured:
+            try:
+                self.graph.capture(self._run)
+            except RuntimeError as error:
+                lines = str(error).strip().splitlines() or [""]
+                return f"the step cannot be captured as a graph: {type(error).__name__}: {lines[0]:.200}"
+            self.captured = True
+        return ""
+
+    def replay(self, tokens: Tensor) -> Tensor:
+        """Repeat the step for other tokens."""
+        self.tokens.copy_(tokens, non_blocking=True)
+        self.graph.replay()
+        assert self.logits is not None
+        return self.logits
+
+    def _run(self) -> None:
+        stream = Stream(self.segments, self.places)
+        hidden, after, _ = self.model.body(self.model.embed(self.tokens), stream, self.state.on_device(self.places))
+        logits = self.model.logits(hidden)
+        if self.logits is None:
+            self.logits = torch.empty_like(logits)
+        self.logits.copy_(logits)
+        self.state.take(after)
+        self.places += 1
