@@ -118,7 +118,21 @@ A line of `metrics.jsonl` has:
 | `held_out_bits_per_byte`, `held_out_loss` | bits per byte, nats per token | where the held-out text was scored |
 | `horizon` | share of the steps | where the rate has fallen to 0 |
 | `busiest_expert` | times its even share | with experts |
+| `flops_utilisation` | share | on a GPU: the model's FLOPs/s beside those of a large matrix product there |
+| `peak_memory_bytes` | bytes | on a GPU: the most that tensors took at once so far |
 | `diverged` | | why a run ended: its loss or gradient was not finite |
+
+## On a GPU
+
+Add `--device cuda`. With `--dry-run`, the GPU runs one block of each kind, to measure what it keeps, and the most
+memory that a step takes is predicted. A run prints what it took beside that, and `run.toml` holds the prediction. Where
+memory does not suffice, the message says what was asked for, what was free, and which of `data.rows`, `data.length` and
+`train.recompute` would fit by the prediction.
+
+Steps are enqueued, and the next batch is copied meanwhile: the host reads a step's results while the GPU does the next
+one. A loss that is not finite changes nothing on the GPU, is seen one step later, and ends the run with the number of
+its own step. `flops_utilisation` counts three forward passes for each step, whatever `train.recompute` does again.
+`train.compile = true` helps where blocks are small; a kind of layer that cannot be compiled is named.
 
 ## Other data, other starts
 

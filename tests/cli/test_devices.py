@@ -48,6 +48,7 @@ VERBS = [
     ["train", "r.toml", "--out", "run"],
     ["train", "r.toml", "--dry-run"],
     ["doctor"],
+    ["quickstart", "--minutes", "1", "--out", "race"],
     ["study", "tasks", "--tasks", "parity", "--models", "transformer", "--steps", "1", "--seeds", "1", "--out", "grid"],
 ]
 
@@ -177,3 +178,18 @@ def test_what_nobody_foresaw_is_one_line_too(here, capsys, monkeypatch):
     with pytest.raises(RuntimeError):
         run(["--traceback", "generate", "model", "x"])
     assert issubclass(ConfigError, InterlaceError)
+
+
+def test_a_cuda_device_that_is_not_there_is_explained(monkeypatch):
+    """What torch is, what it was built for, and what it sees; also where some devices are there."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    with pytest.raises(ConfigError) as caught:
+        interlace.HybridLM(preset("tiny-hybrid"), device="cuda:5")
+    said = str(caught.value)
+    assert f"torch {torch.__version__} is built for CUDA 12.8 and sees 2 CUDA devices" in said
+    assert "here there is: cpu, cuda, cuda:1" in said
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match="is built without CUDA and sees 0 CUDA devices"):
+        interlace.load("nowhere", device="cuda")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interlace.model.memory import _Alive, prefill_memory
+from interlace.model.memory import Alive, prefill_memory
 from interlace.model.model import HybridLM
 from interlace.model.presets import PRESETS, preset
 from interlace.model.sizes import sizes
@@ -30,7 +30,7 @@ def test_what_works_grows_with_the_part_and_hardly_with_the_prompt():
 
 
 def test_it_counts_what_lives_at_once():
-    with _Alive([]) as alive:
+    with Alive([]) as alive:
         a = torch.empty(1000, device="meta")
         b = a + 1
         del a
@@ -43,7 +43,7 @@ def test_it_counts_what_lives_at_once():
 
 def test_what_is_there_before_is_not_counted():
     a = torch.empty(1000, device="meta")
-    with _Alive([a]) as alive:
+    with Alive([a]) as alive:
         a[:10].add_(1)
         b = a.view(10, 100)
     assert alive.peak == 0

@@ -25,6 +25,7 @@ def quickstart(
     minutes: float = 4.0,
     out: Place = Path("runs/quickstart"),
     data: Place | None = None,
+    device: str = "cpu",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train a hybrid and a transformer side by side on real text, and compare them.
@@ -45,6 +46,8 @@ def quickstart(
         The folder for both models, the plot and the report.
     data: Path
         A file or folder of text; the standard library's source code if not given.
+    device: str
+        "cpu", or "cuda".
     json: bool
         Print one JSON document instead of a table.
     """
@@ -57,7 +60,7 @@ def quickstart(
     out = user_path(out, RunError)
     kernels.keep_memory()  # of this process, which trains and then ends
     with Scoreboard() as board:
-        results = run(minutes, out, data, board.update)
+        results = run(minutes, out, data, board.update, device)
     if json:
         print_json(results)
         return

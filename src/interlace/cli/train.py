@@ -83,6 +83,8 @@ def train(
         run = train_and_report(plan, out, watch, device, say=lambda text: say(text, console=err))
     scored = [m for m in run.metrics() if "held_out_bits_per_byte" in m]
     document = {"run": str(out), "checkpoint": str(run.checkpoints()[-1]), **(scored[-1] if scored else {})}
+    if "peak_memory_bytes" in document and (predicted := run.tables()["machine"].get("predicted_memory_bytes")):
+        document["predicted_memory_bytes"] = predicted
     if json:
         print_json(document)
         return
@@ -106,6 +108,8 @@ def _print_estimate(document: dict[str, Any], json: bool) -> None:
         ["training FLOPs in all", count(document["training_flops"])],
         ["memory: weights, gradients, AdamW", size(document["weight_bytes"])],
         ["memory: activations of one batch", size(document["activation_bytes"])],
+        ["memory: most at once, predicted", size(document["peak_memory_bytes"])],
+        ['the same with train.recompute = "block"', size(document["peak_memory_bytes_with_recompute"])],
         [
             "matrix products here",
             f"{quantity(document['matmul_flops_per_second'], 'FLOP/s')} in {document['precision']}",

@@ -32,6 +32,11 @@ class Batch:
     weights: Tensor | None = None
 
 
+def few(targets: Tensor) -> bool:
+    """Return whether less than half of the targets, which lie on the CPU, stand for a token."""
+    return 2 * int((targets != IGNORE).sum()) < targets.shape[0]
+
+
 def batches(split: TokenSplit, rows: int, length: int, seed: int) -> Batches | Conversations:
     """Return batches of texts, or of conversations, as the split holds them."""
     kind = Batches if split.learnt is None else Conversations

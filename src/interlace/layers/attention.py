@@ -122,6 +122,11 @@ class Attention(Projections):
         groups, window = self.config.groups, self.config.window
         return AttentionState.empty(rows, groups, self.dim, self.dim, window, like, reserve)
 
+    def prepare(self, stream: Stream) -> None:
+        """Compute what all layers share, so that a pass that is compiled, or done twice, finds it there."""
+        if self.config.position == "rope":
+            stream.rotary(self.rope_name, self.config.rope, self.dim)
+
     def forward(self, x: Tensor, stream: Stream, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
         """Map x [total, D] to ([total, D], the state after these tokens)."""
         narrow = self.config.groups * self.dim

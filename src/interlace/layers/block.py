@@ -39,6 +39,11 @@ class Block(nn.Module):
         """Return the mixer's state of `rows` sequences that have seen nothing; None without a mixer."""
         return self.mixer.initial_state(rows, like, reserve) if self.has_mixer else None
 
+    def prepare(self, stream: Stream) -> None:
+        """Compute what the mixer shares with others, before a pass that is compiled or done twice."""
+        if self.has_mixer and hasattr(self.mixer, "prepare"):
+            self.mixer.prepare(stream)
+
     def forward(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any, Any]:
         """Map x [total, D] to ([total, D], the mixer's state or None, in training mode the experts' load or None)."""
         return self._pre_norm(x, stream, state) if self.norm_input else self._post_norm(x, stream, state)

@@ -13,7 +13,7 @@ from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
 from interlace.layers.projection import Projections, without_autocast
 from interlace.ops.core.layer_state import LayerState
-from interlace.ops.core.tables import on_device
+from interlace.ops.core.tables import made_once, on_device
 
 
 @dataclass
@@ -116,7 +116,12 @@ def placed_order(segments: Segments, device: torch.device) -> tuple[Tensor, Tens
     if segments.time == 1:
         each = torch.arange(segments.count, device=device)
         return torch.full((1,), segments.count), each, each, each, each
-    sizes, order, rows = packed_order(segments)
+    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = made_once(_placed, segments.offsets, device)
+    return found
+
+
+def _placed(offsets: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    sizes, order, rows = packed_order(Segments.from_offsets(offsets))
     back, at = torch.argsort(order), torch.argsort(rows)
     order, back, rows, at = (on_device(x, device) for x in (order, back, rows, at))
     return sizes, order, back, rows, at

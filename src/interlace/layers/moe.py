@@ -123,9 +123,14 @@ class Load:
         return self.counts.shape[0] * (shares * self.scores).sum()
 
     @property
+    def most(self) -> Tensor:
+        """How many times its even share the busiest expert got, on the device."""
+        return self.counts.max() * self.counts.shape[0] / self.counts.sum()
+
+    @property
     def busiest(self) -> float:
-        """How many times its even share the busiest expert got."""
-        return float(self.counts.max() * self.counts.shape[0] / self.counts.sum())
+        """The same as a number, for which the host waits."""
+        return float(self.most)
 
 
 class MoE(Projections):
@@ -200,7 +205,7 @@ class MoE(Projections):
         return out if residual is None else residual + out, load
 
     @torch.no_grad()
-    def rebalance(self, load: Load, rate: float) -> None:
+    def rebalance(self, load: Load, rate: float | Tensor) -> None:
         """Move the correction of each expert by `rate` towards an even load, given that of a training pass.
 
         Source: Wang et al., "Auxiliary-Loss-Free Load Balancing", arXiv 2408.15664.

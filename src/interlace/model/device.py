@@ -30,9 +30,20 @@ def resolve_device(device: Any) -> torch.device:
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if found.type == "xpu":
         count["xpu"] = torch.xpu.device_count()
+    if found.type == "cuda" and number >= count["cuda"]:
+        raise ConfigError(f"device: {device!r} is not here: {_cuda()}; here there is: {', '.join(here())}")
     if found.type not in KINDS or number >= count.get(found.type, 0):
         raise ConfigError(f"device: {device!r} is not here; here there is: {', '.join(here())}")
     return found
+
+
+def _cuda() -> str:
+    """Return what torch sees of CUDA: its own version, what it was built for, and how many devices."""
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    if torch.version.hip:
+        built = f"built for ROCm {torch.version.hip}"
+    count = torch.cuda.device_count()
+    return f"torch {torch.__version__} is {built} and sees {count} CUDA device{'' if count == 1 else 's'}"
 
 
 def check_dtype(dtype: Any) -> None:
@@ -67,4 +78,8 @@ def here() -> list[str]:
 def facts(device: str) -> dict[str, Any]:
     """Return facts on the machine that a run is trained on: system, processor, memory, device, threads, kernels."""
     active = kernels.active() if kernels.available() else f"none: {kernels.missing}"
-    return {**machine(), "device": device, "threads": torch.get_num_threads(), "native_kernels": active}
+    found = {**machine(), "device": device, "threads": torch.get_num_threads(), "native_kernels": active}
+    if (place := torch.device(device)).type == "cuda":
+        properties = torch.cuda.get_device_properties(place)
+        found |= {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory}
+    return found

@@ -22,7 +22,7 @@ from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 
 
-class _Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):
     """Counts the bytes of all storages that are alive, and the most there were at once."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
@@ -106,7 +106,7 @@ def prefill_memory(config: ModelConfig, tokens: int, part: int, dtype: torch.dty
     stream = Stream(Segments.equal(1, part), torch.zeros(part, dtype=torch.int64, device="meta"))
     held = sum(layer.nbytes for layer in layers if layer is not None)
     known = [x for layer in layers if layer is not None for x in layer.tensors()]
-    with _Alive([*known, *model.parameters()]) as alive:
+    with Alive([*known, *model.parameters()]) as alive:
         hidden, _, _ = model.body(model.embed(torch.zeros(part, dtype=torch.int64, device="meta")), stream, layers)
         model.logits(hidden[-1:])
     weights = sum(p.nbytes for p in model.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from interlace.layers.projection import Packed, Projections, compute_dtype
 from interlace.model.config import ModelConfig
 from interlace.model.device import check_dtype, resolve_device
 from interlace.model.state import ModelState
+from interlace.ops.core import tables
 from interlace.ops.linear.dispatch import linear
 
 
@@ -38,6 +40,10 @@ class Source:
     keys: dict[str, Any]
     files: dict[str, bytes] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
+
+
+Through = Callable[[Block, Tensor, Stream], tuple[Tensor, Any]]
+"""Runs a block in training: (block, x [total, D], stream) to (x, the load of its experts or None), without a state."""
 
 
 class Pass(NamedTuple):
@@ -64,6 +70,8 @@ class HybridLM(nn.Module):
         kinds: the width and the layers' configs, by which a state of another model is known.
         tokenizer: the tokenizer that came with it, or None.
         source: the checkpoint that it was loaded from, or None.
+        through: how a pass that trains, and starts from no state, runs each block; None to call it. Such a pass keeps
+            no state: the one it returns is used up.
     """
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype | None = None, device: Any = None):
@@ -80,6 +88,7 @@ class HybridLM(nn.Module):
         self.config = config
         self.tokenizer: Any = None
         self.source: Source | None = None
+        self.through: Through | None = None
         self.packed_head: Packed | None = None
         self._packed_from: tuple[int, int] = (0, 0)
         with device:
@@ -212,12 +221,18 @@ class HybridLM(nn.Module):
             raise ShapeError(f"state: holds {state.count} sequences, but segments has {segments.count}")
         self.check_tokens(tokens)
         before = None if state is None else state.use().positions
-        stream = Stream(segments, segments.positions(before).to(tokens.device))
+        stream = Stream(segments, _places(segments, before, tokens.device))
         x, before_layers = self.embed(tokens.reshape(-1)), None if state is None else state.layers
         hidden, layers, loads = self.body(x, stream, before_layers)
         lengths = torch.diff(segments.offsets).long()
         after = ModelState(layers, lengths if before is None else before + lengths, self.kinds)
+        if state is None and self._guided:
+            after.use()
         return Pass(hidden, segments, after, loads)
+
+    @property
+    def _guided(self) -> bool:
+        return self.through is not None and self.training and torch.is_grad_enabled()
 
     def check_tokens(self, tokens: Tensor) -> None:
         """Raise ShapeError for ids that the vocabulary lacks.
@@ -252,12 +267,23 @@ class HybridLM(nn.Module):
         mode.
         """
         after, loads = [], []
+        through = self.through if layers is None and self._guided else None
         for index, block in enumerate(self.blocks):
-            x, state, load = block(x, stream, None if layers is None else layers[index])
+            if through is None:
+                x, state, load = block(x, stream, None if layers is None else layers[index])
+            else:
+                (x, load), state = through(block, x, stream), None  # type: ignore[arg-type]
             after.append(state)
             loads.append(load)
         hidden = self.norm(x, compute_dtype(self.norm.weight))
         return (hidden if self.config.logits_divisor == 1 else hidden / self.config.logits_divisor), after, loads
+
+
+def _places(segments: Segments, starts: Tensor | None, device: torch.device) -> Tensor:
+    """Return the positions of tokens on a device, for which the host does not wait."""
+    if starts is None and device.type == "cuda" and not torch.compiler.is_compiling():
+        return tables.positions(segments.offsets, device)
+    return tables.on_device(segments.positions(starts), device)
 
 
 def _identity(weight: Tensor) -> tuple[int, int]:

@@ -40,11 +40,11 @@ class RunFolder:
         write_file(run.file, tomli_w.dumps({**config, "versions": versions(), "machine": {}}))
         return run
 
-    def remember(self, *, machine: dict[str, Any] | None = None, precision: str = "") -> None:
-        """Record where a run is first trained, and in what precision; what is recorded already stays."""
+    def remember(self, *, machine: dict[str, Any] | None = None, **more: Any) -> None:
+        """Record where a run is first trained, and more, such as its precision; what is recorded already stays."""
         tables = self.tables()
         known = tables.get("machine", {})
-        found = {**(machine or {}), **({"precision": precision} if precision else {}), **known}
+        found = {**(machine or {}), **more, **known}
         if found != known and not (known and machine):
             write_file(self.file, tomli_w.dumps({**tables, "machine": found}))
 

@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from interlace.model.config import ModelConfig
-from interlace.model.model import HybridLM
 from interlace.model.precision import choose_precision, matmul_flops_per_second
 from interlace.model.sizes import sizes
 from interlace.train.loop import steps_of
+from interlace.train.memory import footprint
 from interlace.train.recipe import Recipe
 
 UTILISATION = 0.35  # share of the matrix-product rate that training reached here, CPU (docs/LOG.md)
@@ -20,7 +19,14 @@ UTILISATION = 0.35  # share of the matrix-product rate that training reached her
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """The cost of a run: counts, FLOPs, bytes and seconds."""
+    """The cost of a run: counts, FLOPs, bytes and seconds.
+
+    Attributes:
+        weight_bytes: of weights, gradients and AdamW's moments.
+        activation_bytes: what the blocks keep for the backward pass of one batch.
+        peak_memory_bytes: the most that a step takes at once, with the recipe's train.recompute.
+        peak_memory_bytes_with_recompute: the same with train.recompute = "block".
+    """
 
     parameters: int
     non_embedding_parameters: int
@@ -30,6 +36,8 @@ class TrainingEstimate:
     training_flops: float
     weight_bytes: int
     activation_bytes: int
+    peak_memory_bytes: int
+    peak_memory_bytes_with_recompute: int
     precision: str
     matmul_flops_per_second: float
     utilisation: float
@@ -42,32 +50,24 @@ class TrainingEstimate:
 
 def activation_bytes(config: ModelConfig, rows: int, length: int) -> int:
     """Bytes that autograd keeps for one batch, counted on tensors without storage."""
-    model = HybridLM(config, device="meta")
-    owned = {id(p) for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        if x.device.type == "meta" and id(x) not in owned:
-            storage = x.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()
-            alive.append(x)
-        return x
-
-    alive: list[Tensor] = []  # so that no storage's address is used twice
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        model.hidden(torch.zeros(rows, length, dtype=torch.int64, device="meta"))
-    return sum(kept.values())
+    return footprint(config, length, torch.device("cpu")).step(rows * length).activations
 
 
 def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
-    """Estimate the cost of a recipe on this machine; takes about a second, allocates no weights."""
+    """Estimate the cost of a recipe on this machine; takes a few seconds.
+
+    On a CPU no weights are allocated; a GPU runs one block of each kind, to measure what it keeps.
+    """
     data, length = recipe.data, recipe.data.length
     model = sizes(recipe.model, (length,), element_bytes=4)
-    precision = choose_precision(recipe.train.precision, torch.device(device))
+    place = torch.device(device)
+    precision = choose_precision(recipe.train.precision, place)
     rate = matmul_flops_per_second(getattr(torch, precision), device)
     steps = steps_of(recipe)
     tokens = steps * data.rows * length
     flops = model.training_flops_per_token[length] * tokens
+    parts = footprint(recipe.model, length, place, precision)
+    step = parts.step(data.rows * length, recipe.train.recompute)
     return TrainingEstimate(
         parameters=model.total,
         non_embedding_parameters=model.non_embedding,
@@ -76,7 +76,9 @@ def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
         training_flops_per_token=model.training_flops_per_token[length],
         training_flops=flops,
         weight_bytes=16 * model.total,
-        activation_bytes=activation_bytes(recipe.model, data.rows, length),
+        activation_bytes=step.activations,
+        peak_memory_bytes=step.peak,
+        peak_memory_bytes_with_recompute=parts.step(data.rows * length, "block").peak,
         precision=precision,
         matmul_flops_per_second=rate,
         utilisation=UTILISATION,

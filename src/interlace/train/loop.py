@@ -22,6 +22,8 @@ from interlace.runs.lock import hold_folder
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
 from interlace.train.corpus import check_fit, check_inputs, open_corpus
+from interlace.train.gauge import Gauge
+from interlace.train.memory import Footprint, explained, footprint
 from interlace.train.recipe import Recipe
 from interlace.train.schedule import horizon_steps
 from interlace.train.steps import take_steps
@@ -88,7 +90,7 @@ def train(
     Raises:
         RunError: `out` belongs to a different run, another process works in it, or what it began with was changed.
         ConfigError, DataError: the recipe and the data do not fit; a run that could not begin leaves nothing behind.
-        Failure: training diverged, or the disk refused.
+        Failure: training diverged, the disk refused, or the device has too little memory.
     """
     resolve_device(device)
     run = TrainingRun(out)
@@ -97,12 +99,22 @@ def train(
     with hold_folder(run.path, wait_seconds=ORPHAN_SECONDS if os.environ.get(PARENT) else 0.0):
         run = TrainingRun.open(run.path, recipe.to_dict())
         run.remember(machine=facts(device))
-        try:
-            trainer, corpus = _trainer(recipe, run, watch, device)
-        except BaseException:
-            run.withdraw()
-            raise
-        _steps(recipe, run, trainer, corpus, evaluate(corpus), watch)
+        gauge: Gauge | None = None
+
+        def predict() -> Footprint:
+            known = None if gauge is None else gauge.footprint
+            return known or footprint(recipe.model, recipe.data.length, torch.device("meta"))
+
+        with explained(recipe, predict):
+            try:
+                gauge = Gauge.of(recipe, device)
+                trainer, corpus = _trainer(recipe, run, watch, device)
+            except BaseException:
+                run.withdraw()
+                raise
+            if gauge is not None:
+                run.remember(**gauge.facts())
+            _steps(recipe, run, trainer, corpus, evaluate(corpus), watch, gauge)
         return run
 
 
@@ -125,7 +137,13 @@ def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str) -> tup
 
 
 def _steps(
-    recipe: Recipe, run: TrainingRun, trainer: Trainer, corpus: Corpus, evaluate: Evaluate, watch: Watch
+    recipe: Recipe,
+    run: TrainingRun,
+    trainer: Trainer,
+    corpus: Corpus,
+    evaluate: Evaluate,
+    watch: Watch,
+    gauge: Gauge | None = None,
 ) -> None:
     """Take the steps that are left."""
     steps, plan = trainer.steps, recipe.train
@@ -135,12 +153,30 @@ def _steps(
     ends = horizon_steps(steps, plan.horizons)
     started = time.perf_counter()
 
+    waiting: list[tuple[int, StepResult, float]] = []  # steps that a GPU may still work on: (number, results, seconds)
+
     def before(_: int) -> None:
         nonlocal started
         started = time.perf_counter()
 
     def after(_: Trainer, step: StepResult) -> None:
         done = trainer.done
+        for one in waiting:  # the step before: its results were looked at by now
+            log(*one)
+        waiting.clear()
+        checkpoint, score = due(done, steps, plan.checkpoints), done in ends or due(done, steps, plan.evaluations)
+        if step.waits and not (checkpoint or score):
+            waiting.append((done, step, time.perf_counter() - started))
+            return
+        trainer.settle()
+        if checkpoint:  # before evaluating: a failing score loses nothing
+            run.write_checkpoint(done, trainer.write)
+        more: dict[str, Any] = {"horizon": done / steps} if done in ends else {}
+        if score:
+            more |= evaluate(trainer.model)
+        log(done, step, time.perf_counter() - started, **more)
+
+    def log(done: int, step: StepResult, seconds: float, **more: Any) -> None:
         row: dict[str, Any] = {
             "step": done,
             "tokens": done * batches.tokens,
@@ -151,13 +187,9 @@ def _steps(
         }
         if step.busiest is not None:
             row["busiest_expert"] = step.busiest
-        if due(done, steps, plan.checkpoints):  # before evaluating: a failing score loses nothing
-            run.write_checkpoint(done, trainer.write)
-        if done in ends:
-            row["horizon"] = done / steps
-        if done in ends or due(done, steps, plan.evaluations):
-            row |= evaluate(trainer.model)
-        row["seconds"] = time.perf_counter() - started
+        if gauge is not None:
+            row |= gauge.row(row["tokens_per_second"])
+        row |= {**more, "seconds": seconds}
         run.log(**row)
         left = (steps - done) * batches.tokens / row["tokens_per_second"]
         watch(Progress("training", done, steps, left, row))

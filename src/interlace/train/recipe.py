@@ -73,6 +73,9 @@ class TrainSettings(Closed):
         checkpoints: how many are written over the run, the end included; the last two are kept.
         balance_loss: weight of the loss that evens the load of experts, where they have no correction.
         balance_rate: by how much a step moves the corrections, where they have some.
+        compile: whether torch.compile makes one graph of each kind of block; the first steps are slow.
+        recompute: "none", or "block": a block keeps its input alone and is run again in the backward pass, which saves
+            memory and costs a third more time.
     """
 
     tokens: int = Field(gt=0)
@@ -91,6 +94,8 @@ class TrainSettings(Closed):
     checkpoints: int = Field(default=10, gt=0)
     balance_loss: float = Field(default=0.01, ge=0)
     balance_rate: float = Field(default=1e-3, ge=0)
+    compile: bool = False
+    recompute: Literal["none", "block"] = "none"
 
     @field_validator("betas")
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from interlace.base.errors import Diverged
 from interlace.data.batches import Batch
+from interlace.train.ahead import Ahead
 from interlace.train.trainer import StepResult, Trainer
 
 
@@ -21,22 +22,28 @@ def take_steps(
 
     Args:
         trainers: of one schedule; those that are ahead wait for the others.
-        batch: of a step counted from 0.
-        after: (who, what) called after each step, to log, score and write checkpoints.
+        batch: of a step counted from 0; a function of the step alone. On a GPU it is asked for one step ahead.
+        after: (who, what) called after each step, to log, score and write checkpoints. On a GPU, reading a result
+            waits for the step.
         before: called with each step counted from 0; may change the schedules.
         diverged: called before the error is raised.
 
     Raises:
         Diverged: a loss is not finite.
     """
+    given = Ahead(batch, trainers[0].model.device)
     while (step := min(t.done for t in trainers)) < trainers[0].steps:
         before(step)
-        given = batch(step)
+        read = given(step)
         for trainer in trainers:
             if trainer.done == step:
                 try:
-                    taken = trainer.step(given)
+                    taken = trainer.step(read)
+                    if trainer is trainers[-1] and step + 1 < trainer.steps:
+                        given.prepare(step + 1)
+                    after(trainer, taken)
+                    if trainer.done == trainer.steps:
+                        trainer.settle()
                 except Diverged as error:
                     diverged(trainer, error)
                     raise
-                after(trainer, taken)

@@ -104,7 +104,8 @@ def custom_op(
         first, *others = due[:visible]
         if all(d is None for d in due[:visible]):
             return tuple(gradients)
-        saved, inputs = ctx.saved_tensors[:extra], (*ctx.saved_tensors[extra:], *ctx.options)
+        kept = ctx.saved_tensors  # once: activations that are recomputed can be unpacked once only
+        saved, inputs = kept[:extra], (*kept[extra:], *ctx.options)
         if first is None:
             outputs = shapes(*inputs)
             first = torch.zeros_like(outputs[0] if isinstance(outputs, tuple) else outputs)

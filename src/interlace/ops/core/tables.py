@@ -77,23 +77,30 @@ def chunks(offsets: Tensor, device: torch.device, size: int, period: int) -> Chu
         size: tokens of a chunk.
         period: chunks of a stretch; a state is kept at the border of two stretches of a sequence.
     """
-    found: Chunks = _made_once(_chunks, offsets, device, size, period)
+    found: Chunks = made_once(_chunks, offsets, device, size, period)
     return found
 
 
 def borders(offsets: Tensor, device: torch.device) -> Tensor:
     """Return the borders of sequences, int32 [N + 1], on a device; copied once, as `chunks`."""
-    found: Tensor = _made_once(_borders, offsets, device)
+    found: Tensor = made_once(_borders, offsets, device)
     return found
 
 
 def ranks(offsets: Tensor, device: torch.device, size: int) -> Ranks:
     """Return the order in which a scan takes the chunks of all sequences at a time; made once, as `chunks`."""
-    found: Ranks = _made_once(_ranks, offsets, device, size)
+    found: Ranks = made_once(_ranks, offsets, device, size)
     return found
 
 
-def _made_once(make: Callable[..., Any], offsets: Tensor, *key: Any) -> Any:
+def positions(offsets: Tensor, device: torch.device) -> Tensor:
+    """Return int64 [total], each token's place in its own sequence; made once, as `chunks`."""
+    found: Tensor = made_once(_positions, offsets, device)
+    return found
+
+
+def made_once(make: Callable[..., Any], offsets: Tensor, *key: Any) -> Any:
+    """Return make(offsets, *key), which is remembered as long as `offsets` lives."""
     known = _known.setdefault(offsets, {})
     if (make, *key) not in known:
         known[make, *key] = make(offsets, *key)
@@ -102,6 +109,10 @@ def _made_once(make: Callable[..., Any], offsets: Tensor, *key: Any) -> Any:
 
 def _borders(offsets: Tensor, device: torch.device) -> Tensor:
     return on_device(offsets.to(torch.int32), device)
+
+
+def _positions(offsets: Tensor, device: torch.device) -> Tensor:
+    return on_device(_enumerated(offsets.cpu().long().diff())[1], device)
 
 
 def _chunks(offsets: Tensor, device: torch.device, size: int, period: int) -> Chunks:

@@ -46,6 +46,7 @@ INIT_STD = 0.06  # about 2/3 width^-1/2; with 0.02 the sweep's short runs favour
 SWEEP_SHARE = 0.25  # of the time for training, all six runs together
 SWEEP_STEPS = 10  # of a run, at least; a budget that does not hold them is raced at the middle rate
 MEASURED, MEASURED_SHARE = 8, 0.05  # steps that speed is measured by, and the most of the budget that they may take
+WARM = 2  # steps before that, on a GPU
 SCORE_SHARE, FINAL_SHARE = 0.1, 0.15  # of the time, for the points of both curves and for both final scores
 LEAST_TOKENS = 250_000  # of training for each model, from which on a winner is named
 SEED = 0
@@ -83,12 +84,14 @@ class Contest:
         corpus: the text.
         clock: what is left of the budget.
         watch: called with the progress; "race" after each step, with the row that was logged and the model's name.
+        device: where both models are trained and scored.
     """
 
     out: Path
     corpus: Corpus
     clock: Clock
     watch: Watch = silent
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Lay out models and batches."""
@@ -101,7 +104,7 @@ class Contest:
     def model(self, name: str) -> HybridLM:
         """Return a model with fresh weights, the same for every run of this model."""
         torch.manual_seed(SEED)
-        model = HybridLM(self.configs[name])
+        model = HybridLM(self.configs[name], device=self.device)
         model.tokenizer = self.corpus.tokenizer
         return model
 
@@ -136,8 +139,15 @@ class Contest:
 
     def _measured(self) -> Plan:
         """Make a plan from the time that steps and scores take here, for both models by turns."""
-        precision = choose_precision("auto", torch.device("cpu"))
+        precision = choose_precision("auto", torch.device(self.device))
         trainers = {name: self.trainer(name, RATES[0], 100, precision) for name in NAMES}
+        few = HeldOut(self.corpus, LENGTH, SCORED_TOKENS[0])
+        if torch.device(self.device).type != "cpu":  # kernels are compiled and checked in their first calls
+            for trainer in trainers.values():
+                for step in range(WARM):
+                    trainer.step(self.batches.batch(step))
+                trainer.settle()
+                few.score(trainer.model)
         took: dict[str, list[float]] = {name: [] for name in NAMES}
         until = self.clock.spent + MEASURED_SHARE * self.clock.budget
         for step in range(MEASURED):
@@ -147,7 +157,7 @@ class Contest:
             if self.clock.spent > until:
                 break
         seconds = {name: _careful(times) for name, times in took.items()}
-        few, scores = HeldOut(self.corpus, LENGTH, SCORED_TOKENS[0]), {}
+        scores = {}
         for name, trainer in trainers.items():
             began = time.perf_counter()
             few.score(trainer.model)

@@ -93,8 +93,11 @@ def _made(out: Path, runs: dict[str, TrainingRun]) -> list[str]:
     """Return HTML with command, versions, machine and both models' configs."""
     tables = TrainingRun(out).tables()
     minutes = tables.get("quickstart", {}).get("minutes", "")
+    machine = machine_of(tables)
     command = f"interlace quickstart --minutes {minutes} --out {out}"
-    made = origin(command, tables.get("versions", {}), machine_of(tables))
+    if (device := machine.get("device", "cpu")) != "cpu":
+        command += f" --device {device}"
+    made = origin(command, tables.get("versions", {}), machine)
     models = {name: run.config().get("model", {}) for name, run in runs.items() if run.file.is_file()}
     return [made, f"<h2>Models</h2><pre>{html.escape(tomli_w.dumps(models))}</pre>"]
 

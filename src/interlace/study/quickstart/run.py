@@ -21,6 +21,7 @@ from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
 from interlace.generation.text import generate
+from interlace.model.device import check_device, facts
 from interlace.model.sizes import sizes
 from interlace.runs.folder import RunFolder
 from interlace.runs.lock import hold_folder
@@ -37,34 +38,38 @@ CONTEXTS = (1024, 8192, 65_536)
 PROMPT = "def "
 
 
-def quickstart(minutes: float, out: Path, data: Path | None, watch: Watch) -> dict[str, Any]:
+def quickstart(minutes: float, out: Path, data: Path | None, watch: Watch, device: str = "cpu") -> dict[str, Any]:
     """Run or resume the whole comparison in `out`; return what results.json holds.
 
     Raises:
-        ConfigError: fewer minutes than a comparison needs.
+        ConfigError: fewer minutes than a comparison needs, or no such device.
         RunError: `out` belongs to another comparison.
         DataError: the text cannot be used.
     """
     if not 0.5 <= minutes <= 10_000:
         raise ConfigError(f"minutes: must lie between 0.5 and 10000, got {minutes:g}")
+    check_device(device)
     out, data = user_path(out, RunError), None if data is None else user_path(data)
     settings = {"quickstart": {"minutes": minutes, "data": "standard library" if data is None else str(data.resolve())}}
     text = sources(data)
     if not RunFolder(out).belongs_to(settings) and data is not None:
         next(iter(text))  # refuse unusable text before anything is written
     with hold_folder(out):
-        return _quickstart(minutes, out, text, settings, watch)
+        return _quickstart(minutes, out, text, settings, watch, device)
 
 
-def _quickstart(minutes: float, out: Path, text: Sources, settings: dict[str, Any], watch: Watch) -> dict[str, Any]:
+def _quickstart(
+    minutes: float, out: Path, text: Sources, settings: dict[str, Any], watch: Watch, device: str
+) -> dict[str, Any]:
     clock = Clock(60 * minutes, spent_before(out))
     run = RunFolder.open(out, settings)
+    run.remember(machine=facts(device))
     try:
         corpus = _text(text, out, watch)
     except BaseException:
         run.withdraw()
         raise
-    contest = Contest(out, corpus, clock, watch)
+    contest = Contest(out, corpus, clock, watch, device)
     plan = contest.plan()
     sweep = contest.sweep(plan)
     rates = {name: best_rate(sweep, name) for name in NAMES}
@@ -137,7 +142,7 @@ def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: di
             "learning_rate": rates[name],
             "state_and_cache_bytes": {c: size.state_bytes[c] + size.cache_bytes[c] for c in CONTEXTS},
             "checkpoint": str(checkpoint),
-            "sample": sample(checkpoint),
+            "sample": sample(checkpoint, contest.device),
         }
     total = models[NAMES[0]]["tokens"]
     tried = len({d["learning_rate"] for d in sweep})
@@ -169,7 +174,7 @@ def verdict(contest: Contest, plan: Plan, sweep: list[dict[str, Any]], rates: di
     }
 
 
-def sample(checkpoint: Path) -> str:
+def sample(checkpoint: Path, device: str = "cpu") -> str:
     """Return a little text from a checkpoint, the same each time."""
-    model = load(checkpoint)
+    model = load(checkpoint, device=device)
     return PROMPT + "".join(generate(model, PROMPT, max_tokens=96, temperature=0.7, min_p=0.05, seed=1))

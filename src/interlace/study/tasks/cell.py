@@ -137,16 +137,15 @@ def train(cell: TaskCell, folder: Path, device: str = "cpu") -> dict[str, Any]:
     trainer = Trainer.of(model, settings, budget.steps)
     tests, key = Tests(task, budget.tests), hardest_trained(task)
     every = max(1, budget.steps // budget.evaluations)
-    tokens, diverged = 0, None
+    diverged, drawn_tokens = None, list[int]()
     solved: dict[str, int] | None = None
     scores: dict[int, float] = {}
     start = time.perf_counter()
     with open(folder / "metrics.jsonl", "w", encoding="utf-8") as metrics:
 
         def batch(step: int) -> Batch:
-            nonlocal tokens
             drawn = draw(task, cell, step + 1)
-            tokens += drawn.segments.total
+            drawn_tokens.append(drawn.segments.total)  # in order of steps, on a GPU one step ahead
             return drawn
 
         def after(_: Trainer, step: StepResult) -> None:
@@ -154,8 +153,10 @@ def train(cell: TaskCell, folder: Path, device: str = "cpu") -> dict[str, Any]:
             number = trainer.done
             if number % every and number != budget.steps:
                 return
+            tokens = sum(drawn_tokens[:number])
+            loss = step.loss  # before the scores: a step that diverged has none
             scores = tests.scores(model)
-            row = {"step": number, "tokens": tokens, "loss": step.loss, "scores": scores}
+            row = {"step": number, "tokens": tokens, "loss": loss, "scores": scores}
             metrics.write(json.dumps({**row, "seconds": time.perf_counter() - start}) + "\n")
             metrics.flush()
             if solved is None and scores[key] >= SOLVED:

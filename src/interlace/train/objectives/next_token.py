@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from interlace.base.errors import ShapeError
-from interlace.data.batches import IGNORE, Batch
+from interlace.data.batches import IGNORE, Batch, few
 from interlace.layers.moe import Load
 from interlace.model.model import HybridLM
 from interlace.ops.core.tables import on_device
@@ -95,7 +95,7 @@ def next_token_loss(
     if weights is not None:
         _check_weights(weights, targets)
     kept, device = targets != IGNORE, hidden.device
-    if targets.device.type == "cpu" and 2 * int(kept.sum()) < targets.shape[0]:  # few: the head reads their rows only
+    if targets.device.type == "cpu" and few(targets):  # the head reads their rows only
         places = kept.nonzero().squeeze(1)
         hidden, targets = hidden[on_device(places, device)], targets[places]
         weights = None if weights is None else weights[on_device(places, weights.device)]
@@ -140,7 +140,7 @@ class NextToken:
         device, dtype = model.device, getattr(torch, self.precision)
         low = dtype != torch.float32
         with torch.autocast(device.type, dtype=dtype) if low else nullcontext():
-            read = model.read(batch.tokens.to(device), batch.segments)
+            read = model.read(on_device(batch.tokens, device), batch.segments)
         value = next_token_loss(read.hidden, model.head.weight, batch.targets, dtype if low else None, batch.weights)
         return Loss(value, value + self._unevenness(model, read.loads), read.loads)
 

@@ -1,0 +1,66 @@
+"""What a run on a GPU measures of it: the share of its rate that training reaches, and memory beside the prediction."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from interlace.model.precision import choose_precision, matmul_flops_per_second
+from interlace.model.sizes import sizes
+from interlace.train.memory import Footprint, footprint
+from interlace.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """The measures of one run.
+
+    Attributes:
+        device: a GPU.
+        flops_per_token: of training, at the recipe's length.
+        flops_per_second: of a large matrix product in the run's precision.
+        footprint: what the model's parts take; None where the GPU had too little memory to measure it.
+        predicted_bytes: the peak of memory; 0 where it is not known.
+    """
+
+    device: torch.device
+    flops_per_token: float
+    flops_per_second: float
+    footprint: Footprint | None
+    predicted_bytes: int
+
+    @staticmethod
+    def of(recipe: Recipe, device: str) -> Gauge | None:
+        """Measure a GPU before a run; None for another device."""
+        place = torch.device(device)
+        if place.type != "cuda":
+            return None
+        precision, length = choose_precision(recipe.train.precision, place), recipe.data.length
+        rate = matmul_flops_per_second(getattr(torch, precision), device)
+        parts: Footprint | None = None
+        with suppress(torch.OutOfMemoryError):  # the run itself will say so
+            parts = footprint(recipe.model, length, place, precision)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(place)
+        tokens = recipe.data.rows * length
+        predicted = 0 if parts is None else parts.step(tokens, recipe.train.recompute).peak
+        flops = sizes(recipe.model, (length,)).training_flops_per_token[length]
+        return Gauge(place, flops, rate, parts, predicted)
+
+    def row(self, tokens_per_second: float) -> dict[str, float]:
+        """Return what a line of metrics.jsonl holds of these; the host does not wait for it."""
+        share = self.flops_per_token * tokens_per_second / self.flops_per_second
+        return {"flops_utilisation": share, "peak_memory_bytes": self.used_bytes}
+
+    @property
+    def used_bytes(self) -> int:
+        """The most memory that tensors took at once since the run began."""
+        return torch.cuda.max_memory_allocated(self.device)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what run.toml holds of these."""
+        known = {"predicted_memory_bytes": self.predicted_bytes} if self.predicted_bytes else {}
+        return {"matmul_flops_per_second": self.flops_per_second, **known}
