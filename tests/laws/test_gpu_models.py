@@ -7,7 +7,6 @@ import torch
 
 import interlace
 from interlace.base.segments import Segments
-from interlace.layers import gated_delta
 from interlace.model.presets import preset
 from interlace.ops.core import gpu
 from interlace.ops.core.backends import Backend
@@ -18,14 +17,8 @@ WANTED = Backend.wanted
 
 def taken(self, *arguments):
     """Let "auto" take the Triton kernels wherever they can serve, as it does on a GPU."""
-    if self.name != "triton":
+    if not self.name.startswith("triton"):
         return WANTED(self, *arguments)
-    if (
-        len(arguments) == 4
-        and isinstance(arguments[1], gated_delta.GatedDelta)
-        and not gated_delta._is_step(*arguments)
-    ):
-        return False
     return self.obstacle(*arguments) is None
 
 

@@ -154,6 +154,16 @@ def one_token() -> None:
     module.mixer_step(cases.MixerStep(projected, *weights, window, memory, H, True, 1e-6))
 
 
+def gates() -> None:
+    """Compute the gates of a layer and their gradients."""
+    module = importlib.import_module("interlace.ops.gated_delta.triton")
+    total, G = 64, 30
+    projected, wide = torch.zeros(total, 256, dtype=torch.bfloat16), torch.zeros(total, G)
+    weights = (torch.zeros(G), torch.zeros(G), True)
+    module.gates(projected, 128, *weights, (wide, wide))
+    module.gates_backward(projected, 128, *weights, (wide, wide, wide), projected)
+
+
 def norm(width: int) -> Callable[[], None]:
     """Return what runs a norm forward and backward with all its operands."""
 
@@ -211,6 +221,7 @@ CASES: dict[str, Callable[[], None]] = {
     "gated_delta 256x256": rule("gated_delta", (4, 4, 256, 256)),
     "gated_delta 96x192 float32": rule("gated_delta", HEADS["96x192"], torch.float32),
     "gated_delta one token": one_token,
+    "gated_delta gates": gates,
     "kimi_delta 128x128": rule("kimi_delta", (8, 8, 128, 128)),
     "state_space 128x64": rule("state_space", (1, 16, 128, 64)),
     "selective_scan": selective_scan,

@@ -20,6 +20,7 @@ from interlace.ops.selective_scan.cases import selective_scan_case
 pytestmark = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
 
 if not gpu.missing():
+    from interlace.layers.gated_delta_fused import mixer_case
     from interlace.ops.gated_delta import triton, triton_backward, triton_forward
     from interlace.ops.selective_scan import triton as selective_scan
     from interlace.ops.state_space import triton as state_space
@@ -57,6 +58,12 @@ def test_one_token_through_a_layer(sizes, dtype):
     for backend in ("triton", "native") if kernels.available() else ("triton",):
         assert measured(case, backend, dtype, "cpu")[0] <= TOLERANCE[dtype]
     assert measured(step_probe(*sizes[1:3]), "triton", dtype, "cpu")[0] <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("sizes", [(1, 12, 20, 4), (2, 20, 24, 3)], ids=str)
+def test_all_between_the_projections_of_a_layer(sizes):
+    """Convolution, gates, rule and gated norm in one operator, which writes its gradients in place."""
+    assert worst(mixer_case([3, 70, 1], *sizes)) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("state", [False, True])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -15,6 +17,7 @@ from interlace.layers.norm import GatedRMSNorm, NormStyle
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
+from interlace.ops.core import gpu
 from interlace.ops.core.backends import Backend, choose
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.gated_delta.dispatch import run
@@ -158,6 +161,26 @@ class GatedDelta(Projections):
         out = self.norm(out, gate.unflatten(-1, (-1, c.value_dim)))
         return out.flatten(1), RecurrentState(window, memory)
 
+    def operands(self, projected: Tensor, stream: Stream, state: RecurrentState | None) -> Any:
+        """Return the operands of the fused pass."""
+        fused = import_module("interlace.layers.gated_delta_fused")
+        config, segments = self.config, stream.segments
+        return fused.Mixer(
+            projected=projected,
+            taps=self.convolution.to(projected.dtype),
+            A_log=self.A_log,
+            dt_bias=self.dt_bias,
+            norm=self.norm.weight,
+            offsets=segments.offsets,
+            window=None if state is None else state.window,
+            memory=None if state is None else state.memory,
+            time=segments.time or 0,
+            heads=config.heads,
+            negative_eigenvalues=config.negative_eigenvalues,
+            eps=self.norm.eps,
+            differentiable=False,
+        )
+
     def step(self, projected: Tensor, state: RecurrentState) -> MixerStep:
         """Return the operands of the fused step."""
         return MixerStep(
@@ -196,7 +219,9 @@ def _operators(
 def _kernels(row: Backend) -> Backend:
     """Return the row of this layer that takes a step by kernels, if they can."""
 
-    def refuses(projected: Tensor, layer: GatedDelta, stream: Stream, state: RecurrentState) -> str | None:
+    def refuses(projected: Tensor, layer: GatedDelta, stream: Stream, state: RecurrentState | None) -> str | None:
+        if state is None or not _is_step(projected, layer, stream, state):
+            return "it takes one token of each sequence, without gradients"
         return row.obstacle(layer.step(projected, state))
 
     def load() -> Callable[..., tuple[Tensor, RecurrentState]]:
@@ -212,4 +237,32 @@ def _kernels(row: Backend) -> Backend:
     return Backend(row.name, load, row.devices, refuses, when=wanted)
 
 
-BACKENDS = (_kernels(TRITON), _kernels(NATIVE), Backend("operators", lambda: _operators, slow_on=("cpu", "cuda")))
+def _load_pass() -> Callable[..., tuple[Tensor, RecurrentState]]:
+    """Return what computes all between the projections in one operator; it imports the modules of kernels."""
+    if reason := gpu.missing():
+        raise BackendUnavailable(reason)
+    fused = import_module("interlace.layers.gated_delta_fused")
+
+    def run(
+        projected: Tensor, layer: GatedDelta, stream: Stream, state: RecurrentState | None
+    ) -> tuple[Tensor, RecurrentState]:
+        out, window, memory = fused.mixer(layer.operands(projected, stream, state))
+        return out, RecurrentState(window, memory)
+
+    return run
+
+
+def _refuses_pass(projected: Tensor, layer: GatedDelta, stream: Stream, state: RecurrentState | None) -> str | None:
+    fused = import_module("interlace.layers.gated_delta_fused")
+    reason: str | None = fused.refuses(layer.operands(projected, stream, state))
+    return reason
+
+
+BACKENDS = (
+    _kernels(TRITON),
+    _kernels(NATIVE),
+    Backend(
+        "triton pass", _load_pass, TRITON.devices, _refuses_pass, when=lambda projected, *_: TRITON.when(projected)
+    ),
+    Backend("operators", lambda: _operators, slow_on=("cpu", "cuda")),
+)

@@ -78,14 +78,14 @@ def backend(
         if (reason := refuses(*arguments)) or device.type not in CHECKED:
             return reason
         dtype, sizes = selects(*arguments)
-        return _checked(operator, part, dtype, sizes, device)
+        return checked(operator, part, dtype, sizes, device)
 
     devices = ("cuda", "xpu", "cpu") if INTERPRETED else ("cuda", "xpu")
     return Backend("triton", loaded, devices, unfit, when=wanted)
 
 
 @torch.compiler.assume_constant_result
-def _checked(operator: str, part: str, dtype: torch.dtype, sizes: tuple[int, ...], device: torch.device) -> str | None:
+def checked(operator: str, part: str, dtype: torch.dtype, sizes: tuple[int, ...], device: torch.device) -> str | None:
     """Return why kernels must not serve, or None; torch.compile calls this, and traces none of it."""
     probe = Probe(f"{operator} {part}".strip(), dtype, sizes, partial(_case, operator, part, *sizes))
     return self_check.objection(probe, device)

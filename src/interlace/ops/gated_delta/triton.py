@@ -16,7 +16,7 @@ from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.core.delta_kernels import Scan
 from interlace.ops.core.gpu import power
 from interlace.ops.core.operands import Recurrence
-from interlace.ops.gated_delta import triton_backward, triton_forward, triton_step
+from interlace.ops.gated_delta import triton_backward, triton_forward, triton_gates, triton_step
 from interlace.ops.gated_delta.mixer_step import MixerStep
 
 
@@ -286,3 +286,42 @@ def mixer_step(s: MixerStep) -> Tensor:
     for changed in (s.window, s.memory):
         torch.autograd.graph.increment_version(changed)
     return out
+
+
+def _gates(projected: Tensor, first: int, G: int) -> tuple[Tensor, int, dict[str, int]]:
+    """Return the slice that holds decay and beta, how many programs there are, and their constants."""
+    heads = 1 << (G - 1).bit_length()
+    rows = max(1, 2048 // heads)
+    programs = -(-projected.shape[0] // rows)
+    return projected[:, first : first + 2 * G], programs, {"G": G, "GP": heads, "BT": rows}
+
+
+def gates(
+    projected: Tensor, first: int, A_log: Tensor, dt_bias: Tensor, negative_eigenvalues: bool, to: tuple[Tensor, Tensor]
+) -> None:
+    """Fill log decay and beta [total, G] in float32 from a layer's projections, where they lie from column `first`."""
+    given, programs, constants = _gates(projected, first, A_log.shape[0])
+    total, strongest = projected.shape[0], 1.0 + negative_eigenvalues
+    arguments = (given, A_log, dt_bias, *to, projected.stride(0), total, strongest)
+    gpu.launch(triton_gates.gates, programs, arguments, constants, STEP_WARPS)
+
+
+def gates_backward(
+    projected: Tensor,
+    first: int,
+    A_log: Tensor,
+    dt_bias: Tensor,
+    negative_eigenvalues: bool,
+    due: tuple[Tensor, Tensor, Tensor],
+    d_projected: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Fill the columns of d_projected from `first`; return the gradients of A_log and dt_bias.
+
+    due: log decay, and the gradients of log decay and beta.
+    """
+    given, programs, constants = _gates(projected, first, A_log.shape[0])
+    to, total, strongest = d_projected[:, first:], projected.shape[0], 1.0 + negative_eigenvalues
+    shares = torch.empty(programs, 2, A_log.shape[0], dtype=torch.float32, device=projected.device)
+    arguments = (given, A_log, dt_bias, *due, to, shares, projected.stride(0), to.stride(0), total, strongest)
+    gpu.launch(triton_gates.gates_backward, programs, arguments, constants, STEP_WARPS)
+    return shares[:, 0].sum(0).to(A_log.dtype), shares[:, 1].sum(0).to(dt_bias.dtype)

@@ -68,9 +68,12 @@ class Rows:
         return -(-self.tokens * self.heads // rows)
 
 
-def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    x, weight, before, gate, after, eps, offset, activation, gate_first, _ = inputs
-    out, total, inverse = outputs(*inputs)
+def forward_into(operands: tuple[Any, ...], out: Tensor, total: Tensor, inverse: Tensor) -> None:
+    """Fill what `_forward` returns; all are contiguous.
+
+    operands: x, weight, before, gate, after, and the form: eps, offset, activation, gate_first.
+    """
+    x, weight, before, gate, after, eps, offset, activation, gate_first = operands
     rows = Rows(x, weight)
     t = tile(rows.D, FORWARD, WARPS)
     read = [rows.read(y) for y in (x, before, gate, after)]
@@ -80,23 +83,29 @@ def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     constants |= {"SIGMOID": activation == "sigmoid", "FIRST": gate_first}
     arguments = (*(y for y, _ in read), weight.contiguous(), out, total, inverse, rows.tokens, eps, offset)
     gpu.launch(triton_kernels.forward, rows.blocks(t.rows), arguments, constants, t.warps)
-    return out, total, inverse
 
 
-def _backward(d_out: Tensor, d_sum: Tensor | None, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, weight, gate, inverse, _, _, offset, activation, gate_first = inputs
-    d_x, d_before, d_gate, _ = gradients(d_out, d_sum, *inputs)
+def backward_into(
+    d_out: Tensor, d_sum: Tensor | None, operands: tuple[Any, ...], d_x: Tensor, d_before: Tensor, d_gate: Tensor
+) -> Tensor:
+    """Fill the gradients of x, `before` and the gate, whose rows may lie apart; return the weight's, in float32.
+
+    operands: x (the sum), weight, gate, inverse, and the form's offset, activation and gate_first.
+    """
+    x, weight, gate, inverse, offset, activation, gate_first = operands
     rows = Rows(x, weight)
     t = tile(rows.D, BACKWARD, BACKWARD_WARPS)
     blocks, heads = rows.blocks(t.rows), rows.heads if rows.per_head else 1
     wanted = gpu.processors(x.device) * RESIDENT[t.warps]
     programs = min(blocks, max(1, wanted // heads) * heads)
     partial = torch.empty(programs, rows.D, dtype=torch.float32, device=x.device)
-    (s, x_row), (opening, gate_row) = rows.read(x), rows.read(gate)
+    (s, x_row), (opening, gate_row), (_, d_gate_row) = rows.read(x), rows.read(gate), rows.read(gate)
+    if gate is not None and d_gate.ndim > 1 and d_gate.shape[0] > 1:
+        d_gate_row = d_gate.stride(0)
     ahead = SHARED // (t.rows * t.columns * sum(y.element_size() for y in (d_out, d_sum, x, gate) if y is not None))
     constants = {"D": rows.D, "HEADS": rows.heads, "ROWS": t.rows, "COLS": t.columns, "PER_HEAD": rows.per_head}
-    constants |= {"X_ROW": x_row, "GATE_ROW": gate_row, "STAGES": 1 + min(AHEAD, ahead), "SUM": d_sum is not None}
-    constants |= {"BEFORE": d_before.numel() > 0, "GATE": gate is not None}
+    constants |= {"X_ROW": x_row, "GATE_ROW": gate_row, "D_GATE_ROW": d_gate_row, "SUM": d_sum is not None}
+    constants |= {"BEFORE": d_before.numel() > 0, "GATE": gate is not None, "STAGES": 1 + min(AHEAD, ahead)}
     constants |= {"SIGMOID": activation == "sigmoid", "FIRST": gate_first}
     d_sum = None if d_sum is None else d_sum.contiguous()
     read = (d_out.contiguous(), d_sum, s, opening, weight.contiguous(), inverse)
@@ -104,7 +113,20 @@ def _backward(d_out: Tensor, d_sum: Tensor | None, *inputs: Any) -> tuple[Tensor
     gpu.launch(
         triton_kernels.backward, programs, (*read, d_x, d_before, d_gate, partial, *sizes, offset), constants, t.warps
     )
-    return d_x, d_before, d_gate, partial.view(-1, *weight.shape).sum(0)
+    return partial.view(-1, *weight.shape).sum(0)
+
+
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    found = outputs(*inputs)
+    forward_into(inputs[:-1], *found)
+    return found
+
+
+def _backward(d_out: Tensor, d_sum: Tensor | None, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, weight, gate, inverse, _, _, *form = inputs
+    d_x, d_before, d_gate, _ = gradients(d_out, d_sum, *inputs)
+    d_weight = backward_into(d_out, d_sum, (x, weight, gate, inverse, *form), d_x, d_before, d_gate)
+    return d_x, d_before, d_gate, d_weight
 
 
 _operator = differentiable("rms_norm_triton", _forward, _backward)

@@ -79,9 +79,9 @@ def forward(
 @triton.jit
 def backward(
     d_out, d_sum, s, gate, weight, inverse, d_x, d_before, d_gate, partial, tokens, turns, programs, offset,
-    D: tl.constexpr, HEADS: tl.constexpr, X_ROW: tl.constexpr, GATE_ROW: tl.constexpr, ROWS: tl.constexpr,
-    COLS: tl.constexpr, STAGES: tl.constexpr, PER_HEAD: tl.constexpr, SUM: tl.constexpr, BEFORE: tl.constexpr,
-    GATE: tl.constexpr, SIGMOID: tl.constexpr, FIRST: tl.constexpr,
+    D: tl.constexpr, HEADS: tl.constexpr, X_ROW: tl.constexpr, GATE_ROW: tl.constexpr, D_GATE_ROW: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, STAGES: tl.constexpr, PER_HEAD: tl.constexpr, SUM: tl.constexpr,
+    BEFORE: tl.constexpr, GATE: tl.constexpr, SIGMOID: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the rows, and the program's part of the weight's: program p takes blocks p + i programs.
 
@@ -124,7 +124,8 @@ def backward(
             if FIRST:
                 d_opened *= d
                 d *= opened
-            tl.store(d_gate + here + written, d_opened.to(d_gate.dtype.element_ty), mask=there)
+            to = d_gate + first * D_GATE_ROW + (token * D_GATE_ROW + place)
+            tl.store(to, d_opened.to(d_gate.dtype.element_ty), mask=there)
         if SUM:
             d += tl.load(d_sum + here + written, mask=there, other=0.0).to(tl.float32)
         tl.store(d_x + here + written, d.to(d_x.dtype.element_ty), mask=there)

@@ -80,7 +80,7 @@ def forward(
 
 @triton.jit
 def backward(
-    x, weight, state, d_out, d_windows, dx, d_state, shares, chunks, owners, offsets, stride, D,
+    x, weight, state, d_out, d_windows, dx, d_state, shares, chunks, owners, offsets, stride, D, dx_row,
     W: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, STATE: tl.constexpr, WINDOWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -150,7 +150,7 @@ def backward(
                 held = d_windows + (n.to(tl.int64) * (W - 1) + row) * D + cols
                 gradient += tl.load(held, mask=keep & (row >= 0) & (row < W - 1), other=0.0).to(tl.float32)
             mine = (source >= first) & (source < last)
-            tl.store(dx + source * D + cols, gradient.to(dx.dtype.element_ty), mask=keep & mine)
+            tl.store(dx + source * dx_row + cols, gradient.to(dx.dtype.element_ty), mask=keep & mine)
             if STATE:
                 to = d_state + (n.to(tl.int64) * (W - 1) + i + j) * D + cols
                 tl.store(to, gradient.to(d_state.dtype.element_ty), mask=keep & (source < start) & (first == start))
