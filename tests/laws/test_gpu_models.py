@@ -33,7 +33,7 @@ def results(model, segments, tokens):
     return logits.detach(), gradients, following
 
 
-@pytest.mark.parametrize("name", ["tiny-hybrid", "tiny-gated-attention", "tiny-kimi", "tiny-nemotron", "tiny-granite"])
+@pytest.mark.parametrize("name", ["tiny-hybrid", "tiny-gated-attention", "tiny-kimi", "tiny-granite"])
 def test_a_model_by_the_kernels_for_a_gpu(name, monkeypatch):
     model = interlace.HybridLM(preset(name).replace(vocabulary=64)).float()
     segments, tokens = Segments.from_lengths([5, 9, 1]), torch.randint(64, (15,))

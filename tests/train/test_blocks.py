@@ -121,9 +121,10 @@ torch.testing.assert_close(losses(True), losses(False), rtol=1e-5, atol=1e-6)  #
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", ["none", "block"])
-@pytest.mark.parametrize("name", ["tiny-hybrid-rope", "tiny-gated-attention"])
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    ("name", "recompute", "backend"),
+    [("tiny-hybrid-rope", "none", "inductor"), ("tiny-gated-attention", "block", "aot_eager")],
+)
 def test_compiled_blocks_train_alike(name, recompute, backend):
     """In a process of its own: the shape checks that the tests wrap around the operators cannot be traced."""
     command = [sys.executable, "-c", SCRIPT, name, recompute, backend]
