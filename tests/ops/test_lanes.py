@@ -24,7 +24,7 @@ def _by_rank(monkeypatch):
 
 
 @pytest.mark.parametrize("state", [False, True])
-@pytest.mark.parametrize("lengths", [LENGTHS["ragged"], [1, 2], [64, 128, 63]], ids=str)
+@pytest.mark.parametrize("lengths", [LENGTHS["ragged"], [1, 128, 2]], ids=str)
 @pytest.mark.parametrize("rule", RULES)
 def test_ranked_chunks_equal_the_recurrence(rule, lengths, state):
     case = recurrence_case(rule, lengths, "", state)
