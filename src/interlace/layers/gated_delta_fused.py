@@ -166,7 +166,7 @@ def refuses(x: Mixer) -> str | None:
         return f"the kernels take heads of at most {gpu.LARGEST_HEAD} channels and 4 taps, not {K} x {V} and {W}"
     if x.projected.dtype != x.taps.dtype or {x.A_log.dtype, x.dt_bias.dtype} != {torch.float32}:
         return "taps and activations differ in dtype, or the gates' weights are not float32"
-    if reason := gpu.refuses(x.projected, x.taps, x.A_log, x.dt_bias, x.norm, x.window, x.memory):
+    if reason := kernels.refuses(x.projected, x.taps, x.A_log, x.dt_bias, x.norm, x.window, x.memory):
         return reason
     if x.device.type not in gpu.CHECKED:
         return None

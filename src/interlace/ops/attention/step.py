@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from interlace.ops.core import gpu
+from interlace.ops.core import gpu, kernels
 from interlace.ops.core.attention_state import AttentionState
 
 LARGEST_GROUP = 32  # query heads of a key head, which one program holds
@@ -46,7 +46,7 @@ def refuses(x: Step) -> str | None:
         return f"{group} query heads read one key head, and the kernel takes {LARGEST_GROUP}"
     if not (x.state.keys.is_contiguous() and x.state.values.is_contiguous()):
         return "the buffers of the state have gaps"
-    return gpu.refuses(x.query)
+    return kernels.refuses(x.query)
 
 
 def selects(x: Step) -> tuple[torch.dtype, tuple[int, ...]]:

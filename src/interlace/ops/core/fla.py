@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from interlace.base.errors import BackendUnavailable
-from interlace.ops.core import gpu, tables
+from interlace.ops.core import gpu, kernels, tables
 from interlace.ops.core.backends import Backend
 from interlace.ops.core.operands import Recurrence
 
@@ -35,14 +35,13 @@ def backend(module: str, function: str) -> Backend:
 def _refuses(x: Recurrence) -> str | None:
     if x.query.shape[-1] > gpu.LARGEST_HEAD:
         return f"it takes keys of at most {gpu.LARGEST_HEAD} channels, not {x.query.shape[-1]}"
-    return gpu.refuses(*x.tensors)
+    return kernels.refuses(*x.tensors)
 
 
 def run(function: Callable[..., Any], x: Recurrence) -> tuple[Tensor, Tensor]:
     """Call one of its functions on a single row of tokens, whose sequences it is told."""
-    dtype, offsets = x.value.dtype, x.offsets
-    if offsets is None:
-        offsets = torch.arange(x.rows + 1, dtype=torch.int32)
+    dtype, offsets = x.value.dtype, x.bordered().offsets
+    assert offsets is not None
     query, key, value = (y.to(dtype).unsqueeze(0) for y in (x.query, x.key, x.value))
     out, final = function(
         q=query,
@@ -54,7 +53,7 @@ def run(function: Callable[..., Any], x: Recurrence) -> tuple[Tensor, Tensor]:
         initial_state=None if x.state is None else x.state.to(torch.float32),
         output_final_state=True,
         use_qk_l2norm_in_kernel=x.normalise,
-        cu_seqlens=tables.chunks(offsets, x.device, 64, tables.PERIOD).offsets.long(),
+        cu_seqlens=tables.borders(offsets, x.device).long(),
         cu_seqlens_cpu=offsets.long(),
     )
     return out.squeeze(0), final

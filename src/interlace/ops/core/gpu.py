@@ -26,7 +26,6 @@ from interlace.ops.core.cases import Case
 from interlace.ops.core.self_check import Probe
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DTYPES = (torch.float32, torch.bfloat16)
 CHECKED = ("cuda", "xpu")  # the types of device on which a kernel is checked before its first answer
 LARGEST_HEAD = 256  # of key_dim and value_dim
 
@@ -95,16 +94,6 @@ def _case(operator: str, part: str, *sizes: int) -> Case:
     probe = f"{part}_probe" if part else "probe"
     case: Case = getattr(import_module(f"interlace.ops.{operator}.cases"), probe)(*sizes)
     return case
-
-
-def refuses(*tensors: Tensor | None) -> str | None:
-    """Return why the kernels cannot serve these tensors, or None."""
-    given = [x for x in tensors if x is not None]
-    for x in given:
-        if x.dtype not in DTYPES:
-            return f"the kernels take float32 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
-    devices = sorted({str(x.device) for x in given})
-    return f"the tensors lie on {' and '.join(devices)}" if len(devices) > 1 else None
 
 
 def rows(x: Tensor) -> Tensor:

@@ -120,8 +120,8 @@ def refuses(*tensors: Tensor | None) -> str | None:
     for x in tensors:
         if x is not None and x.dtype not in DTYPES:
             return f"the kernels take float32 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
-    devices = {x.device.type for x in tensors if x is not None}
-    return f"the tensors lie on {' and '.join(sorted(devices))}" if len(devices) > 1 else None
+    devices = {x.device for x in tensors if x is not None}
+    return f"the tensors lie on {' and '.join(sorted(map(str, devices)))}" if len(devices) > 1 else None
 
 
 def backend(

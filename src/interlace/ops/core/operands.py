@@ -99,6 +99,12 @@ class Recurrence(NamedTuple):
             return [(row, row + 1) for row in range(self.rows)]
         return list(pairwise(self.offsets.tolist()))
 
+    def bordered(self) -> Recurrence:
+        """Return the same call with borders, where every token is a sequence too."""
+        if self.offsets is not None:
+            return self
+        return self._replace(offsets=torch.arange(self.rows + 1, dtype=torch.int32))
+
     def unit(self) -> Recurrence:
         """Return the same call with queries and keys normalised already, if that was asked for."""
         if not self.normalise:

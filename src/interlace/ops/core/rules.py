@@ -132,7 +132,7 @@ def triton(name: str, part: str = "") -> Backend:
         K, V = x.query.shape[-1], x.value.shape[-1]
         if max(K, V) > gpu.LARGEST_HEAD:
             return f"the kernels take heads of at most {gpu.LARGEST_HEAD} channels, not {K} x {V}"
-        return gpu.refuses(*x.tensors)
+        return kernels.refuses(*x.tensors)
 
     def selects(x: Recurrence, *_: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
         return x.value.dtype, (x.query.shape[-1], x.value.shape[-1])

@@ -31,7 +31,7 @@ def _refuses(logits: Tensor, _: Tensor, __: int, factor: float | Tensor) -> str 
 
 
 def _refuses_gpu(logits: Tensor, *_: Any) -> str | None:
-    return gpu.refuses(logits) if logits.shape[1] == 1 or logits.stride(1) == 1 else "rows of logits have gaps"
+    return kernels.refuses(logits) if logits.shape[1] == 1 or logits.stride(1) == 1 else "rows of logits have gaps"
 
 
 BACKENDS = (

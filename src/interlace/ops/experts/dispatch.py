@@ -23,7 +23,7 @@ PAIRS = (0, 24, 96)  # that an expert has on average: from each on, the Triton k
 def _refuses_gpu(x: Tensor, _: Tensor, weights: Tensor, first: Tensor, second: Tensor, __: str) -> str | None:
     if min(x.shape[1], *first.shape, *second.shape) == 0:
         return "there is nothing to multiply"
-    return gpu.refuses(x, weights, first, second)
+    return kernels.refuses(x, weights, first, second)
 
 
 def _selects(x: Tensor, chosen: Tensor, *rest: Any) -> tuple[torch.dtype, tuple[int, ...]]:

@@ -64,7 +64,7 @@ def _refuses_gpu(s: MixerStep) -> str | None:
     W = s.taps.shape[1]
     if W > 4:
         return f"the kernels take at most 4 taps, not {W}"
-    return gpu.refuses(*s[:7]) or _differs(s)
+    return kernels.refuses(*s[:7]) or _differs(s)
 
 
 def _native(s: MixerStep) -> Tensor:

@@ -245,8 +245,7 @@ def run(x: Recurrence) -> tuple[Tensor, Tensor]:
     if x.time == 1 and x.state is not None and not kernels.wants_graph(*x.tensors):
         memory = rules.copied(x.state)
         return step(x, memory), memory
-    if x.offsets is None:
-        x = x._replace(offsets=torch.arange(x.rows + 1, dtype=torch.int32))
+    x = x.bordered()
     out, final, *_ = _operator(*x, kernels.wants_gradients(*x.tensors))
     return out, final
 

@@ -206,8 +206,6 @@ _operator = custom_op(
 
 def run(x: Recurrence) -> tuple[Tensor, Tensor]:
     """`kimi_delta` on tensors of float32 or bfloat16 on a GPU."""
-    x = x.unit()
-    if x.offsets is None:
-        x = x._replace(offsets=torch.arange(x.rows + 1, dtype=torch.int32))
+    x = x.unit().bordered()
     out, final, *_ = _operator(*x, kernels.wants_gradients(*x.tensors))
     return out, final

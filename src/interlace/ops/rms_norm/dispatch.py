@@ -17,12 +17,9 @@ LARGEST = 16384  # channels of a row that a program of the Triton kernels holds
 
 
 def _refuses_gpu(operands: Operands) -> str | None:
-    *tensors, _, dtype = operands
     if operands.x.shape[-1] > LARGEST:
         return f"the kernels take rows of at most {LARGEST} channels, not {operands.x.shape[-1]}"
-    if dtype not in gpu.DTYPES:
-        return f"the kernels write float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    return gpu.refuses(*tensors)
+    return native.refuses(operands)
 
 
 BACKENDS = (

@@ -29,7 +29,7 @@ def _native() -> Callable[[Scan], tuple[Tensor, Tensor]]:
 def _refuses_triton(s: Scan) -> str | None:
     if s.A.shape[-1] > LARGEST_STATE:
         return f"the kernels take at most {LARGEST_STATE} entries to a channel's state, not {s.A.shape[-1]}"
-    return gpu.refuses(s.x, s.step, s.A, s.B, s.C, s.state)
+    return kernels.refuses(s.x, s.step, s.A, s.B, s.C, s.state)
 
 
 BACKENDS = (

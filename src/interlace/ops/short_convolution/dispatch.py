@@ -19,7 +19,7 @@ from interlace.ops.short_convolution.recurrent import recurrent
 def _refuses_triton(c: Convolution) -> str | None:
     if c.history >= 4:
         return f"the kernels take at most 4 taps, not {c.history + 1}"
-    return gpu.refuses(c.x, c.weight, c.state)
+    return kernels.refuses(c.x, c.weight, c.state)
 
 
 BACKENDS = (

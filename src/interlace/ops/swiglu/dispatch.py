@@ -12,7 +12,7 @@ from interlace.ops.swiglu import native
 from interlace.ops.swiglu.plain import plain
 
 BACKENDS = (
-    gpu.backend("swiglu", gpu.refuses, lambda x: (x.dtype, (x.shape[1] // 2,))),
+    gpu.backend("swiglu", kernels.refuses, lambda x: (x.dtype, (x.shape[1] // 2,))),
     kernels.backend(lambda: native.run),
     Backend("plain", lambda: plain, slow_on=(ANY,)),
 )
