@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(gpu.missing()), reason=g
 HERE = Path(__file__).parent
 SHARED = {90: 232_448, 80: 166_912, 100: 232_448}  # bytes that one program can have
 MATRIX = {  # kernels that are made of products
-    "gated_delta": ("prepare", "scan", "states", "reverse", "gradients"),
-    "kimi_delta": ("prepare", "scan", "states", "reverse", "pairs", "gradients"),
+    "gated_delta": ("prepare", "states", "carry", "scan", "reverse", "gradients"),
+    "kimi_delta": ("prepare", "states", "carry", "scan", "reverse", "pairs", "gradients"),
     "state_space": ("collect", "scan", "value_gradients", "key_gradients"),
     "experts": ("product", "hidden_backward", "weight_gradients"),
 }

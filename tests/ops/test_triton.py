@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from interlace.ops.core import gpu, kernels, tables
+from interlace.ops.core import delta_kernels, delta_split, gpu, kernels, tables
 from interlace.ops.core.cases import TOLERANCE, measured, recurrence_case
 from interlace.ops.core.delta_kernels import pieces
+from interlace.ops.core.operands import Recurrence
 from interlace.ops.gated_delta.cases import mixer_step_case, step_probe
 from interlace.ops.selective_scan.cases import selective_scan_case
 
@@ -48,6 +49,39 @@ def test_gated_delta_with_other_tiles(monkeypatch, name):
 def test_states_are_kept_and_taken_up_again(monkeypatch):
     monkeypatch.setattr(tables, "PERIOD", 1)
     assert worst(gated_delta([150, 3, 65])) <= TOLERANCE[torch.float32]
+
+
+def remembering(operator):
+    """A case of four and two chunks whose decays are so weak that a border carries something."""
+    case = recurrence_case(operator, [193, 70], "", True, shape=(1, 2, 12, 20))
+    case.tensors["log_decay"] = 0.02 * case.tensors["log_decay"].clamp(min=-1)
+    return case
+
+
+@pytest.mark.parametrize("operator", ["gated_delta", "kimi_delta"])
+def test_stretches_of_a_sequence_are_joined(monkeypatch, operator):
+    monkeypatch.setattr(delta_kernels, "period", lambda *_: 1)
+    assert worst(remembering(operator)) <= TOLERANCE[torch.float32]
+
+
+def test_joining_stretches_loses_nothing_of_bfloat16(monkeypatch):
+    whole = worst(remembering("gated_delta"), torch.bfloat16)
+    monkeypatch.setattr(delta_kernels, "period", lambda *_: 1)
+    assert worst(remembering("gated_delta"), torch.bfloat16) <= 1.1 * whole
+
+
+def test_a_scan_is_cut_where_it_would_leave_a_gpu_idle(monkeypatch):
+    def chunks(rows, total, G, K=128, dtype=torch.bfloat16):
+        offsets = torch.arange(rows + 1, dtype=torch.int32) * (total // rows)
+        new = torch.empty(total, G, K, dtype=dtype, device="meta")
+        gates = torch.empty(total, G, device="meta")
+        return delta_kernels.period(Recurrence(new, new, new, gates, gates, offsets, None, 1.0, 0, True), 64, 64)
+
+    assert chunks(1, 32768, 8) == 32  # 512 chunks of 16 programs each: 256 programs
+    assert chunks(1, 2048, 8) == 8
+    assert [chunks(1, 960, 8), chunks(8, 32768, 8), chunks(1, 32768, 8, K=192), chunks(1, 32768, 32)] == [0] * 4
+    monkeypatch.setattr(gpu, "INTERPRETED", False)
+    assert chunks(1, 32768, 8, dtype=torch.float32) == 0
 
 
 @pytest.mark.parametrize("sizes", [(1, 12, 20, 4), (2, 20, 70, 3)], ids=str)
@@ -112,30 +146,50 @@ FAULTS = {
     "a border mask": ("triton_forward", "there = rows < count", "there = rows <= count"),
     "a decay's sign": ("triton_forward", "(high[:, None] - high[None, :])", "(high[None, :] - high[:, None])"),
     "a transposed block": ("triton_forward", "U = dot(X.to(t.dtype), tl.trans(t))", "U = dot(X.to(t.dtype), t)"),
-    "a dropped state gradient": (
-        "triton_backward",
-        "dS1 = tl.load(d_final + memory",
-        "dS1 += 0 * tl.load(d_final + memory",
+    "a dropped state gradient": ("triton_backward", "dS1 += given1", "dS1 += 0 * given1"),
+    "a wrong tile edge": ("triton_forward", "v_there = v_cols < V\n", "v_there = v_cols < V - 1\n"),
+    "a state kept in another's place": (
+        "triton_forward",
+        "to = tl.load(sequences + 4 * n + 2) + c // KEEP - 1",
+        "to = tl.load(sequences + 4 * n + 2)",
     ),
-    "a wrong tile edge": ("triton_forward", "v_there = v_cols < V", "v_there = v_cols < V - 1"),
-    "a state kept in another's place": ("triton_forward", "(slot + c // KEEP - 1)", "slot"),
 }
+
+
+SPLIT_FAULTS = {
+    "a border's transition": ("delta_split", "stretch = source", "stretch = target"),
+    "a transposed transition": ("delta_split", "            if REVERSE:", "            if not REVERSE:"),
+    "a stretch begun anew": ("triton_forward", "in1 & (slot >= 0), in2", "in1 & (slot > 0), in2"),
+    "a state counted at every stretch": ("triton_forward", "valued[:, None] & (slot < 0)", "valued[:, None]"),
+}  # fmt: skip
+
+
+def put_in(monkeypatch, folder, module, right, wrong):
+    """Let the kernels of a module run with a fault in them."""
+    whole = {"delta_split": delta_split, "triton_forward": triton_forward, "triton_backward": triton_backward}[module]
+    source = Path(whole.__file__).read_text(encoding="utf-8")
+    assert right in source
+    (folder / "faulty.py").write_text(source.replace(right, wrong), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("faulty", folder / "faulty.py")
+    faulty = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(faulty)
+    monkeypatch.setattr(delta_kernels if module == "delta_split" else triton, module, faulty)
 
 
 @pytest.mark.filterwarnings("ignore")  # a wrong decay overflows
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_a_kernel_is_found(monkeypatch, tmp_path, fault):
     monkeypatch.setattr(tables, "PERIOD", 2)
-    module, right, wrong = FAULTS[fault]
-    source = (OPS / "gated_delta" / f"{module}.py").read_text(encoding="utf-8")
-    assert right in source
-    (tmp_path / "faulty.py").write_text(source.replace(right, wrong), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("faulty", tmp_path / "faulty.py")
-    faulty = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(faulty)
-    monkeypatch.setattr(triton, module, faulty)
+    put_in(monkeypatch, tmp_path, *FAULTS[fault])
     assert worst(gated_delta([3, 330])) > 100 * TOLERANCE[torch.float32]
-    assert {"triton_forward": triton_forward, "triton_backward": triton_backward}[module] is not faulty
+
+
+@pytest.mark.filterwarnings("ignore")  # what no stretch has written is anything
+@pytest.mark.parametrize("fault", SPLIT_FAULTS)
+def test_a_fault_at_a_border_is_found(monkeypatch, tmp_path, fault):
+    monkeypatch.setattr(delta_kernels, "period", lambda *_: 1)
+    put_in(monkeypatch, tmp_path, *SPLIT_FAULTS[fault])
+    assert worst(remembering("gated_delta")) > 100 * TOLERANCE[torch.float32]
 
 
 def test_offsets_of_32_bits_are_found(tmp_path):

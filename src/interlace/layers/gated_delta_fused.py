@@ -33,6 +33,7 @@ INPUTS = (
     "Tensor? memory, SymInt time, SymInt heads, bool negative_eigenvalues, float eps, bool differentiable"
 )
 FORM = (0.0, "silu", False)  # of the gated norm: no offset, SiLU, after the norm
+KEPT = 5 + len(rule.Saved._fields)  # tensors for the backward pass
 GRADIENTS = ("projected", "taps", "A_log", "dt_bias", "norm", "window", "memory")
 
 
@@ -104,33 +105,35 @@ def _shapes(*inputs: Any) -> tuple[Tensor, ...]:
     total, channels, G, K, V = x.sizes
     N, new = x.offsets.shape[0] - 1, x.projected.new_empty
     visible = (new(total, G * V), new(N, x.taps.shape[1] - 1, channels), new(N, G, K, V, dtype=torch.float32))
-    kept: tuple[tuple[int, ...], ...] = ((0,),) * 9
-    if x.differentiable:
-        gates = new(total, G)
-        square, table, states = rule.kept_shapes(x.recurrence(new(total, channels), gates, gates))
-        kept = ((total, channels), (total, G, V), (total, G), square, square, table, states, (total, G), (total, G))
-    wide = (2, 5, 7, 8)  # float32: 1 / rms, the table of decays, and the gates
-    return *visible, *(new(shape, dtype=torch.float32 if i in wide else None) for i, shape in enumerate(kept))
+    return *visible, *(room(x) if x.differentiable else [new(0) for _ in range(KEPT)])
+
+
+def room(x: Mixer) -> tuple[Tensor, ...]:
+    """Return room for what lies between the parts of the layer, and what the rule saves."""
+    total, channels, G, _, V = x.sizes
+    new = x.projected.new_empty
+    mixed, read = new(total, channels), new(total, G, V)
+    inverse, log_decay, beta = (new(total, G, dtype=torch.float32) for _ in range(3))
+    saved = rule.room(x.recurrence(mixed, log_decay, beta), keep=x.differentiable)
+    return mixed, read, inverse, log_decay, beta, *saved
 
 
 def _forward(*inputs: Any) -> tuple[Tensor, ...]:
     x = Mixer(*inputs)
     total, channels, G, _, V = x.sizes
     outputs = out, windows, final, *kept = _shapes(*inputs)
-    if not x.differentiable:
-        _, _, _, *kept = _shapes(*x._replace(differentiable=True))
-    mixed, read, inverse, T, M, decays, states, log_decay, beta = kept
+    mixed, read, inverse, log_decay, beta, *saved = kept if x.differentiable else room(x)
     convolution.convolve(x.convolution(), mixed, windows)
     rule.gates(x.projected, channels + G * V, x.A_log, x.dt_bias, x.negative_eigenvalues, (log_decay, beta))
     plan = rule.Plan(x.recurrence(mixed, log_decay, beta))
-    rule.forward(plan, read, final, T, M, decays, states if x.differentiable else None)
+    rule.forward(plan, read, final, rule.Saved(*saved), keep=x.differentiable)
     norms.forward_into((read, x.norm, None, x.gate(), None, x.eps, *FORM), out.view(total, G, V), out, inverse)
     return outputs
 
 
 def _backward(d_out: Tensor, d_windows: Tensor | None, d_final: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-    mixed, read, inverse, T, M, decays, states, log_decay, beta = given[:9]
-    x = Mixer(*given[9:])
+    mixed, read, inverse, log_decay, beta, *saved = given[:KEPT]
+    x = Mixer(*given[KEPT:])
     total, channels, G, _, V = x.sizes
     d_projected, d_mixed = torch.empty_like(x.projected), torch.empty_like(mixed)
     d_read, d_gate = torch.empty_like(read), x._replace(projected=d_projected).gate()
@@ -138,7 +141,7 @@ def _backward(d_out: Tensor, d_windows: Tensor | None, d_final: Tensor | None, *
     d_norm = norms.backward_into(d_out.view(total, G, V), None, operands, d_read, read.new_empty(0), d_gate)
     plan = rule.Plan(x.recurrence(mixed, log_decay, beta))
     to = x.recurrence(d_mixed, log_decay, beta)[:3]
-    dg, db, d_memory = rule.backward(plan, d_read, d_final, (T, M, decays, states), to)
+    dg, db, d_memory = rule.backward(plan, d_read, d_final, rule.Saved(*saved), to)
     d_A, d_bias = rule.gates_backward(
         x.projected, channels + G * V, x.A_log, x.dt_bias, x.negative_eigenvalues, (log_decay, dg, db), d_projected
     )
@@ -147,7 +150,7 @@ def _backward(d_out: Tensor, d_windows: Tensor | None, d_final: Tensor | None, *
 
 
 _operator = custom_op(
-    "gated_delta_mixer", Signature(INPUTS, GRADIENTS, outputs=12, hidden=9), _forward, _backward, _shapes
+    "gated_delta_mixer", Signature(INPUTS, GRADIENTS, outputs=3 + KEPT, hidden=KEPT), _forward, _backward, _shapes
 )
 
 

@@ -135,8 +135,8 @@ def recurrence_case(
 
 
 def recurrence_probe(operator: str, key_dim: int, value_dim: int) -> Case:
-    """Make the case that a GPU's kernels are checked with: more chunks than lie between two kept states."""
-    return recurrence_case(operator, [1, 70, 580], "probe", True, shape=(1, 2, key_dim, value_dim))
+    """Make the case that a GPU's kernels are checked with: long enough for two borders at which a sequence is cut."""
+    return recurrence_case(operator, [1, 70, 1100], "probe", True, shape=(1, 2, key_dim, value_dim))
 
 
 def relative(value: Tensor, truth: Tensor) -> float:

@@ -1,4 +1,8 @@
-"""What the delta rules share around their Triton kernels: sizes of tiles, operands as kernels read them, launches."""
+"""What the delta rules share around their Triton kernels: sizes of tiles, operands as kernels read them, launches.
+
+Where few sequences and heads leave most of a GPU idle, sequences are cut into stretches, and all stretches are gone
+through at once: first to learn what each makes of a state, then, with the states at its borders known, for the outputs.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from interlace.ops.core import gpu, tables
+from interlace.ops.core import delta_split, gpu, tables
 from interlace.ops.core.gpu import power
 from interlace.ops.core.operands import Recurrence
+
+FEW = 64  # programs of a scan: with fewer, sequences are cut
+PROGRAMS = 256  # that are aimed at then
 
 
 class Scan(NamedTuple):
@@ -34,8 +41,36 @@ def pieces(key_dim: int) -> tuple[int, int]:
     return (whole, 0) if whole <= 64 and rest >= whole // 2 else (whole // 2, rest)
 
 
+def period(x: Recurrence, chunk: int, values: int) -> int:
+    """Return how many chunks a stretch of the scan has, from shapes alone; 0 where sequences are not cut.
+
+    Heads of more than 128 channels never are, nor float32 but in the interpreter: products of whole states spill there.
+
+    Args:
+        x: the call.
+        chunk: tokens of a chunk.
+        values: value columns of a program.
+    """
+    total, G, V = x.value.shape
+    chunks, programs = total // chunk, G * -(-V // values)
+    found = -(-chunks * programs // (PROGRAMS * tables.PERIOD)) * tables.PERIOD
+    spills = x.key.shape[2] > 128 or (x.value.dtype == torch.float32 and not gpu.INTERPRETED)
+    return 0 if spills or x.rows * programs >= FEW or chunks < 2 * found else found
+
+
+def transitions(x: Recurrence, chunk: int, values: int) -> Tensor:
+    """Return room for what each stretch of the scan does to a state: [borders or more, G, K, K] in float32."""
+    (total, G, _), K, split = x.value.shape, x.key.shape[2], period(x, chunk, values)
+    return x.value.new_empty(total // (chunk * split) if split else 0, G, K, K, dtype=torch.float32)
+
+
 class Plan:
-    """One call's sizes, configuration and tables."""
+    """One call's sizes, configuration and tables.
+
+    Attributes:
+        cut: the tables of the scan's stretches; a stretch is all of a sequence where none is cut.
+        borders: how many borders of these stretches there are.
+    """
 
     def __init__(self, x: Recurrence, scan: Scan) -> None:
         """x: tensors on one device, in one dtype, as the kernels read them."""
@@ -45,7 +80,10 @@ class Plan:
         self.total, self.G, self.V = x.value.shape
         self.dtype = x.value.dtype
         self.tables = tables.chunks(x.offsets, self.device, scan.chunk, tables.PERIOD)
-        self.lanes, self.blocks = x.rows * self.G, -(-self.V // scan.values)
+        self.blocks = -(-self.V // scan.values)
+        stretch = period(x, scan.chunk, scan.values) or tables.WHOLE
+        self.cut = tables.chunks(x.offsets, self.device, scan.chunk, stretch)
+        self.borders = self.cut.stretches - x.rows
         K1, K2 = pieces(self.K)
         self.sizes = {"K": self.K, "K1": K1, "K2": K2, "C": scan.chunk}
         self.scans = {**self.sizes, "V": self.V, "BV": scan.values, "STATE": x.state is not None}
@@ -53,6 +91,22 @@ class Plan:
     def new(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Return a tensor with nothing in it."""
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+
+    def new_borders(self) -> Tensor:
+        """Return room for a state at each border of two stretches, [borders, G, V, K] in float32."""
+        return self.new(self.borders, self.G, self.V, self.K, dtype=torch.float32)
+
+    def carry(self, border: Tensor, transition: Tensor, *, reverse: bool) -> None:
+        """Turn what each stretch adds into the states, or their gradients, at borders; see `delta_split.carry`."""
+        columns = min(32, power(self.V))
+        gpu.launch(
+            delta_split.carry,
+            self.x.rows * self.G * -(-self.V // columns),
+            (border, transition, self.cut.sequences, self.G),
+            {"K": self.K, "V": self.V, "KP": power(self.K), "BK": min(64, power(self.K)), "BV": columns}
+            | {"REVERSE": reverse, "NARROW": self.dtype == torch.bfloat16},
+            4,
+        )
 
     def launch(self, kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
         """Run a kernel in the scans' warps and stages."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 PERIOD = 8  # chunks between two states that a forward keeps
+WHOLE = 1 << 30  # chunks of a stretch that is all of a sequence
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Chunks:
         stretches: how many stretches there are; a stretch is `period` chunks of one sequence, the last one fewer.
         chunks: [count, 2]: the first token, and one past the last.
         owners: [count]: the sequence of each chunk.
-        sequences: [N, 4]: the first chunk, one past the last, the first kept state, and 0.
+        sequences: [N, 4]: the first chunk, one past the last, the first kept state, and how many are kept.
         stretch: [stretches, 4]: the first chunk, one past the last, the kept state it starts from (-1 for the
             sequence's first), and the sequence.
     """
@@ -127,7 +128,7 @@ def _chunks(offsets: Tensor, device: torch.device, size: int, period: int) -> Ch
     first = last - count
     kept = ((count - 1) // period).clamp(min=0)
     first_kept = kept.cumsum(0) - kept
-    sequence = torch.stack((first, last, first_kept, torch.zeros_like(first)), dim=1)
+    sequence = torch.stack((first, last, first_kept, kept), dim=1)
 
     owner, place = _enumerated((count + period - 1) // period)
     begin = first[owner] + place * period

@@ -42,6 +42,27 @@ def read_rows(base, rows, stride, FIRST: tl.constexpr, SIZE: tl.constexpr, END: 
 
 
 @triton.jit
+def read_state(at, step, k1, k2, in1, in2, K2: tl.constexpr):
+    """Return a state [V, K] in float32 as two tiles, of channels k1 and k2; the second is 0 if K2 is.
+
+    at: pointers [V, 1]; channels lie `step` apart; in1, in2: which entries there are, the others are 0.
+    """
+    S1 = tl.load(at + k1[None, :] * step, mask=in1, other=0.0).to(tl.float32)
+    S2 = tl.zeros(in2.shape, tl.float32)
+    if K2 > 0:
+        S2 = tl.load(at + k2[None, :] * step, mask=in2, other=0.0).to(tl.float32)
+    return S1, S2
+
+
+@triton.jit
+def write_state(at, step, k1, k2, in1, in2, S1, S2, K2: tl.constexpr):
+    """Write a state [V, K] from two tiles; see `read_state`."""
+    tl.store(at + k1[None, :] * step, S1.to(at.dtype.element_ty), mask=in1)
+    if K2 > 0:
+        tl.store(at + k2[None, :] * step, S2.to(at.dtype.element_ty), mask=in2)
+
+
+@triton.jit
 def inverse(N, C: tl.constexpr, LEVELS: tl.constexpr, NARROW: tl.constexpr):
     """Return (I - N)^-1 for strictly lower triangular N [C, C] in float32, C = 2^LEVELS.
 

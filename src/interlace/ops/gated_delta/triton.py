@@ -70,6 +70,23 @@ def tiles(architecture: int, key_dim: int, value_dim: int, dtype: torch.dtype) -
     return found._replace(values=min(found.values, columns), columns=min(found.columns, columns), keys=keys)
 
 
+class Saved(NamedTuple):
+    """What a forward that will be differentiated keeps.
+
+    Attributes:
+        T, M: [chunks, G, C, C].
+        decays: the table of each chunk, [chunks, G, ROWS, C] in float32.
+        states: the state [V, K] at the border of every `tables.PERIOD` chunks of a sequence.
+        transition: what each stretch of a scan that is split does to a state, [K, K] in float32.
+    """
+
+    T: Tensor
+    M: Tensor
+    decays: Tensor
+    states: Tensor
+    transition: Tensor
+
+
 class Plan(delta_kernels.Plan):
     """One call's sizes, configuration and tables, and the launches of its kernels."""
 
@@ -84,53 +101,68 @@ class Plan(delta_kernels.Plan):
         super().__init__(x, Scan(*self.tiles[:4]))
         self.q_row, self.k_row, self.v_row = (y.stride(0) for y in (query, key, value))
 
-    def prepare(self, T: Tensor, M: Tensor, decays: Tensor) -> None:
-        """Fill what needs no state; see `triton_forward.prepare`."""
+    def prepare(self, saved: Saved) -> None:
+        """Fill T, M and the decays, which need no state; see `triton_forward.prepare`."""
         x, C = self.x, self.tiles.chunk
         sizes = (self.q_row, self.k_row, self.H, self.G, x.scale)
         self.launch(
             triton_forward.prepare,
             self.tables.count * self.G,
-            (x.query, x.key, x.log_decay, x.strength, self.tables.chunks, T, M, decays, *sizes),
+            (x.query, x.key, x.log_decay, x.strength, self.tables.chunks, *saved[:3], *sizes),
             self.sizes
             | {"LEVELS": C.bit_length() - 1, "NARROW": self.dtype == torch.bfloat16, "NORMALISE": x.normalise},
         )
 
-    def walk(self, T: Tensor, M: Tensor, decays: Tensor, out: Tensor, final: Tensor, kept: Tensor | None) -> None:
-        """Fill outputs, final states, and states to keep; see `triton_forward.scan`."""
-        x, t, sizes = self.x, self.tables, (self.q_row, self.k_row, self.v_row, self.H, self.G)
+    def walk(self, saved: Saved, out: Tensor, final: Tensor, *, keep: bool) -> None:
+        """Fill outputs, final states, and if `keep` the states that are kept; see `triton_forward.scan`."""
+        x, t, sizes = self.x, self.cut, (self.q_row, self.k_row, self.v_row, self.H, self.G)
+        border = self.new_borders()
+        if self.borders:
+            self.stretches(saved, (None, None, border, saved.transition))
+            self.carry(border, saved.transition, reverse=False)
+        read = (x.query, x.key, x.value, *saved[:3], self.tables.sequences, t.offsets, t.stretch, border, x.state)
         self.launch(
             triton_forward.scan,
-            self.lanes * self.blocks,
-            (x.query, x.key, x.value, T, M, decays, t.sequences, t.offsets, x.state, out, final, kept, *sizes),
-            self.scans | {"KEEP": 0 if kept is None else tables.PERIOD},
+            t.stretches * self.G * self.blocks,
+            (*read, out, final, saved.states, *sizes),
+            self.scans | {"KEEP": tables.PERIOD if keep else 0},
         )
 
-    def states(self, T: Tensor, decays: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each chunk's entry state [V, K], and what its tokens write; see `triton_backward.states`."""
-        x, t, sizes = self.x, self.tables, (self.k_row, self.v_row, self.H, self.G)
-        entry, written = self.new(t.count, self.G, self.V, self.K), self.new(self.total, self.G, self.V)
+    def stretches(self, saved: Saved, to: tuple[Tensor | None, ...]) -> None:
+        """Go through all stretches at once: those of the scan, or where entry states are wanted, those of backward.
+
+        to: entry states, what tokens write, borders, transitions; see `triton_forward.states`.
+        """
+        x, sizes, split = self.x, (self.k_row, self.v_row, self.H, self.G), to[0] is None
+        t = self.cut if split else self.tables
+        blocks = self.blocks + (-(-self.K // self.tiles.values) if split else 0)
+        read = (x.key, x.value, saved.T, saved.decays, t.sequences, t.offsets, t.stretch, x.state, saved.states)
         self.launch(
-            triton_backward.states,
-            t.stretches * self.G * self.blocks,
-            (x.key, x.value, T, decays, t.sequences, t.offsets, t.stretch, x.state, kept, entry, written, *sizes),
-            self.scans,
+            triton_forward.states, t.stretches * self.G * blocks, (*read, *to, *sizes), self.scans | {"SPLIT": split}
         )
+
+    def states(self, saved: Saved) -> tuple[Tensor, Tensor]:
+        """Return each chunk's entry state [V, K], and what its tokens write."""
+        entry, written = self.new(self.tables.count, self.G, self.V, self.K), self.new(self.total, self.G, self.V)
+        self.stretches(saved, (entry, written, None, None))
         return entry, written
 
-    def reverse(
-        self, T: Tensor, M: Tensor, decays: Tensor, d_out: Tensor, d_final: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def reverse(self, saved: Saved, d_out: Tensor, d_final: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return gradients of exit states [V, K], of what T is applied to, and of the first states."""
-        x, t, sizes = self.x, self.tables, (self.q_row, self.k_row, self.H, self.G)
+        x, t, sizes = self.x, self.cut, (self.q_row, self.k_row, self.H, self.G)
         d_exit, d_right = self.new(t.count, self.G, self.V, self.K), self.new(self.total, self.G, self.V)
         d_state = self.new(*((0,) if x.state is None else x.state.shape), dtype=torch.float32)
-        self.launch(
-            triton_backward.reverse,
-            self.lanes * self.blocks,
-            (x.query, x.key, d_out, T, M, decays, t.sequences, t.offsets, d_final, d_state, d_exit, d_right, *sizes),
-            self.scans | {"FINAL": d_final is not None},
-        )
+        d_border = self.new_borders()
+        read = (x.query, x.key, d_out, *saved[:3], t.sequences, t.offsets, t.stretch, d_border, d_final)
+        for split in (True, False) if self.borders else (False,):
+            self.launch(
+                triton_backward.reverse,
+                t.stretches * self.G * self.blocks,
+                (*read, d_state, d_exit, d_right, *sizes),
+                self.scans | {"FINAL": d_final is not None, "SPLIT": split},
+            )
+            if split:
+                self.carry(d_border, saved.transition, reverse=True)
         return d_exit, d_right, d_state
 
     def gradients(self, read: tuple[Tensor, ...], dv: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -164,45 +196,46 @@ class Plan(delta_kernels.Plan):
         )
 
 
-def kept_shapes(x: Recurrence) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Return the shapes of T and M, of the decays, and of the states that a forward keeps for its backward.
+def room(x: Recurrence, *, keep: bool) -> Saved:
+    """Return room for what a forward writes beside its results; with `keep`, for states too.
 
     How many chunks there are is not known from shapes alone; there is room for as many as there can be.
     """
-    (total, G, V), K = x.value.shape, x.key.shape[2]
-    C = tiles(gpu.architecture(x.device), K, V, x.value.dtype).chunk
+    (total, G, V), K, new = x.value.shape, x.key.shape[2], x.value.new_empty
+    sizes = tiles(gpu.architecture(x.device), K, V, x.value.dtype)
+    C = sizes.chunk
     most = total // C + x.rows
-    return (most, G, C, C), (most, G, triton_forward.ROWS.value, C), (total // (C * tables.PERIOD), G, V, K)
+    return Saved(
+        new(most, G, C, C),
+        new(most, G, C, C),
+        new(most, G, triton_forward.ROWS.value, C, dtype=torch.float32),
+        new(total // (C * tables.PERIOD) if keep else 0, G, V, K),
+        delta_kernels.transitions(x, C, sizes.values),
+    )
 
 
 def _shapes(*inputs: Any) -> tuple[Tensor, ...]:
     *operands, differentiable = inputs
     x = Recurrence(*operands)
     out, final = rules.shapes(*operands)
-    square, table, states = kept_shapes(x) if differentiable else ((0,), (0,), (0,))
-    new = x.value.new_empty
-    return out, final, new(square), new(square), new(table, dtype=torch.float32), new(states)
+    return out, final, *(room(x, keep=True) if differentiable else [x.value.new_empty(0) for _ in Saved._fields])
 
 
-def forward(plan: Plan, out: Tensor, final: Tensor, T: Tensor, M: Tensor, decays: Tensor, kept: Tensor | None) -> None:
+def forward(plan: Plan, out: Tensor, final: Tensor, saved: Saved, *, keep: bool) -> None:
     """Fill all that follows the plan."""
-    plan.prepare(T, M, decays)
-    plan.walk(T, M, decays, out, final, kept)
+    plan.prepare(saved)
+    plan.walk(saved, out, final, keep=keep)
 
 
 def backward(
-    plan: Plan, d_out: Tensor, d_final: Tensor | None, saved: tuple[Tensor, ...], to: tuple[Tensor, Tensor, Tensor]
+    plan: Plan, d_out: Tensor, d_final: Tensor | None, saved: Saved, to: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fill the gradients of queries, keys and values; return those of log decay, strength and state (float32).
-
-    saved: T, M, the decays and the kept states.
-    """
-    T, M, decays, kept = saved
+    """Fill the gradients of queries, keys and values; return those of log decay, strength and state (float32)."""
     d_out = d_out.to(plan.dtype).contiguous()
     d_final = None if d_final is None else d_final.to(torch.float32).contiguous()
-    entry, written = plan.states(T, decays, kept)
-    d_exit, d_right, d_state = plan.reverse(T, M, decays, d_out, d_final)
-    dq, dk, dg, db = plan.gradients((decays, d_out, entry, d_exit, written, d_right), to[2])
+    entry, written = plan.states(saved)
+    d_exit, d_right, d_state = plan.reverse(saved, d_out, d_final)
+    dq, dk, dg, db = plan.gradients((saved.decays, d_out, entry, d_exit, written, d_right), to[2])
     plan.collect(plan.x.query, dq, to[0])
     plan.collect(plan.x.key, dk, to[1])
     return dg, db, d_state
@@ -210,22 +243,20 @@ def backward(
 
 def _forward(*inputs: Any) -> tuple[Tensor, ...]:
     *operands, differentiable = inputs
-    outputs = out, final, T, M, decays, kept = _shapes(*inputs)
-    plan = Plan(Recurrence(*operands))
-    if not differentiable:
-        square, table, _ = kept_shapes(plan.x)
-        T, M, decays = plan.new(*square), plan.new(*square), plan.new(*table, dtype=torch.float32)
-    forward(plan, out, final, T, M, decays, kept if differentiable else None)
+    outputs = out, final, *kept = _shapes(*inputs)
+    x = Recurrence(*operands)
+    saved = Saved(*kept) if differentiable else room(x, keep=False)
+    forward(Plan(x), out, final, saved, keep=differentiable)
     return outputs
 
 
 def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-    *saved, operands = (*given[:4], given[4:-1])
-    x = Recurrence(*operands)
+    kept = len(Saved._fields)
+    saved, x = Saved(*given[:kept]), Recurrence(*given[kept:-1])
     plan = Plan(x)
     to = [torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x.query, x.key)]
     dv = torch.empty_like(x.value, memory_format=torch.contiguous_format)
-    dg, db, d_state = backward(plan, d_out, d_final, tuple(saved), (to[0], to[1], dv))
+    dg, db, d_state = backward(plan, d_out, d_final, saved, (to[0], to[1], dv))
     if x.state is not None:
         d_state = d_state.to(x.state.dtype)
     return *to, dv, dg.to(x.log_decay.dtype), db.to(x.strength.dtype), d_state
@@ -233,7 +264,7 @@ def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tenso
 
 _operator = custom_op(
     "gated_delta_triton",
-    Signature(f"{rules.INPUTS}, bool differentiable", rules.GRADIENTS, outputs=6, hidden=4),
+    Signature(f"{rules.INPUTS}, bool differentiable", rules.GRADIENTS, outputs=7, hidden=5),
     _forward,
     _backward,
     _shapes,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import dot, read_rows
+from interlace.ops.core.tiles import dot, read_rows, read_state, write_state
 from interlace.ops.gated_delta.triton_forward import (
     BETA,
     HIGH,
@@ -26,13 +26,16 @@ from interlace.ops.gated_delta.triton_forward import (
 
 
 @triton.jit
-def states(
-    key, value, T, decays, sequences, offsets, stretch, state, kept, entry, written,
-    k_row, v_row, H, G,
+def reverse(
+    query, key, d_out, T, M, decays, sequences, offsets, stretch, d_border, d_final, d_state, d_exit, d_right,
+    q_row, k_row, H, G,
     K: tl.constexpr, V: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
-    STATE: tl.constexpr,
+    FINAL: tl.constexpr, STATE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Write each chunk's entry state S [V, K] and what its tokens write, U; a program goes through one stretch."""
+    """Go back through a stretch's chunks; write the gradients dS' [V, K] of each exit state, and dX = T^T dU.
+
+    SPLIT: begin at no gradient, but in a sequence's last stretch; write only what comes out, to the border before it.
+    """
     BLOCKS: tl.constexpr = (V + BV - 1) // BV
     block = tl.program_id(0) % BLOCKS
     lane = tl.program_id(0) // BLOCKS
@@ -43,82 +46,13 @@ def states(
     slot = tl.load(stretch + 4 * (lane // G) + 2)
     n = tl.load(stretch + 4 * (lane // G) + 3)
     before = tl.load(sequences + 4 * n)
+    after = tl.load(sequences + 4 * n + 1)
     start = tl.load(offsets + n).to(tl.int64)
     length = (tl.load(offsets + n + 1) - start).to(tl.int32)
     rows = tl.arange(0, C)
     v_cols = block * BV + tl.arange(0, BV)
     v_there = v_cols < V
-    k1 = tl.arange(0, K1)
-    k2 = K1 + tl.arange(0, K2 if K2 > 0 else 16)
-    in1 = v_there[:, None] & (k1 < K)[None, :]
-    in2 = v_there[:, None] & (k2 < K)[None, :]
-
-    left_off = kept + ((slot.to(tl.int64) * G + g) * V + v_cols[:, None]) * K
-    S1 = tl.load(left_off + k1[None, :], mask=in1 & (slot >= 0), other=0.0).to(tl.float32)
-    S2 = tl.zeros((BV, K2 if K2 > 0 else 16), tl.float32)
-    if K2 > 0:
-        S2 = tl.load(left_off + k2[None, :], mask=in2 & (slot >= 0), other=0.0).to(tl.float32)
-    if STATE:
-        given = state + (n.to(tl.int64) * G + g) * K * V + v_cols[:, None]
-        S1 += tl.load(given + k1[None, :] * V, mask=in1 & (slot < 0), other=0.0)
-        if K2 > 0:
-            S2 += tl.load(given + k2[None, :] * V, mask=in2 & (slot < 0), other=0.0)
-
-    for c in range(0, last - first):
-        chunk = first + c
-        left = length - (chunk - before) * C
-        nearest = tl.minimum(rows, left - 1)
-        at = start + (chunk - before) * C
-        tile = chunk.to(tl.int64) * G + g
-        table = decays + tile * ROWS * C
-        k_at = key + at * k_row + h * K
-        to = entry + (tile * V + v_cols[:, None]) * K
-        tl.store(to + k1[None, :], S1.to(entry.dtype.element_ty), mask=in1)
-        ka = read_rows(k_at, nearest, k_row, 0, K1, K)
-        read = dot(S1.to(ka.dtype), tl.trans(ka))
-        if K2 > 0:
-            tl.store(to + k2[None, :], S2.to(entry.dtype.element_ty), mask=in2)
-            kb = read_rows(k_at, nearest, k_row, K1, K2, K)
-            read += dot(S2.to(kb.dtype), tl.trans(kb))
-        place = value + at * v_row + g * V + nearest[:, None] * v_row + v_cols[None, :]
-        v = tl.load(place, mask=v_there[None, :], other=0.0)
-        X = tl.trans(v).to(tl.float32) * tl.load(table + BETA * C + rows)[None, :]
-        X -= read * tl.load(table + TAKES * C + rows)[None, :]
-        t = tl.load(T + tile * C * C + rows[:, None] * C + rows[None, :])
-        U = dot(X.to(t.dtype), tl.trans(t))
-        tl.store(
-            written + (at * G + g) * V + rows[None, :] * (G * V) + v_cols[:, None],
-            U.to(written.dtype.element_ty),
-            mask=v_there[:, None] & (rows < left)[None, :],
-        )
-        across = tl.exp(tl.load(table + HIGH * C + C - 1) + tl.load(table + LOW * C + C - 1))
-        write = (U * tl.load(table + LEAVES * C + rows)[None, :]).to(ka.dtype)
-        S1 = S1 * across + dot(write, ka)
-        if K2 > 0:
-            S2 = S2 * across + dot(write, kb)
-
-
-@triton.jit
-def reverse(
-    query, key, d_out, T, M, decays, sequences, offsets, d_final, d_state, d_exit, d_right,
-    q_row, k_row, H, G,
-    K: tl.constexpr, V: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
-    FINAL: tl.constexpr, STATE: tl.constexpr,
-):  # fmt: skip
-    """Go back through a sequence's chunks; write the gradients dS' [V, K] of each exit state, and dX = T^T dU."""
-    BLOCKS: tl.constexpr = (V + BV - 1) // BV
-    block = tl.program_id(0) % BLOCKS
-    lane = tl.program_id(0) // BLOCKS
-    n = lane // G
-    g = lane % G
-    h = g // (G // H)
-    start = tl.load(offsets + n).to(tl.int64)
-    length = (tl.load(offsets + n + 1) - start).to(tl.int32)
-    first = tl.load(sequences + 4 * n)
-    rows = tl.arange(0, C)
-    v_cols = block * BV + tl.arange(0, BV)
-    v_there = v_cols < V
-    memory = lane.to(tl.int64) * K * V + v_cols[:, None]
+    memory = (n.to(tl.int64) * G + g) * K * V + v_cols[:, None]
     k1 = tl.arange(0, K1)
     k2 = K1 + tl.arange(0, K2 if K2 > 0 else 16)
     in1 = v_there[:, None] & (k1 < K)[None, :]
@@ -126,26 +60,32 @@ def reverse(
 
     dS1 = tl.zeros((BV, K1), tl.float32)
     dS2 = tl.zeros((BV, K2 if K2 > 0 else 16), tl.float32)
+    if SPLIT:
+        first = tl.where(slot < 0, last, first)
+    else:
+        goes_on = last < after
+        following = tl.where(slot < 0, tl.load(sequences + 4 * n + 2), slot + 1).to(tl.int64) * G + g
+        inner = d_border + (following * V + v_cols[:, None]) * K
+        dS1, dS2 = read_state(inner, 1, k1, k2, in1 & goes_on, in2 & goes_on, K2)
     if FINAL:
-        dS1 = tl.load(d_final + memory + k1[None, :] * V, mask=in1, other=0.0)
-        if K2 > 0:
-            dS2 = tl.load(d_final + memory + k2[None, :] * V, mask=in2, other=0.0)
+        ends = last == after
+        given1, given2 = read_state(d_final + memory, V, k1, k2, in1 & ends, in2 & ends, K2)
+        dS1 += given1
+        dS2 += given2
 
-    count = (length + C - 1) // C
-    for i in range(0, count):
-        c = count - 1 - i
-        left = length - c * C
+    for i in range(0, last - first):
+        chunk = last - 1 - i
+        left = length - (chunk - before) * C
         nearest = tl.minimum(rows, left - 1)
-        at = start + c * C
-        tile = (first + c).to(tl.int64) * G + g
+        at = start + (chunk - before) * C
+        tile = chunk.to(tl.int64) * G + g
         table = decays + tile * ROWS * C
         k_at = key + at * k_row + h * K
-        to = d_exit + (tile * V + v_cols[:, None]) * K
-        tl.store(to + k1[None, :], dS1.to(d_exit.dtype.element_ty), mask=in1)
+        if not SPLIT:
+            write_state(d_exit + (tile * V + v_cols[:, None]) * K, 1, k1, k2, in1, in2, dS1, dS2, K2)
         ka = read_rows(k_at, nearest, k_row, 0, K1, K)
         read = dot(dS1.to(ka.dtype), tl.trans(ka))
         if K2 > 0:
-            tl.store(to + k2[None, :], dS2.to(d_exit.dtype.element_ty), mask=in2)
             kb = read_rows(k_at, nearest, k_row, K1, K2, K)
             read += dot(dS2.to(kb.dtype), tl.trans(kb))
         place = d_out + (at * G + g) * V + nearest[:, None] * (G * V) + v_cols[None, :]
@@ -162,20 +102,24 @@ def reverse(
             dS2 = dS2 * across + dot(reads, qb)
         t = tl.load(T + tile * C * C + square)
         dX = dot(dU.to(t.dtype), t)
-        tl.store(
-            d_right + (at * G + g) * V + rows[None, :] * (G * V) + v_cols[:, None],
-            dX.to(d_right.dtype.element_ty),
-            mask=v_there[:, None] & (rows < left)[None, :],
-        )
+        if not SPLIT:
+            tl.store(
+                d_right + (at * G + g) * V + rows[None, :] * (G * V) + v_cols[:, None],
+                dX.to(d_right.dtype.element_ty),
+                mask=v_there[:, None] & (rows < left)[None, :],
+            )
         takes = (dX * -tl.load(table + TAKES * C + rows)[None, :]).to(ka.dtype)
         dS1 += dot(takes, ka)
         if K2 > 0:
             dS2 += dot(takes, kb)
 
-    if STATE:
-        tl.store(d_state + memory + k1[None, :] * V, dS1, mask=in1)
-        if K2 > 0:
-            tl.store(d_state + memory + k2[None, :] * V, dS2, mask=in2)
+    if SPLIT:
+        if first < last:
+            to = d_border + ((slot.to(tl.int64) * G + g) * V + v_cols[:, None]) * K
+            write_state(to, 1, k1, k2, in1, in2, dS1, dS2, K2)
+    elif STATE:
+        starts = slot < 0
+        write_state(d_state + memory, V, k1, k2, in1 & starts, in2 & starts, dS1, dS2, K2)
 
 
 @triton.jit(do_not_specialize=["total"])

@@ -1,9 +1,9 @@
 """Triton kernels of the forward pass: what needs no state, for all chunks at once, and the scan over chunks.
 
-README.md beside this file derives the lines; names are those there. A program of `prepare` is one chunk and value head;
-a program of `scan` is a sequence, a value head and a block of value columns, with its state S transposed in registers.
-Heads of K channels are read as K1 + K2 columns, powers of two. Rows past a sequence's end repeat its last token and
-count nothing.
+README.md beside this file derives the lines; names are those there. A program of `prepare` is one chunk and value head.
+A program of `scan` and `states` is a stretch of a sequence, a value head and a block of value columns, with its state S
+transposed in registers. Heads of K channels are read as K1 + K2 columns, powers of two. Rows past a sequence's end
+repeat its last token and count nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from interlace.ops.core import normalise
-from interlace.ops.core.tiles import dot, inverse, read_rows
+from interlace.ops.core.tiles import dot, inverse, read_rows, read_state, write_state
 
 FORGOTTEN = tl.constexpr(-2000.0)  # exp of it is 0 even in float64, and sums of it stay finite
 # Rows of a chunk's table [ROWS, C] in float32: scale exp(G) |q|, as a query reads; b exp(G) |k|, as a key reads;
@@ -94,52 +94,56 @@ def prepare(
 
 @triton.jit
 def scan(
-    query, key, value, T, M, decays, sequences, offsets, state, out, final, kept,
+    query, key, value, T, M, decays, sequences, offsets, stretch, border, state, out, final, kept,
     q_row, k_row, v_row, H, G,
     K: tl.constexpr, V: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
     STATE: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """Go through a sequence's chunks: O = scale exp(G) Q S + M U with U = T b (V - exp(G) K S), and S' from S and U.
+    """Go through a stretch's chunks: O = scale exp(G) Q S + M U with U = T b (V - exp(G) K S), and S' from S and U.
 
     KEEP: write the state every so many chunks; 0 for never.
     """
     BLOCKS: tl.constexpr = (V + BV - 1) // BV
     block = tl.program_id(0) % BLOCKS
     lane = tl.program_id(0) // BLOCKS
-    n = lane // G
     g = lane % G
     h = g // (G // H)
+    first = tl.load(stretch + 4 * (lane // G))
+    last = tl.load(stretch + 4 * (lane // G) + 1)
+    slot = tl.load(stretch + 4 * (lane // G) + 2)
+    n = tl.load(stretch + 4 * (lane // G) + 3)
+    before = tl.load(sequences + 4 * n)
+    after = tl.load(sequences + 4 * n + 1)
     start = tl.load(offsets + n).to(tl.int64)
     length = (tl.load(offsets + n + 1) - start).to(tl.int32)
-    first = tl.load(sequences + 4 * n)
-    slot = tl.load(sequences + 4 * n + 2)
     rows = tl.arange(0, C)
     v_cols = block * BV + tl.arange(0, BV)
     v_there = v_cols < V
-    memory = lane.to(tl.int64) * K * V + v_cols[:, None]
+    memory = (n.to(tl.int64) * G + g) * K * V + v_cols[:, None]
     k1 = tl.arange(0, K1)
     k2 = K1 + tl.arange(0, K2 if K2 > 0 else 16)
     in1 = v_there[:, None] & (k1 < K)[None, :]
     in2 = v_there[:, None] & (k2 < K)[None, :]
 
-    S1 = tl.zeros((BV, K1), tl.float32)
-    S2 = tl.zeros((BV, K2 if K2 > 0 else 16), tl.float32)
+    inner = border + ((slot.to(tl.int64) * G + g) * V + v_cols[:, None]) * K
+    S1, S2 = read_state(inner, 1, k1, k2, in1 & (slot >= 0), in2 & (slot >= 0), K2)
     if STATE:
-        S1 = tl.load(state + memory + k1[None, :] * V, mask=in1, other=0.0)
-        if K2 > 0:
-            S2 = tl.load(state + memory + k2[None, :] * V, mask=in2, other=0.0)
+        given1, given2 = read_state(state + memory, V, k1, k2, in1 & (slot < 0), in2 & (slot < 0), K2)
+        S1 += given1
+        S2 += given2
 
-    for c in range(0, (length + C - 1) // C):
+    for i in range(0, last - first):
+        chunk = first + i
+        c = chunk - before
         if KEEP > 0:
             if (c > 0) & (c % KEEP == 0):
-                to = kept + (((slot + c // KEEP - 1).to(tl.int64) * G + g) * V + v_cols[:, None]) * K
-                tl.store(to + k1[None, :], S1.to(kept.dtype.element_ty), mask=in1)
-                if K2 > 0:
-                    tl.store(to + k2[None, :], S2.to(kept.dtype.element_ty), mask=in2)
+                to = tl.load(sequences + 4 * n + 2) + c // KEEP - 1
+                at = kept + ((to.to(tl.int64) * G + g) * V + v_cols[:, None]) * K
+                write_state(at, 1, k1, k2, in1, in2, S1, S2, K2)
         left = length - c * C
         nearest = tl.minimum(rows, left - 1)
         at = start + c * C
-        tile = (first + c).to(tl.int64) * G + g
+        tile = chunk.to(tl.int64) * G + g
         table = decays + tile * ROWS * C
         k_at = key + at * k_row + h * K
 
@@ -175,6 +179,94 @@ def scan(
         if K2 > 0:
             S2 = S2 * across + dot(write, kb)
 
-    tl.store(final + memory + k1[None, :] * V, S1, mask=in1)
-    if K2 > 0:
-        tl.store(final + memory + k2[None, :] * V, S2, mask=in2)
+    if last == after:
+        write_state(final + memory, V, k1, k2, in1, in2, S1, S2, K2)
+
+
+@triton.jit
+def states(
+    key, value, T, decays, sequences, offsets, stretch, state, kept, entry, written, border, transition,
+    k_row, v_row, H, G,
+    K: tl.constexpr, V: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, BV: tl.constexpr,
+    STATE: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Write each chunk's entry state S [V, K] and what its tokens write, U; a program goes through one stretch.
+
+    SPLIT: write only, to the border after a stretch, what the stretch makes of no state (the first one, of the given
+    state); and to `transition`, what it makes of each unit state without values.
+    """
+    VALUES: tl.constexpr = (V + BV - 1) // BV
+    BLOCKS: tl.constexpr = VALUES + (K + BV - 1) // BV * SPLIT
+    block = tl.program_id(0) % BLOCKS
+    lane = tl.program_id(0) // BLOCKS
+    g = lane % G
+    h = g // (G // H)
+    first = tl.load(stretch + 4 * (lane // G))
+    last = tl.load(stretch + 4 * (lane // G) + 1)
+    slot = tl.load(stretch + 4 * (lane // G) + 2)
+    n = tl.load(stretch + 4 * (lane // G) + 3)
+    before = tl.load(sequences + 4 * n)
+    start = tl.load(offsets + n).to(tl.int64)
+    length = (tl.load(offsets + n + 1) - start).to(tl.int32)
+    rows = tl.arange(0, C)
+    unit = block >= VALUES  # never without SPLIT
+    v_cols = (block - tl.where(unit, VALUES, 0)) * BV + tl.arange(0, BV)
+    v_there = v_cols < tl.where(unit, K, V)
+    valued = v_there & (block < VALUES)
+    k1 = tl.arange(0, K1)
+    k2 = K1 + tl.arange(0, K2 if K2 > 0 else 16)
+    in1 = v_there[:, None] & (k1 < K)[None, :]
+    in2 = v_there[:, None] & (k2 < K)[None, :]
+
+    if SPLIT:
+        last = tl.where((last == tl.load(sequences + 4 * n + 1)) | (unit & (slot < 0)), first, last)
+        S1 = tl.where(unit & (v_cols[:, None] == k1[None, :]), 1.0, 0.0)
+        S2 = tl.where(unit & (v_cols[:, None] == k2[None, :]), 1.0, 0.0)
+    else:
+        left_off = kept + ((slot.to(tl.int64) * G + g) * V + v_cols[:, None]) * K
+        S1, S2 = read_state(left_off, 1, k1, k2, in1 & (slot >= 0), in2 & (slot >= 0), K2)
+    if STATE:
+        given = state + (n.to(tl.int64) * G + g) * K * V + v_cols[:, None]
+        new = valued[:, None] & (slot < 0)
+        given1, given2 = read_state(given, V, k1, k2, in1 & new, in2 & new, K2)
+        S1 += given1
+        S2 += given2
+
+    for i in range(0, last - first):
+        chunk = first + i
+        left = length - (chunk - before) * C
+        nearest = tl.minimum(rows, left - 1)
+        at = start + (chunk - before) * C
+        tile = chunk.to(tl.int64) * G + g
+        table = decays + tile * ROWS * C
+        k_at = key + at * k_row + h * K
+        if not SPLIT:
+            write_state(entry + (tile * V + v_cols[:, None]) * K, 1, k1, k2, in1, in2, S1, S2, K2)
+        ka = read_rows(k_at, nearest, k_row, 0, K1, K)
+        read = dot(S1.to(ka.dtype), tl.trans(ka))
+        if K2 > 0:
+            kb = read_rows(k_at, nearest, k_row, K1, K2, K)
+            read += dot(S2.to(kb.dtype), tl.trans(kb))
+        place = value + at * v_row + g * V + nearest[:, None] * v_row + v_cols[None, :]
+        v = tl.load(place, mask=valued[None, :], other=0.0)
+        X = tl.trans(v).to(tl.float32) * tl.load(table + BETA * C + rows)[None, :]
+        X -= read * tl.load(table + TAKES * C + rows)[None, :]
+        t = tl.load(T + tile * C * C + rows[:, None] * C + rows[None, :])
+        U = dot(X.to(t.dtype), tl.trans(t))
+        if not SPLIT:
+            tl.store(
+                written + (at * G + g) * V + rows[None, :] * (G * V) + v_cols[:, None],
+                U.to(written.dtype.element_ty),
+                mask=v_there[:, None] & (rows < left)[None, :],
+            )
+        across = tl.exp(tl.load(table + HIGH * C + C - 1) + tl.load(table + LOW * C + C - 1))
+        write = (U * tl.load(table + LEAVES * C + rows)[None, :]).to(ka.dtype)
+        S1 = S1 * across + dot(write, ka)
+        if K2 > 0:
+            S2 = S2 * across + dot(write, kb)
+
+    if SPLIT:
+        if first < last:
+            target = tl.where(slot < 0, tl.load(sequences + 4 * n + 2), slot + 1).to(tl.int64) * G + g
+            to = tl.where(unit, transition + target * K * K, border + target * V * K) + v_cols[:, None] * K
+            write_state(to, 1, k1, k2, in1, in2, S1, S2, K2)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interlace.ops.core import gpu, kernels, rules, tables
 from interlace.ops.core.custom_op import Signature, custom_op
-from interlace.ops.core.delta_kernels import Plan, Scan, prepared
+from interlace.ops.core.delta_kernels import Plan, Scan, prepared, transitions
 from interlace.ops.core.gpu import power
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.kimi_delta import triton_backward, triton_forward
@@ -79,7 +79,13 @@ def _shapes(*inputs: Any) -> tuple[Tensor, ...]:
     most = total // C + x.rows  # chunks; how many there are is not known from shapes alone
     kept = (most, total // (C * tables.PERIOD)) if differentiable else (0, 0)
     square = [x.value.new_empty(kept[0], G, C, C) for _ in range(2)]
-    return out, final, *square, x.value.new_empty(kept[1], G, V, K)
+    transition = _transition(x) if differentiable else x.value.new_empty(0)
+    return out, final, *square, x.value.new_empty(kept[1], G, V, K), transition
+
+
+def _transition(x: Recurrence) -> Tensor:
+    scan = _tiles(x).scan
+    return transitions(x, scan.chunk, scan.values)
 
 
 class Call(Plan):
@@ -112,6 +118,23 @@ class Call(Plan):
         )
         return q_in, k_in, k_out, high, low
 
+    def stretches(self, T: Tensor, decayed: tuple[Tensor, ...], to: tuple[Tensor | None, ...]) -> None:
+        """Go through all stretches at once: those of the scan, or where entry states are wanted, those of backward.
+
+        Args:
+            decayed: K_in, K_out and G.
+            to: kept states, entry states, what tokens write, borders, transitions; see `triton_forward.states`.
+        """
+        x, split = self.x, to[1] is None
+        t = self.cut if split else self.tables
+        blocks = self.blocks + (-(-self.K // self.scan.values) if split else 0)
+        self.launch(
+            triton_forward.states,
+            t.stretches * self.G * blocks,
+            (x.value, x.strength, T, *decayed, t.sequences, t.offsets, t.stretch, x.state, *to, self.G),
+            {**self.scans, "SPLIT": split},
+        )
+
 
 def _read(x: Recurrence) -> Recurrence:
     return prepared(x._replace(log_decay=x.log_decay.to(torch.float32)))
@@ -119,12 +142,12 @@ def _read(x: Recurrence) -> Recurrence:
 
 def _forward(*inputs: Any) -> tuple[Tensor, ...]:
     *operands, differentiable = inputs
-    outputs = out, final, T, M, kept = _shapes(*inputs)
+    outputs = out, final, T, M, kept, transition = _shapes(*inputs)
     x = _read(Recurrence(*operands))
     call = Call(x)
     t, count, G, C = call.tables, call.tables.count, call.G, call.scan.chunk
     if not differentiable:
-        T, M = call.new(count, G, C, C), call.new(count, G, C, C)
+        T, M, transition = call.new(count, G, C, C), call.new(count, G, C, C), _transition(x)
     q_in, k_in, k_out, high, low = call.decayed()
     call.each_chunk(
         triton_forward.prepare,
@@ -132,18 +155,22 @@ def _forward(*inputs: Any) -> tuple[Tensor, ...]:
         (x.query, x.key, high, low, x.strength, t.chunks, T, M, call.H, G, x.scale),
         {**call.chunk, **call.levels, "NARROW": not call.exact},
     )
-    decayed = (q_in, k_in, k_out, high)
+    border = call.new_borders()
+    if call.borders:
+        call.stretches(T, (k_in, k_out, high), (None, None, None, border, transition))
+        call.carry(border, transition, reverse=False)
+    where = (t.sequences, t.offsets, call.cut.stretch)
     call.launch(
         triton_forward.scan,
-        call.lanes * call.blocks,
-        (x.value, x.strength, T, M, *decayed, t.sequences, t.offsets, x.state, out, final, kept, G),
+        call.cut.stretches * G * call.blocks,
+        (x.value, x.strength, T, M, q_in, k_in, k_out, high, *where, border, x.state, out, final, kept, G),
         {**call.scans, "KEEP": tables.PERIOD if differentiable else 0},
     )
     return outputs
 
 
 def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tensor, ...]:
-    T, M, kept, *operands, _ = given
+    T, M, kept, transition, *operands, _ = given
     original = Recurrence(*operands)
     x = _read(original)
     call = Call(x)
@@ -154,19 +181,19 @@ def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tenso
     entry, d_exit = call.new(count, G, V, K), call.new(count, G, V, K)
     written, d_right, dv = (call.new(call.total, G, V) for _ in range(3))
     d_state = call.new(*((x.rows, G, K, V) if x.state is not None else (0,)), dtype=torch.float32)
-    walk = (t.sequences, t.offsets)
-    call.launch(
-        triton_backward.states,
-        t.stretches * G * call.blocks,
-        (x.value, x.strength, T, k_in, k_out, high, *walk, t.stretch, x.state, kept, entry, written, G),
-        call.scans,
-    )
-    call.launch(
-        triton_backward.reverse,
-        call.lanes * call.blocks,
-        (d_out, x.strength, T, M, q_in, k_in, k_out, high, *walk, d_final, d_state, d_exit, d_right, G),
-        {**call.scans, "FINAL": d_final is not None},
-    )
+    call.stretches(T, (k_in, k_out, high), (kept, entry, written, None, None))
+    d_border = call.new_borders()
+    where = (call.cut.sequences, call.cut.offsets, call.cut.stretch)
+    for split in (True, False) if call.borders else (False,):
+        decayed = (q_in, k_in, k_out, high)
+        call.launch(
+            triton_backward.reverse,
+            call.cut.stretches * G * call.blocks,
+            (d_out, x.strength, T, M, *decayed, *where, d_border, d_final, d_state, d_exit, d_right, G),
+            {**call.scans, "FINAL": d_final is not None, "SPLIT": split},
+        )
+        if split:
+            call.carry(d_border, transition, reverse=True)
     blocks = -(-K // call.tiles.gradient_keys)
     columns = {"BV": call.tiles.columns, "NARROW": not call.exact}
     square = torch.float32 if call.exact else torch.float16
@@ -197,7 +224,7 @@ def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tenso
 
 _operator = custom_op(
     "kimi_delta_triton",
-    Signature(f"{rules.INPUTS}, bool differentiable", rules.GRADIENTS, outputs=5, hidden=3),
+    Signature(f"{rules.INPUTS}, bool differentiable", rules.GRADIENTS, outputs=6, hidden=4),
     _forward,
     _backward,
     _shapes,
