@@ -140,15 +140,26 @@ def selective_scan() -> None:
     module._backward(out, final, border, *inputs, True)
 
 
-def one_token() -> None:
-    """Take one token by the rule alone, and through all of a layer between its projections."""
+def one_token(name: str, heads: tuple[int, int, int, int]) -> Callable[[], None]:
+    """Return what takes one token by a rule."""
+
+    def run() -> None:
+        module = importlib.import_module(f"interlace.ops.{name}.triton")
+        N, (H, G, K, V), dtype = 4, heads, torch.bfloat16
+        query, value, beta = (torch.zeros(N, n, size, dtype=dtype) for n, size in ((H, K), (G, V), (1, G)))
+        gate = torch.zeros((N, G, K) if name == "kimi_delta" else (N, G))
+        segments, tensors = Segments.equal(N, 1), (query, query, value, gate, beta[:, 0])
+        module.run(Recurrence.of(tensors, segments, torch.zeros(N, G, K, V), None, name != "state_space"))
+
+    return run
+
+
+def layer_token() -> None:
+    """Take one token through all of a layer between its projections."""
     module = importlib.import_module("interlace.ops.gated_delta.triton")
     cases = importlib.import_module("interlace.ops.gated_delta.mixer_step")
     N, H, K, V, dtype = 4, 16, 96, 192, torch.bfloat16
-    query, value, gates = (torch.zeros(N, H, n, dtype=dtype) for n in (K, V, 1))
-    x = Recurrence.of((query, query, value, gates[..., 0].float(), gates[..., 0]), None, None, None, True)
     memory, channels = torch.zeros(N, H, K, V), H * (2 * K + V)
-    module.step(x, memory)
     projected = torch.zeros(N, channels + H * (V + 2), dtype=dtype)
     weights = (torch.zeros(channels, 4, dtype=dtype), torch.zeros(V, dtype=dtype), torch.zeros(H), torch.zeros(H))
     window = torch.zeros(N, 3, channels, dtype=dtype)
@@ -163,6 +174,15 @@ def gates() -> None:
     weights = (torch.zeros(G), torch.zeros(G), True)
     module.gates(projected, 128, *weights, (wide, wide))
     module.gates_backward(projected, 128, *weights, (wide, wide, wide), projected)
+
+
+def decay_gate() -> None:
+    """Compute the gates of a decay and their gradients."""
+    module = importlib.import_module("interlace.ops.decay_gate.triton")
+    x, wide = torch.zeros(512, 1024, dtype=torch.bfloat16), torch.zeros(512, 1024)
+    given = (x, torch.zeros(1024), torch.zeros(8), 0.0, 1e38, True)
+    module._forward(*given)
+    module._backward(wide, wide, *given)
 
 
 def norm(width: int) -> Callable[[], None]:
@@ -221,13 +241,17 @@ CASES: dict[str, Callable[[], None]] = {
     "gated_delta 48x96": rule("gated_delta", (8, 8, 48, 96)),
     "gated_delta 256x256": rule("gated_delta", (4, 4, 256, 256)),
     "gated_delta 96x192 float32": rule("gated_delta", HEADS["96x192"], torch.float32),
-    "gated_delta one token": one_token,
+    "gated_delta one token": one_token("gated_delta", HEADS["96x192"]),
+    "gated_delta one token of a layer": layer_token,
     "gated_delta gates": gates,
     "kimi_delta 128x128": rule("kimi_delta", (8, 8, 128, 128)),
+    "kimi_delta one token": one_token("kimi_delta", (8, 8, 128, 128)),
+    "state_space one token": one_token("state_space", (1, 16, 128, 64)),
     "state_space 128x64": rule("state_space", (1, 16, 128, 64)),
     "selective_scan": selective_scan,
     "short_convolution": convolution,
     **{f"rms_norm {width}": norm(width) for width in (128, 1024, 3840)},
+    "decay_gate": decay_gate,
     "swiglu": swiglu,
     "cross_entropy": cross_entropy,
     "experts": experts,
@@ -237,7 +261,7 @@ CASES: dict[str, Callable[[], None]] = {
 }
 # What is compiled for other architectures than Hopper too.
 ELSEWHERE = (
-    *("gated_delta 96x192", "short_convolution", "rms_norm 1024", "swiglu", "cross_entropy", "experts"),
+    *("gated_delta 96x192", "short_convolution", "decay_gate", "rms_norm 1024", "swiglu", "cross_entropy", "experts"),
     *("attention 64 of 4", "attention 128 of 8", "attention 256 of 8"),
 )
 

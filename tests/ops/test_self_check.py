@@ -16,6 +16,7 @@ from interlace.ops.core import backends, gpu, self_check
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.gated_delta.cases import gated_delta_case
 from interlace.ops.gated_delta.dispatch import run as by_operands
+from interlace.ops.kimi_delta.dispatch import run as by_kimi
 from interlace.ops.short_convolution import triton, triton_kernels
 from interlace.ops.short_convolution.operands import Convolution
 
@@ -82,6 +83,13 @@ def test_a_kernel_that_does_not_compile_is_a_reason(checked, monkeypatch):
     monkeypatch.setattr(gpu, "launch", broken)
     with pytest.raises(BackendUnavailable, match="on this GPU it does not run: RuntimeError: ptxas died;"):
         short_convolution(*given(), backend="triton")
+
+
+def test_one_token_has_a_check_of_its_own(checked):
+    given = [torch.randn(2, 1, n) for n in (16, 16, 20)] + [-torch.rand(2, 1, 16), torch.rand(2, 1)]
+    for state in (torch.randn(2, 1, 16, 20), None):
+        by_kimi(Recurrence.of(tuple(given), Segments.equal(2, 1), state, None, True), "triton")
+    assert [name.split(" (")[0] for name in self_check._verdicts] == ["kimi_delta step", "kimi_delta"]
 
 
 def test_the_check_can_be_left_out(checked, monkeypatch):

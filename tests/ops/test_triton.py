@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from interlace.ops.core import delta_kernels, delta_split, gpu, kernels, tables
-from interlace.ops.core.cases import TOLERANCE, measured, recurrence_case
-from interlace.ops.core.delta_kernels import pieces
+from interlace.ops.core import gpu, kernels, tables
+from interlace.ops.core.cases import TOLERANCE, measured, recurrence_case, step_probe
 from interlace.ops.core.operands import Recurrence
-from interlace.ops.gated_delta.cases import mixer_step_case, step_probe
+from interlace.ops.gated_delta.cases import mixer_step_case
 from interlace.ops.selective_scan.cases import selective_scan_case
 
 pytestmark = pytest.mark.skipif(bool(gpu.missing()), reason=gpu.missing())
 
 if not gpu.missing():
     from interlace.layers.gated_delta_fused import mixer_case
+    from interlace.ops.core import delta_kernels, delta_split, one_token
     from interlace.ops.gated_delta import triton, triton_backward, triton_forward
     from interlace.ops.selective_scan import triton as selective_scan
     from interlace.ops.state_space import triton as state_space
@@ -87,11 +87,22 @@ def test_a_scan_is_cut_where_it_would_leave_a_gpu_idle(monkeypatch):
 @pytest.mark.parametrize("sizes", [(1, 12, 20, 4), (2, 20, 70, 3)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_one_token_through_a_layer(sizes, dtype):
-    """The rule alone, and all that lies between a layer's projections, by kernels for a GPU and for a CPU."""
+    """All that lies between a layer's projections, by kernels for a GPU and for a CPU."""
     case = mixer_step_case(*sizes)
     for backend in ("triton", "native") if kernels.available() else ("triton",):
         assert measured(case, backend, dtype, "cpu")[0] <= TOLERANCE[dtype]
-    assert measured(step_probe(*sizes[1:3]), "triton", dtype, "cpu")[0] <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("operator", ["gated_delta", "kimi_delta", "state_space"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_token_by_a_rule(operator, dtype):
+    launched = []
+    with pytest.MonkeyPatch.context() as patch:
+        launch = gpu.launch
+        patch.setattr(gpu, "launch", lambda kernel, *rest: (launched.append(kernel), launch(kernel, *rest)))
+        values, _ = measured(step_probe(operator, 20, 40), "triton", dtype, "cpu")
+    assert values <= TOLERANCE[dtype]
+    assert launched == [one_token.step]
 
 
 @pytest.mark.parametrize("sizes", [(1, 12, 20, 4), (2, 20, 24, 3)], ids=str)
@@ -119,12 +130,12 @@ def test_state_space_with_short_stretches(monkeypatch):
 
 @pytest.mark.parametrize(("channels", "read"), [(8, 16), (16, 16), (20, 32), (64, 64), (128, 128), (256, 256)])
 def test_small_channels_are_read_in_one_or_two_pieces(channels, read):
-    assert sum(pieces(channels)) == read
+    assert sum(delta_kernels.pieces(channels)) == read
 
 
 @pytest.mark.parametrize(("channels", "both"), [(48, (32, 16)), (80, (64, 16)), (96, (64, 32)), (100, (64, 64))])
 def test_other_channels_are_read_in_two_pieces(channels, both):
-    assert pieces(channels) == both
+    assert delta_kernels.pieces(channels) == both
 
 
 def test_rows_may_lie_farther_apart_than_32_bits_count():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import GatedRMSNorm, NormStyle
@@ -13,6 +12,7 @@ from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
 from interlace.ops.core.operands import Recurrence
+from interlace.ops.decay_gate.dispatch import decay_gate
 from interlace.ops.kimi_delta.dispatch import run
 from interlace.ops.kimi_delta.flops import flops_per_token_and_head
 from interlace.ops.short_convolution.dispatch import short_convolution
@@ -141,10 +141,9 @@ class KimiDelta(Projections):
         mixed, window = short_convolution(mixed, self.convolution, segments=stream.segments, state=window)
         both, values = mixed.split((2 * key, value), dim=-1)
         queries, keys = both.unflatten(-1, (-1, c.key_dim)).chunk(2, dim=1)
-        decay = self.project("decay_up", decay).to(self.dt_bias.dtype) + self.dt_bias
-        log_decay = -self.A_log.exp()[:, None] * softplus(decay).unflatten(-1, (c.heads, -1))
+        log_decay, _ = decay_gate(self.project("decay_up", decay), self.dt_bias, self.A_log, keep_step=False)
         beta = beta.sigmoid() * (2 if c.negative_eigenvalues else 1)
-        inputs = (queries, keys, values.unflatten(-1, (-1, c.value_dim)), log_decay, beta)
+        inputs = (queries, keys, values.unflatten(-1, (-1, c.value_dim)), log_decay.unflatten(-1, (c.heads, -1)), beta)
         out, memory = run(Recurrence.of(inputs, stream.segments, memory, normalise=True))
         gate = self.project("gate_up", gate).unflatten(-1, (-1, c.value_dim))
         return self.project("output", self.norm(out, gate).flatten(1)), RecurrentState(window, memory)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import silu
 
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
+from interlace.ops.decay_gate.dispatch import decay_gate
 from interlace.ops.selective_scan.dispatch import run
 from interlace.ops.selective_scan.operands import Scan
 from interlace.ops.short_convolution.dispatch import short_convolution
@@ -113,7 +114,7 @@ class Mamba(Projections):
         mixed, window = short_convolution(mixed, taps, bias=bias, segments=stream.segments, state=window)
         sizes = (c.step_rank, c.state_dim, c.state_dim)
         step, B, C = self.project("selection", mixed).split(sizes, dim=-1)
-        step = softplus(self.project("step", step).to(self.dt_bias.dtype) + self.dt_bias)
+        _, step = decay_gate(self.project("step", step), self.dt_bias)
         segments = stream.segments
         out, memory = run(Scan(mixed, step, -self.A_log.exp(), B, C, segments.offsets, memory, segments.time or 0))
         out = (out + self.D.to(out.dtype) * mixed) * silu(gate)

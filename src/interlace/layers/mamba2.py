@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import GroupedGatedRMSNorm, NormStyle
@@ -13,6 +12,7 @@ from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
 from interlace.ops.core.operands import Recurrence
+from interlace.ops.decay_gate.dispatch import decay_gate
 from interlace.ops.short_convolution.dispatch import short_convolution
 from interlace.ops.state_space.dispatch import run
 from interlace.ops.state_space.flops import flops_per_token_and_head
@@ -136,11 +136,7 @@ class Mamba2(Projections):
         value, key, query = mixed.split(c.channels, dim=-1)
         value = value.unflatten(-1, (c.heads, -1))
         query, key = (y.unflatten(-1, (c.groups, -1)) for y in (query, key))
-        step = softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
-        if c.min_step > 0 or c.max_step is not None:
-            largest = torch.finfo(step.dtype).max  # a release says 1e308 for no limit
-            step = step.clamp(c.min_step, None if c.max_step is None else min(c.max_step, largest))
-        log_decay = -self.A_log.exp() * step
+        log_decay, step = decay_gate(dt, self.dt_bias, self.A_log, low=c.min_step, high=c.max_step)
         inputs = (query, key, value, log_decay, step)
         out, memory = run(Recurrence.of(inputs, stream.segments, memory, scale=1.0))
         out = out + self.D.to(out.dtype)[:, None] * value

@@ -7,6 +7,7 @@ that work on each token alone (norm, activation, loss, product) have no state; t
 
 from interlace.ops.attention.dispatch import attention
 from interlace.ops.cross_entropy.dispatch import cross_entropy_
+from interlace.ops.decay_gate.dispatch import decay_gate
 from interlace.ops.experts.dispatch import experts
 from interlace.ops.gated_delta.dispatch import gated_delta, gated_delta_step
 from interlace.ops.kimi_delta.dispatch import kimi_delta
@@ -21,6 +22,7 @@ from interlace.ops.swiglu.dispatch import swiglu
 __all__ = [
     "attention",
     "cross_entropy_",
+    "decay_gate",
     "experts",
     "gated_delta",
     "gated_delta_step",

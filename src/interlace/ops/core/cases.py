@@ -139,6 +139,19 @@ def recurrence_probe(operator: str, key_dim: int, value_dim: int) -> Case:
     return recurrence_case(operator, [1, 70, 1100], "probe", True, shape=(1, 2, key_dim, value_dim))
 
 
+def step_probe(operator: str, key_dim: int, value_dim: int) -> Case:
+    """Make the case that a GPU's kernel of one token is checked with."""
+    case = recurrence_case(operator, [1] * 3, "step", True, shape=(2, 4, key_dim, value_dim))
+    run = getattr(importlib.import_module(f"interlace.ops.{operator}.dispatch"), operator)
+    segments = Segments.equal(3, 1)
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return list(run(**x, segments=segments, **case.options, backend=backend))
+
+    return Case(operator, "step", case.tensors, call, differentiable=False)
+
+
 def relative(value: Tensor, truth: Tensor) -> float:
     """Return ||value - truth|| / ||truth||; NaN stays NaN."""
     difference = (value.double().cpu() - truth.cpu()).norm()
@@ -147,7 +160,9 @@ def relative(value: Tensor, truth: Tensor) -> float:
 
 def given_dtype(operator: str, name: str, dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which an argument is given when the model's is `dtype`: states and decays stay wide."""
-    wide = name in ("log_decay", "A", "step") or (name == "state" and operator != "short_convolution")
+    wide = name in ("log_decay", "A", "step", "A_log", "dt_bias") or (
+        name == "state" and operator != "short_convolution"
+    )
     return torch.promote_types(dtype, torch.float32) if wide else dtype
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from interlace.ops.core import delta_split, gpu, tables
+from interlace.ops.core import delta_split, gpu, head_kernels, tables
 from interlace.ops.core.gpu import power
 from interlace.ops.core.operands import Recurrence
 
@@ -106,6 +106,18 @@ class Plan:
             {"K": self.K, "V": self.V, "KP": power(self.K), "BK": min(64, power(self.K)), "BV": columns}
             | {"REVERSE": reverse, "NARROW": self.dtype == torch.bfloat16},
             4,
+            1,  # stage: a loop that loads ahead would read states before they are written
+        )
+
+    def collect(self, x: Tensor, d_heads: Tensor, dx: Tensor, *, normalise: bool) -> None:
+        """Fill the gradient of queries or keys x [total, H, K] from [total, G, K]; see `head_kernels.collect`."""
+        constants = head_tiles(self.K)
+        gpu.launch(
+            head_kernels.collect,
+            -(-self.total // constants["BT"]) * self.H,
+            (x, d_heads, dx, x.stride(0), dx.stride(0), self.H, self.G, self.total),
+            constants | {"NORMALISE": normalise},
+            4,
         )
 
     def launch(self, kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
@@ -113,10 +125,30 @@ class Plan:
         gpu.launch(kernel, programs, arguments, constants, self.scan.warps, self.scan.stages)
 
 
+def head_tiles(key_dim: int) -> dict[str, int]:
+    """Return the constants of the kernels that take some tokens of one head."""
+    wide = power(key_dim)
+    return {"K": key_dim, "WIDE": wide, "BT": max(1, 2048 // wide)}
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return x / |x| [total, H, K], contiguous."""
+    (total, H, K), constants, x = x.shape, head_tiles(x.shape[2]), gpu.rows(x)
+    out = x.new_empty(total, H, K)
+    programs = -(-total // constants["BT"]) * H
+    gpu.launch(head_kernels.unit_heads, programs, (x, out, x.stride(0), H, total), constants, 4)
+    return out
+
+
 def prepared(x: Recurrence) -> Recurrence:
-    """Return the call as the kernels read it: q, k and v contiguous in one dtype, and a contiguous float32 state."""
+    """Return the call as the kernels read it: q, k and v contiguous in one dtype, and a contiguous float32 state.
+
+    Queries and keys are unit vectors afterwards, if the call asks for that.
+    """
     dtype = x.value.dtype
-    query, key, value = (y.to(dtype).contiguous() for y in (x.query, x.key, x.value))
+    query, key, value = (y.to(dtype) for y in (x.query, x.key, x.value))
+    query, key = (unit(y) if x.normalise else y.contiguous() for y in (query, key))
+    value = value.contiguous()
     state = None if x.state is None else x.state.to(torch.float32).contiguous()
     gates = (x.log_decay.contiguous(), x.strength.contiguous())
     return x._replace(

@@ -52,6 +52,7 @@ def backend(
     selects: Callable[..., tuple[torch.dtype, tuple[int, ...]]],
     part: str = "",
     when: Callable[..., bool] = lambda *_: True,
+    probed: Callable[..., str] | None = None,
 ) -> Backend:
     """Return the row "triton"; "auto" takes it on NVIDIA's GPUs, and on others a user may name it.
 
@@ -61,6 +62,7 @@ def backend(
         when: of which arguments "auto" considers it at all.
         refuses: given the call's arguments, why the kernels cannot serve them, or None.
         selects: given the call's arguments, the dtype and the sizes that select a kernel; each is checked once.
+        probed: given the call's arguments, which part of the operator serves them; `part` if None.
     """
 
     def loaded() -> Callable[..., Any]:
@@ -77,7 +79,7 @@ def backend(
         if (reason := refuses(*arguments)) or device.type not in CHECKED:
             return reason
         dtype, sizes = selects(*arguments)
-        return checked(operator, part, dtype, sizes, device)
+        return checked(operator, probed(*arguments) if probed else part, dtype, sizes, device)
 
     devices = ("cuda", "xpu", "cpu") if INTERPRETED else ("cuda", "xpu")
     return Backend("triton", loaded, devices, unfit, when=wanted)

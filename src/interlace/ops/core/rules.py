@@ -74,12 +74,18 @@ def native(name: str, rule: type[chunks.ChunkGrid]) -> Run:
     def run(x: Recurrence) -> tuple[Tensor, Tensor]:
         if kernels.wants_graph(*x.tensors):
             return operator(*x.unit())
-        if x.time == 1 and x.state is not None:
+        if one_token(x):
+            assert x.state is not None
             memory = copied(x.state)
             return step(name, x, memory), memory
         return forward(x)
 
     return run
+
+
+def one_token(x: Recurrence) -> bool:
+    """Return whether a call takes one token of each sequence, from a state, without gradients."""
+    return x.time == 1 and x.state is not None and not kernels.wants_graph(*x.tensors)
 
 
 def copied(state: Tensor) -> Tensor:
@@ -126,7 +132,10 @@ def refuses(x: Recurrence) -> str | None:
 
 
 def triton(name: str, part: str = "") -> Backend:
-    """Return a rule's row "triton", or that of a part of it, which may be given a state too."""
+    """Return a rule's row "triton", or that of a part of it, which may be given a state too.
+
+    Calls of one token have a kernel, and so a check, of their own.
+    """
 
     def refuses(x: Recurrence, *_: Tensor) -> str | None:
         K, V = x.query.shape[-1], x.value.shape[-1]
@@ -137,7 +146,10 @@ def triton(name: str, part: str = "") -> Backend:
     def selects(x: Recurrence, *_: Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
         return x.value.dtype, (x.query.shape[-1], x.value.shape[-1])
 
-    return gpu.backend(name, refuses, selects, part)
+    def probed(x: Recurrence, *_: Tensor) -> str:
+        return part or ("step" if one_token(x) else "")
+
+    return gpu.backend(name, refuses, selects, part, probed=probed)
 
 
 def backends(name: str, rule: type[chunks.ChunkGrid], step: Run, recurrent: Run) -> tuple[Backend, ...]:

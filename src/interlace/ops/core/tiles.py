@@ -32,6 +32,15 @@ def sigmoid(x):
 
 
 @triton.jit
+def softplus(x):
+    """log(1 + exp(x)); x itself above 20, as torch has it."""
+    e = tl.exp(tl.minimum(x, 20.0))
+    u = 1.0 + e
+    d = u - 1.0
+    return tl.where(x > 20.0, x, tl.where(d == 0.0, e, tl.log(u) * (e / tl.where(d == 0.0, 1.0, d))))
+
+
+@triton.jit
 def read_rows(base, rows, stride, FIRST: tl.constexpr, SIZE: tl.constexpr, END: tl.constexpr):
     """Return the tile [rows, SIZE] of a matrix whose rows lie `stride` apart; zeros in columns from END on."""
     cols = FIRST + tl.arange(0, SIZE)

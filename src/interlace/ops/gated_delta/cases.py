@@ -7,27 +7,14 @@ import functools
 import torch
 from torch import Tensor
 
-from interlace.base.segments import Segments
+from interlace.ops.core import cases
 from interlace.ops.core.cases import Case, Operator, recurrence_case, recurrence_probe
 from interlace.ops.gated_delta import dispatch
 from interlace.ops.gated_delta.mixer_step import MixerStep, mixer_step
 
 gated_delta_case = functools.partial(recurrence_case, "gated_delta")
 probe = functools.partial(recurrence_probe, "gated_delta")
-
-
-def step_probe(key_dim: int, value_dim: int) -> Case:
-    """Make the case that a GPU's kernel of one token is checked with."""
-    case = recurrence_case("gated_delta", [1] * 3, "step", True, shape=(2, 4, key_dim, value_dim))
-    segments = Segments.equal(3, 1)
-
-    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
-        with torch.no_grad():
-            names = ("query", "key", "value", "log_decay", "beta")
-            more = {"segments": segments, "state": x["state"], "normalise": True}
-            return list(dispatch.gated_delta(*(x[n] for n in names), **more, backend=backend))  # type: ignore[arg-type]
-
-    return Case("gated_delta", "step", case.tensors, call, differentiable=False)
+step_probe = functools.partial(cases.step_probe, "gated_delta")
 
 
 def mixer_step_case(group: int, key_dim: int, value_dim: int, taps: int, seed: int = 0) -> Case:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from interlace.ops.core import delta_kernels, gpu, kernels, rules, tables
+from interlace.ops.core import delta_kernels, gpu, kernels, one_token, rules, tables
 from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.core.delta_kernels import Scan
 from interlace.ops.core.gpu import power
@@ -50,7 +50,7 @@ TILES = {
     120: REGISTERS,
 }
 WIDE = Tiles(chunk=32, values=16, warps=4, stages=2, keys=64, columns=32, gradient_warps=4)  # keys of more than 128
-COLUMNS, STEP_WARPS = 32, 4  # of a program that takes one token
+GATE_WARPS = 4
 EXACT = Tiles(chunk=16, values=16, warps=8, stages=1, keys=32, columns=16, gradient_warps=4)  # float32
 
 
@@ -184,17 +184,6 @@ class Plan(delta_kernels.Plan):
         )
         return dq, dk, dg.sum(0), db.sum(0)
 
-    def collect(self, x: Tensor, d_heads: Tensor, dx: Tensor) -> None:
-        """Fill the gradient of queries or keys x; see `triton_backward.collect`."""
-        rows = max(1, 2048 // power(self.K))
-        gpu.launch(
-            triton_backward.collect,
-            -(-self.total // rows) * self.H,
-            (x, d_heads, dx, x.stride(0), dx.stride(0), self.H, self.G, self.total),
-            {"K": self.K, "WIDE": power(self.K), "BT": rows, "NORMALISE": self.x.normalise},
-            4,
-        )
-
 
 def room(x: Recurrence, *, keep: bool) -> Saved:
     """Return room for what a forward writes beside its results; with `keep`, for states too.
@@ -236,8 +225,8 @@ def backward(
     entry, written = plan.states(saved)
     d_exit, d_right, d_state = plan.reverse(saved, d_out, d_final)
     dq, dk, dg, db = plan.gradients((saved.decays, d_out, entry, d_exit, written, d_right), to[2])
-    plan.collect(plan.x.query, dq, to[0])
-    plan.collect(plan.x.key, dk, to[1])
+    plan.collect(plan.x.query, dq, to[0], normalise=plan.x.normalise)
+    plan.collect(plan.x.key, dk, to[1], normalise=plan.x.normalise)
     return dg, db, d_state
 
 
@@ -273,9 +262,8 @@ _operator = custom_op(
 
 def run(x: Recurrence) -> tuple[Tensor, Tensor]:
     """`gated_delta` on tensors of float32 or bfloat16 on a GPU."""
-    if x.time == 1 and x.state is not None and not kernels.wants_graph(*x.tensors):
-        memory = rules.copied(x.state)
-        return step(x, memory), memory
+    if rules.one_token(x):
+        return one_token.run(x, delta=True)
     x = x.bordered()
     out, final, *_ = _operator(*x, kernels.wants_gradients(*x.tensors))
     return out, final
@@ -283,19 +271,7 @@ def run(x: Recurrence) -> tuple[Tensor, Tensor]:
 
 def step(x: Recurrence, memory: Tensor) -> Tensor:
     """Take one token of each of N sequences; memory: float32 [N, G, K, V], contiguous, changed in place."""
-    dtype = x.value.dtype
-    query, key, value = (gpu.rows(y.to(dtype)) for y in (x.query, x.key, x.value))
-    (N, H, K), (_, G, V) = query.shape, value.shape
-    out = torch.empty_like(value, memory_format=torch.contiguous_format)
-    columns = min(COLUMNS, power(V))
-    tensors = (query, key, value, x.log_decay.contiguous(), x.strength.contiguous(), memory, out)
-    gpu.launch(
-        triton_step.step,
-        N * G * -(-V // columns),
-        (*tensors, query.stride(0), key.stride(0), value.stride(0), H, G, x.scale),
-        {"K": K, "V": V, "KP": power(K), "BV": columns, "NORMALISE": x.normalise},
-        STEP_WARPS,
-    )
+    out = one_token.take(x, memory, memory, delta=True)
     torch.autograd.graph.increment_version(memory)
     return out
 
@@ -303,7 +279,7 @@ def step(x: Recurrence, memory: Tensor) -> Tensor:
 def mixer_step(s: MixerStep) -> Tensor:
     """Take one token through all of a layer between its projections; see `mixer_step.mixer_step`."""
     N, (G, K, V) = s.projected.shape[0], s.memory.shape[1:]
-    projected, columns = gpu.rows(s.projected), min(COLUMNS, power(V))
+    projected, columns = gpu.rows(s.projected), min(one_token.COLUMNS, power(V))
     raw, out = s.memory.new_empty(N, G, V), projected.new_empty(N, G * V)
     tensors = (projected, s.taps, s.norm, s.A_log, s.dt_bias, s.window, s.memory, raw, out)
     gpu.launch(
@@ -311,7 +287,7 @@ def mixer_step(s: MixerStep) -> Tensor:
         N * s.heads,
         (*tensors, projected.stride(0), K**-0.5, 1.0 + s.negative_eigenvalues, s.eps),
         {"H": s.heads, "G": G, "K": K, "V": V, "W": s.taps.shape[1], "KP": power(K), "BV": columns},
-        STEP_WARPS,
+        one_token.WARPS,
     )
     for changed in (s.window, s.memory):
         torch.autograd.graph.increment_version(changed)
@@ -333,7 +309,7 @@ def gates(
     given, programs, constants = _gates(projected, first, A_log.shape[0])
     total, strongest = projected.shape[0], 1.0 + negative_eigenvalues
     arguments = (given, A_log, dt_bias, *to, projected.stride(0), total, strongest)
-    gpu.launch(triton_gates.gates, programs, arguments, constants, STEP_WARPS)
+    gpu.launch(triton_gates.gates, programs, arguments, constants, GATE_WARPS)
 
 
 def gates_backward(
@@ -353,5 +329,5 @@ def gates_backward(
     to, total, strongest = d_projected[:, first:], projected.shape[0], 1.0 + negative_eigenvalues
     shares = torch.empty(programs, 2, A_log.shape[0], dtype=torch.float32, device=projected.device)
     arguments = (given, A_log, dt_bias, *due, to, shares, projected.stride(0), to.stride(0), total, strongest)
-    gpu.launch(triton_gates.gates_backward, programs, arguments, constants, STEP_WARPS)
+    gpu.launch(triton_gates.gates_backward, programs, arguments, constants, GATE_WARPS)
     return shares[:, 0].sum(0).to(A_log.dtype), shares[:, 1].sum(0).to(dt_bias.dtype)

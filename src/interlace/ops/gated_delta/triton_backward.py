@@ -15,7 +15,6 @@ from interlace.ops.gated_delta.triton_forward import (
     BETA,
     HIGH,
     KEYS,
-    L2_EPS,
     LEAVES,
     LOW,
     QUERIES,
@@ -219,27 +218,3 @@ def gradients(
     own = (scale * itself)[:, None]  # a row's product with itself knows no decay
     tl.store(dq + to_keys, (reads + own * k_wide).to(dq.dtype.element_ty), mask=inside)
     tl.store(dk + to_keys, (takes + writes + within + own * q_wide).to(dk.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["total"])
-def collect(
-    x, d_heads, dx, x_row, dx_row, H, G, total,
-    K: tl.constexpr, WIDE: tl.constexpr, BT: tl.constexpr, NORMALISE: tl.constexpr,
-):  # fmt: skip
-    """Write the gradient of queries or keys: the sum of a group's, and back through the normalisation."""
-    h = tl.program_id(0) % H
-    rows = tl.program_id(0) // H * BT + tl.arange(0, BT)
-    cols = tl.arange(0, WIDE)
-    keep = (rows < total)[:, None] & (cols < K)[None, :]
-    rows = rows.to(tl.int64)
-    group = G // H
-    d = tl.zeros((BT, WIDE), tl.float32)
-    for i in range(0, group):
-        place = (rows[:, None] * G + h * group + i) * K + cols[None, :]
-        d += tl.load(d_heads + place, mask=keep, other=0.0).to(tl.float32)
-    if NORMALISE:
-        y = tl.load(x + rows[:, None] * x_row + h * K + cols[None, :], mask=keep, other=0.0).to(tl.float32)
-        length = tl.rsqrt(tl.sum(y * y, 1) + L2_EPS)[:, None]
-        y = y * length
-        d = (d - y * tl.sum(y * d, 1)[:, None]) * length
-    tl.store(dx + rows[:, None] * dx_row + h * K + cols[None, :], d.to(dx.dtype.element_ty), mask=keep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import sigmoid
+from interlace.ops.core.tiles import sigmoid, softplus
 
 
 @triton.jit
@@ -28,9 +28,8 @@ def gates(
     cols = tl.arange(0, GP)
     keep = (rows < total)[:, None] & (cols < G)[None, :]
     rate, x, logits = read_gates(projected, A_log, dt_bias, rows, cols, keep, row, G)
-    softplus = tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
     to = rows[:, None] * G + cols[None, :]
-    tl.store(log_decay + to, -rate * softplus, mask=keep)
+    tl.store(log_decay + to, -rate * softplus(x), mask=keep)
     tl.store(beta + to, strongest * sigmoid(logits), mask=keep)
 
 

@@ -1,4 +1,4 @@
-"""Triton kernels of one token for each of N sequences: the rule, and all of a layer that lies between its projections.
+"""The Triton kernel of one token for each of N sequences through all of a layer that lies between its projections.
 
 States are changed in place. README.md beside this file has the formulas.
 """
@@ -8,52 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core import normalise
-from interlace.ops.core.tiles import sigmoid
-
-L2_EPS = tl.constexpr(normalise.L2_EPS)
-
-
-@triton.jit
-def read_write(S, k, q, v, decay, strength):
-    """Return the state [K, V] after a token, and what its query reads there."""
-    S = S * decay
-    write = strength * (v - tl.sum(S * k[:, None], 0))
-    S += k[:, None] * write[None, :]
-    return S, tl.sum(S * q[:, None], 0)
-
-
-@triton.jit
-def unit(x, NORMALISE: tl.constexpr):
-    """Return x divided by its length, if asked for."""
-    if NORMALISE:
-        return x * tl.rsqrt(tl.sum(x * x, 0) + L2_EPS)
-    return x
-
-
-@triton.jit
-def step(
-    query, key, value, log_decay, beta, memory, out, q_row, k_row, v_row, H, G, scale,
-    K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr, BV: tl.constexpr, NORMALISE: tl.constexpr,
-):  # fmt: skip
-    """Take one token: a program is a sequence, a value head and a block of value columns."""
-    BLOCKS: tl.constexpr = (V + BV - 1) // BV
-    lane = tl.program_id(0) // BLOCKS
-    n = (lane // G).to(tl.int64)
-    g = lane % G
-    h = g // (G // H)
-    k_cols = tl.arange(0, KP)
-    v_cols = tl.program_id(0) % BLOCKS * BV + tl.arange(0, BV)
-    inside = (k_cols < K)[:, None] & (v_cols < V)[None, :]
-    k = unit(tl.load(key + n * k_row + h * K + k_cols, mask=k_cols < K, other=0.0).to(tl.float32), NORMALISE)
-    q = unit(tl.load(query + n * q_row + h * K + k_cols, mask=k_cols < K, other=0.0).to(tl.float32), NORMALISE)
-    v = tl.load(value + n * v_row + g * V + v_cols, mask=v_cols < V, other=0.0).to(tl.float32)
-    decay = tl.exp(tl.load(log_decay + n * G + g).to(tl.float32))
-    strength = tl.load(beta + n * G + g).to(tl.float32)
-    place = memory + lane.to(tl.int64) * K * V + k_cols[:, None] * V + v_cols[None, :]
-    S, read = read_write(tl.load(place, mask=inside, other=0.0), k, q, v, decay, strength)
-    tl.store(place, S, mask=inside)
-    tl.store(out + lane.to(tl.int64) * V + v_cols, (scale * read).to(out.dtype.element_ty), mask=v_cols < V)
+from interlace.ops.core.one_token import read_write, unit
+from interlace.ops.core.tiles import sigmoid, softplus
 
 
 @triton.jit
@@ -96,8 +52,7 @@ def mixer_step(
     for i in range(0, GROUP):
         g = h * GROUP + i
         x = tl.load(now + CHANNELS + G * V + g).to(tl.float32) + tl.load(dt_bias + g)
-        softplus = tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
-        decay = tl.exp(-tl.exp(tl.load(A_log + g)) * softplus)
+        decay = tl.exp(-tl.exp(tl.load(A_log + g)) * softplus(x))
         strength = strongest * sigmoid(tl.load(now + CHANNELS + G * V + G + g).to(tl.float32))
         lane = n * G + g
         squares = tl.sum(tl.zeros((BV,), tl.float32), 0)
@@ -106,7 +61,7 @@ def mixer_step(
             inside = (k_cols < K)[:, None] & (v_cols < V)[None, :]
             v = convolved(now, taps, window, 2 * H * K + g * V + v_cols, v_cols < V, CHANNELS, W)
             place = memory + lane * K * V + k_cols[:, None] * V + v_cols[None, :]
-            S, read = read_write(tl.load(place, mask=inside, other=0.0), k, q, v, decay, strength)
+            S, read = read_write(tl.load(place, mask=inside, other=0.0), k, q, v, decay, strength, True)
             tl.store(place, S, mask=inside)
             read = tl.where(v_cols < V, scale * read, 0.0)
             squares += tl.sum(read * read, 0)

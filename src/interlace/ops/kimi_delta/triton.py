@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from interlace.ops.core import gpu, kernels, rules, tables
+from interlace.ops.core import gpu, kernels, one_token, rules, tables
 from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.core.delta_kernels import Plan, Scan, prepared, transitions
 from interlace.ops.core.gpu import power
@@ -92,7 +92,7 @@ class Call(Plan):
     """One call's sizes, configuration and tables."""
 
     def __init__(self, x: Recurrence) -> None:
-        """x: on one device, contiguous, not to be normalised."""
+        """x: on one device, contiguous, normalised if it is to be."""
         self.tiles = _tiles(x)
         super().__init__(x, self.tiles.scan)
         self.exact = self.dtype == torch.float32
@@ -216,8 +216,12 @@ def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tenso
         (*read, d_M, d_A, largest, dq, dk, dg, db, H, G, call.total, x.scale),
         {**call.chunk, "BK": call.tiles.gradient_keys, **call.levels, "V": V, **columns},
     )
-    if G != H:
-        dq, dk = (y.unflatten(1, (H, -1)).sum(2) for y in (dq, dk))
+    heads = (original.query, original.key)
+    if G != H or original.normalise:
+        to = [torch.empty_like(y, memory_format=torch.contiguous_format) for y in heads]
+        for y, d_heads, dy in zip(heads, (dq, dk), to, strict=True):
+            call.collect(gpu.rows(y), d_heads, dy, normalise=original.normalise)
+        dq, dk = to
     found = (dq, dk, dv, dg, db.sum(0))
     return *(d.to(y.dtype) for d, y in zip(found, original[:5], strict=True)), d_state
 
@@ -233,6 +237,8 @@ _operator = custom_op(
 
 def run(x: Recurrence) -> tuple[Tensor, Tensor]:
     """`kimi_delta` on tensors of float32 or bfloat16 on a GPU."""
-    x = x.unit().bordered()
+    if rules.one_token(x):
+        return one_token.run(x, delta=True)
+    x = x.bordered()
     out, final, *_ = _operator(*x, kernels.wants_gradients(*x.tensors))
     return out, final

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from interlace.ops.core import gpu, kernels, rules, tables
+from interlace.ops.core import gpu, kernels, one_token, rules, tables
 from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.core.delta_kernels import prepared
 from interlace.ops.core.gpu import power
@@ -256,6 +256,8 @@ _operator = custom_op(
 
 def run(x: Recurrence) -> tuple[Tensor, Tensor]:
     """`state_space` on tensors of float32 or bfloat16 on a GPU."""
-    x = x.unit().bordered()
+    if rules.one_token(x):
+        return one_token.run(x, delta=False)
+    x = x.bordered()
     out, final, *_ = _operator(*x, kernels.wants_gradients(*x.tensors))
     return out, final
