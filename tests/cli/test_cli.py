@@ -118,6 +118,12 @@ def test_doctor_checks_every_operator(capsys, monkeypatch):
     assert "Do not trust" in capsys.readouterr().out
 
 
+def test_models_are_built_without_torch_s_compiler():
+    """Importing it takes two seconds, which every verb would pay."""
+    code = "import sys, interlace.generation.batch, interlace.train.trainer; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_help_is_cheap_and_import_is_cheaper():
     code = "import sys, interlace; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     start = time.perf_counter()

@@ -16,6 +16,7 @@ from torch.nn.functional import softplus
 
 from interlace.base.segments import Segments
 from interlace.ops.core import gpu, kernels, self_check
+from interlace.ops.core.backends import constant_when_traced
 from interlace.ops.core.cases import Case
 from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.core.operands import Recurrence
@@ -188,7 +189,7 @@ def _objection(dtype: torch.dtype, group: int, K: int, V: int, W: int, device: t
     return _together((group, K, V, W), device)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _together(sizes: tuple[int, ...], device: torch.device) -> str | None:
     case = partial(mixer_case, [1, 70, 580], *sizes)
     return self_check.objection(Probe("gated_delta mixer", torch.float32, sizes, case), device)

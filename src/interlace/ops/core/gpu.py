@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interlace.base.errors import BackendUnavailable
 from interlace.ops.core import kernels, self_check
-from interlace.ops.core.backends import Backend
+from interlace.ops.core.backends import Backend, constant_when_traced
 from interlace.ops.core.cases import Case
 from interlace.ops.core.self_check import Probe
 
@@ -85,7 +85,7 @@ def backend(
     return Backend("triton", loaded, devices, unfit, when=wanted)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def checked(operator: str, part: str, dtype: torch.dtype, sizes: tuple[int, ...], device: torch.device) -> str | None:
     """Return why kernels must not serve, or None; torch.compile calls this, and traces none of it."""
     probe = Probe(f"{operator} {part}".strip(), dtype, sizes, partial(_case, operator, part, *sizes))
