@@ -1,7 +1,8 @@
 """Compile what the operators launch, for GPUs that are not here, and read what the compiler made of it.
 
     python tests/ops/ahead.py 90            print what each kernel takes on compute capability 9.0, as JSON
-    python tests/ops/ahead.py --write       write budgets.json anew, for all architectures
+    python tests/ops/ahead.py 80 100        the same of 8.0 and 10.0, for a choice of kernels
+    python tests/ops/ahead.py --write       write budgets.json anew: all kernels, for all architectures
 
 Run in a process of its own: TRITON_INTERPRET must not be set when the kernels are imported.
 """
@@ -97,7 +98,6 @@ def _run(tool: str, *arguments: str) -> str:
 
 
 SEGMENTS = Segments.from_lengths([4200, 5])
-delta_kernels.FEW = 1 << 30  # what goes through stretches of a sequence at once is compiled too
 ARCHITECTURES = (90, 80, 100)
 BUDGETS = Path(__file__).parent / "budgets.json"
 
@@ -259,18 +259,23 @@ CASES: dict[str, Callable[[], None]] = {
     "attention 128 of 4 window": decoding(128, 4, 500),
     "attention 128 of 4 float32": decoding(128, 4, 0, torch.float32),
 }
-# What is compiled for other architectures than Hopper too.
+# What the tests compile for other architectures than Hopper.
 ELSEWHERE = (
     *("gated_delta 96x192", "short_convolution", "decay_gate", "rms_norm 1024", "swiglu", "cross_entropy", "experts"),
     *("attention 64 of 4", "attention 128 of 8", "attention 256 of 8"),
 )
 
 
-def reports(architecture: int) -> dict[str, Report]:
-    """Compile all cases of an architecture."""
+def tested(kernel: str) -> bool:
+    """Return whether the tests compile what a row of the table names."""
+    return kernel.startswith("sm_90 ") or any(f" {name} " in kernel for name in ELSEWHERE)
+
+
+def reports(architecture: int, everything: bool) -> dict[str, Report]:
+    """Compile the cases of an architecture: everything, or what the tests do."""
     found = {}
     for name, run in CASES.items():
-        if architecture != 90 and name not in ELSEWHERE:
+        if not everything and not tested(f"sm_{architecture} {name} "):
             continue
         with gpu.capturing(architecture) as captured:
             run()
@@ -284,9 +289,11 @@ def reports(architecture: int) -> dict[str, Report]:
 
 def main(arguments: list[str]) -> None:
     """Print or write what the kernels take."""
-    wanted = ARCHITECTURES if arguments == ["--write"] else [int(a) for a in arguments]
-    found = {name: list(asdict(r).values()) for arch in wanted for name, r in reports(arch).items()}
-    if arguments != ["--write"]:
+    delta_kernels.FEW = 1 << 30  # what goes through stretches of a sequence at once is compiled too
+    everything = arguments == ["--write"]
+    wanted = ARCHITECTURES if everything else [int(a) for a in arguments]
+    found = {name: list(asdict(r).values()) for arch in wanted for name, r in reports(arch, everything).items()}
+    if not everything:
         print(json.dumps(found))
         return
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in found.items())

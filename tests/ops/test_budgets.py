@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import os
@@ -33,10 +34,12 @@ def compiled(architecture):
 
 
 def test_kernels_stay_within_their_budgets():
+    tested = importlib.import_module("ahead").tested
     version = importlib.metadata.version("triton")
     if not version.startswith("3.7."):
         pytest.skip(f"the table was made with Triton 3.7, and this is {version}")
     budgets = json.loads((HERE / "budgets.json").read_text(encoding="utf-8"))
+    budgets = {name: row for name, row in budgets.items() if tested(name)}
     with ThreadPoolExecutor(2) as pool:
         found = {name: row for part in pool.map(compiled, SHARED) for name, row in part.items()}
     assert set(found) == set(budgets), "python tests/ops/ahead.py --write makes the table anew"

@@ -9,7 +9,7 @@ import logging
 import pytest
 import torch
 
-from interlace.base.errors import BackendUnavailable
+from interlace.base.errors import BackendUnavailable, Failure
 from interlace.base.segments import Segments
 from interlace.ops import short_convolution
 from interlace.ops.core import backends, gpu, self_check
@@ -90,6 +90,25 @@ def test_one_token_has_a_check_of_its_own(checked):
     for state in (torch.randn(2, 1, 16, 20), None):
         by_kimi(Recurrence.of(tuple(given), Segments.equal(2, 1), state, None, True), "triton")
     assert [name.split(" (")[0] for name in self_check._verdicts] == ["kimi_delta step", "kimi_delta"]
+
+
+def test_a_second_thread_does_not_take_what_is_being_checked(checked, monkeypatch):
+    short_convolution(*given(), backend="triton")
+    (key,) = self_check._verdicts
+    monkeypatch.setattr(self_check, "_running", {key: -1})
+    with pytest.raises(BackendUnavailable, match="another thread is checking it"):
+        short_convolution(*given(), backend="triton")
+
+
+def test_a_kernel_that_breaks_the_gpu_ends_the_command_once(monkeypatch):
+    def lost(device):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    probe = self_check.Probe("swiglu", torch.float32, (8,), lambda: None)
+    with pytest.raises(Failure, match="swiglu: its kernel broke .* start again: the kernel will be passed over"):
+        self_check._check_usable(probe, torch.device("cuda"), "it does not run")
+    self_check._check_usable(probe, torch.device("cuda"), self_check.GOOD)
 
 
 def test_the_check_can_be_left_out(checked, monkeypatch):

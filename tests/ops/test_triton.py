@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from interlace.base.segments import Segments
 from interlace.ops.core import gpu, kernels, tables
 from interlace.ops.core.cases import TOLERANCE, measured, recurrence_case, step_probe
 from interlace.ops.core.operands import Recurrence
@@ -126,6 +128,20 @@ def test_state_space_with_short_stretches(monkeypatch):
     case = recurrence_case("state_space", [200, 1, 70], "", True, shape=(1, 2, 12, 20))
     case.tensors["log_decay"] = 0.02 * case.tensors["log_decay"].clamp(min=-1)
     assert worst(case) <= TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("rule", ["gated_delta", "kimi_delta", "state_space"])
+def test_what_a_compiler_expects_of_the_gradients(rule):
+    """A state in bfloat16 has its gradient in bfloat16, as the shapes say that a compiler sees."""
+    case = recurrence_case(rule, [3, 5], "", True, shape=(1, 2, 16, 16))
+    strength = next(name for name in ("beta", "step") if name in case.tensors)
+    names = ("query", "key", "value", "log_decay", strength, "state")
+    *tensors, state = (case.tensors[n].bfloat16() for n in names)
+    x = Recurrence.of(tuple(tensors), Segments.from_lengths([3, 5]), state, None, rule != "state_space")
+    module = importlib.import_module(f"interlace.ops.{rule}.triton")
+    out, final, *saved = module._forward(*x, True)
+    operator = getattr(torch.ops.interlace, f"{rule}_triton_backward").default
+    torch.library.opcheck(operator, (out, final, *saved, *x, True), test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(("channels", "read"), [(8, 16), (16, 16), (20, 32), (64, 64), (128, 128), (256, 256)])

@@ -6,6 +6,7 @@ counts the positions itself, and ends by writing the states that its layers retu
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Protocol
@@ -45,24 +46,34 @@ class CudaGraph:
     def warm(self, run: Callable[[], None]) -> None:
         """Run the function on a stream of its own."""
         with torch.cuda.device(self.device):
-            side = torch.cuda.Stream()
+            side = _side(self.device)
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 run()
             torch.cuda.current_stream().wait_stream(side)
 
     def capture(self, run: Callable[[], None]) -> None:
-        """Record the function; other threads may go on with their work."""
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.graph(self.graph, capture_error_mode="thread_local"),
-        ):
-            run()
+        """Record the function; other threads may go on with their work.
+
+        torch's own stream for captures lies on the first GPU that made one. A capture that fails leaves it current.
+        """
+        with torch.cuda.device(self.device):
+            before = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(self.graph, stream=_side(self.device), capture_error_mode="thread_local"):
+                    run()
+            finally:
+                torch.cuda.set_stream(before)
 
     def replay(self) -> None:
         """Launch all at once."""
         with torch.cuda.device(self.device):
             self.graph.replay()
+
+
+@functools.cache
+def _side(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def graphs_for(device: torch.device) -> Callable[[], Graph] | None:
@@ -91,13 +102,13 @@ class GraphedStep:
         self.tokens = torch.zeros(state.count, dtype=torch.int64, device=model.device)
         self.places = on_device(state.positions.clone(), model.device).clone()
         self.captured = False
-        self.logits: Tensor | None = None
+        vocabulary = model.head.weight.shape[0]
+        self.logits = torch.empty(state.count, vocabulary, dtype=model.dtype, device=model.device)
 
     def first(self, tokens: Tensor) -> Tensor:
         """Run the step as it is, which compiles and checks its kernels."""
         self.tokens.copy_(tokens, non_blocking=True)
         self.graph.warm(self._run)
-        assert self.logits is not None
         return self.logits
 
     def prepare(self) -> str:
@@ -115,15 +126,11 @@ class GraphedStep:
         """Repeat the step for other tokens."""
         self.tokens.copy_(tokens, non_blocking=True)
         self.graph.replay()
-        assert self.logits is not None
         return self.logits
 
     def _run(self) -> None:
         stream = Stream(self.segments, self.places)
         hidden, after, _ = self.model.body(self.model.embed(self.tokens), stream, self.state.on_device(self.places))
-        logits = self.model.logits(hidden)
-        if self.logits is None:
-            self.logits = torch.empty_like(logits)
-        self.logits.copy_(logits)
+        self.logits.copy_(self.model.logits(hidden))
         self.state.take(after)
         self.places += 1

@@ -147,6 +147,8 @@ def _backward(d_out: Tensor, d_windows: Tensor | None, d_final: Tensor | None, *
         x.projected, channels + G * V, x.A_log, x.dt_bias, x.negative_eigenvalues, (log_decay, dg, db), d_projected
     )
     d_taps, d_window = convolution.go_back(x.convolution(), d_mixed, d_windows, d_projected[:, :channels])
+    if x.memory is not None:
+        d_memory = d_memory.to(x.memory.dtype)
     return d_projected, d_taps, d_A, d_bias, d_norm.to(x.norm.dtype), d_window, d_memory
 
 

@@ -109,7 +109,7 @@ def recurrence_case(
     T, (H, G, K, V) = sum(lengths), shape
     parallel = normalize(normal(1, H, K), dim=-1)
     key = normalize(parallel + 0.1 * normal(T, H, K), dim=-1)
-    run = getattr(importlib.import_module(f"interlace.ops.{operator}.dispatch"), operator)
+    run = _public(operator)
     declared = inspect.signature(run).parameters  # a rule says by its signature what it takes
     gate = (T, G, K) if "total G K" in str(declared["log_decay"].annotation) else (T, G)
     strength = list(declared)[4]
@@ -135,15 +135,36 @@ def recurrence_case(
 
 
 def recurrence_probe(operator: str, key_dim: int, value_dim: int) -> Case:
-    """Make the case that a GPU's kernels are checked with: long enough for two borders at which a sequence is cut."""
-    return recurrence_case(operator, [1, 70, 1100], "probe", True, shape=(1, 2, key_dim, value_dim))
+    """Make the case that a GPU's kernels are checked with: long enough for two borders at which a sequence is cut.
+
+    Kernels are compiled anew for calls without a state, as training makes them, and for those without gradients, so
+    the first two sequences are taken so too.
+    """
+    case = recurrence_case(operator, [1, 70, 1100], "probe", True, shape=(1, 2, key_dim, value_dim))
+    run, segments = _public(operator), Segments.from_lengths([1, 70])
+
+    def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
+        short = {name: y[: 2 if name == "state" else 71] for name, y in x.items()}
+        how = {"segments": segments, **case.options, "backend": backend}
+        with torch.no_grad():
+            seen = run(**short, **how)
+        del short["state"]
+        return [*case.call(backend, x), run(**short, **how)[0], *seen]
+
+    return Case(operator, "probe", case.tensors, call)
+
+
+def _public(operator: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    run: Callable[..., tuple[Tensor, Tensor]] = getattr(
+        importlib.import_module(f"interlace.ops.{operator}.dispatch"), operator
+    )
+    return run
 
 
 def step_probe(operator: str, key_dim: int, value_dim: int) -> Case:
     """Make the case that a GPU's kernel of one token is checked with."""
     case = recurrence_case(operator, [1] * 3, "step", True, shape=(2, 4, key_dim, value_dim))
-    run = getattr(importlib.import_module(f"interlace.ops.{operator}.dispatch"), operator)
-    segments = Segments.equal(3, 1)
+    run, segments = _public(operator), Segments.equal(3, 1)
 
     def call(backend: str, x: dict[str, Tensor]) -> list[Tensor]:
         with torch.no_grad():

@@ -92,6 +92,11 @@ class Plan:
         """Return a tensor with nothing in it."""
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
+    def or_zeros(self, state: Tensor | None) -> Tensor:
+        """Return states, or zeros: so scans that are cut have one kernel, with and without states."""
+        shape = (self.x.rows, self.G, self.K, self.V)
+        return torch.zeros(shape, dtype=torch.float32, device=self.device) if state is None else state
+
     def new_borders(self) -> Tensor:
         """Return room for a state at each border of two stretches, [borders, G, V, K] in float32."""
         return self.new(self.borders, self.G, self.V, self.K, dtype=torch.float32)
@@ -138,6 +143,11 @@ def unit(x: Tensor) -> Tensor:
     programs = -(-total // constants["BT"]) * H
     gpu.launch(head_kernels.unit_heads, programs, (x, out, x.stride(0), H, total), constants, 4)
     return out
+
+
+def given_back(d_state: Tensor, x: Recurrence) -> Tensor:
+    """Return the gradient of a call's states in their dtype; empty if there are none."""
+    return d_state if x.state is None else d_state.to(x.state.dtype)
 
 
 def prepared(x: Recurrence) -> Recurrence:

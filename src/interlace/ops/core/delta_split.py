@@ -9,10 +9,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import dot
+from interlace.ops.core.tiles import COUNTS, dot
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def carry(
     border, transition, sequences,
     G,

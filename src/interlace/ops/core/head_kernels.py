@@ -9,11 +9,12 @@ import triton
 import triton.language as tl
 
 from interlace.ops.core import normalise
+from interlace.ops.core.tiles import COUNTS
 
 L2_EPS = tl.constexpr(normalise.L2_EPS)
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit(do_not_specialize=COUNTS)
 def unit_heads(x, out, x_row, H, total, K: tl.constexpr, WIDE: tl.constexpr, BT: tl.constexpr):
     """Write x / |x| of each head, [total, H, K]; rows of x may lie apart."""
     h = tl.program_id(0) % H
@@ -25,7 +26,7 @@ def unit_heads(x, out, x_row, H, total, K: tl.constexpr, WIDE: tl.constexpr, BT:
     tl.store(out + (rows[:, None] * H + h) * K + cols[None, :], y.to(out.dtype.element_ty), mask=keep)
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit(do_not_specialize=COUNTS)
 def collect(
     x, d_heads, dx, x_row, dx_row, H, G, total,
     K: tl.constexpr, WIDE: tl.constexpr, BT: tl.constexpr, NORMALISE: tl.constexpr,

@@ -10,6 +10,7 @@ from torch import Tensor
 from interlace.ops.core import gpu, normalise
 from interlace.ops.core.gpu import power
 from interlace.ops.core.operands import Recurrence
+from interlace.ops.core.tiles import COUNTS
 
 COLUMNS, WARPS = 32, 4  # value columns of a program
 L2_EPS = tl.constexpr(normalise.L2_EPS)
@@ -34,7 +35,7 @@ def unit(x, NORMALISE: tl.constexpr):
     return x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def step(
     query, key, value, log_decay, strengths, state, after, out, q_row, k_row, v_row, H, G, scale,
     K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr, BV: tl.constexpr, NORMALISE: tl.constexpr,

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 
+from interlace.base.errors import Failure
 from interlace.base.files import write_file
 from interlace.base.package import VERSION
 from interlace.ops.core.cases import TOLERANCE, Case, measured
@@ -48,7 +49,7 @@ class Probe(NamedTuple):
 
 _suspended = threading.local()
 _verdicts: dict[str, str] = {}
-_running: set[str] = set()
+_running: dict[str, int] = {}  # which thread checks what: it alone may call the kernel meanwhile
 
 
 def file() -> Path:
@@ -61,25 +62,41 @@ def objection(probe: Probe, device: torch.device) -> str | None:
     """Return why a kernel must not serve on this device, or None; checks it if nobody has.
 
     Nothing is checked while a CUDA graph is captured: the warm-up before it has done so.
+
+    Raises:
+        Failure: the kernel left the GPU unusable for this process.
     """
     if os.environ.get(VARIABLE) == "off" or getattr(_suspended, "now", False):
         return None
     key = f"{probe.operator} {probe.sizes} {str(probe.dtype).removeprefix('torch.')} on {_machine(device)}"
-    if key in _running:
-        return None
     if key not in _verdicts:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             return None
-        _verdicts.update(_read())
+        _verdicts.update({k: v for k, v in _read().items() if k not in _verdicts})
+    if key in _running:
+        return None if _running[key] == threading.get_ident() else "another thread is checking it"
     if key not in _verdicts:
-        _running.add(key)
+        _running[key] = threading.get_ident()
         try:
             _verdicts[key] = _examine(probe, device)
         finally:
-            _running.discard(key)
+            del _running[key]
         _write()
+        _check_usable(probe, device, _verdicts[key])
     verdict = _verdicts[key]
     return None if verdict == GOOD else verdict
+
+
+def _check_usable(probe: Probe, device: torch.device, verdict: str) -> None:
+    """Raise Failure if a kernel left the GPU unusable for this process."""
+    if device.type == "cuda" and verdict != GOOD:
+        try:
+            torch.cuda.synchronize(device)
+        except RuntimeError as error:
+            raise Failure(
+                f"{probe.operator}: its kernel broke this process's use of the GPU when it was checked ({verdict}); "
+                "start again: the kernel will be passed over"
+            ) from error
 
 
 @contextmanager

@@ -10,6 +10,9 @@ import triton.language as tl
 
 from interlace.ops.core import gpu
 
+# Numbers of heads, tokens and the like: Triton must not compile a kernel anew because one of them is 1 or a multiple of
+# 16. So the kernel that the self-check took is the one that serves.
+COUNTS = ("H", "G", "total", "heads", "tokens", "turns", "programs", "count", "experts", "rows")
 # Products of float32 tiles are exact: one tf32 product loses 13 bits, and three took more registers than there are.
 PRECISION = tl.constexpr("ieee")
 # The interpreter multiplies the bit patterns of bfloat16 (triton-lang/triton#11584), so there tiles are widened.

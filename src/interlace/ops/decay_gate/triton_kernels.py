@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import sigmoid, softplus
+from interlace.ops.core.tiles import COUNTS, sigmoid, softplus
 
 
 @triton.jit
@@ -15,7 +15,7 @@ def block_of(C: tl.constexpr, BC: tl.constexpr):
     return tl.program_id(0) // ACROSS, (tl.program_id(0) % ACROSS) * BC + tl.arange(0, BC)
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit(do_not_specialize=COUNTS)
 def forward(
     x, dt_bias, A_log, log_decay, step, row, total, low, high,
     C: tl.constexpr, HEAD: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, DECAY: tl.constexpr, STEP: tl.constexpr,
@@ -36,7 +36,7 @@ def forward(
         tl.store(log_decay + to, -rate[None, :] * y, mask=keep)
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit(do_not_specialize=COUNTS)
 def backward(
     x, dt_bias, A_log, d_log_decay, d_step, dx, shares, row, total, low, high,
     C: tl.constexpr, HEAD: tl.constexpr, BC: tl.constexpr, BT: tl.constexpr, LOOPS: tl.constexpr,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import dot, sigmoid
+from interlace.ops.core.tiles import COUNTS, dot, sigmoid
 
 NONE, SWIGLU, RELU2 = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -33,7 +33,7 @@ def weights_of(
     return tl.trans(read(place, n, k, N, K, K, WHOLE))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def rows_of(a, pairs, end, tokens, K: tl.constexpr, GATHER: tl.constexpr):
     """Return the row of each pair in a [., K]: its token's if GATHER; pairs past the end repeat the last one."""
     row = tl.minimum(pairs, end - 1)
@@ -50,7 +50,7 @@ def columns_of(rows, k, K: tl.constexpr, WHOLE: tl.constexpr):
     return tl.load(rows + k[None, :], mask=(k < K)[None, :], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def product(
     a, w, out, tiles, tokens,
     N: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr, GATHER: tl.constexpr, ACROSS: tl.constexpr,
@@ -90,7 +90,7 @@ def product(
         tl.store(to, sum1.to(out.dtype.element_ty), mask=(pairs < end)[:, None] & (n < N)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def hidden_backward(
     d_out, w, hidden, shares, d_hidden, weighted, partial, tiles, tokens, count,
     N: tl.constexpr, K: tl.constexpr, ACT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
@@ -137,7 +137,7 @@ def hidden_backward(
         tl.store(partial + block.to(tl.int64) * count + pairs, tl.sum(due * y, 1), mask=pairs < end)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def weight_gradients(
     a, b, out, offsets, tokens,
     M: tl.constexpr, N: tl.constexpr, GATHER_A: tl.constexpr, GATHER_B: tl.constexpr,
@@ -163,7 +163,7 @@ def weight_gradients(
     tl.store(to, total.to(out.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def combine(
     pairs, places, chosen, shares, out, tokens, experts,
     D: tl.constexpr, TOP: tl.constexpr, WEIGHTED: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,

@@ -136,9 +136,13 @@ class Plan(delta_kernels.Plan):
         x, sizes, split = self.x, (self.k_row, self.v_row, self.H, self.G), to[0] is None
         t = self.cut if split else self.tables
         blocks = self.blocks + (-(-self.K // self.tiles.values) if split else 0)
-        read = (x.key, x.value, saved.T, saved.decays, t.sequences, t.offsets, t.stretch, x.state, saved.states)
+        state = self.or_zeros(x.state) if split else x.state
+        read = (x.key, x.value, saved.T, saved.decays, t.sequences, t.offsets, t.stretch, state, saved.states)
         self.launch(
-            triton_forward.states, t.stretches * self.G * blocks, (*read, *to, *sizes), self.scans | {"SPLIT": split}
+            triton_forward.states,
+            t.stretches * self.G * blocks,
+            (*read, *to, *sizes),
+            self.scans | {"STATE": state is not None, "SPLIT": split},
         )
 
     def states(self, saved: Saved) -> tuple[Tensor, Tensor]:
@@ -153,13 +157,14 @@ class Plan(delta_kernels.Plan):
         d_exit, d_right = self.new(t.count, self.G, self.V, self.K), self.new(self.total, self.G, self.V)
         d_state = self.new(*((0,) if x.state is None else x.state.shape), dtype=torch.float32)
         d_border = self.new_borders()
-        read = (x.query, x.key, d_out, *saved[:3], t.sequences, t.offsets, t.stretch, d_border, d_final)
+        read = (x.query, x.key, d_out, *saved[:3], t.sequences, t.offsets, t.stretch, d_border)
         for split in (True, False) if self.borders else (False,):
+            ends = self.or_zeros(d_final) if split else d_final
             self.launch(
                 triton_backward.reverse,
                 t.stretches * self.G * self.blocks,
-                (*read, d_state, d_exit, d_right, *sizes),
-                self.scans | {"FINAL": d_final is not None, "SPLIT": split},
+                (*read, ends, d_state, d_exit, d_right, *sizes),
+                self.scans | {"FINAL": ends is not None, "SPLIT": split, "STATE": x.state is not None and not split},
             )
             if split:
                 self.carry(d_border, saved.transition, reverse=True)
@@ -246,9 +251,7 @@ def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tenso
     to = [torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x.query, x.key)]
     dv = torch.empty_like(x.value, memory_format=torch.contiguous_format)
     dg, db, d_state = backward(plan, d_out, d_final, saved, (to[0], to[1], dv))
-    if x.state is not None:
-        d_state = d_state.to(x.state.dtype)
-    return *to, dv, dg.to(x.log_decay.dtype), db.to(x.strength.dtype), d_state
+    return *to, dv, dg.to(x.log_decay.dtype), db.to(x.strength.dtype), delta_kernels.given_back(d_state, x)
 
 
 _operator = custom_op(

@@ -1,7 +1,7 @@
 """Triton kernels of the backward pass: states again, gradients of states in reverse, and the gradients of each chunk.
 
 README.md beside this file derives the lines; names are those there, and those of `triton_forward`. No kernel transposes
-what a product left in registers: on Hopper, Triton before 3.7.1 got such transposes wrong
+what a product left in registers: on Hopper, Triton 3.4 to 3.7 got such transposes wrong
 (fla-org/flash-linear-attention#640, #984).
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import dot, read_rows, read_state, write_state
+from interlace.ops.core.tiles import COUNTS, dot, read_rows, read_state, write_state
 from interlace.ops.gated_delta.triton_forward import (
     BETA,
     HIGH,
@@ -24,7 +24,7 @@ from interlace.ops.gated_delta.triton_forward import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def reverse(
     query, key, d_out, T, M, decays, sequences, offsets, stretch, d_border, d_final, d_state, d_exit, d_right,
     q_row, k_row, H, G,
@@ -95,10 +95,10 @@ def reverse(
         across = tl.exp(tl.load(table + HIGH * C + C - 1) + tl.load(table + LOW * C + C - 1))
         reads = (tl.trans(due).to(tl.float32) * tl.load(table + READS * C + rows)[None, :]).to(ka.dtype)
         qa = read_rows(query + at * q_row + h * K, nearest, q_row, 0, K1, K)
-        dS1 = dS1 * across + dot(reads, qa)
+        more1 = dot(reads, qa)
         if K2 > 0:
             qb = read_rows(query + at * q_row + h * K, nearest, q_row, K1, K2, K)
-            dS2 = dS2 * across + dot(reads, qb)
+            more2 = dot(reads, qb)
         t = tl.load(T + tile * C * C + square)
         dX = dot(dU.to(t.dtype), t)
         if not SPLIT:
@@ -108,9 +108,11 @@ def reverse(
                 mask=v_there[:, None] & (rows < left)[None, :],
             )
         takes = (dX * -tl.load(table + TAKES * C + rows)[None, :]).to(ka.dtype)
-        dS1 += dot(takes, ka)
+        # One sum only: for Blackwell, Triton 3.6 and 3.7 read an accumulator before the second of two products into it
+        # is done (triton-lang/triton#10821).
+        dS1 = dS1 * across + (more1 + dot(takes, ka))
         if K2 > 0:
-            dS2 += dot(takes, kb)
+            dS2 = dS2 * across + (more2 + dot(takes, kb))
 
     if SPLIT:
         if first < last:
@@ -121,7 +123,7 @@ def reverse(
         write_state(d_state + memory, V, k1, k2, in1 & starts, in2 & starts, dS1, dS2, K2)
 
 
-@triton.jit(do_not_specialize=["total"])
+@triton.jit(do_not_specialize=COUNTS)
 def gradients(
     query, key, value, d_out, decays, chunks, entry, d_exit, written, d_right, dq, dk, dv, dg, db,
     q_row, k_row, v_row, dv_row, H, G, total, scale,

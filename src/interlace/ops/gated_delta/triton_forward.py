@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from interlace.ops.core import normalise
-from interlace.ops.core.tiles import dot, inverse, read_rows, read_state, write_state
+from interlace.ops.core.tiles import COUNTS, dot, inverse, read_rows, read_state, write_state
 
 FORGOTTEN = tl.constexpr(-2000.0)  # exp of it is 0 even in float64, and sums of it stay finite
 # Rows of a chunk's table [ROWS, C] in float32: scale exp(G) |q|, as a query reads; b exp(G) |k|, as a key reads;
@@ -23,7 +23,7 @@ READS, TAKES, LEAVES, BETA, HIGH, LOW, QUERIES, KEYS = (tl.constexpr(i) for i in
 L2_EPS = tl.constexpr(normalise.L2_EPS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def prepare(
     query, key, log_decay, beta, chunks, T, M, decays, q_row, k_row, H, G, scale,
     K: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr,
@@ -92,7 +92,7 @@ def prepare(
     tl.store(T + corner, tl.where(seen, inverted, 0.0).to(T.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def scan(
     query, key, value, T, M, decays, sequences, offsets, stretch, border, state, out, final, kept,
     q_row, k_row, v_row, H, G,
@@ -183,7 +183,7 @@ def scan(
         write_state(final + memory, V, k1, k2, in1, in2, S1, S2, K2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def states(
     key, value, T, decays, sequences, offsets, stretch, state, kept, entry, written, border, transition,
     k_row, v_row, H, G,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interlace.ops.core import gpu, kernels, one_token, rules, tables
 from interlace.ops.core.custom_op import Signature, custom_op
-from interlace.ops.core.delta_kernels import Plan, Scan, prepared, transitions
+from interlace.ops.core.delta_kernels import Plan, Scan, given_back, prepared, transitions
 from interlace.ops.core.gpu import power
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.kimi_delta import triton_backward, triton_forward
@@ -128,11 +128,12 @@ class Call(Plan):
         x, split = self.x, to[1] is None
         t = self.cut if split else self.tables
         blocks = self.blocks + (-(-self.K // self.scan.values) if split else 0)
+        state = self.or_zeros(x.state) if split else x.state
         self.launch(
             triton_forward.states,
             t.stretches * self.G * blocks,
-            (x.value, x.strength, T, *decayed, t.sequences, t.offsets, t.stretch, x.state, *to, self.G),
-            {**self.scans, "SPLIT": split},
+            (x.value, x.strength, T, *decayed, t.sequences, t.offsets, t.stretch, state, *to, self.G),
+            {**self.scans, "STATE": state is not None, "SPLIT": split},
         )
 
 
@@ -186,11 +187,12 @@ def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tenso
     where = (call.cut.sequences, call.cut.offsets, call.cut.stretch)
     for split in (True, False) if call.borders else (False,):
         decayed = (q_in, k_in, k_out, high)
+        ends = call.or_zeros(d_final) if split else d_final
         call.launch(
             triton_backward.reverse,
             call.cut.stretches * G * call.blocks,
-            (d_out, x.strength, T, M, *decayed, *where, d_border, d_final, d_state, d_exit, d_right, G),
-            {**call.scans, "FINAL": d_final is not None, "SPLIT": split},
+            (d_out, x.strength, T, M, *decayed, *where, d_border, ends, d_state, d_exit, d_right, G),
+            {**call.scans, "FINAL": ends is not None, "SPLIT": split, "STATE": x.state is not None and not split},
         )
         if split:
             call.carry(d_border, transition, reverse=True)
@@ -223,7 +225,7 @@ def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tenso
             call.collect(gpu.rows(y), d_heads, dy, normalise=original.normalise)
         dq, dk = to
     found = (dq, dk, dv, dg, db.sum(0))
-    return *(d.to(y.dtype) for d, y in zip(found, original[:5], strict=True)), d_state
+    return *(d.to(y.dtype) for d, y in zip(found, original[:5], strict=True)), given_back(d_state, original)
 
 
 _operator = custom_op(

@@ -1,7 +1,7 @@
 """Triton kernels of the backward pass: states again, gradients of states in reverse, and the gradients of each chunk.
 
 README.md beside this file derives the lines; names are those there, and those of `triton_forward`. No kernel transposes
-what a product left in registers: on Hopper, Triton before 3.7.1 got such transposes wrong
+what a product left in registers: on Hopper, Triton 3.4 to 3.7 got such transposes wrong
 (fla-org/flash-linear-attention#640, #984).
 """
 
@@ -10,11 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import dot, read_rows, read_state, write_state
+from interlace.ops.core.tiles import COUNTS, dot, read_rows, read_state, write_state
 from interlace.ops.kimi_delta.triton_forward import anchored, largest_entry, read_decays
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def reverse(
     d_out, beta, T, M, q_in, k_in, k_out, high, sequences, offsets, stretch, d_border, d_final, d_state, d_exit,
     d_right, G,
@@ -82,11 +82,11 @@ def reverse(
         end = high + lane_at * K + (tl.minimum(left, C) - 1) * (G * K)
         across1 = tl.exp2(tl.load(end + k1, mask=k1 < K, other=0.0))
         qa = read_rows(q_in + lane_at * K, nearest, G * K, 0, K1, K)
-        dS1 = dS1 * across1[None, :] + dot(due, qa)
+        more1 = dot(due, qa)
         if K2 > 0:
             qb = read_rows(q_in + lane_at * K, nearest, G * K, K1, K2, K)
             across2 = tl.exp2(tl.load(end + k2, mask=k2 < K, other=0.0))
-            dS2 = dS2 * across2[None, :] + dot(due, qb)
+            more2 = dot(due, qb)
         t = tl.load(T + tile * C * C + square)
         dX = dot(dU.to(t.dtype), t)
         if not SPLIT:
@@ -98,10 +98,11 @@ def reverse(
         b = tl.load(beta + lane_at + nearest * G).to(tl.float32)
         takes = (dX * -b[None, :]).to(ka.dtype)
         ka = read_rows(k_in + lane_at * K, nearest, G * K, 0, K1, K)
-        dS1 += dot(takes, ka)
+        # One sum only; see gated_delta/triton_backward.py.
+        dS1 = dS1 * across1[None, :] + (more1 + dot(takes, ka))
         if K2 > 0:
             kb = read_rows(k_in + lane_at * K, nearest, G * K, K1, K2, K)
-            dS2 += dot(takes, kb)
+            dS2 = dS2 * across2[None, :] + (more2 + dot(takes, kb))
 
     if SPLIT:
         if first < last:
@@ -112,7 +113,7 @@ def reverse(
         write_state(d_state + memory, V, k1, k2, in1 & starts, in2 & starts, dS1, dS2, K2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def pairs(
     value, beta, d_out, chunks, written, d_right, d_M, d_A, largest, dv, db,
     G, scale,
@@ -163,7 +164,7 @@ def pairs(
     tl.store(db + lane_at + rows * G, strength, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def gradients(
     query, key, beta, d_out, high, low, chunks, entry, d_exit, written, d_right, d_M, d_A, largest, dq, dk, dg, db,
     H, G, total, scale,

@@ -11,13 +11,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import dot, inverse, read_rows, read_state, write_state
+from interlace.ops.core.tiles import COUNTS, dot, inverse, read_rows, read_state, write_state
 
 FORGOTTEN = tl.constexpr(-104.0)  # exp of it is 0 in float32
 POWERS = tl.constexpr(1.4426950408889634)  # 1 / log 2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def decay(
     query, key, log_decay, chunks, q_in, k_in, k_out, high, low, H, G, scale,
     K: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, EXACT: tl.constexpr,
@@ -53,7 +53,7 @@ def decay(
         tl.store(low + to, (total - G_high.to(tl.float64)).to(tl.float32), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def read_decays(high, low, rows, cols, stride, K: tl.constexpr, EXACT: tl.constexpr):
     """Return G [rows, cols] in two parts; the second is 0 unless EXACT."""
     place = rows[:, None] * stride + cols[None, :]
@@ -65,7 +65,7 @@ def read_decays(high, low, rows, cols, stride, K: tl.constexpr, EXACT: tl.conste
     return G_high, G_low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def anchored(G_high, G_low, high, low, rows, last, cols, stride, level, K: tl.constexpr, EXACT: tl.constexpr):
     """Return exp(-|G - G_h|): h is the last row of the first half of a row's block of 2^(level + 1) rows."""
     half = rows >> level
@@ -87,7 +87,7 @@ def largest_entry(x, NARROW: tl.constexpr):
     return largest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def prepare(
     query, key, high, low, beta, chunks, T, M, H, G, scale,
     K: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, LEVELS: tl.constexpr, NARROW: tl.constexpr,
@@ -142,7 +142,7 @@ def prepare(
     tl.store(T + to, tl.where(seen, inverted, 0.0).to(T.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def scan(
     value, beta, T, M, q_in, k_in, k_out, high, sequences, offsets, stretch, border, state, out, final, kept,
     G,
@@ -232,7 +232,7 @@ def scan(
         write_state(final + memory, V, k1, k2, in1, in2, S1, S2, K2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def states(
     value, beta, T, k_in, k_out, high, sequences, offsets, stretch, state, kept, entry, written, border, transition,
     G,

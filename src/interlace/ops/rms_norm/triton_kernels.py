@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import sigmoid
+from interlace.ops.core.tiles import COUNTS, sigmoid
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def opened_by(gate, SIGMOID: tl.constexpr):
     return gate * share, share * (1.0 + gate * (1.0 - share))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def forward(
     x, before, gate, after, weight, out, total, inverse, tokens, eps, offset,
     D: tl.constexpr, HEADS: tl.constexpr, X_ROW: tl.constexpr, BEFORE_ROW: tl.constexpr, GATE_ROW: tl.constexpr,
@@ -76,7 +76,7 @@ def forward(
     tl.store(out + first * (HEADS * D) + (written * D + cols), y.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def backward(
     d_out, d_sum, s, gate, weight, inverse, d_x, d_before, d_gate, partial, tokens, turns, programs, offset,
     D: tl.constexpr, HEADS: tl.constexpr, X_ROW: tl.constexpr, GATE_ROW: tl.constexpr, D_GATE_ROW: tl.constexpr,

@@ -35,7 +35,7 @@ def selective_scan_case(
 
 def probe(size: int) -> Case:
     """Make the case that a GPU's kernels are checked with."""
-    return selective_scan_case([1, 70, 400], "probe", True, shape=(40, size))
+    return selective_scan_case([1, 70, 400], "probe", True, shape=(48, size))
 
 
 def probes() -> list[Case]:

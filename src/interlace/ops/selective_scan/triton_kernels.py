@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from interlace.ops.core.tiles import COUNTS
+
 
 @triton.jit
 def _both(decay, value, later_decay, later_value):
@@ -154,7 +156,7 @@ def scan(
         tl.store(final + outer, h, mask=inside & (last == after))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def gradients(
     x, step, A, B, C, d_out, sequences, offsets, stretch, border, d_final, entry, dx, ds, dA, dB, dC, d_state,
     D, total,

@@ -34,7 +34,7 @@ def short_convolution_case(
 
 def probe(taps: int) -> Case:
     """Make the case that a GPU's kernels are checked with."""
-    return short_convolution_case([1, 2, 130], "probe", True, shape=(300, taps))
+    return short_convolution_case([1, 2, 130], "probe", True, shape=(304, taps))
 
 
 def probes() -> list[Case]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interlace.ops.core import gpu, kernels, one_token, rules, tables
 from interlace.ops.core.custom_op import Signature, custom_op
-from interlace.ops.core.delta_kernels import prepared
+from interlace.ops.core.delta_kernels import given_back, prepared
 from interlace.ops.core.gpu import power
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.state_space import triton_backward, triton_forward
@@ -236,7 +236,7 @@ def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tenso
         plan.tiles.key_stages,
     )
     found = (*(y[0] if y.shape[0] == 1 else y.sum(0) for y in (dq, dk)), dv, dg.sum(0), ds.sum(0))
-    return *(d.to(y.dtype) for d, y in zip(found, original[:5], strict=True)), d_state
+    return *(d.to(y.dtype) for d, y in zip(found, original[:5], strict=True)), given_back(d_state, original)
 
 
 def heads_of_a_program(chunks: int, group: int) -> int:

@@ -2,7 +2,7 @@
 
 README.md beside this file derives the lines; names are those there, and those of `triton_forward`, whose `collect` and
 `carry` bring the entry state and the exit state's gradient of each chunk. No kernel transposes what a product left in
-registers: on Hopper, Triton before 3.7.1 got such transposes wrong (fla-org/flash-linear-attention#640, #984).
+registers: on Hopper, Triton 3.4 to 3.7 got such transposes wrong (fla-org/flash-linear-attention#640, #984).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import dot, read_rows
+from interlace.ops.core.tiles import COUNTS, dot, read_rows
 from interlace.ops.state_space.triton_forward import HIGH, LEAVES, LOW, READS, ROWS, STRENGTH, WRITES
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def value_gradients(
     query, key, value, d_out, decays, chunks, entry, d_exit, dv, dg, ds,
     H, G, total, scale,
@@ -75,7 +75,7 @@ def value_gradients(
     tl.store(ds + share, tl.sum(dW * wide, 1), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def key_gradients(
     query, key, value, d_out, decays, chunks, entry, d_exit, dq, dk,
     H, G, total, heads, scale,

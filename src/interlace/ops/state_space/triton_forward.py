@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import dot, read_rows
+from interlace.ops.core.tiles import COUNTS, dot, read_rows
 
 FORGOTTEN = tl.constexpr(-2000.0)  # exp of it is 0 even in float64, and sums of it stay finite
 # Rows of a chunk's table [ROWS, C] in float32: scale exp(G) as a query reads, s exp(G_C - G) as a key writes,
@@ -21,7 +21,7 @@ ROWS = tl.constexpr(6)
 READS, WRITES, LEAVES, STRENGTH, HIGH, LOW = (tl.constexpr(i) for i in range(6))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def prepare(log_decay, strength, chunks, decays, G, scale, C: tl.constexpr, HEADS: tl.constexpr):
     """Write the table of decays of a chunk for HEADS value heads."""
     blocks = (G + HEADS - 1) // HEADS
@@ -50,7 +50,7 @@ def prepare(log_decay, strength, chunks, decays, G, scale, C: tl.constexpr, HEAD
     tl.store(table + LOW * C, low, mask=here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def collect(
     rows_of, columns_of, decays, sequences, offsets, stretch, border, given, each, last_state,
     H, G,
@@ -124,7 +124,7 @@ def collect(
         tl.store(to + inner, S.to(border.dtype.element_ty), mask=inside & goes_on)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def carry(
     decays, sequences, border, given,
     G,
@@ -165,7 +165,7 @@ def carry(
         tl.store(at, S.to(border.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def scan(
     query, key, value, decays, sequences, offsets, stretch, border, state, out, final,
     H, G, scale,

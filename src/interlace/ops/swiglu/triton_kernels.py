@@ -5,10 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import sigmoid
+from interlace.ops.core.tiles import COUNTS, sigmoid
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def block_of(rows, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     """Return the first row of the program's block in int64, its rows counted from there, its columns, and which exist.
 
@@ -21,7 +21,7 @@ def block_of(rows, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     return first, row, col, (first + row < rows) & (col < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def forward(
     gate_up, out, rows, D: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):  # fmt: skip
@@ -34,7 +34,7 @@ def forward(
     tl.store(out + first * D + (row * D + col), y.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def backward(
     d_out, gate_up, grad, rows, D: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
 ):  # fmt: skip
