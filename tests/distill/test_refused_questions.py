@@ -139,15 +139,15 @@ def test_a_teacher_that_answered_once_is_known_at_the_next_start(says, recipe, t
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "run"),
     [
-        {"message": "Your key has no access to omni-moderation-latest", "code": "model_not_allowed"},
-        {"message": "This account has been flagged for suspicious activity; contact support."},
-        {"message": "Your organization was flagged by our safety system."},
-        {"message": "Your request was blocked by our content policy."},
+        ({"message": "Your key has no access to omni-moderation-latest", "code": "model_not_allowed"}, ""),
+        ({"message": "This account has been flagged for suspicious activity; contact support."}, ""),
+        ({"message": "Your organization was flagged by our safety system."}, ""),
+        ({"message": "Your request was blocked by our content policy."}, ""),
+        ({"message": "Your request was blocked by our content policy."}, "max_tokens = 100_000"),
     ],
 )
-@pytest.mark.parametrize("run", ["", "max_tokens = 100_000"])
 def test_an_account_that_is_refused_ends_the_run_whatever_the_words(says, recipe, tmp_path, body, run):
     allowed = []
     refusal = whole({"error": body}, status="403 Forbidden")

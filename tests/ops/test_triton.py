@@ -113,13 +113,12 @@ def test_all_between_the_projections_of_a_layer(sizes):
     assert worst(mixer_case([3, 70, 1], *sizes)) <= TOLERANCE[torch.float32]
 
 
-@pytest.mark.parametrize("state", [False, True])
-def test_selective_scan_with_short_stretches(monkeypatch, state):
+@pytest.mark.parametrize(("state", "dtype"), [(True, torch.float32), (False, torch.bfloat16)], ids=str)
+def test_selective_scan_with_short_stretches(monkeypatch, state, dtype):
     """The interpreter scans token by token, so the law's own cases would take minutes."""
     monkeypatch.setattr(selective_scan, "PERIODS", (1,))
     case = selective_scan_case([1, 22, 5], "", state, shape=(5, 3))
-    for dtype in (torch.float32, torch.bfloat16):
-        assert worst(case, dtype) <= TOLERANCE[dtype]
+    assert worst(case, dtype) <= TOLERANCE[dtype]
 
 
 def test_state_space_with_short_stretches(monkeypatch):
@@ -206,9 +205,9 @@ def put_in(monkeypatch, folder, module, right, wrong):
 @pytest.mark.filterwarnings("ignore")  # a wrong decay overflows
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_a_kernel_is_found(monkeypatch, tmp_path, fault):
-    monkeypatch.setattr(tables, "PERIOD", 2)
+    monkeypatch.setattr(tables, "PERIOD", 1)
     put_in(monkeypatch, tmp_path, *FAULTS[fault])
-    assert worst(gated_delta([3, 330])) > 100 * TOLERANCE[torch.float32]
+    assert worst(gated_delta([3, 150])) > 100 * TOLERANCE[torch.float32]
 
 
 @pytest.mark.filterwarnings("ignore")  # what no stretch has written is anything

@@ -168,8 +168,9 @@ def refuses(x: Mixer) -> str | None:
     """Return why the kernels cannot serve a call, or None; they are checked once for each size of head."""
     _, _, G, K, V = x.sizes
     W = x.taps.shape[1]
-    if max(K, V) > gpu.LARGEST_HEAD or W > 4:
-        return f"the kernels take heads of at most {gpu.LARGEST_HEAD} channels and 4 taps, not {K} x {V} and {W}"
+    if max(K, V) > gpu.LARGEST_HEAD or W > gpu.MOST_TAPS:
+        largest = f"{gpu.LARGEST_HEAD} channels and {gpu.MOST_TAPS} taps"
+        return f"the kernels take heads of at most {largest}, not {K} x {V} and {W}"
     if x.projected.dtype != x.taps.dtype or {x.A_log.dtype, x.dt_bias.dtype} != {torch.float32}:
         return "taps and activations differ in dtype, or the gates' weights are not float32"
     if reason := kernels.refuses(x.projected, x.taps, x.A_log, x.dt_bias, x.norm, x.window, x.memory):

@@ -28,6 +28,7 @@ from interlace.ops.core.self_check import Probe
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CHECKED = ("cuda", "xpu")  # the types of device on which a kernel is checked before its first answer
 LARGEST_HEAD = 256  # of key_dim and value_dim
+MOST_TAPS = 4  # of a short convolution
 
 
 @functools.cache

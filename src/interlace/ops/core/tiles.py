@@ -54,6 +54,22 @@ def read_rows(base, rows, stride, FIRST: tl.constexpr, SIZE: tl.constexpr, END: 
 
 
 @triton.jit
+def stretch_of(stretch, sequences, offsets, i):
+    """Return what the tables of `tables.Chunks` say of stretch i of a scan.
+
+    These are its first chunk, one past its last, the state it starts from (-1 for the sequence's first) and its
+    sequence; of the sequence, the first chunk, one past the last, the first token in int64, and how many tokens.
+    """
+    first = tl.load(stretch + 4 * i)
+    last = tl.load(stretch + 4 * i + 1)
+    slot = tl.load(stretch + 4 * i + 2)
+    n = tl.load(stretch + 4 * i + 3)
+    start = tl.load(offsets + n).to(tl.int64)
+    length = (tl.load(offsets + n + 1) - start).to(tl.int32)
+    return first, last, slot, n, tl.load(sequences + 4 * n), tl.load(sequences + 4 * n + 1), start, length
+
+
+@triton.jit
 def read_state(at, step, k1, k2, in1, in2, K2: tl.constexpr):
     """Return a state [V, K] in float32 as two tiles, of channels k1 and k2; the second is 0 if K2 is.
 

@@ -62,8 +62,8 @@ def _differs(s: MixerStep) -> str | None:
 
 def _refuses_gpu(s: MixerStep) -> str | None:
     W = s.taps.shape[1]
-    if W > 4:
-        return f"the kernels take at most 4 taps, not {W}"
+    if W > gpu.MOST_TAPS:
+        return f"the kernels take at most {gpu.MOST_TAPS} taps, not {W}"
     return kernels.refuses(*s[:7]) or _differs(s)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import COUNTS, dot, read_rows, read_state, write_state
+from interlace.ops.core.tiles import COUNTS, dot, read_rows, read_state, stretch_of, write_state
 from interlace.ops.gated_delta.triton_forward import (
     BETA,
     HIGH,
@@ -40,14 +40,7 @@ def reverse(
     lane = tl.program_id(0) // BLOCKS
     g = lane % G
     h = g // (G // H)
-    first = tl.load(stretch + 4 * (lane // G))
-    last = tl.load(stretch + 4 * (lane // G) + 1)
-    slot = tl.load(stretch + 4 * (lane // G) + 2)
-    n = tl.load(stretch + 4 * (lane // G) + 3)
-    before = tl.load(sequences + 4 * n)
-    after = tl.load(sequences + 4 * n + 1)
-    start = tl.load(offsets + n).to(tl.int64)
-    length = (tl.load(offsets + n + 1) - start).to(tl.int32)
+    first, last, slot, n, before, after, start, length = stretch_of(stretch, sequences, offsets, lane // G)
     rows = tl.arange(0, C)
     v_cols = block * BV + tl.arange(0, BV)
     v_there = v_cols < V

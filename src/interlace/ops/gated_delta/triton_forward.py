@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from interlace.ops.core import normalise
-from interlace.ops.core.tiles import COUNTS, dot, inverse, read_rows, read_state, write_state
+from interlace.ops.core.tiles import COUNTS, dot, inverse, read_rows, read_state, stretch_of, write_state
 
 FORGOTTEN = tl.constexpr(-2000.0)  # exp of it is 0 even in float64, and sums of it stay finite
 # Rows of a chunk's table [ROWS, C] in float32: scale exp(G) |q|, as a query reads; b exp(G) |k|, as a key reads;
@@ -108,14 +108,7 @@ def scan(
     lane = tl.program_id(0) // BLOCKS
     g = lane % G
     h = g // (G // H)
-    first = tl.load(stretch + 4 * (lane // G))
-    last = tl.load(stretch + 4 * (lane // G) + 1)
-    slot = tl.load(stretch + 4 * (lane // G) + 2)
-    n = tl.load(stretch + 4 * (lane // G) + 3)
-    before = tl.load(sequences + 4 * n)
-    after = tl.load(sequences + 4 * n + 1)
-    start = tl.load(offsets + n).to(tl.int64)
-    length = (tl.load(offsets + n + 1) - start).to(tl.int32)
+    first, last, slot, n, before, after, start, length = stretch_of(stretch, sequences, offsets, lane // G)
     rows = tl.arange(0, C)
     v_cols = block * BV + tl.arange(0, BV)
     v_there = v_cols < V
@@ -201,13 +194,7 @@ def states(
     lane = tl.program_id(0) // BLOCKS
     g = lane % G
     h = g // (G // H)
-    first = tl.load(stretch + 4 * (lane // G))
-    last = tl.load(stretch + 4 * (lane // G) + 1)
-    slot = tl.load(stretch + 4 * (lane // G) + 2)
-    n = tl.load(stretch + 4 * (lane // G) + 3)
-    before = tl.load(sequences + 4 * n)
-    start = tl.load(offsets + n).to(tl.int64)
-    length = (tl.load(offsets + n + 1) - start).to(tl.int32)
+    first, last, slot, n, before, after, start, length = stretch_of(stretch, sequences, offsets, lane // G)
     rows = tl.arange(0, C)
     unit = block >= VALUES  # never without SPLIT
     v_cols = (block - tl.where(unit, VALUES, 0)) * BV + tl.arange(0, BV)
@@ -219,7 +206,7 @@ def states(
     in2 = v_there[:, None] & (k2 < K)[None, :]
 
     if SPLIT:
-        last = tl.where((last == tl.load(sequences + 4 * n + 1)) | (unit & (slot < 0)), first, last)
+        last = tl.where((last == after) | (unit & (slot < 0)), first, last)
         S1 = tl.where(unit & (v_cols[:, None] == k1[None, :]), 1.0, 0.0)
         S2 = tl.where(unit & (v_cols[:, None] == k2[None, :]), 1.0, 0.0)
     else:

@@ -17,8 +17,8 @@ from interlace.ops.short_convolution.recurrent import recurrent
 
 
 def _refuses_triton(c: Convolution) -> str | None:
-    if c.history >= 4:
-        return f"the kernels take at most 4 taps, not {c.history + 1}"
+    if c.history >= gpu.MOST_TAPS:
+        return f"the kernels take at most {gpu.MOST_TAPS} taps, not {c.history + 1}"
     return kernels.refuses(c.x, c.weight, c.state)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from interlace.ops.core.tiles import COUNTS, dot, read_rows
+from interlace.ops.core.tiles import COUNTS, dot, read_rows, stretch_of
 
 FORGOTTEN = tl.constexpr(-2000.0)  # exp of it is 0 even in float64, and sums of it stay finite
 # Rows of a chunk's table [ROWS, C] in float32: scale exp(G) as a query reads, s exp(G_C - G) as a key writes,
@@ -176,14 +176,7 @@ def scan(
     block = tl.program_id(0) % BLOCKS
     lane = tl.program_id(0) // BLOCKS
     g = lane % G
-    first = tl.load(stretch + 4 * (lane // G))
-    last = tl.load(stretch + 4 * (lane // G) + 1)
-    slot = tl.load(stretch + 4 * (lane // G) + 2)
-    n = tl.load(stretch + 4 * (lane // G) + 3)
-    before = tl.load(sequences + 4 * n)
-    after = tl.load(sequences + 4 * n + 1)
-    start = tl.load(offsets + n).to(tl.int64)
-    length = (tl.load(offsets + n + 1) - start).to(tl.int32)
+    first, last, slot, n, before, after, start, length = stretch_of(stretch, sequences, offsets, lane // G)
     rows = tl.arange(0, C)
     v_cols = block * BV + tl.arange(0, BV)
     v_there = v_cols < V
