@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 RULES = ("gated_delta", "kimi_delta", "state_space")
-TRITON = (*RULES, "selective_scan", "short_convolution", "rms_norm", "swiglu", "cross_entropy", "experts")
+TRITON = (
+    *RULES,
+    *("selective_scan", "short_convolution", "decay_gate", "rms_norm", "swiglu", "cross_entropy", "experts"),
+)
 RAGGED = (1, 33, 64, 250, 777, 2048, 512, 1300, 100, 1907, 900, 300)  # 8192 tokens
 LONG_CHUNK, SHORT_CHUNK = 64, 16  # tokens of a chunk for which products are counted
 ROWS = (1, 64)  # sequences that get one more token
@@ -41,8 +44,8 @@ class Shape:
 
     Attributes:
         sizes: (H, G, K, V) of the rules, (D, K) of selective_scan, (D, W) of short_convolution, (D,) or (heads, D) of
-            rms_norm, (D,) of swiglu, (D, vocabulary) of cross_entropy, (D, experts, chosen, inner) of experts,
-            (heads, key heads, dim) of attention.
+            rms_norm, (D, heads) of decay_gate, (D,) of swiglu, (D, vocabulary) of cross_entropy, (D, experts, chosen,
+            inner) of experts, (heads, key heads, dim) of attention.
     """
 
     operator: str
@@ -117,6 +120,8 @@ SHAPES = (
     Shape("experts", (2048,) * 4, (2048, 64, 8, 1024)),
     Shape("attention", (2048,) * 4, (32, 8, 128)),
     Shape("attention", RAGGED, (32, 8, 128)),
+    Shape("decay_gate", (2048,) * 4, (4096, 32)),
+    Shape("gated_delta", (32768,), (8, 8, 128, 128)),  # few heads: the sequence is cut
 )
 TUNED = (Shape("gated_delta", (2048,) * 4, (30, 30, 96, 192)), Shape("gated_delta", (2048,) * 4, (16, 32, 128, 128)))
 TRAINED = ((8, 2048), (2, 8192))  # rows, tokens of each
@@ -128,6 +133,7 @@ SMALL = {
     "state_space": (1, 2, 8, 12),
     "selective_scan": (4, 3),
     "short_convolution": (12, 4),
+    "decay_gate": (12, 2),
     "swiglu": (16,),
     "cross_entropy": (8, 40),
     "experts": (16, 4, 2, 8),

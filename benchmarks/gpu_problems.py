@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
 from interlace.base.segments import Segments
-from interlace.ops import attention, experts, rms_norm, short_convolution, swiglu
+from interlace.ops import attention, decay_gate, experts, rms_norm, short_convolution, swiglu
 from interlace.ops.core.attention_state import AttentionState
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.gated_delta import dispatch as gated_delta
@@ -134,6 +134,16 @@ def _rms_norm(shape: Shape, segments: Segments, one: bool) -> Problem:
     return Problem([x, weight, other], [], call, plain="plain")
 
 
+def _decay_gate(shape: Shape, segments: Segments, one: bool) -> Problem:
+    D, heads = shape.sizes
+    x, bias, rates = _normal(shape.total, D), torch.randn(D), torch.randn(heads)
+
+    def call(backend: str) -> Sequence[Tensor]:
+        return [decay_gate(x, bias, rates, keep_step=False, backend=backend)[0]]
+
+    return Problem([x, bias, rates], [], call, plain="plain")
+
+
 def _swiglu(shape: Shape, segments: Segments, one: bool) -> Problem:
     x = _normal(shape.total, 2 * shape.sizes[0])
     return Problem([x], [], lambda backend: [swiglu(x, backend=backend)], plain="plain")
@@ -198,6 +208,7 @@ BUILD: dict[str, Callable[[Shape, Segments, bool], Problem]] = {
     "selective_scan": _selective_scan,
     "short_convolution": _short_convolution,
     "rms_norm": _rms_norm,
+    "decay_gate": _decay_gate,
     "swiglu": _swiglu,
     "cross_entropy": _cross_entropy,
     "experts": _experts,

@@ -130,6 +130,52 @@ def test_texts_are_those_of_plain_passes(graphs, monkeypatch, name):
         assert [row.made for row in generate_batch(model, *how)] == found
 
 
+@pytest.mark.parametrize("graphed", [True, False])
+@pytest.mark.parametrize("name", ["tiny-hybrid", "tiny-sliding", "tiny-kimi", "tiny-granite"])
+def test_sequences_join_a_graph_of_others(graphs, monkeypatch, name, graphed):
+    """Rows that have ended make place for other sequences; the last one is too long for the caches."""
+    if not graphed:
+        monkeypatch.setattr(capture, "graphs_for", lambda device: None)
+    model, draw = build(name), torch.Generator().manual_seed(1)
+    seen = [torch.randint(61, (n,), generator=draw) for n in (3, 9, 6)]
+    found = [[] for _ in seen]
+
+    def read(prompts, reserve):
+        return model(
+            torch.cat(prompts),
+            Segments.from_lengths([len(p) for p in prompts]),
+            model.empty_state(len(prompts), reserve),
+        )[1]
+
+    def steps(count):
+        for _ in range(count):
+            tokens = torch.randint(61, (3,), generator=draw)
+            logits = decoder.step(tokens)
+            for row in range(3):
+                seen[row] = torch.cat((seen[row], tokens[row : row + 1]))
+                found[row].append(logits[row].clone())
+
+    def check():
+        for row in range(3):
+            want = model(seen[row])[0][len(seen[row]) - len(found[row]) :]
+            assert relative(torch.stack(found[row]), want) < 2e-5
+
+    with torch.no_grad():
+        decoder = Decoder(model, read(seen, 40))
+        for rows, lengths in (([], []), ([1], [2]), ([2, 0], [20, 1]), ([1], [70])):
+            if rows:
+                fresh = [torch.randint(61, (n,), generator=draw) for n in lengths]
+                decoder.join(rows, read(fresh, 0))
+                for row, prompt in zip(rows, fresh, strict=True):
+                    seen[row], found[row] = prompt, []
+            steps(4)
+            check()
+    if graphed:
+        assert [graph.replays for graph in graphs] in ([11, 3], [15])  # the second where a cache had to grow
+    with pytest.raises(ShapeError, match="rows: must name 1 different sequences"):
+        decoder.join([0, 1], read([torch.arange(3)], 0))
+
+
 @pytest.mark.parametrize("reserve", [9, 0, 60])
 def test_a_full_cache_is_enlarged_and_captured_again(graphs, reserve):
     model = build("tiny-sliding")

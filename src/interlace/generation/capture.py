@@ -7,7 +7,7 @@ is a CUDA graph (`graph`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -162,6 +162,24 @@ class Decoder:
         if self.reason != UNTRIED:
             return self._plain(tokens)
         return self._by_kernels(tokens) if self.graphs is None else self._by_graph(tokens, self.graphs())
+
+    @torch.inference_mode()
+    def join(self, rows: Sequence[int], state: ModelState) -> None:
+        """Put other sequences in the place of these rows; a graph serves on if its caches are long enough for them.
+
+        So one graph serves as many sequences as come, up to its number of rows at a time.
+
+        Args:
+            rows: which ones, as many as the other state has.
+            state: what the sequences have seen; it may be used on.
+
+        Raises:
+            StateUsed, ShapeError: as `ModelState.write`.
+        """
+        self.state.write(rows, state)
+        if self.replayed is not None and not (isinstance(self.replayed, GraphedStep) and self.replayed.joined()):
+            self.replayed, self.reason = None, UNTRIED
+        self.room = self.state.room
 
     def _addresses(self) -> list[Any]:
         """Return the addresses and strides of the weights that a recording uses."""

@@ -101,6 +101,7 @@ class GraphedStep:
         self.model, self.state, self.segments, self.graph = model, state, segments, graph
         self.tokens = torch.zeros(state.count, dtype=torch.int64, device=model.device)
         self.places = on_device(state.positions.clone(), model.device).clone()
+        self.held = [x.data_ptr() for x in state.tensors()]
         self.captured = False
         vocabulary = model.head.weight.shape[0]
         self.logits = torch.empty(state.count, vocabulary, dtype=model.dtype, device=model.device)
@@ -127,6 +128,12 @@ class GraphedStep:
         self.tokens.copy_(tokens, non_blocking=True)
         self.graph.replay()
         return self.logits
+
+    def joined(self) -> bool:
+        """Read the positions of sequences that came into the state; return whether all lies where it lay."""
+        self.state.make_ready()
+        self.places.copy_(on_device(self.state.positions.clone(), self.model.device))
+        return [x.data_ptr() for x in self.state.tensors()] == self.held
 
     def _run(self) -> None:
         stream = Stream(self.segments, self.places)
