@@ -145,7 +145,7 @@ def small(shape: Shape) -> Shape:
     """Return the shape that stands for this one on a CPU: a few tokens, two heads, small widths."""
     sizes = SMALL[shape.operator] if shape.operator != "rms_norm" else (16,) if len(shape.sizes) == 1 else (2, 12)
     if shape.operator == "gated_delta":
-        sizes = {96: sizes, 128: (1, 2, 8, 12), 64: (2, 2, 8, 16)}[shape.sizes[2]]
+        sizes = {30: sizes, 32: (1, 2, 8, 12), 12: (2, 2, 8, 16), 8: (1, 1, 8, 12)}[shape.heads]
     lengths = (1, 4, 2) if len(set(shape.lengths)) > 1 else (7,) if len(shape.lengths) == 1 else (3, 3)
     return Shape(shape.operator, lengths, sizes)
 
