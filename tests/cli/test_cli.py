@@ -119,7 +119,7 @@ def test_doctor_checks_every_operator(capsys, monkeypatch):
 
 
 def test_models_are_built_without_torch_s_compiler():
-    """Importing it takes two seconds, which every verb would pay."""
+    """Importing it takes a second or two, which every verb would pay."""
     code = "import sys, interlace.generation.batch, interlace.train.trainer; assert 'torch._dynamo' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -22,7 +22,7 @@ _rows: list[Backend] = []
 def constant_when_traced(run: Callable[..., Any]) -> Callable[..., Any]:
     """Mark a function that torch.compile calls, and traces none of, as torch.compiler.assume_constant_result does.
 
-    That one imports the compiler: two seconds of every start.
+    That one imports the compiler: a second or two of every start.
     """
     run._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return run
