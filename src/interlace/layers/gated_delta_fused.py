@@ -19,6 +19,7 @@ from interlace.ops.core import gpu, kernels, self_check
 from interlace.ops.core.backends import constant_when_traced
 from interlace.ops.core.cases import Case
 from interlace.ops.core.custom_op import Signature, custom_op
+from interlace.ops.core.delta_kernels import given_back
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.core.self_check import Probe
 from interlace.ops.gated_delta import triton as rule
@@ -147,8 +148,7 @@ def _backward(d_out: Tensor, d_windows: Tensor | None, d_final: Tensor | None, *
         x.projected, channels + G * V, x.A_log, x.dt_bias, x.negative_eigenvalues, (log_decay, dg, db), d_projected
     )
     d_taps, d_window = convolution.go_back(x.convolution(), d_mixed, d_windows, d_projected[:, :channels])
-    if x.memory is not None:
-        d_memory = d_memory.to(x.memory.dtype)
+    d_memory = given_back(d_memory, x.memory)
     return d_projected, d_taps, d_A, d_bias, d_norm.to(x.norm.dtype), d_window, d_memory
 
 

@@ -145,9 +145,9 @@ def unit(x: Tensor) -> Tensor:
     return out
 
 
-def given_back(d_state: Tensor, x: Recurrence) -> Tensor:
-    """Return the gradient of a call's states in their dtype; empty if there are none."""
-    return d_state if x.state is None else d_state.to(x.state.dtype)
+def given_back(d_state: Tensor, state: Tensor | None) -> Tensor:
+    """Return the gradient of states in their dtype; empty if there are none."""
+    return d_state if state is None else d_state.to(state.dtype)
 
 
 def prepared(x: Recurrence) -> Recurrence:

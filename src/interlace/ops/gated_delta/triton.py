@@ -251,7 +251,7 @@ def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tenso
     to = [torch.empty_like(y, memory_format=torch.contiguous_format) for y in (x.query, x.key)]
     dv = torch.empty_like(x.value, memory_format=torch.contiguous_format)
     dg, db, d_state = backward(plan, d_out, d_final, saved, (to[0], to[1], dv))
-    return *to, dv, dg.to(x.log_decay.dtype), db.to(x.strength.dtype), delta_kernels.given_back(d_state, x)
+    return *to, dv, dg.to(x.log_decay.dtype), db.to(x.strength.dtype), delta_kernels.given_back(d_state, x.state)
 
 
 _operator = custom_op(

@@ -225,7 +225,7 @@ def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tenso
             call.collect(gpu.rows(y), d_heads, dy, normalise=original.normalise)
         dq, dk = to
     found = (dq, dk, dv, dg, db.sum(0))
-    return *(d.to(y.dtype) for d, y in zip(found, original[:5], strict=True)), given_back(d_state, original)
+    return *(d.to(y.dtype) for d, y in zip(found, original[:5], strict=True)), given_back(d_state, original.state)
 
 
 _operator = custom_op(

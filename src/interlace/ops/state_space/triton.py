@@ -236,7 +236,7 @@ def _backward(d_out: Tensor, d_final: Tensor | None, *given: Any) -> tuple[Tenso
         plan.tiles.key_stages,
     )
     found = (*(y[0] if y.shape[0] == 1 else y.sum(0) for y in (dq, dk)), dv, dg.sum(0), ds.sum(0))
-    return *(d.to(y.dtype) for d, y in zip(found, original[:5], strict=True)), given_back(d_state, original)
+    return *(d.to(y.dtype) for d, y in zip(found, original[:5], strict=True)), given_back(d_state, original.state)
 
 
 def heads_of_a_program(chunks: int, group: int) -> int:
