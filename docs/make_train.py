@@ -120,7 +120,13 @@ A line of `metrics.jsonl` has:
 | `busiest_expert` | times its even share | with experts |
 | `flops_utilisation` | share | on a GPU: the model's FLOPs/s beside those of a large matrix product there |
 | `peak_memory_bytes` | bytes | on a GPU: the most that tensors took at once so far |
-| `diverged` | | why a run ended: its loss or gradient was not finite |
+| `average_held_out_bits_per_byte`, ... | | the same scores of the averaged weights, with `train.average` |
+| `skipped` | | in the place of loss and norm: why the step changed no weight |
+| `diverged` | | why a run ended: three steps in a row were bad |
+
+A step changes no weight if its loss or gradient is not finite, or if its gradient norm is a spike: more than
+`train.spike` times the median of the last 64 good norms, once 16 are known. Its batch is not read again, and the
+learning rate goes on as if it had been taken. Three in a row end the run; the last one's batch is kept in `stopped/`.
 
 ## On a GPU
 
@@ -129,10 +135,28 @@ memory that a step takes is predicted. A run prints what it took beside that, an
 memory does not suffice, the message says what was asked for, what was free, and which of `data.rows`, `data.length` and
 `train.recompute` would fit by the prediction.
 
-Steps are enqueued, and the next batch is copied meanwhile: the host reads a step's results while the GPU does the next
-one. A loss that is not finite changes nothing on the GPU, is seen one step later, and ends the run with the number of
-its own step. `flops_utilisation` counts three forward passes for each step, whatever `train.recompute` does again.
-`train.compile = true` helps where blocks are small; a kind of layer that cannot be compiled is named.
+Steps are enqueued, and the next batch is copied meanwhile: the host reads a step's results while the GPU does the
+next one. A bad step changes nothing on the GPU, and is seen one step later under its own number. `flops_utilisation`
+counts three forward passes for each step, whatever `train.recompute` does again. `train.compile = true` helps where
+blocks are small; a kind of layer that cannot be compiled is named.
+
+## Optimizers
+
+`train.optimizer = "muon"` moves matrices by Muon and everything else by AdamW: embedding, head, norms, convolutions,
+`A_log`, `dt_bias`, biases, and matrices of one row. `--dry-run` prints which parameter goes where. A matrix is what
+the model multiplies by, not what a tensor stores: a fused projection is orthogonalised part by part, experts one by
+one. The iteration is done in the precision of the training. Updates are as large as AdamW's, so the same learning
+rate serves both (`train.matrix_learning_rate` sets another one for Muon).
+
+`train.accumulate = 4` computes a batch in four parts, one after the other, with a quarter of the activations. A part
+counts by its targets: losses and gradients are those of the whole batch, but for the balance loss of experts, which
+is that of each part. `train.average = 0.999` keeps a moving average of the weights; it is scored beside them, and
+lies in `checkpoints/step-N/average`, a checkpoint like any other. `interlace average` takes the mean of any
+checkpoints:
+
+```
+interlace average runs/mine runs/slower --out runs/mean
+```
 
 ## Other data, other starts
 
@@ -173,9 +197,15 @@ UNITS = {
     "warmup": "share of the steps",
     "decay": "share of the steps",
     "horizons": "shares of the tokens",
+    "momentum": "per step",
+    "final_rate": "share of the learning rate",
     "weight_decay": "per step, times the learning rate",
     "betas": "per step",
     "clip": "norm of the gradient",
+    "spike": "times the median norm",
+    "z_loss": "times the loss",
+    "accumulate": "parts",
+    "average": "per step",
     "evaluations": "times",
     "evaluation_tokens": "tokens",
     "checkpoints": "times",

@@ -140,3 +140,27 @@ def test_the_verb(folder, tmp_path, capsys):
     assert document["shards"] == len(list((tmp_path / "out").glob("model-*.safetensors")))
     assert run(["convert-checkpoint", str(folder), str(tmp_path / "two")]) == 0
     assert "written, read back and compared" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_mean_of_checkpoints_is_a_checkpoint(tmp_path, capsys):
+    models = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        models.append(interlace.HybridLM(preset("tiny-hybrid")))
+        interlace.save(models[-1], tmp_path / f"{seed}")
+    sources = [str(tmp_path / f"{seed}") for seed in range(3)]
+    assert run(["average", *sources, "--out", str(tmp_path / "mean"), "--json"]) == 0
+    for name, p in interlace.load(tmp_path / "mean").named_parameters():
+        whole = torch.stack([dict(m.named_parameters())[name].double() for m in models]).mean(0)
+        assert torch.equal(p, whole.float())
+    interlace.save(interlace.HybridLM(preset("tiny-kimi")), tmp_path / "other")
+    capsys.readouterr()
+    for arguments, words in (
+        ([sources[0]], "at least two, got 1"),
+        ([sources[0], str(tmp_path / "other")], "is another model than"),
+        ([*sources, "--out"], "mean"),
+    ):
+        extra = [str(tmp_path / "mean")] if "--out" in arguments else ["--out", str(tmp_path / "new")]
+        assert run(["average", *arguments, *extra]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()

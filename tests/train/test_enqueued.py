@@ -15,6 +15,7 @@ import interlace
 from interlace.base.errors import Diverged
 from interlace.base.schema import validate
 from interlace.base.segments import Segments
+from interlace.checkpoint.tensors import read_header
 from interlace.data.batches import Batch, few
 from interlace.model.presets import preset
 from interlace.runs.training import TrainingRun
@@ -47,15 +48,15 @@ def copies(trainer):
 
 
 class Spoilt:
-    """The loss of next tokens, which is not finite at one step, or whose gradient is not."""
+    """The loss of next tokens, which is not finite at some steps, or whose gradient is not."""
 
-    def __init__(self, at, how):
-        self.calls, self.at, self.how, self.inner = 0, at, how, NextToken()
+    def __init__(self, at, how, times=3):
+        self.calls, self.at, self.how, self.inner = 0, range(at, at + times), how, NextToken()
 
     def __call__(self, model, given):
         loss = self.inner(model, given)
         self.calls += 1
-        if self.calls - 1 != self.at:
+        if self.calls - 1 not in self.at:
             return loss
         wrong = loss.minimised * math.nan
         if self.how == "gradient":  # the value is good
@@ -82,29 +83,70 @@ def test_an_enqueued_step_is_the_step_that_waits(name, clip):
 
 @pytest.mark.parametrize("how", ["loss", "gradient"])
 @pytest.mark.parametrize("name", ["tiny-hybrid", "tiny-kimi"])
-def test_a_loss_that_is_not_finite_changes_nothing_and_is_known_by_its_step(how, name):
-    """Nor does the step that was enqueued before anybody looked; corrections of experts stay too."""
-    trainer = trainer_of(True, name, objective=Spoilt(3, how))
+@pytest.mark.parametrize("deferred", [True, False])
+def test_three_steps_that_are_not_finite_change_nothing_and_end_the_run(how, name, deferred):
+    """Nor does a step that was enqueued before anybody looked; corrections of experts and the average stay too."""
+    trainer = trainer_of(deferred, name, objective=Spoilt(3, how), average=0.9)
     for step in range(3):
         trainer.step(batch(step))
     trainer.settle()
     before = copies(trainer)
-    trainer.step(batch(3))
-    with pytest.raises(Diverged, match="^step 3: "):
-        trainer.step(batch(4))
-    assert trainer.done == 3
+    bad = [trainer.step(batch(3)), trainer.step(batch(4))]
+    with pytest.raises(Diverged, match="^step 6: not finite"):
+        for step in (5, 6):
+            trainer.step(batch(step))
+    assert [x.bad for x in bad] == [1, 2]
+    assert trainer.done == 5
     for a, b in zip(before, copies(trainer), strict=True):
         assert torch.equal(a, b)
     assert math.isfinite(trainer.step(batch(3)).loss)  # a caller who changed something may go on
-    assert trainer.done == 4
+    assert trainer.done == 6
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+@pytest.mark.parametrize("how", ["loss", "gradient"])
+def test_one_bad_step_is_left_out(how, deferred):
+    trainer = trainer_of(deferred, objective=Spoilt(2, how, times=1))
+    taken = []
+    for step in range(5):
+        before = copies(trainer)
+        taken.append(trainer.step(batch(step)))
+        after = copies(trainer)
+        same = len(before) == len(after) and all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert same == (step == 2)
+    assert [x.bad for x in taken] == [0, 0, 1, 0, 0]
+    assert taken[2].skipped.startswith("not finite")
+    assert not taken[3].skipped
+
+
+@pytest.mark.parametrize("deferred", [True, False])
+def test_a_spike_of_the_gradient_is_left_out(deferred):
+    """More than ten medians of the good norms, once sixteen are known; before that, nothing is a spike."""
+
+    class Spiked:
+        def __init__(self, at):
+            self.calls, self.at, self.inner = 0, at, NextToken()
+
+        def __call__(self, model, given):
+            loss = self.inner(model, given)
+            self.calls += 1
+            return replace(loss, minimised=loss.minimised * (1e4 if self.calls - 1 in self.at else 1))
+
+    trainer = trainer_of(deferred, steps=40, objective=Spiked((3, 20, 22)))
+    taken = [trainer.step(batch(step)) for step in range(25)]
+    assert [i for i, x in enumerate(taken) if x.bad] == [20, 22]
+    assert taken[20].skipped.startswith("a spike of the gradient")
+    again = trainer_of(deferred, steps=40)
+    again.guard.resume(json.loads(json.dumps(trainer.guard.to_dict())))
+    assert again.guard.to_dict() == trainer.guard.to_dict()
 
 
 @pytest.mark.parametrize("look", ["loss", "settle", "write"])
 def test_whoever_looks_at_a_spoilt_step_is_told(look, tmp_path):
     trainer = trainer_of(True, objective=Spoilt(0, "loss"))
-    taken = trainer.step(batch(0))
+    taken = [trainer.step(batch(i)) for i in range(3)][-1]
     looks = {"loss": lambda: taken.loss, "settle": trainer.settle, "write": lambda: trainer.write(tmp_path / "x")}
-    with pytest.raises(Diverged, match="^step 0: "):
+    with pytest.raises(Diverged, match="^step 3: "):
         looks[look]()
     assert not (tmp_path / "x").exists()
 
@@ -127,7 +169,8 @@ def test_no_step_reads_a_number_from_its_device(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "__int__", lambda x: never(x) if x.is_floating_point() else count(x))
     loss = trainer.objective(trainer.model, batches[1])
     loss.value.detach()
-    trainer._enqueued(loss, torch.tensor(1.0), 1e-3, (None, 0.0))
+    norm = torch.tensor(1.0)
+    trainer._enqueued(loss, norm, trainer.guard.judge(loss.value, norm), 1e-3, (None, 0.0))
 
 
 def test_a_run_of_enqueued_steps_logs_and_resumes_as_any_other(recipe, tmp_path, monkeypatch):
@@ -164,19 +207,21 @@ def test_a_divergence_of_enqueued_steps_follows_the_last_good_line(recipe, tmp_p
     monkeypatch.setattr(Trainer, "deferred", property(lambda _: True))
     made = Trainer.of
 
-    def spoilt(*arguments):
-        trainer = made(*arguments)
+    def spoilt(*arguments, **named):
+        trainer = made(*arguments, **named)
         trainer.objective = Spoilt(4, "loss")
         return trainer
 
     monkeypatch.setattr(Trainer, "of", spoilt)
-    with pytest.raises(Diverged, match="^step 4: "):
+    with pytest.raises(Diverged, match="^step 7: "):
         loop.train(plan, tmp_path / "run", scored)
     run = TrainingRun(tmp_path / "run")
     lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
-    assert [m["step"] for m in lines] == [1, 2, 3, 4, 4]
-    assert "diverged" in lines[-1]
-    assert run.check_log() == 4
+    assert [m["step"] for m in lines] == [1, 2, 3, 4, 5, 6, 6]
+    assert [name for m in lines for name in ("skipped", "diverged") if name in m] == ["skipped"] * 2 + ["diverged"]
+    assert run.check_log() == 6
+    kept = read_header(tmp_path / "run/stopped/step-7.safetensors")
+    assert kept["tokens"].shape == (192,)
 
 
 def test_batches_are_made_one_step_ahead_and_are_those_of_their_steps():
@@ -184,7 +229,7 @@ def test_batches_are_made_one_step_ahead_and_are_those_of_their_steps():
 
     def make(step):
         asked.append(step)
-        return batch(step)
+        return [batch(step)]
 
     ahead = Ahead(make, torch.device("cpu"), early=True)
     for step in (3, 4, 5, 9):  # a run that resumes, and one that jumps
@@ -192,7 +237,7 @@ def test_batches_are_made_one_step_ahead_and_are_those_of_their_steps():
         ahead.prepare(step + 1)
     assert asked == [3, 4, 5, 6, 9, 10]
     for step, one in zip((3, 4, 5, 9), given, strict=True):
-        assert torch.equal(one.tokens, batch(step).tokens)
+        assert torch.equal(one[0].tokens, batch(step).tokens)
 
 
 def test_on_a_cpu_no_batch_is_asked_for_ahead():
@@ -221,12 +266,8 @@ def test_on_a_gpu_the_next_batch_is_made_once_a_step_is_enqueued(monkeypatch):
 
 def test_a_large_loss_and_a_large_gradient_are_finite():
     """Their sum is not, in float32."""
-    trainer = trainer_of(True)
-    loss = trainer.objective(trainer.model, batch(0))
-    loss.minimised.backward()
     largest = torch.tensor(3e38)
-    trainer._enqueued(replace(loss, value=largest), largest, 1e-3, (None, 0.0))
-    assert not trainer._spoilt
+    assert not trainer_of(True).guard.judge(largest, largest)
 
 
 def test_targets_that_are_few_are_known():

@@ -124,10 +124,10 @@ def test_a_folder_of_another_run_is_refused(recipe, tmp_path):
 def test_a_full_disk_keeps_the_previous_checkpoint(recipe, tmp_path, monkeypatch):
     import errno
 
-    from interlace.train import trainer
+    from interlace.train import saved
 
     plan = validate(Recipe, recipe, "")
-    real, calls = trainer.write, []
+    real, calls = saved.write, []
 
     def fills_up(*args):
         calls.append(args)
@@ -135,13 +135,13 @@ def test_a_full_disk_keeps_the_previous_checkpoint(recipe, tmp_path, monkeypatch
             raise OSError(errno.ENOSPC, "No space left on device")
         real(*args)
 
-    monkeypatch.setattr(trainer, "write", fills_up)
+    monkeypatch.setattr(saved, "write", fills_up)
     with pytest.raises(Failure, match="the disk is full"):
         train(plan, tmp_path / "run", score(plan))
     run = TrainingRun(tmp_path / "run")
     assert [c.name for c in run.checkpoints()] == ["step-4", "step-8"]
     assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
-    monkeypatch.setattr(trainer, "write", real)
+    monkeypatch.setattr(saved, "write", real)
     assert weights(train(plan, tmp_path / "run", score(plan))) == weights(train(plan, tmp_path / "new", score(plan)))
 
 

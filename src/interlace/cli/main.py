@@ -29,6 +29,7 @@ VERBS = {
     "doctor": "Versions, processor, threads, and every operator's backends run against the float64 recurrence here.",
     "convert-checkpoint": "Rewrite a checkpoint under its family's released names, in another dtype or in other "
     "shards.",
+    "average": "Write the mean of the weights of several checkpoints of one model.",
     "recipes": "List the recipes that come with interlace, or copy one to start from.",
     "completion": "Print what completes verbs and options in a shell.",
 }

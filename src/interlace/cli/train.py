@@ -44,6 +44,8 @@ def train(
     json: bool
         Print one JSON document instead of tables.
     """
+    import math
+
     from interlace.base.errors import RunError
     from interlace.base.files import user_path
     from interlace.evaluate.training import train_and_report
@@ -73,7 +75,9 @@ def train(
         elif now.label == "training":
             last.update(row := now.detail)
             score = last.get("held_out_bits_per_byte")
-            note = f"loss {row['loss']:.3f}  {count(row['tokens_per_second'])} tokens/s"
+            if "skipped" in row:
+                say(f"step {row['step']} changed no weight: {row['skipped']}", console=err)
+            note = f"loss {last.get('loss', math.nan):.3f}  {count(row['tokens_per_second'])} tokens/s"
             meter.update(now, note + (f"  held out {score:.3f} bits/byte" if score else ""))
         else:
             meter.update(now)
@@ -117,3 +121,14 @@ def _print_estimate(document: dict[str, Any], json: bool) -> None:
         ["estimated time", duration(document["seconds"]) + f" (at {document['utilisation']:.0%} of that rate)"],
     ]
     print_table("dry run: nothing was started", ["", ""], rows)
+    routed = [
+        [
+            r["name"],
+            " x ".join(map(str, r["shape"])),
+            str(r["count"]),
+            r["optimizer"] + (f", {r['matrices']} matrices" if r["matrices"] > 1 else ""),
+            "yes" if r["decays"] else "",
+        ]
+        for r in document["optimizers"]
+    ]
+    print_table("optimizers", ["parameter", "shape", "layers", "optimizer", "decays"], routed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -24,12 +25,44 @@ class Batch:
         targets: int64 [total], the next token of the same document, or IGNORE.
         segments: one per piece of a document.
         weights: float32 [total], how much each target counts; None where all count the same.
+        whole: where this is a part of a step's batch, the targets of all its parts, or the sum of their weights; None
+            where this is all of it.
     """
 
     tokens: Tensor
     targets: Tensor
     segments: Segments
     weights: Tensor | None = None
+    whole: float | None = None
+
+    @property
+    def counted(self) -> float:
+        """How many targets stand for a token, or the sum of their weights."""
+        kept = self.targets != IGNORE
+        return float(kept.sum() if self.weights is None else self.weights.double()[kept].sum())
+
+
+def parts(batch: Batch, count: int) -> list[Batch]:
+    """Cut a batch, which lies on the CPU, into parts of about equally many tokens; sequences stay whole.
+
+    A part that would be empty gets one token that is no target. Rows of one length are cut where rows end if `count`
+    divides their number.
+    """
+    if count == 1:
+        return [batch]
+    offsets, total, whole = batch.segments.offsets, batch.segments.total, batch.counted
+    cuts = [int((offsets - total * i // count).abs().argmin()) for i in range(count + 1)]
+    found = []
+    for a, b in pairwise(cuts):
+        if a == b:
+            nothing = torch.full((1,), IGNORE), Segments.from_lengths([1])
+            found.append(Batch(batch.tokens[:1], *nothing, None if batch.weights is None else torch.zeros(1), whole))
+            continue
+        own = slice(int(offsets[a]), int(offsets[b]))
+        segments = Segments.from_offsets(offsets[a : b + 1] - offsets[a])
+        weights = None if batch.weights is None else batch.weights[own]
+        found.append(Batch(batch.tokens[own], batch.targets[own], segments, weights, whole))
+    return found
 
 
 def few(targets: Tensor) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from interlace.base.segments import Segments
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
+from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections
 from interlace.layers.rope import RopeConfig, rotate
 from interlace.ops.attention.dispatch import attention
@@ -116,6 +117,10 @@ class Attention(Projections):
             per_head = config.qk_norm == "head"
             self.query_norm = style.build(self.dim if per_head else wide)
             self.key_norm = style.build(self.dim if per_head else narrow)
+
+    def fused(self) -> dict[str, Parts]:
+        """Return the logical matrices of the weights that hold several, by parameter."""
+        return {"query.weight": Parts((self.dim, self.dim), self.config.heads)} if self.config.gate else {}
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> AttentionState:
         """Return the state of `rows` sequences that have seen nothing."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from interlace.base.errors import BackendUnavailable
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
+from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections, without_autocast
 from interlace.ops.core.attention_state import AttentionState
 from interlace.ops.core.layer_state import LayerState
@@ -163,6 +164,10 @@ class Hyena(Projections):
                 hidden = torch.sin(nn.functional.linear(hidden, layer.weight.to(dtype), layer.bias.to(dtype)))
             taps = nn.functional.linear(hidden, self.taps.weight.to(dtype))
         return taps * torch.exp(-age[:, None] * self.log_rate.exp())
+
+    def fused(self) -> dict[str, Parts]:
+        """Return the logical matrices of the weights that hold several, by parameter."""
+        return {"input.weight": Parts((self.size,) * 3)}
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> HyenaState:
         """Return the state of `rows` sequences that have seen nothing."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle, RMSNorm
+from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections
 from interlace.ops.attention.dispatch import attention, compiled_past
 from interlace.ops.attention.ragged import causal
@@ -103,6 +104,12 @@ class LatentAttention(Projections):
         self.latent_norm = RMSNorm(c.latent, LATENT_EPS)
         self.expand = nn.Linear(c.latent, c.heads * (c.key_dim + c.value_dim), bias=False)
         self.output = nn.Linear(c.heads * c.value_dim, width, bias=c.bias)
+
+    def fused(self) -> dict[str, Parts]:
+        """Return the logical matrices of the weights that hold several, by parameter."""
+        c = self.config
+        expand = Parts((c.key_dim, c.value_dim), c.heads)
+        return {"compress.weight": Parts((c.latent, c.shared_dim)), "expand.weight": expand}
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> AttentionState:
         """Return the state of `rows` sequences that have seen nothing: its keys are latents beside shared keys."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from interlace.base.segments import Segments
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
+from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections, without_autocast
 from interlace.ops.core.layer_state import LayerState
 from interlace.ops.core.tables import made_once, on_device
@@ -79,6 +80,11 @@ class LSTM(Projections):
         self.input = nn.Linear(width, 4 * config.hidden)  # input, forget, cell and output gates
         self.recurrent = nn.Linear(config.hidden, 4 * config.hidden, bias=False)
         self.output = nn.Linear(config.hidden, width, bias=False)
+
+    def fused(self) -> dict[str, Parts]:
+        """Return the logical matrices of the weights that hold several, by parameter."""
+        gates = Parts((self.config.hidden,) * 4)
+        return {"input.weight": gates, "recurrent.weight": gates}
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> LSTMState:
         """Return the state of `rows` sequences that have seen nothing."""

@@ -9,6 +9,7 @@ from torch.nn.functional import silu
 
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
+from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
@@ -99,6 +100,12 @@ class Mamba(Projections):
         self.convolution.uniform_(-1, 1).mul_(c.convolution**-0.5)
         if self.convolution_bias is not None:
             self.convolution_bias.zero_()
+
+    def fused(self) -> dict[str, Parts]:
+        """Return the logical matrices of the weights that hold several, by parameter."""
+        c = self.config
+        selection = Parts((c.step_rank, c.state_dim, c.state_dim))
+        return {"input.weight": Parts((c.inner, c.inner)), "selection.weight": selection}
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> RecurrentState:
         """Return the state of `rows` sequences that have seen nothing."""

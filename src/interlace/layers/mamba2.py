@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import GroupedGatedRMSNorm, NormStyle
+from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
@@ -119,6 +120,10 @@ class Mamba2(Projections):
         self.convolution.uniform_(-1, 1).mul_(config.convolution**-0.5)
         if self.convolution_bias is not None:
             self.convolution_bias.zero_()
+
+    def fused(self) -> dict[str, Parts]:
+        """Return the logical matrices of the weights that hold several, by parameter."""
+        return {"input.weight": Parts((self.config.inner, *self.config.channels, self.config.heads))}
 
     def initial_state(self, rows: int, like: Tensor, reserve: int = 0) -> RecurrentState:
         """Return the state of `rows` sequences that have seen nothing."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from interlace.layers.base import FeedForwardConfig
 from interlace.layers.mlp import MLP, Activation, MLPConfig
 from interlace.layers.norm import NormStyle
+from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections, compute_dtype, without_autocast
 from interlace.ops.experts.dispatch import experts
 
@@ -163,6 +164,10 @@ class MoE(Projections):
             self.expand = nn.Linear(config.latent, width, bias=config.bias)
             groups += [("compress",), ("expand",)]
         self.GROUPS = tuple(groups)
+
+    def fused(self) -> dict[str, Parts]:
+        """Return the logical matrices of the weights that hold several, by parameter."""
+        return {"first": Parts((self.config.width,) * 2)} if self.config.activation == "swiglu" else {}
 
     def route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map x [rows, D] to chosen experts int64 [rows, k], their weights [rows, k], and all scores [rows, E]."""

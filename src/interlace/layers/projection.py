@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from interlace.base.errors import ConfigError
+from interlace.layers.parts import Parts
 from interlace.ops.linear.dispatch import linear
 
 
@@ -90,6 +91,10 @@ class Projections(nn.Module):
             if parameter.dtype.itemsize < 4:
                 parameter.data = before.to(parameter.device, torch.float32)
         return self
+
+    def fused(self) -> dict[str, Parts]:
+        """Return the logical matrices of the weights that hold several, by parameter."""
+        return {}
 
     def project(self, group: str, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x [rows, D] through all layers of a group, side by side; residual is added."""

@@ -28,6 +28,16 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def free_bytes() -> int:
+    """Memory that this machine can still give; 0 where the system does not tell it."""
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
 def memory_bytes() -> int:
     """Memory of the machine; 0 where the system does not tell it."""
     try:

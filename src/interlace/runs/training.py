@@ -12,6 +12,8 @@ from interlace.base.files import disk_errors, sync, write_file
 from interlace.runs.checkpoints import is_whole, newest_whole, step_folders, step_of, write_checkpoint
 from interlace.runs.folder import RunFolder
 
+WORDS = ("diverged", "skipped")  # of a line of metrics.jsonl: why training ended, why a step changed no weight
+
 
 class TrainingRun(RunFolder):
     """A run folder with a log and checkpoints, which survives being killed at any moment."""
@@ -111,6 +113,6 @@ class TrainingRun(RunFolder):
 
 def is_line(line: dict[str, Any]) -> bool:
     """Return whether an object is a line of a log: numbers of a step, or why it diverged."""
-    numbers = all(type(value) in (int, float) for name, value in line.items() if name != "diverged")
-    said = "loss" in line or isinstance(line.get("diverged"), str)
+    numbers = all(type(value) in (int, float) for name, value in line.items() if name not in WORDS)
+    said = "loss" in line or any(isinstance(line.get(name), str) for name in WORDS)
     return numbers and said and "tokens" in line and type(line.get("step")) is int

@@ -8,13 +8,54 @@ from typing import Any
 import torch
 
 from interlace.model.config import ModelConfig
+from interlace.model.model import HybridLM
 from interlace.model.precision import choose_precision, matmul_flops_per_second
 from interlace.model.sizes import sizes
 from interlace.train.loop import steps_of
 from interlace.train.memory import footprint
+from interlace.train.optimizer import routes
 from interlace.train.recipe import Recipe
 
 UTILISATION = 0.35  # share of the matrix-product rate that training reached here, CPU (docs/LOG.md)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """How the parameters of one name are trained, in all layers of a kind.
+
+    Attributes:
+        name: of the parameter; those of blocks begin with the name of the layer's table.
+        shape: of each.
+        count: how many layers have it.
+        optimizer: "muon", "adamw", or "none" for what no gradient moves.
+        matrices: how many logical matrices each holds, orthogonalised one by one; 0 where it is not Muon's.
+        decays: whether its weights decay.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    count: int
+    optimizer: str
+    matrices: int
+    decays: bool
+
+
+def routed(config: ModelConfig, optimizer: str) -> tuple[Routed, ...]:
+    """Return which optimizer moves which parameters, layers of a kind together."""
+    model = HybridLM(config, device="meta")
+    found: dict[tuple[Any, ...], int] = {}
+    for name, route in routes(model, optimizer).items():
+        p = model.get_parameter(name)
+        words = name.split(".")
+        if words[0] == "blocks":
+            index = int(words[1])
+            mlp = words[2].startswith("mlp") and config.mlp_name(index)
+            name = ".".join([mlp or config.kinds[index], *words[2 + (words[2] in ("mixer", "mlp")) :]])
+        parts = 1 if route.parts is None else len(route.parts.sizes)
+        matrices = parts * p.shape[:-2].numel() if route.optimizer == "muon" else 0
+        key = (name, tuple(p.shape), route.optimizer, matrices, route.decays)
+        found[key] = found.get(key, 0) + 1
+    return tuple(Routed(k[0], k[1], count, *k[2:]) for k, count in found.items())
 
 
 @dataclass(frozen=True)
@@ -26,6 +67,7 @@ class TrainingEstimate:
         activation_bytes: what the blocks keep for the backward pass of one batch.
         peak_memory_bytes: the most that a step takes at once, with the recipe's train.recompute.
         peak_memory_bytes_with_recompute: the same with train.recompute = "block".
+        optimizers: which optimizer moves which parameters.
     """
 
     parameters: int
@@ -42,6 +84,7 @@ class TrainingEstimate:
     matmul_flops_per_second: float
     utilisation: float
     seconds: float
+    optimizers: tuple[Routed, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -83,4 +126,5 @@ def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
         matmul_flops_per_second=rate,
         utilisation=UTILISATION,
         seconds=flops / (rate * UTILISATION),
+        optimizers=routed(recipe.model, recipe.train.optimizer),
     )

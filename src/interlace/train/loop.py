@@ -11,14 +11,19 @@ from typing import Any
 import torch
 
 from interlace.base.errors import ConfigError, Diverged
+from interlace.base.files import disk_errors
 from interlace.checkpoint.fingerprint import fingerprint
 from interlace.checkpoint.load import load
+from interlace.checkpoint.tensors import write
+from interlace.data.batches import Batch
 from interlace.data.batches import batches as batches_of
 from interlace.data.tokens import Corpus
 from interlace.model.device import facts, resolve_device
 from interlace.model.model import HybridLM
 from interlace.model.precision import choose_precision
+from interlace.runs.background import Background
 from interlace.runs.lock import hold_folder
+from interlace.runs.machine import free_bytes
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
 from interlace.train.corpus import check_fit, check_inputs, open_corpus
@@ -31,6 +36,7 @@ from interlace.train.trainer import StepResult, Trainer
 
 PARENT = "INTERLACE_PARENT"  # set for the processes of a study, whose orphans may still hold a folder for a moment
 ORPHAN_SECONDS = 5.0
+STOPPED = "stopped"  # folder of the batch that ended a run
 Evaluate = Callable[[HybridLM], dict[str, float]]
 
 
@@ -153,6 +159,7 @@ def _steps(
     ends = horizon_steps(steps, plan.horizons)
     started = time.perf_counter()
 
+    background = Background()
     waiting: list[tuple[int, StepResult, float]] = []  # steps that a GPU may still work on: (number, results, seconds)
 
     def before(_: int) -> None:
@@ -169,19 +176,22 @@ def _steps(
             waiting.append((done, step, time.perf_counter() - started))
             return
         trainer.settle()
+        background.check()
         if checkpoint:  # before evaluating: a failing score loses nothing
-            run.write_checkpoint(done, trainer.write)
+            _write(run, trainer, done, background)
         more: dict[str, Any] = {"horizon": done / steps} if done in ends else {}
         if score:
             more |= evaluate(trainer.model)
+            if trainer.average is not None:
+                with trainer.average.in_place():
+                    more |= {f"average_{name}": value for name, value in evaluate(trainer.model).items()}
         log(done, step, time.perf_counter() - started, **more)
 
     def log(done: int, step: StepResult, seconds: float, **more: Any) -> None:
         row: dict[str, Any] = {
             "step": done,
             "tokens": done * batches.tokens,
-            "loss": step.loss,
-            "grad_norm": step.grad_norm,
+            **_numbers(step),
             "learning_rate": step.learning_rate,
             "tokens_per_second": batches.tokens / step.seconds,
         }
@@ -195,6 +205,41 @@ def _steps(
         watch(Progress("training", done, steps, left, row))
 
     def diverged(_: Trainer, error: Diverged) -> None:
+        for one in waiting:
+            if one[0] <= trainer.done:  # not the last bad step, which has no line of its own
+                log(*one)
+        waiting.clear()
+        keep_batch(run.path, trainer.done + 1, batches.batch(trainer.done))
         run.log(step=trainer.done, tokens=trainer.done * batches.tokens, diverged=str(error))
 
-    take_steps([trainer], batches.batch, after, before=before, diverged=diverged)
+    try:
+        take_steps([trainer], batches.batch, after, before=before, diverged=diverged)
+    finally:
+        background.wait()
+
+
+def _numbers(step: StepResult) -> dict[str, Any]:
+    """Return loss and gradient norm; where they are bad, in words, since JSON has no infinity."""
+    if step.bad:
+        return {"skipped": step.skipped}
+    return {"loss": step.loss, "grad_norm": step.grad_norm}
+
+
+def _write(run: TrainingRun, trainer: Trainer, done: int, background: Background) -> None:
+    """Write a checkpoint: from a copy while training goes on, where there is memory for one."""
+    found = trainer.saved()
+    if 2 * found.nbytes > free_bytes():
+        run.write_checkpoint(done, found.write)
+        return
+    copy = found.copied()
+    background.start(lambda: run.write_checkpoint(done, copy.write))
+
+
+def keep_batch(folder: Path, step: int, batch: Batch) -> Path:
+    """Write the batch of a step, counted from 1, that ended a run: STOPPED/step-N.safetensors; return the file."""
+    file = folder / STOPPED / f"step-{step}.safetensors"
+    with disk_errors(file):
+        file.parent.mkdir(exist_ok=True)
+    tensors = {"tokens": batch.tokens, "targets": batch.targets, "offsets": batch.segments.offsets}
+    write(file, [(name, tuple(x.shape), x) for name, x in tensors.items()])
+    return file

@@ -1,28 +1,98 @@
-"""The optimizer: AdamW, with weight decay on matrices alone."""
+"""Which optimizer moves which parameter: AdamW for all, or Muon for matrices and AdamW for the rest."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from interlace.layers.parts import Parts
+from interlace.layers.projection import Projections
+from interlace.train.muon import Muon, Through, here
 from interlace.train.recipe import TrainSettings
+
+
+class Route(NamedTuple):
+    """How one parameter is trained.
+
+    Attributes:
+        optimizer: "muon" or "adamw"; "none" for what no gradient moves.
+        decays: whether its weights decay.
+        parts: the logical matrices in its rows; None for one, or for what is no matrix.
+    """
+
+    optimizer: str
+    decays: bool
+    parts: Parts | None = None
+
+
+def routes(model: nn.Module, optimizer: str = "adamw") -> dict[str, Route]:
+    """Return the route of every parameter, by name.
+
+    Matrices are the weights of linear layers and of experts; embedding and head, taps, norms, gates, biases and
+    matrices of one row or column are not.
+    """
+    ends = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    decaying = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    decaying |= {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "MATRICES", ())}
+    decaying -= ends
+    if isinstance(head := getattr(model, "head", None), nn.Linear):
+        ends.add(id(head.weight))
+    fused = {
+        f"{name}.{inner}": parts
+        for name, module in model.named_modules()
+        if isinstance(module, Projections)
+        for inner, parts in module.fused().items()
+    }
+    found = {}
+    for name, p in model.named_parameters():
+        matrix = id(p) in decaying and id(p) not in ends and min(p.shape[-2:]) > 1
+        kind = "muon" if matrix and optimizer == "muon" else "adamw"
+        route = Route(kind, id(p) in decaying, fused.get(name) if kind == "muon" else None)
+        found[name] = route if p.requires_grad else Route("none", False)
+    return found
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Every parameter in exactly one group: matrices decay; embeddings, taps, norms, gates and biases do not."""
-    decayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    decayed |= {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "MATRICES", ())}
-    decayed -= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    parameters = list(model.parameters())
+    return _groups(model, routes(model), weight_decay)
+
+
+def _groups(model: nn.Module, found: Mapping[str, Route], weight_decay: float) -> list[dict[str, Any]]:
+    rest = {name: p for name, p in model.named_parameters() if found[name].optimizer != "muon"}
     return [
-        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
+        {"params": [p for name, p in rest.items() if found[name].decays], "weight_decay": weight_decay},
+        {"params": [p for name, p in rest.items() if not found[name].decays], "weight_decay": 0.0},
     ]
 
 
-def adamw(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW on a model's float32 master weights."""
-    groups = parameter_groups(model, settings.weight_decay)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+def optimizer_of(
+    model: nn.Module, settings: TrainSettings, precision: str = "float32", through: Through = here
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a recipe, on a model's float32 master weights.
+
+    Args:
+        precision: of the training; Muon orthogonalises in the same.
+        through: brings matrices that are cut over several workers together.
+    """
+    found = routes(model, settings.optimizer)
+    groups = _groups(model, found, settings.weight_decay)
+    rest = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+    if settings.optimizer == "adamw":
+        return rest
+    parameters = dict(model.named_parameters())
+    matrix_rate = settings.matrix_learning_rate or settings.learning_rate
+    names = [name for name, route in found.items() if route.optimizer == "muon"]
+    return Muon(
+        [parameters[name] for name in names],
+        [found[name].parts for name in names],
+        rest,
+        learning_rate=matrix_rate,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        dtype=getattr(torch, precision),
+        share=matrix_rate / settings.learning_rate,
+        through=through,
+    )

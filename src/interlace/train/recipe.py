@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from interlace.base.schema import Closed, read_toml, validate
 from interlace.checkpoint.folder import resolve
@@ -58,14 +58,26 @@ class TrainSettings(Closed):
         tokens: tokens to train on, rounded up to whole batches; text is read again where there is less.
         start: a checkpoint to start from; its weights, and its config and tokenizer where [model] and data.tokenizer
             are not given. Fresh weights if empty.
-        learning_rate: AdamW's learning rate on the plateau, between warm-up and decay.
+        optimizer: "adamw" for all parameters, or "muon" for matrices and AdamW for the rest; `--dry-run` prints which.
+        learning_rate: the learning rate after warm-up, before it falls.
+        matrix_learning_rate: Muon's, whose updates are as large as AdamW's; that of AdamW if not given.
+        momentum: of Muon, Nesterov's.
+        schedule: "wsd" (warm-up, plateau, decay), "cosine" or "linear": warm-up, then a fall over all other steps.
         warmup: share of the steps, up to the first horizon, in which the rate rises from 0.
-        decay: share of the steps, at the end, in which the rate falls to 0.
-        horizons: shares of the tokens, rising, at which the rate has fallen to 0 too, is taken up again, and the
+        decay: share of the steps, at the end, in which the rate of "wsd" falls.
+        decay_shape: how it falls there: "linear", "cosine", or "sqrt" (one minus a square root: fast at first).
+        final_rate: share of the learning rate that it falls to.
+        horizons: of "wsd", shares of the tokens, rising, at which the rate has fallen too, is taken up again, and the
             held-out text is scored: one run that has been trained to several lengths.
-        weight_decay: AdamW's weight decay, on matrices other than the embedding.
+        weight_decay: of both optimizers, on matrices other than the embedding.
         betas: AdamW's betas, for the means of gradients and of their squares.
         clip: the largest gradient norm; a longer gradient is scaled down to it.
+        spike: a step whose gradient norm is more than so many times the median of the last 64 good ones changes no
+            weight, nor does one that is not finite; three in a row end the run. 0 for no limit.
+        z_loss: weight of the squared logarithm of the softmax's sum, which keeps logits small.
+        accumulate: in how many parts a batch is computed, one after the other, to save memory.
+        average: a moving average of the weights keeps so much of itself at each step, such as 0.999; it is scored and
+            saved beside the weights. 0 for none.
         seed: the seed of the weights and of the data order.
         precision: "float32", "bfloat16" (float32 master weights), or "auto": bfloat16 where it is faster here.
         evaluations: how often the held-out text is scored, the end included.
@@ -80,13 +92,23 @@ class TrainSettings(Closed):
 
     tokens: int = Field(gt=0)
     start: str = ""
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=2e-3, gt=0)
+    matrix_learning_rate: float | None = Field(default=None, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    schedule: Literal["wsd", "cosine", "linear"] = "wsd"
     warmup: float = Field(default=0.05, ge=0, le=1)
     decay: float = Field(default=0.2, ge=0, le=1)
+    decay_shape: Literal["linear", "cosine", "sqrt"] = "linear"
+    final_rate: float = Field(default=0.0, ge=0, le=1)
     horizons: tuple[float, ...] = Field(default=(), strict=False)
     weight_decay: float = Field(default=0.1, ge=0)
     betas: tuple[float, float] = Field(default=(0.9, 0.95), strict=False)
     clip: float = Field(default=1.0, gt=0)
+    spike: float = Field(default=10.0, ge=0)
+    z_loss: float = Field(default=0.0, ge=0)
+    accumulate: int = Field(default=1, gt=0)
+    average: float = Field(default=0.0, ge=0, lt=1)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     evaluations: int = Field(default=10, gt=0)
@@ -110,6 +132,21 @@ class TrainSettings(Closed):
         if any(not 0 < h < 1 for h in value) or list(value) != sorted(set(value)):
             raise ValueError("must be shares of the tokens between 0 and 1, rising, such as [0.25, 0.5]")
         return value
+
+    @field_validator("spike")
+    @classmethod
+    def _above_one(cls, value: float) -> float:
+        if 0 < value <= 1:
+            raise ValueError("must be above 1, since half of the norms lie above their median, or 0 for no limit")
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> TrainSettings:
+        if self.horizons and self.schedule != "wsd":
+            raise ValueError(f'horizons: are of schedule = "wsd", not of "{self.schedule}"; leave one of them out')
+        if self.matrix_learning_rate is not None and self.optimizer != "muon":
+            raise ValueError('matrix_learning_rate: is Muon\'s; set optimizer = "muon", or leave it out')
+        return self
 
 
 class Recipe(Closed):

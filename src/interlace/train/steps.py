@@ -29,16 +29,17 @@ def take_steps(
         diverged: called before the error is raised.
 
     Raises:
-        Diverged: a loss is not finite.
+        Diverged: three steps in a row were bad.
     """
-    given = Ahead(batch, trainers[0].model.device)
-    while (step := min(t.done for t in trainers)) < trainers[0].steps:
+    first = trainers[0]
+    given = Ahead(lambda step: first.shares(batch(step)), first.model.device)
+    while (step := min(t.done for t in trainers)) < first.steps:
         before(step)
         read = given(step)
         for trainer in trainers:
             if trainer.done == step:
                 try:
-                    taken = trainer.step(read)
+                    taken = trainer.step(*read)
                     if trainer is trainers[-1] and step + 1 < trainer.steps:
                         given.prepare(step + 1)
                     after(trainer, taken)

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interlace.base.errors import Diverged
-from interlace.checkpoint.load import load
-from interlace.checkpoint.save import write_model
-from interlace.checkpoint.tensors import read_header, read_into, write
 from interlace.data.batches import Batch
+from interlace.layers.moe import Load
 from interlace.model.model import HybridLM
+from interlace.train import saved
+from interlace.train.average import Average
 from interlace.train.blocks import through
+from interlace.train.guard import IN_A_ROW, Guard
 from interlace.train.objectives.base import Loss, Objective
 from interlace.train.objectives.next_token import NextToken
-from interlace.train.optimizer import adamw
+from interlace.train.optimizer import optimizer_of
 from interlace.train.recipe import TrainSettings
+from interlace.train.saved import Saved
 from interlace.train.schedule import Schedule
+from interlace.train.workers import Alone
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class StepResult:
         grad_norm: the gradient's norm before clipping.
         seconds: that the step took on its device.
         busiest: how many times its even share the busiest expert of all layers got; None without experts.
+        bad: how many bad steps there are in a row with this one, which then changed no weight; 0 for a good step.
     """
 
     loss: float
@@ -44,6 +47,15 @@ class StepResult:
     learning_rate: float
     seconds: float
     busiest: float | None = None
+    bad: int = 0
+
+    @property
+    def skipped(self) -> str:
+        """Why the step changed no weight; "" if it did."""
+        if not self.bad:
+            return ""
+        fault = "a spike of the gradient" if math.isfinite(self.loss + self.grad_norm) else "not finite"
+        return f"{fault}: loss {self.loss:g}, gradient norm {self.grad_norm:g}"
 
     @property
     def waits(self) -> bool:
@@ -55,7 +67,7 @@ class EnqueuedStep(StepResult):
     """The results of a step that a GPU may still work on: whoever reads one waits until the step is done.
 
     Raises, when a result is read:
-        Diverged: the step's loss or gradient was not finite.
+        Diverged: the step is the third bad one in a row.
     """
 
     def __init__(self, learning_rate: float, read: Callable[[], StepResult]):
@@ -92,6 +104,11 @@ class EnqueuedStep(StepResult):
         """The largest load of an expert, in even shares; None without experts."""
         return self._result.busiest
 
+    @property
+    def bad(self) -> int:
+        """How many bad steps there are in a row with this one."""
+        return self._result.bad
+
 
 class _Outcome:
     """The results of a step on their way from the device to the host."""
@@ -112,8 +129,8 @@ class _Outcome:
         if self.end is not None:
             self.end.synchronize()
             seconds = self.start.elapsed_time(self.end) / 1000
-        loss, norm, *busiest = self.host.tolist()
-        return StepResult(loss, norm, self.rate, seconds, max(busiest, default=None))
+        loss, norm, bad, *busiest = self.host.tolist()
+        return StepResult(loss, norm, self.rate, seconds, max(busiest, default=None), round(bad))
 
 
 def _event(device: torch.device) -> Any:
@@ -131,7 +148,9 @@ class Trainer:
     Attributes:
         model: on its device, float32.
         schedule: the learning rate of each step; may be replaced between steps.
-        done: steps taken.
+        done: steps taken, bad ones included.
+        average: the moving average of the weights, or None.
+        workers: with whom it trains.
     """
 
     def __init__(
@@ -142,24 +161,54 @@ class Trainer:
         schedule: Schedule,
         *,
         clip: float = 1.0,
+        spike: float = 0.0,
+        average: float = 0.0,
         balance_rate: float = 1e-3,
+        accumulate: int = 1,
+        workers: Alone | None = None,
     ):
-        """clip: the largest gradient norm. balance_rate: by how much a step moves the corrections of experts."""
+        """Prepare to train; see `TrainSettings` for the numbers."""
         self.model, self.optimizer, self.objective, self.schedule = model, optimizer, objective, schedule
-        self.clip, self.balance_rate, self.done = clip, balance_rate, 0
+        self.clip, self.balance_rate, self.accumulate, self.done = clip, balance_rate, accumulate, 0
+        self.workers = workers or Alone()
+        self.guard = Guard(spike, model.device)
+        self.average = Average(model, average, self.workers.local) if average else None
         self._deferred: bool | None = None
         self._last: _Outcome | None = None  # of the step whose results were not looked at
-        self._spoilt: Tensor | None = None  # on the device: whether a step's loss or gradient was not finite
 
     @staticmethod
-    def of(model: HybridLM, settings: TrainSettings, steps: int, precision: str = "float32") -> Trainer:
-        """Return the trainer of a recipe: AdamW on float32 master weights, next tokens, warm-up, plateau and decay."""
-        plan = settings
-        schedule = Schedule(steps, plan.learning_rate, plan.warmup, plan.decay, plan.horizons)
-        objective = NextToken(precision, plan.balance_loss)
-        optimizer = adamw(model, plan)
+    def of(
+        model: HybridLM,
+        settings: TrainSettings,
+        steps: int,
+        precision: str = "float32",
+        workers: Alone | None = None,
+    ) -> Trainer:
+        """Return the trainer of a recipe: its optimizer on float32 master weights, next tokens, its schedule."""
+        plan, workers = settings, workers or Alone()
         model.through = through(plan.compile, plan.recompute)
-        return Trainer(model, optimizer, objective, schedule, clip=plan.clip, balance_rate=plan.balance_rate)
+        schedule = Schedule(
+            steps,
+            plan.learning_rate,
+            plan.warmup,
+            plan.decay,
+            plan.horizons,
+            plan.schedule,
+            plan.decay_shape,
+            plan.final_rate,
+        )
+        return Trainer(
+            model,
+            optimizer_of(model, plan, precision, workers.orthogonalise),
+            NextToken(precision, plan.balance_loss, plan.z_loss),
+            schedule,
+            clip=plan.clip,
+            spike=plan.spike,
+            average=plan.average,
+            balance_rate=plan.balance_rate,
+            accumulate=plan.accumulate,
+            workers=workers,
+        )
 
     @property
     def steps(self) -> int:
@@ -177,123 +226,143 @@ class Trainer:
             self._deferred = fused and self.model.device.type == "cuda"
         return self._deferred
 
-    def step(self, batch: Batch) -> StepResult:
+    def shares(self, batch: Batch) -> list[Batch]:
+        """Return what this worker reads of a step's batch, in the parts that `step` takes."""
+        return self.workers.shares(batch, self.accumulate)
+
+    def step(self, *parts: Batch) -> StepResult:
         """Take one step.
 
+        A step whose loss or gradient is not finite, or whose gradient norm is a spike, changes no weight.
         On a GPU the step is enqueued, and the host waits for the step before it, at most.
 
+        Args:
+            parts: what this worker reads of the step's batch; see `shares`.
+
         Raises:
-            Diverged: the loss or gradient of this step is not finite, or on a GPU, that of the step before. The
-                weights, and `done`, are as they were before that step.
+            Diverged: this step is the third bad one in a row; on a GPU, it may be the step before. `done` is then that
+                step, and the weights are as they were before the first of the three.
         """
         start = time.perf_counter()
         began = _event(self.model.device) if self.deferred else None
         self.model.train()
         rate = self.schedule.rate(self.done)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self.objective(self.model, batch)
-        loss.minimised.backward()
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+            group["lr"] = rate * group.get("share", 1.0)
+        loss = self._gradients(parts)
+        norm = self.workers.norm(self.model)
+        bad = self.guard.judge(loss.value, norm)
         if self.deferred:
-            return self._enqueued(loss, norm, rate, (began, start))
-        value, size = loss.value.item(), norm.item()
-        self._check(self.done, value, size)
-        if size > self.clip:
-            torch._foreach_mul_(gradients, self.clip / (size + 1e-6))
-        self._update(loss, self.balance_rate)
+            return self._enqueued(loss, norm, bad, rate, (began, start))
+        found = StepResult(loss.value.item(), norm.item(), rate, 0.0, bad=int(bad))
+        if found.bad:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.done += 1
+        else:
+            if found.grad_norm > self.clip:
+                gradients = [self.workers.local(p.grad) for p in self.model.parameters() if p.grad is not None]
+                torch._foreach_mul_(gradients, self.clip / (found.grad_norm + 1e-6))
+            self._update(loss, self.balance_rate)
+        self._check(self.done - 1, found)
         busiest = max((experts.busiest for experts in loss.loads if experts is not None), default=None)
-        return StepResult(value, size, rate, time.perf_counter() - start, busiest)
+        return replace(found, seconds=time.perf_counter() - start, busiest=busiest)
 
-    def _enqueued(self, loss: Loss, norm: Tensor, rate: float, began: tuple[Any, float]) -> StepResult:
+    def _gradients(self, parts: Sequence[Batch]) -> Loss:
+        """Compute the gradients of a step, part by part; return the loss of the whole batch of all workers."""
+        total: Loss | None = None
+        for part in parts:
+            loss = self.objective(self.model, part)
+            loss.minimised.backward()
+            value, loads = loss.value.detach(), [x and Load(x.counts, x.scores.detach()) for x in loss.loads]
+            if total is not None:
+                value = value + total.value
+                loads = [
+                    x and y and Load(x.counts + y.counts, x.scores) for x, y in zip(loads, total.loads, strict=True)
+                ]
+            total = Loss(value, value, loads)
+        assert total is not None
+        self.workers.finish(self.model)
+        loads = [x and Load(self.workers.total(x.counts), x.scores) for x in total.loads]
+        return Loss(self.workers.total(total.value), total.value, loads)
+
+    def _enqueued(self, loss: Loss, norm: Tensor, bad: Tensor, rate: float, began: tuple[Any, float]) -> StepResult:
         """Enqueue the end of a step, then look at the results of the step before.
 
         began: the step's first event, and the host's clock at that moment.
-        After a loss or gradient that is not finite, this step and those that follow it change nothing on the device.
         """
-        spoilt = ~(torch.isfinite(loss.value.detach()) & torch.isfinite(norm))  # whose sum might overflow
-        self._spoilt = spoilt if self._spoilt is None else self._spoilt | spoilt
         optimizer: Any = self.optimizer
-        optimizer.found_inf = self._spoilt.to(torch.float32)
+        optimizer.found_inf = (bad > 0).to(torch.float32)
         excess = (norm.to(torch.float32) + 1e-6) / self.clip
         optimizer.grad_scale = excess.clamp(min=1)  # by which the optimizer divides gradients
-        self._update(loss, self.balance_rate * (1 - optimizer.found_inf))
+        good = 1 - optimizer.found_inf
+        self._update(loss, self.balance_rate * good, good)
         loads = [experts.most for experts in loss.loads if experts is not None]
         event, start = began
-        outcome = _Outcome(self.done - 1, rate, [loss.value, norm, *loads], event, time.perf_counter() - start)
+        results = [loss.value, norm, bad, *loads]
+        outcome = _Outcome(self.done - 1, rate, results, event, time.perf_counter() - start)
         before, self._last = self._last, outcome
         if before is not None:
             self._read(before)
         return EnqueuedStep(rate, partial(self._read, outcome))
 
-    def _update(self, loss: Loss, balance_rate: float | Tensor) -> None:
+    def _update(self, loss: Loss, balance_rate: float | Tensor, good: Tensor | None = None) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         blocks: list[Any] = list(self.model.blocks)
         for block, experts in zip(blocks, loss.loads, strict=True):
             if experts is not None and block.mlp.correction is not None:
                 block.mlp.rebalance(experts, balance_rate)
+        if self.average is not None:
+            self.average.update(self.done, good)
         self.done += 1
 
     def _read(self, outcome: _Outcome) -> StepResult:
         found = outcome.result()
-        self._check(outcome.step, found.loss, found.grad_norm)
+        self._check(outcome.step, found)
         return found
 
-    def _check(self, step: int, loss: float, norm: float) -> None:
-        if math.isfinite(loss + norm):
+    def _check(self, step: int, found: StepResult) -> None:
+        if found.bad < IN_A_ROW:
             return
-        self.done, self._last, self._spoilt = step, None, None
+        self.done, self._last = step, None
+        self.guard.forgive()
         self.optimizer.zero_grad(set_to_none=True)
         raise Diverged(
-            f"step {step}: loss {loss}, gradient norm {norm}: training has diverged; lower "
-            f"train.learning_rate (now {self.schedule.learning_rate:g})"
+            f"step {step + 1}: {found.skipped}; it is the third in a row that changed no weight: training has "
+            f"diverged; lower train.learning_rate (now {self.schedule.learning_rate:g})"
         )
 
     def settle(self) -> None:
         """Wait for the last step.
 
         Raises:
-            Diverged: its loss or gradient was not finite.
+            Diverged: it was the third bad one in a row.
         """
         if self._last is not None:
             self._read(self._last)
 
-    def write(self, folder: Path) -> None:
-        """Write the model as any other checkpoint, and beside it what training needs to resume.
+    def saved(self) -> Saved:
+        """Return all that a checkpoint holds, in the memory in which it is trained.
 
         Raises:
-            Diverged: the last step's loss or gradient was not finite; nothing is written.
+            Diverged: the last step was the third bad one in a row.
         """
         self.settle()
-        write_model(self.model, folder)
-        names = dict(self.model.named_parameters())
-        state = self.optimizer.state
-        moments = [
-            (f"{key}/{name}", tuple(state[p][key].shape), state[p][key])
-            for name, p in names.items()
-            for key in ("exp_avg", "exp_avg_sq")
-            if p in state
-        ]
-        write(folder / "optimizer.safetensors", moments)
-        (folder / "training.json").write_text(json.dumps({"step": self.done}) + "\n", encoding="utf-8")
+        facts = {"step": self.done, "guard": self.guard.to_dict()}
+        average = None if self.average is None else self.average.tensors
+        return Saved(self.model, saved.moments_of(self.model, self.optimizer), average, facts)
 
-    @torch.no_grad()
+    def write(self, folder: Path) -> None:
+        """Write the model as any other checkpoint, and beside it what training needs to resume."""
+        self.saved().write(folder)
+
     def resume(self, folder: Path) -> None:
         """Resume from a folder that `write` filled, bit for bit."""
-        stored = load(folder)
-        for ours, theirs in zip(self.model.parameters(), stored.parameters(), strict=True):
-            ours.copy_(theirs)
-        self.done = json.loads((folder / "training.json").read_text(encoding="utf-8"))["step"]
-        entries = read_header(folder / "optimizer.safetensors")
-        for name, parameter in self.model.named_parameters():
-            state: dict[str, Tensor] = {}
-            for key in ("exp_avg", "exp_avg_sq"):
-                full = f"{key}/{name}"
-                if full in entries:
-                    state[key] = torch.empty_like(parameter)
-                    read_into(entries[full], full, state[key])
-            if state:
-                state["step"] = torch.tensor(float(self.done), device=parameter.device)
-                self.optimizer.state[parameter] = state
+        facts = saved.facts_of(folder)
+        self.done = facts["step"]
+        if "guard" in facts:  # not in folders from before there was one
+            self.guard.resume(facts["guard"])
+        saved.read_weights(folder, dict(self.model.named_parameters()))
+        saved.take_moments(self.model, self.optimizer, saved.read_moments(self.model, folder), self.done)
+        if self.average is not None:
+            saved.read_weights(folder / saved.AVERAGE, self.average.tensors)

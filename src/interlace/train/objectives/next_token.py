@@ -24,43 +24,67 @@ GPU_ELEMENTS = 1 << 28  # the same on a GPU: products of 1,024 rows and more, fo
 
 
 class _Loss(torch.autograd.Function):
-    """Sum of -log p(target) / count; gradients are formed beside the loss, since a softmax has them at hand."""
+    """Sum of (-log p(target) + z (log of the softmax's sum)^2) / count, and of the first alone.
+
+    Gradients are formed beside the loss, since a softmax has them at hand.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, shares: Tensor | None
-    ) -> Tensor:
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        shares: Tensor | None,
+        whole: float | None,
+        z: float,
+    ) -> tuple[Tensor, Tensor]:
         on_cpu = hidden.device.type == "cpu"
         if shares is None and not on_cpu:  # the host does not wait for the count
             kept = targets != IGNORE
-            shares = kept / kept.sum().clamp(min=1)
-        count = max(1, int((targets != IGNORE).sum())) if shares is None else 1
+            shares = kept / (kept.sum().clamp(min=1) if whole is None else max(1.0, whole))
+        count: float = 1
+        if shares is None:
+            count = max(1, int((targets != IGNORE).sum()) if whole is None else whole)
         d_hidden, d_weight = torch.empty_like(hidden, dtype=dtype), None
         cast, total = weight.to(dtype), hidden.new_zeros((), dtype=torch.float32)
+        squares = torch.zeros_like(total)
         block = max(1, (BLOCK_ELEMENTS if on_cpu else GPU_ELEMENTS) // weight.shape[0])
         for start in range(0, hidden.shape[0], block):
             rows = slice(start, start + block)
             h, goal, share = hidden[rows].to(dtype), targets[rows], None if shares is None else shares[rows]
             logits = h @ cast.T
             factor = 1 / count if share is None or on_cpu else share
+            at = goal.clamp(min=0)[:, None]
+            before = logits.gather(1, at).squeeze(1).float() if z else None
             losses = cross_entropy_(logits, goal, ignored=IGNORE, factor=factor)
             if share is not None and on_cpu:
                 logits.mul_(share[:, None])
             total += (losses if share is None else losses * share).sum()
+            if before is not None:  # gradients of softmax minus one-hot become those of both terms
+                sums = torch.where(goal == IGNORE, 0.0, losses + before)
+                each = sums if share is None else sums * share
+                squares += (z * sums * each).sum()
+                logits.mul_((1 + 2 * z * sums).to(dtype)[:, None])
+                logits.scatter_add_(1, at, (2 * z * each / count).to(dtype)[:, None])
             torch.mm(logits, cast, out=d_hidden[rows])
             d_weight = _added(d_weight, logits.T, h, weight.dtype)
         d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtype = hidden.dtype
-        return total / count
+        value = total / count
+        minimised = value + squares / count if z else value.clone()
+        ctx.mark_non_differentiable(value)
+        return minimised, value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         if d_loss.device.type != "cpu" or d_loss != 1:
             d_hidden, d_weight = d_hidden * d_loss, d_weight * d_loss
-        return d_hidden.to(ctx.dtype), d_weight, None, None, None
+        return d_hidden.to(ctx.dtype), d_weight, None, None, None, None, None
 
 
 def _added(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -78,7 +102,21 @@ def next_token_loss(
     dtype: torch.dtype | None = None,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Mean -log p(target), in nats, over targets that are not IGNORE.
+    """Mean -log p(target), in nats, over targets that are not IGNORE; see `next_token_losses`."""
+    return next_token_losses(hidden, weight, targets, dtype, weights)[0]
+
+
+def next_token_losses(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype | None = None,
+    weights: Tensor | None = None,
+    *,
+    whole: float | None = None,
+    z_loss: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Mean -log p(target), in nats, over targets that are not IGNORE: with the z-loss, to be minimised, and alone.
 
     Args:
         hidden: [total, D], what the head reads.
@@ -88,6 +126,10 @@ def next_token_loss(
         dtype: of the matrix products; None for hidden's.
         weights: float32 [total], how much each target counts, at least 0; None where all count the same. The loss is 0
             where nothing counts.
+        whole: what the sum is divided by, where these are a part of a step's targets; None for their own count, or the
+            sum of their weights.
+        z_loss: weight of the squared logarithm of the softmax's sum. Source: Chowdhery et al., "PaLM", arXiv
+            2204.02311, section 5.
 
     Raises:
         ShapeError: a weight on the CPU is negative or not finite, or there are not as many as targets.
@@ -102,8 +144,10 @@ def next_token_loss(
         kept = kept[places]
     shares = None
     if weights is not None:
-        shares = on_device(_shares(torch.where(on_device(kept, weights.device), weights, 0.0)), device)
-    return _Loss.apply(hidden, weight, on_device(targets, device), dtype or hidden.dtype, shares)
+        shares = on_device(_shares(torch.where(on_device(kept, weights.device), weights, 0.0), whole), device)
+    targets = on_device(targets, device)
+    found: tuple[Tensor, Tensor] = _Loss.apply(hidden, weight, targets, dtype or hidden.dtype, shares, whole, z_loss)
+    return found
 
 
 def _check_weights(weights: Tensor, targets: Tensor) -> None:
@@ -116,10 +160,13 @@ def _check_weights(weights: Tensor, targets: Tensor) -> None:
         raise ShapeError(f"weights: must be finite and at least 0, got {float(wrong[0])}")
 
 
-def _shares(weights: Tensor) -> Tensor:
-    """Return weights that sum to 1; all 0 if there is nothing to share. Their sum is float64, for any scale."""
+def _shares(weights: Tensor, whole: float | None) -> Tensor:
+    """Return weights divided by their sum, or by `whole`; all 0 if there is nothing to share.
+
+    The sum is float64, for any scale.
+    """
     wide = weights.double()
-    total = wide.sum()
+    total = wide.sum() if whole is None else wide.new_tensor(whole)
     return torch.where(total > 0, wide / total, 0.0).to(torch.float32)
 
 
@@ -129,11 +176,14 @@ class NextToken:
 
     Attributes:
         precision: "float32" or "bfloat16", of the matrix products.
-        balance_loss: weight of the loss that evens the load of experts, where they have no correction.
+        balance_loss: weight of the loss that evens the load of experts, where they have no correction. It is that of
+            each part of a batch.
+        z_loss: as for `next_token_losses`.
     """
 
     precision: str = "float32"
     balance_loss: float = 0.0
+    z_loss: float = 0.0
 
     def __call__(self, model: HybridLM, batch: Batch) -> Loss:
         """Return the mean nats per target of a batch."""
@@ -141,8 +191,16 @@ class NextToken:
         low = dtype != torch.float32
         with torch.autocast(device.type, dtype=dtype) if low else nullcontext():
             read = model.read(on_device(batch.tokens, device), batch.segments)
-        value = next_token_loss(read.hidden, model.head.weight, batch.targets, dtype if low else None, batch.weights)
-        return Loss(value, value + self._unevenness(model, read.loads), read.loads)
+        minimised, value = next_token_losses(
+            read.hidden,
+            model.head.weight,
+            batch.targets,
+            dtype if low else None,
+            batch.weights,
+            whole=batch.whole,
+            z_loss=self.z_loss,
+        )
+        return Loss(value, minimised + self._unevenness(model, read.loads), read.loads)
 
     def _unevenness(self, model: HybridLM, loads: Sequence[Load | None]) -> Tensor | float:
         """The auxiliary loss that balances experts; 0 where there are none, or where they have a correction."""

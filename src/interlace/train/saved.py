@@ -1,0 +1,123 @@
+"""A trainer's state in a checkpoint's folder: the model as any other checkpoint, and what training needs to resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interlace.checkpoint.load import load
+from interlace.checkpoint.save import write_model
+from interlace.checkpoint.tensors import read_header, read_into, write
+from interlace.model.model import HybridLM
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")  # AdamW's, and Muon's
+OPTIMIZER, FACTS, AVERAGE = "optimizer.safetensors", "training.json", "average"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint of one worker holds.
+
+    Attributes:
+        model: its weights are written.
+        moments: of the optimizer, as "key/parameter".
+        average: the moving average of the weights by parameter; None for none.
+        facts: plain data, such as how many steps were taken.
+    """
+
+    model: HybridLM
+    moments: Mapping[str, Tensor]
+    average: Mapping[str, Tensor] | None
+    facts: Mapping[str, Any]
+
+    def copied(self) -> Saved:
+        """Return a copy on the CPU, which the next steps do not change."""
+        weights = {name: copy_of(p) for name, p in self.model.named_parameters()}
+        average = None if self.average is None else {k: copy_of(x) for k, x in self.average.items()}
+        moments = {name: copy_of(x) for name, x in self.moments.items()}
+        return Saved(with_weights(self.model, weights), moments, average, self.facts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        average = {} if self.average is None else self.average
+        return sum(x.nbytes for x in (*self.model.parameters(), *self.moments.values(), *average.values()))
+
+    def write(self, folder: Path) -> None:
+        """Write all into a folder that exists."""
+        write_model(self.model, folder)
+        if self.average is not None:
+            (folder / AVERAGE).mkdir()
+            write_model(with_weights(self.model, self.average), folder / AVERAGE)
+        write(folder / OPTIMIZER, [(name, tuple(x.shape), x) for name, x in self.moments.items()])
+        (folder / FACTS).write_text(json.dumps(dict(self.facts)) + "\n", encoding="utf-8")
+
+
+def copy_of(x: Tensor) -> Tensor:
+    """Return a copy on the CPU."""
+    return x.detach().to("cpu", copy=True)
+
+
+def with_weights(model: HybridLM, weights: Mapping[str, Tensor]) -> HybridLM:
+    """Return a model like this one that holds other weights, by parameter; no memory is copied."""
+    other = HybridLM(model.config, device="meta")
+    other.tokenizer, other.source = model.tokenizer, model.source
+    if model.config.tied_embeddings:
+        other.head.weight = other.embedding.weight
+    modules = dict(other.named_modules())
+    for name, p in list(other.named_parameters()):
+        owner, _, own = name.rpartition(".")
+        setattr(modules[owner], own, nn.Parameter(weights[name].detach(), requires_grad=p.requires_grad))
+    if model.config.tied_embeddings:
+        other.head.weight = other.embedding.weight
+    return other
+
+
+def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's moments as "key/parameter"."""
+    state = optimizer.state
+    return {
+        f"{key}/{name}": state[p][key]
+        for name, p in model.named_parameters()
+        for key in MOMENTS
+        if p in state and key in state[p]
+    }
+
+
+def take_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor], step: int) -> None:
+    """Give the optimizer moments of "key/parameter", after so many steps."""
+    for name, p in model.named_parameters():
+        state = {key: moments[f"{key}/{name}"] for key in MOMENTS if f"{key}/{name}" in moments}
+        if "exp_avg" in state:
+            state["step"] = torch.tensor(float(step), device=p.device)
+        if state:
+            optimizer.state[p] = state
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """Return the plain data of a checkpoint."""
+    found: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    return found
+
+
+@torch.no_grad()
+def read_weights(folder: Path, into: Mapping[str, Tensor]) -> None:
+    """Read a checkpoint's weights, float32 as they were written, into tensors by parameter."""
+    for name, theirs in load(folder).named_parameters():
+        into[name].copy_(theirs)
+
+
+def read_moments(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """Return the moments that a checkpoint holds, as "key/parameter", each on its parameter's device."""
+    found = {}
+    parameters = dict(model.named_parameters())
+    for full, entry in read_header(folder / OPTIMIZER).items():
+        found[full] = torch.empty_like(parameters[full.partition("/")[2]])
+        read_into(entry, full, found[full])
+    return found
