@@ -6,6 +6,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,12 +26,15 @@ class Segments:
         total: the number of tokens in all segments together.
         time: the common length where all segments are equally long and it is known, else None. A fast path only.
         bound: a power of two that no length passes, where it is known. Few compiled graphs differ in it.
+        across: where these tokens lie on an axis that several workers hold (`interlace.ops.core.across.Across`); None
+            where every sequence is here whole.
     """
 
     offsets: Tensor
     total: int
     time: int | None = field(default=None, compare=False)
     bound: int | None = field(default=None, compare=False)
+    across: Any = field(default=None, compare=False)
 
     @staticmethod
     def from_lengths(lengths: Sequence[int]) -> Segments:
@@ -93,6 +97,12 @@ class Segments:
             return [self.time] * self.count
         return [b - a for a, b in pairwise(self.offsets.tolist())]
 
+    @property
+    def whole(self) -> Segments:
+        """The sequences of the whole axis, of which these tokens may be a stretch."""
+        found: Segments = self if self.across is None else self.across.whole
+        return found
+
     def spans(self) -> list[tuple[int, int]]:
         """The N pairs (first token, one past the last token) on the flat axis."""
         return list(pairwise(self.offsets.tolist()))
@@ -110,4 +120,6 @@ class Segments:
             return places.reshape(-1)
         lengths = torch.diff(self.offsets).long()
         first = self.offsets[:-1].long() - (starts.cpu().long() if starts is not None else 0)
+        if self.across is not None:
+            first[0] -= self.across.before
         return torch.arange(self.total) - torch.repeat_interleave(first, lengths, output_size=self.total)

@@ -67,6 +67,15 @@ def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -
         model.tokenizer.write(folder)
 
 
+def write_description(model: HybridLM, folder: Path) -> None:
+    """Write config.json and the tokenizer's files of a model whose weights are elsewhere, into a folder that exists."""
+    family, config = family_of(model.config, None if model.source is None else model.source.model_type)
+    text = json.dumps(document(family, config, model.dtype), indent=2) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    if model.tokenizer is not None:
+        model.tokenizer.write(folder)
+
+
 def _say_another_format(family: Family, source: Source | None) -> None:
     """Log in which format a model is saved if its own family, or any published one, cannot express it."""
     if source is None:

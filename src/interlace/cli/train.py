@@ -29,6 +29,8 @@ def train(
 
         interlace train recipes/hybrid-small.toml data.source=texts/ train.learning_rate=1e-3 --out runs/mine
 
+        torchrun --nproc-per-node 2 -m interlace train recipes/hybrid-small.toml data.source=texts/ parallel.shard=2
+
     Parameters
     ----------
     recipe: Path
@@ -45,6 +47,7 @@ def train(
         Print one JSON document instead of tables.
     """
     import math
+    from contextlib import nullcontext
 
     from interlace.base.errors import RunError
     from interlace.base.files import user_path
@@ -55,8 +58,10 @@ def train(
     from interlace.runs.training import TrainingRun
     from interlace.train.corpus import check_inputs
     from interlace.train.estimate import estimate
+    from interlace.train.parallel.join import joined, own_device
     from interlace.train.recipe import read_recipe
 
+    device = own_device(device)
     check_device(device)
     plan = read_recipe(recipe, overrides)
     out = user_path(out or Path("runs") / recipe.stem, RunError)
@@ -83,8 +88,10 @@ def train(
             meter.update(now)
 
     kernels.keep_memory()  # of this process, which trains and then ends
-    with meter:
-        run = train_and_report(plan, out, watch, device, say=lambda text: say(text, console=err))
+    with joined(plan, device) as workers, meter if workers.first else nullcontext():
+        run = train_and_report(plan, out, watch, device, lambda text: say(text, console=err), workers)
+    if not workers.first:
+        return
     scored = [m for m in run.metrics() if "held_out_bits_per_byte" in m]
     document = {"run": str(out), "checkpoint": str(run.checkpoints()[-1]), **(scored[-1] if scored else {})}
     if "peak_memory_bytes" in document and (predicted := run.tables()["machine"].get("predicted_memory_bytes")):

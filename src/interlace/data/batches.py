@@ -27,6 +27,7 @@ class Batch:
         weights: float32 [total], how much each target counts; None where all count the same.
         whole: where this is a part of a step's batch, the targets of all its parts, or the sum of their weights; None
             where this is all of it.
+        share: of the tokens of the step's batch.
     """
 
     tokens: Tensor
@@ -34,6 +35,7 @@ class Batch:
     segments: Segments
     weights: Tensor | None = None
     whole: float | None = None
+    share: float = 1.0
 
     @property
     def counted(self) -> float:
@@ -56,12 +58,14 @@ def parts(batch: Batch, count: int) -> list[Batch]:
     for a, b in pairwise(cuts):
         if a == b:
             nothing = torch.full((1,), IGNORE), Segments.from_lengths([1])
-            found.append(Batch(batch.tokens[:1], *nothing, None if batch.weights is None else torch.zeros(1), whole))
+            weights = None if batch.weights is None else torch.zeros(1)
+            found.append(Batch(batch.tokens[:1], *nothing, weights, whole, 0.0))
             continue
         own = slice(int(offsets[a]), int(offsets[b]))
         segments = Segments.from_offsets(offsets[a : b + 1] - offsets[a])
         weights = None if batch.weights is None else batch.weights[own]
-        found.append(Batch(batch.tokens[own], batch.targets[own], segments, weights, whole))
+        share = (own.stop - own.start) / total
+        found.append(Batch(batch.tokens[own], batch.targets[own], segments, weights, whole, share))
     return found
 
 

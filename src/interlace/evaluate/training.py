@@ -18,6 +18,7 @@ from interlace.train.corpus import prepared_folder
 from interlace.train.loop import Evaluate, train
 from interlace.train.recipe import DataSettings, Recipe
 from interlace.train.report import SAMPLES, write_report
+from interlace.train.workers import Alone
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
 
@@ -28,12 +29,14 @@ def train_and_report(
     watch: Watch = silent,
     device: str = "cpu",
     say: Callable[[str], None] = lambda _: None,
+    workers: Alone | None = None,
 ) -> TrainingRun:
     """Train, or resume training, in the run folder `out`; its report.html is written however the run ends.
 
     Args:
         watch: as for `train`.
         say: called with a sentence on why the page could not be written.
+        workers: with whom the model is trained.
 
     Raises:
         As `train`. KeyboardInterrupt names the checkpoint that the same command resumes from.
@@ -49,8 +52,9 @@ def train_and_report(
         return HeldOut(corpus, recipe.data.length, recipe.train.evaluation_tokens).score
 
     try:
-        run = train(recipe, out, evaluate, told, device)
-        _write_samples(run.path, run.checkpoints()[-1])
+        run = train(recipe, out, evaluate, told, device, workers)
+        if workers is None or workers.first:
+            _write_samples(run.path, run.checkpoints()[-1])
     except KeyboardInterrupt:
         kept = TrainingRun(out).checkpoints() if begun else []
         raise KeyboardInterrupt(f"the same command goes on from {kept[-1].name}" if kept else "") from None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from interlace.base.segments import Segments
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
-from interlace.layers.parts import Parts
+from interlace.layers.parts import Division, Parts, check_divides, check_no_bias, columns, rows
 from interlace.layers.projection import Projections
 from interlace.layers.rope import RopeConfig, rotate
 from interlace.ops.attention.dispatch import attention
@@ -68,6 +68,22 @@ class AttentionConfig(MixerConfig):
         turning = self.rope.turning(self.dim(width))
         if self.position == "rope" and (turning % 2 or not turning):
             raise ValueError(f"head_dim: rope needs an even size, got {turning}; use position = 'none'")
+
+    def divided(self, width: int, workers: int) -> Division:
+        """Return the layer as several workers hold it, each some heads."""
+        check_divides("heads", self.heads, workers)
+        check_no_bias(self.bias, workers)
+        if self.groups % workers and workers % self.groups:
+            raise ValueError(f"kv_heads: {self.groups} and parallel.tensor = {workers} do not divide each other")
+        d, pieces = self.dim(width), (min(self.groups, workers),)
+        wide, narrow = self.heads * d, self.groups * d
+        cuts = {"query.weight": rows((1 + self.gate) * wide), "output.weight": columns(wide)}
+        cuts |= {f"{name}.weight": rows(narrow, pieces=pieces) for name in ("key", "value")}
+        if self.qk_norm == "projection":
+            cuts |= {"query_norm.weight": rows(wide), "key_norm.weight": rows(narrow, pieces=pieces)}
+        own = {"heads": self.heads // workers, "kv_heads": max(1, self.groups // workers), "head_dim": d}
+        statistics = ("query_norm", "key_norm") if self.qk_norm == "projection" else ()
+        return Division(self.model_copy(update=own), cuts, statistics)
 
     def build(self, width: int, style: NormStyle) -> Attention:
         """Return the module."""

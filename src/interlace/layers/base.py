@@ -11,6 +11,7 @@ from torch import Tensor
 from interlace.base.schema import Closed
 from interlace.base.segments import Segments
 from interlace.layers.norm import NormStyle
+from interlace.layers.parts import Division
 from interlace.layers.rope import RopeConfig, rotary
 
 
@@ -54,6 +55,14 @@ class LayerConfig(Closed):
     def filled(self, width: int) -> LayerConfig:
         """Return the layer with every size written out that follows from others; it is checked already."""
         return self
+
+    def divided(self, width: int, workers: int) -> Division:
+        """Return the layer as several workers hold it, each some heads.
+
+        Raises:
+            ValueError: it cannot be divided so; the message names the field.
+        """
+        raise ValueError("the layer cannot be divided over heads; set parallel.tensor = 1")
 
     @abstractmethod
     def parameters(self, width: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,8 +45,20 @@ class Block(nn.Module):
         if self.has_mixer and hasattr(self.mixer, "prepare"):
             self.mixer.prepare(stream)
 
-    def forward(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any, Any]:
-        """Map x [total, D] to ([total, D], the mixer's state or None, in training mode the experts' load or None)."""
+    def forward(
+        self, x: Tensor, stream: Stream, state: Any, through: Callable[..., tuple[Tensor, Any]] | None = None
+    ) -> tuple[Tensor, Any, Any]:
+        """Map x [total, D] to ([total, D], the mixer's state or None, in training mode the experts' load or None).
+
+        through: how a pass that trains, and starts from no state, is run; None to run it here.
+        """
+        if through is None:
+            return self.run(x, stream, state)
+        x, load = through(self, x, stream)
+        return x, None, load
+
+    def run(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any, Any]:
+        """Compute what `forward` returns; none of the block's hooks is called."""
         return self._pre_norm(x, stream, state) if self.norm_input else self._post_norm(x, stream, state)
 
     def _pre_norm(self, x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any, Any]:

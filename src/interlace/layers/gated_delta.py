@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 from interlace.base.errors import BackendUnavailable
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import GatedRMSNorm, NormStyle
+from interlace.layers.parts import Division, check_divides, columns, rows
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
@@ -69,6 +70,17 @@ class GatedDeltaConfig(MixerConfig):
         """Check that the heads divide."""
         if self.groups % self.heads:
             raise ValueError(f"value_heads: {self.groups} is not a multiple of heads = {self.heads}")
+
+    def divided(self, width: int, workers: int) -> Division:
+        """Return the layer as several workers hold it, each some heads."""
+        check_divides("heads", self.heads, workers)
+        G, (key, _, value) = self.groups, self.channels
+        cuts = {f"{name}.weight": rows(key) for name in ("query", "key")}
+        cuts |= {f"{name}.weight": rows(value) for name in ("value", "gate")}
+        cuts |= {"decay.weight": rows(G), "beta.weight": rows(G), "A_log": rows(G), "dt_bias": rows(G)}
+        cuts |= {"convolution": rows(key, key, value), "output.weight": columns(value)}
+        own = {"heads": self.heads // workers, "value_heads": G // workers}
+        return Division(self.model_copy(update=own), cuts)
 
     def build(self, width: int, style: NormStyle) -> GatedDelta:
         """Return the module."""
@@ -157,7 +169,7 @@ class GatedDelta(Projections):
         beta = beta.sigmoid() * (2 if c.negative_eigenvalues else 1)
         log_decay = -self.A_log.exp() * softplus(decay.to(self.dt_bias.dtype) + self.dt_bias)
         inputs = (query_heads, key_heads, value_heads.unflatten(-1, (-1, c.value_dim)), log_decay, beta)
-        out, memory = run(Recurrence.of(inputs, stream.segments, memory, normalise=True))
+        out, memory = run(Recurrence.of(inputs, stream.segments, memory, normalise=True), segments=stream.segments)
         out = self.norm(out, gate.unflatten(-1, (-1, c.value_dim)))
         return out.flatten(1), RecurrentState(window, memory)
 
@@ -262,7 +274,11 @@ BACKENDS = (
     _kernels(TRITON),
     _kernels(NATIVE),
     Backend(
-        "triton pass", _load_pass, TRITON.devices, _refuses_pass, when=lambda projected, *_: TRITON.when(projected)
+        "triton pass",
+        _load_pass,
+        TRITON.devices,
+        _refuses_pass,
+        when=lambda projected, _, stream, __: stream.segments.across is None and TRITON.when(projected),
     ),
     Backend("operators", lambda: _operators, slow_on=("cpu", "cuda")),
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from interlace.base.errors import BackendUnavailable
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
-from interlace.layers.parts import Parts
+from interlace.layers.parts import Division, Parts, check_divides, columns, rows
 from interlace.layers.projection import Projections, without_autocast
 from interlace.ops.core.attention_state import AttentionState
 from interlace.ops.core.layer_state import LayerState
@@ -71,6 +71,14 @@ class HyenaConfig(MixerConfig):
 
     def check(self, width: int) -> None:
         """Accept any sizes: all fit together."""
+
+    def divided(self, width: int, workers: int) -> Division:
+        """Return the layer as several workers hold it, each some heads."""
+        check_divides("channels", self.channels, workers)
+        D = self.channels
+        cuts = {"input.weight": rows(D, D, D), "convolution": rows(D, D, D), "output.weight": columns(D)}
+        cuts |= {name: rows(D) for name in ("taps.weight", "log_rate", "skip")}
+        return Division(self.model_copy(update={"channels": D // workers}), cuts)
 
     def build(self, width: int, style: NormStyle) -> Hyena:
         """Return the module."""
@@ -184,7 +192,8 @@ class Hyena(Projections):
         outer, inner, value = mixed.chunk(3, dim=-1)
         value = inner * value
         seen = [0] * segments.count if past is None else past.positions
-        taps = self.filter(max(p + t for p, t in zip(seen, segments.lengths, strict=True)))
+        lengths = segments.lengths if state is not None else segments.whole.lengths
+        taps = self.filter(max(lengths) if state is None else max(map(sum, zip(seen, lengths, strict=True))))
         out, past = long_convolution(value, taps, segments=segments, state=past)
         out = outer * (out + self.skip.to(out.dtype) * value)
         return self.project("output", out), HyenaState(window, past)

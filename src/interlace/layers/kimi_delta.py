@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import GatedRMSNorm, NormStyle
+from interlace.layers.parts import Division, check_divides, columns, rows
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
@@ -56,6 +57,17 @@ class KimiDeltaConfig(MixerConfig):
 
     def check(self, width: int) -> None:
         """Accept any sizes: all fit together."""
+
+    def divided(self, width: int, workers: int) -> Division:
+        """Return the layer as several workers hold it, each some heads."""
+        check_divides("heads", self.heads, workers)
+        (key, _, value), (decay, gate) = self.channels, self.ranks
+        cuts = {f"{name}.weight": rows(key) for name in ("query", "key", "decay_up")}
+        cuts |= {f"{name}.weight": rows(value) for name in ("value", "gate_up")}
+        cuts |= {"beta.weight": rows(self.heads), "A_log": rows(self.heads), "dt_bias": rows(key)}
+        cuts |= {"convolution": rows(key, key, value), "output.weight": columns(value)}
+        own = {"heads": self.heads // workers, "decay_rank": decay, "gate_rank": gate}
+        return Division(self.model_copy(update=own), cuts)
 
     def build(self, width: int, style: NormStyle) -> KimiDelta:
         """Return the module."""
@@ -144,6 +156,6 @@ class KimiDelta(Projections):
         log_decay, _ = decay_gate(self.project("decay_up", decay), self.dt_bias, self.A_log, keep_step=False)
         beta = beta.sigmoid() * (2 if c.negative_eigenvalues else 1)
         inputs = (queries, keys, values.unflatten(-1, (-1, c.value_dim)), log_decay.unflatten(-1, (c.heads, -1)), beta)
-        out, memory = run(Recurrence.of(inputs, stream.segments, memory, normalise=True))
+        out, memory = run(Recurrence.of(inputs, stream.segments, memory, normalise=True), segments=stream.segments)
         gate = self.project("gate_up", gate).unflatten(-1, (-1, c.value_dim))
         return self.project("output", self.norm(out, gate).flatten(1)), RecurrentState(window, memory)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle, RMSNorm
-from interlace.layers.parts import Parts
+from interlace.layers.parts import Division, Parts, check_divides, check_no_bias, columns, rows
 from interlace.layers.projection import Projections
 from interlace.ops.attention.dispatch import attention, compiled_past
 from interlace.ops.attention.ragged import causal
@@ -52,6 +52,17 @@ class LatentAttentionConfig(MixerConfig):
 
     def check(self, width: int) -> None:
         """Accept any sizes: all fit together."""
+
+    def divided(self, width: int, workers: int) -> Division:
+        """Return the layer as several workers hold it, each some heads."""
+        check_divides("heads", self.heads, workers)
+        check_no_bias(self.bias, workers)
+        cuts = {
+            "query.weight": rows(self.heads * self.query_dim),
+            "expand.weight": rows(self.heads * (self.key_dim + self.value_dim)),
+            "output.weight": columns(self.heads * self.value_dim),
+        }
+        return Division(self.model_copy(update={"heads": self.heads // workers}), cuts)
 
     def build(self, width: int, style: NormStyle) -> LatentAttention:
         """Return the module."""

@@ -13,6 +13,7 @@ from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
 from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections, without_autocast
+from interlace.ops.core import across
 from interlace.ops.core.layer_state import LayerState
 from interlace.ops.core.tables import made_once, on_device
 
@@ -93,7 +94,9 @@ class LSTM(Projections):
 
     def forward(self, x: Tensor, stream: Stream, state: LSTMState | None) -> tuple[Tensor, LSTMState]:
         """Map x [total, D] to ([total, D], the state after these tokens)."""
-        segments = stream.segments
+        segments, stretch = stream.segments.whole, stream.segments.across
+        if stretch is not None:  # no state of a part says what came before: each worker runs whole sequences
+            x = across.gather(x, stretch)
         wide = torch.promote_types(x.dtype, torch.float32)
         before = self.initial_state(segments.count, x) if state is None else state
         sizes, order, back, rows, at = placed_order(segments, x.device)
@@ -111,7 +114,8 @@ class LSTM(Projections):
                 False,  # one direction
             )
         after = LSTMState(hidden[0, at], cell[0, at])
-        return self.project("output", out[back].to(x.dtype)), after
+        out = out[back].to(x.dtype)
+        return self.project("output", out if stretch is None else across.own(out, stretch)), after
 
 
 def placed_order(segments: Segments, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

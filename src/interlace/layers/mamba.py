@@ -9,7 +9,7 @@ from torch.nn.functional import silu
 
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
-from interlace.layers.parts import Parts
+from interlace.layers.parts import Division, Parts, check_divides, check_no_bias, columns, rows
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
@@ -43,6 +43,16 @@ class MambaConfig(MixerConfig):
 
     def check(self, width: int) -> None:
         """Accept any sizes: all fit together."""
+
+    def divided(self, width: int, workers: int) -> Division:
+        """Return the layer as several workers hold it, each some heads."""
+        check_divides("inner", self.inner, workers)
+        check_no_bias(self.bias, workers)
+        names = ("step.weight", "convolution", "A_log", "dt_bias", "D")
+        cuts = {name: rows(self.inner) for name in (*names, *(("convolution_bias",) if self.convolution_bias else ()))}
+        cuts |= {"input.weight": rows(self.inner, self.inner)}
+        cuts |= {f"{name}.weight": columns(self.inner) for name in ("selection", "output")}
+        return Division(self.model_copy(update={"inner": self.inner // workers}), cuts, summed=("selection",))
 
     def build(self, width: int, style: NormStyle) -> Mamba:
         """Return the module."""
@@ -123,6 +133,7 @@ class Mamba(Projections):
         step, B, C = self.project("selection", mixed).split(sizes, dim=-1)
         _, step = decay_gate(self.project("step", step), self.dt_bias)
         segments = stream.segments
-        out, memory = run(Scan(mixed, step, -self.A_log.exp(), B, C, segments.offsets, memory, segments.time or 0))
+        scan = Scan(mixed, step, -self.A_log.exp(), B, C, segments.offsets, memory, segments.time or 0)
+        out, memory = run(scan, segments=segments)
         out = (out + self.D.to(out.dtype) * mixed) * silu(gate)
         return self.project("output", out), RecurrentState(window, memory)

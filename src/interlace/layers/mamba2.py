@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import GroupedGatedRMSNorm, NormStyle
-from interlace.layers.parts import Parts
+from interlace.layers.parts import Division, Parts, check_divides, check_no_bias, columns, rows
 from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
@@ -62,6 +62,26 @@ class Mamba2Config(MixerConfig):
         """Check that the heads divide."""
         if self.heads % self.groups:
             raise ValueError(f"groups: {self.groups} does not divide heads = {self.heads}")
+
+    def divided(self, width: int, workers: int) -> Division:
+        """Return the layer as several workers hold it, each some heads."""
+        check_divides("heads", self.heads, workers)
+        check_no_bias(self.bias, workers)
+        if self.groups > 1:
+            check_divides("groups", self.groups, workers)
+        every, shared = workers, min(self.groups, workers)
+        mixed = rows(*self.channels, pieces=(every, shared, shared))
+        cuts = {name: rows(self.heads) for name in ("A_log", "dt_bias", "D")}
+        cuts |= {
+            "input.weight": rows(self.inner, *self.channels, self.heads, pieces=(every, every, shared, shared, every)),
+            "convolution": mixed,
+            "norm.weight": rows(self.inner),
+            "output.weight": columns(self.inner),
+        }
+        if self.convolution_bias:
+            cuts["convolution_bias"] = mixed
+        own = {"heads": self.heads // workers, "groups": max(1, self.groups // workers)}
+        return Division(self.model_copy(update=own), cuts, ("norm",) if self.groups == 1 else ())
 
     def build(self, width: int, style: NormStyle) -> Mamba2:
         """Return the module."""
@@ -143,6 +163,6 @@ class Mamba2(Projections):
         query, key = (y.unflatten(-1, (c.groups, -1)) for y in (query, key))
         log_decay, step = decay_gate(dt, self.dt_bias, self.A_log, low=c.min_step, high=c.max_step)
         inputs = (query, key, value, log_decay, step)
-        out, memory = run(Recurrence.of(inputs, stream.segments, memory, scale=1.0))
+        out, memory = run(Recurrence.of(inputs, stream.segments, memory, scale=1.0), segments=stream.segments)
         out = out + self.D.to(out.dtype)[:, None] * value
         return self.project("output", self.norm(out.flatten(1), gate)), RecurrentState(window, memory)

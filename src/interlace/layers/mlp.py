@@ -10,6 +10,7 @@ from torch.nn.functional import relu
 
 from interlace.layers.base import FeedForwardConfig
 from interlace.layers.norm import NormStyle
+from interlace.layers.parts import Division, check_divides, check_no_bias, columns, rows
 from interlace.layers.projection import Projections
 from interlace.ops.swiglu.dispatch import swiglu
 
@@ -36,6 +37,14 @@ class MLPConfig(FeedForwardConfig):
 
     def check(self, width: int) -> None:
         """Accept any sizes: all fit together."""
+
+    def divided(self, width: int, workers: int) -> Division:
+        """Return the layer as several workers hold it, each some heads."""
+        check_divides("width", self.width, workers)
+        check_no_bias(self.bias, workers)
+        names = ("gate", "up") if self.activation == "swiglu" else ("up",)
+        cuts = {f"{name}.weight": rows(self.width) for name in names} | {"down.weight": columns(self.width)}
+        return Division(self.model_copy(update={"width": self.width // workers}), cuts)
 
     def build(self, width: int, style: NormStyle) -> MLP:
         """Return the module."""

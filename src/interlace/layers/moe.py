@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from interlace.layers.base import FeedForwardConfig
 from interlace.layers.mlp import MLP, Activation, MLPConfig
 from interlace.layers.norm import NormStyle
-from interlace.layers.parts import Parts
+from interlace.layers.parts import Cut, Division, Parts, check_divides, check_no_bias
 from interlace.layers.projection import Projections, compute_dtype, without_autocast
 from interlace.ops.experts.dispatch import experts
 
@@ -74,6 +74,19 @@ class MoEConfig(FeedForwardConfig):
             raise ValueError(f"chosen: {self.chosen} is more than the experts in chosen_groups = {self.chosen_groups}")
         if self.shared_gate and not self.shared_width:
             raise ValueError("shared_gate: there is no shared expert to open; set shared_width")
+
+    def divided(self, width: int, workers: int) -> Division:
+        """Return the layer as several workers hold it, each some heads."""
+        check_divides("width", self.width, workers)
+        check_no_bias(self.bias and (self.shared_width > 0 or self.latent is not None), workers)
+        sizes = (self.width,) * (2 if self.activation == "swiglu" else 1)
+        cuts = {"first": Cut(1, sizes), "second": Cut(2, (self.width,))}
+        own = {"width": self.width // workers}
+        if self.shared_width:
+            check_divides("shared_width", self.shared_width, workers)
+            cuts |= {f"shared.{name}": cut for name, cut in self.shared.divided(width, workers).cuts.items()}
+            own["shared_width"] = self.shared_width // workers
+        return Division(self.model_copy(update=own), cuts)
 
     def build(self, width: int, style: NormStyle) -> MoE:
         """Return the module."""

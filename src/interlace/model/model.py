@@ -269,10 +269,7 @@ class HybridLM(nn.Module):
         after, loads = [], []
         through = self.through if layers is None and self._guided else None
         for index, block in enumerate(self.blocks):
-            if through is None:
-                x, state, load = block(x, stream, None if layers is None else layers[index])
-            else:
-                (x, load), state = through(block, x, stream), None  # type: ignore[arg-type]
+            x, state, load = block(x, stream, None if layers is None else layers[index], through)
             after.append(state)
             loads.append(load)
         hidden = self.norm(x, compute_dtype(self.norm.weight))
@@ -281,7 +278,7 @@ class HybridLM(nn.Module):
 
 def _places(segments: Segments, starts: Tensor | None, device: torch.device) -> Tensor:
     """Return the positions of tokens on a device, for which the host does not wait."""
-    if starts is None and device.type == "cuda" and not torch.compiler.is_compiling():
+    if starts is None and segments.across is None and device.type == "cuda" and not torch.compiler.is_compiling():
         return tables.positions(segments.offsets, device)
     return tables.on_device(segments.positions(starts), device)
 

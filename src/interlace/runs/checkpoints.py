@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from interlace.base.files import new_folder, sha256
 
 FOLDER, SUMS = "checkpoints", "checksums.json"
 KEPT = 2  # checkpoints
-NEEDED = {"config.json", "training.json", "optimizer.safetensors"}
+NEEDED = {"config.json", "training.json"}
+WEIGHTS = (r"model.*\.safetensors", r"optimizer\.safetensors"), (r"state/.+\.safetensors",)  # of one worker; of several
 
 _checked: dict[Path, tuple[object, bool]] = {}  # what was found, until a file changes: hashing reads every byte
 
@@ -54,7 +56,7 @@ def _matches(checkpoint: Path) -> bool:
         sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
         if not isinstance(sums, dict) or not sums.keys() >= NEEDED:
             return False
-        if not any(name.endswith(".safetensors") and name.startswith("model") for name in sums):
+        if not any(all(any(re.fullmatch(k, name) for name in sums) for k in kinds) for kinds in WEIGHTS):
             return False
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in sums):
             return False
@@ -71,12 +73,27 @@ def write_checkpoint(run: Path, step: int, fill: Callable[[Path], None]) -> Path
     Raises:
         Failure: the disk refuses; earlier checkpoints stay.
     """
-    path = run / FOLDER / f"step-{step}"
+    path = checkpoint_path(run, step)
     with new_folder(path) as folder:
         fill(folder)
-        names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
-        sums = {name: sha256(folder / name) for name in names}
-        (folder / SUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+        write_sums(folder)
+    drop_old(run)
+    return path
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Return the folder of a checkpoint."""
+    return run / FOLDER / f"step-{step}"
+
+
+def write_sums(folder: Path) -> None:
+    """Write the checksums of all files of a checkpoint into it."""
+    names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
+    sums = {name: sha256(folder / name) for name in names}
+    (folder / SUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+
+
+def drop_old(run: Path) -> None:
+    """Remove all checkpoints but the last KEPT."""
     for old in step_folders(run)[:-KEPT]:
         shutil.rmtree(old)
-    return path

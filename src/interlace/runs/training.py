@@ -9,7 +9,16 @@ from typing import Any
 
 from interlace.base.errors import RunError
 from interlace.base.files import disk_errors, sync, write_file
-from interlace.runs.checkpoints import is_whole, newest_whole, step_folders, step_of, write_checkpoint
+from interlace.runs.checkpoints import (
+    checkpoint_path,
+    drop_old,
+    is_whole,
+    newest_whole,
+    step_folders,
+    step_of,
+    write_checkpoint,
+    write_sums,
+)
 from interlace.runs.folder import RunFolder
 
 WORDS = ("diverged", "skipped")  # of a line of metrics.jsonl: why training ended, why a step changed no weight
@@ -103,12 +112,25 @@ class TrainingRun(RunFolder):
         The line of its step must be on the disk before, else the checkpoint would be ignored.
         """
 
-        def synced(folder: Path) -> None:
-            fill(folder)
-            if self.metrics_file.is_file():
-                sync(self.metrics_file)
+        return write_checkpoint(self.path, step, lambda folder: self._synced(folder, fill))
 
-        return write_checkpoint(self.path, step, synced)
+    def _synced(self, folder: Path, fill: Callable[[Path], None]) -> None:
+        fill(folder)
+        if self.metrics_file.is_file():
+            sync(self.metrics_file)
+
+    def fill_checkpoint(self, folder: Path, fill: Callable[[Path], None]) -> None:
+        """Complete a checkpoint that others have begun to write, before it takes its name."""
+        self._synced(folder, fill)
+        write_sums(folder)
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Return the folder of a checkpoint."""
+        return checkpoint_path(self.path, step)
+
+    def drop_old_checkpoints(self) -> None:
+        """Remove all checkpoints but the last ones."""
+        drop_old(self.path)
 
 
 def is_line(line: dict[str, Any]) -> bool:

@@ -38,7 +38,7 @@ def through(compile: bool, recompute: str, backend: str = "inductor") -> Through
     def one(block: Block, x: Tensor, stream: Stream) -> tuple[Tensor, Load | None]:
         block.prepare(stream)  # else a second run would find what the first one made
         if compile and id(block) not in warm:
-            block(
+            block.run(
                 x.detach(), stream, None
             )  # backends are loaded, and kernels checked on a GPU, where nothing is traced
             warm.add(id(block))
@@ -48,7 +48,7 @@ def through(compile: bool, recompute: str, backend: str = "inductor") -> Through
 
 
 def _plain(block: Block, x: Tensor, stream: Stream) -> tuple[Tensor, Load | None]:
-    x, _, load = block(x, stream, None)
+    x, _, load = block.run(x, stream, None)
     return x, load
 
 
@@ -86,7 +86,7 @@ def compiled(backend: str, any_size: bool | None) -> Through:
 
 
 def _traced(block: Block, x: Tensor, stream: Stream) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    x, _, load = block(x, stream, None)
+    x, _, load = block.run(x, stream, None)
     return (x, None, None) if load is None else (x, load.counts, load.scores)
 
 

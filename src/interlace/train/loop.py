@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,16 @@ from interlace.model.model import HybridLM
 from interlace.model.precision import choose_precision
 from interlace.runs.background import Background
 from interlace.runs.lock import hold_folder
-from interlace.runs.machine import free_bytes
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
-from interlace.train.corpus import check_fit, check_inputs, open_corpus
+from interlace.train.corpus import check_fit, check_inputs, open_corpus, prepared_folder
 from interlace.train.gauge import Gauge
 from interlace.train.memory import Footprint, explained, footprint
 from interlace.train.recipe import Recipe
 from interlace.train.schedule import horizon_steps
 from interlace.train.steps import take_steps
 from interlace.train.trainer import StepResult, Trainer
+from interlace.train.workers import Alone
 
 PARENT = "INTERLACE_PARENT"  # set for the processes of a study, whose orphans may still hold a folder for a moment
 ORPHAN_SECONDS = 5.0
@@ -85,13 +86,15 @@ def train(
     evaluate: Callable[[Corpus], Evaluate],
     watch: Watch = silent,
     device: str = "cpu",
+    workers: Alone | None = None,
 ) -> TrainingRun:
     """Train, or go on training, in the run folder `out`; return it when the last step is done.
 
     Args:
         evaluate: of the corpus, returns what scores a model on held-out text.
         watch: told how the text is prepared, then "starting" with the step to start from and the steps in all, then
-            "training" after each step, with the row that was logged.
+            "training" after each step, with the row that was logged; of the first worker alone.
+        workers: with whom the model is trained; each of them calls this.
 
     Raises:
         RunError: `out` belongs to a different run, another process works in it, or what it began with was changed.
@@ -99,12 +102,11 @@ def train(
         Failure: training diverged, the disk refused, or the device has too little memory.
     """
     resolve_device(device)
+    workers = workers or Alone()
     run = TrainingRun(out)
-    if not run.belongs_to(recipe.to_dict()) or not run.has_begun():
-        check_inputs(recipe)
-    with hold_folder(run.path, wait_seconds=ORPHAN_SECONDS if os.environ.get(PARENT) else 0.0):
-        run = TrainingRun.open(run.path, recipe.to_dict())
-        run.remember(machine=facts(device))
+    opened = ExitStack()
+    with opened:
+        workers.first_does(lambda: _open(recipe, run, device, opened))
         gauge: Gauge | None = None
 
         def predict() -> Footprint:
@@ -114,32 +116,48 @@ def train(
         with explained(recipe, predict):
             try:
                 gauge = Gauge.of(recipe, device)
-                trainer, corpus = _trainer(recipe, run, watch, device)
+                trainer, corpus = _trainer(recipe, run, watch, device, workers)
             except BaseException:
-                run.withdraw()
+                if workers.first:
+                    run.withdraw()
                 raise
-            if gauge is not None:
+            if gauge is not None and workers.first:
                 run.remember(**gauge.facts())
             _steps(recipe, run, trainer, corpus, evaluate(corpus), watch, gauge)
         return run
 
 
-def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str) -> tuple[Trainer, Corpus]:
+def _open(recipe: Recipe, run: TrainingRun, device: str, opened: ExitStack) -> None:
+    """Check whether a run can begin or go on, hold its folder, and record what runs."""
+    if not run.belongs_to(recipe.to_dict()) or not run.has_begun():
+        check_inputs(recipe)
+    opened.enter_context(hold_folder(run.path, wait_seconds=ORPHAN_SECONDS if os.environ.get(PARENT) else 0.0))
+    TrainingRun.open(run.path, recipe.to_dict()).remember(machine=facts(device))
+
+
+def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str, workers: Alone) -> tuple[Trainer, Corpus]:
     """Return the trainer that takes the next step of a run, after all that it reads was checked."""
-    newest = run.newest_good()
+    newest = workers.first_does(run.newest_good)
+    workers.first_does(lambda: _checked(recipe, run, watch))
+    corpus = Corpus.open(prepared_folder(recipe.data) or run.path / "data")
+    precision = choose_precision(recipe.train.precision, resolve_device(device))
+    model = build_model(recipe, corpus, device)
+    workers.first_does(lambda: run.remember(precision=precision))
+    workers.prepare(model)
+    trainer = Trainer.of(model, recipe.train, steps_of(recipe), precision, workers)
+    if newest is not None:
+        trainer.resume(newest)
+    return trainer, corpus
+
+
+def _checked(recipe: Recipe, run: TrainingRun, watch: Watch) -> None:
+    """Prepare the text where that is due, and compare all that a run reads with what it began with."""
     corpus = open_corpus(recipe.data, run.path / "data", watch, begun=run.has_begun())
     check_fit(recipe, corpus)
     batches_of(corpus.splits["train"], recipe.data.rows, recipe.data.length, recipe.train.seed)
     run.check("data", corpus.fingerprint(), f"{corpus.folder}: the data")
-    model = build_model(recipe, corpus, device)
     if recipe.train.start:
         run.check("start", fingerprint(recipe.train.start), f"train.start: {recipe.train.start}")
-    precision = choose_precision(recipe.train.precision, model.device)
-    run.remember(precision=precision)
-    trainer = Trainer.of(model, recipe.train, steps_of(recipe), precision)
-    if newest is not None:
-        trainer.resume(newest)
-    return trainer, corpus
 
 
 def _steps(
@@ -152,10 +170,11 @@ def _steps(
     gauge: Gauge | None = None,
 ) -> None:
     """Take the steps that are left."""
-    steps, plan = trainer.steps, recipe.train
+    steps, plan, workers = trainer.steps, recipe.train, trainer.workers
     batches = batches_of(corpus.splits["train"], recipe.data.rows, recipe.data.length, plan.seed)
-    run.forget_after(trainer.done)
-    watch(Progress("starting", trainer.done, steps))
+    if workers.first:
+        run.forget_after(trainer.done)
+        watch(Progress("starting", trainer.done, steps))
     ends = horizon_steps(steps, plan.horizons)
     started = time.perf_counter()
 
@@ -178,16 +197,24 @@ def _steps(
         trainer.settle()
         background.check()
         if checkpoint:  # before evaluating: a failing score loses nothing
-            _write(run, trainer, done, background)
+            workers.write(run, trainer.saved(), done, background, done == steps)
         more: dict[str, Any] = {"horizon": done / steps} if done in ends else {}
         if score:
-            more |= evaluate(trainer.model)
-            if trainer.average is not None:
-                with trainer.average.in_place():
-                    more |= {f"average_{name}": value for name, value in evaluate(trainer.model).items()}
+            more |= scores()
         log(done, step, time.perf_counter() - started, **more)
 
+    def scores() -> dict[str, float]:
+        found = evaluate(trainer.model)
+        workers.reshard(trainer.model)
+        if trainer.average is not None:
+            with trainer.average.in_place():
+                found |= {f"average_{name}": value for name, value in evaluate(trainer.model).items()}
+                workers.reshard(trainer.model)
+        return found
+
     def log(done: int, step: StepResult, seconds: float, **more: Any) -> None:
+        if not workers.first:
+            return
         row: dict[str, Any] = {
             "step": done,
             "tokens": done * batches.tokens,
@@ -209,8 +236,9 @@ def _steps(
             if one[0] <= trainer.done:  # not the last bad step, which has no line of its own
                 log(*one)
         waiting.clear()
-        keep_batch(run.path, trainer.done + 1, batches.batch(trainer.done))
-        run.log(step=trainer.done, tokens=trainer.done * batches.tokens, diverged=str(error))
+        if workers.first:
+            keep_batch(run.path, trainer.done + 1, batches.batch(trainer.done))
+            run.log(step=trainer.done, tokens=trainer.done * batches.tokens, diverged=str(error))
 
     try:
         take_steps([trainer], batches.batch, after, before=before, diverged=diverged)
@@ -223,16 +251,6 @@ def _numbers(step: StepResult) -> dict[str, Any]:
     if step.bad:
         return {"skipped": step.skipped}
     return {"loss": step.loss, "grad_norm": step.grad_norm}
-
-
-def _write(run: TrainingRun, trainer: Trainer, done: int, background: Background) -> None:
-    """Write a checkpoint: from a copy while training goes on, where there is memory for one."""
-    found = trainer.saved()
-    if 2 * found.nbytes > free_bytes():
-        run.write_checkpoint(done, found.write)
-        return
-    copy = found.copied()
-    background.start(lambda: run.write_checkpoint(done, copy.write))
 
 
 def keep_batch(folder: Path, step: int, batch: Batch) -> Path:

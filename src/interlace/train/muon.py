@@ -72,6 +72,7 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype = torch.bfloat16,
         share: float = 1.0,
         through: Through = here,
+        local: Callable[[Tensor], Tensor] = lambda x: x,
     ):
         """Prepare the optimizer.
 
@@ -83,11 +84,12 @@ class Muon(torch.optim.Optimizer):
             dtype: of the iteration that orthogonalises.
             share: by which whoever sets the rate of all groups multiplies that of this one.
             through: brings matrices that are cut over several workers together.
+            local: returns what lies here of a parameter or a gradient.
         """
         defaults = {"lr": learning_rate, "weight_decay": weight_decay, "momentum": momentum, "share": share}
         super().__init__([{"params": list(matrices)}], defaults)
         self.parts = dict(zip(matrices, parts, strict=True))
-        self.dtype, self.through, self.rest = dtype, through, rest
+        self.dtype, self.through, self.local, self.rest = dtype, through, local, rest
         self.param_groups += rest.param_groups
         rest.state = self.state  # one state for both: it is saved and resumed as one
 
@@ -100,12 +102,12 @@ class Muon(torch.optim.Optimizer):
         for p in weights:
             state = self.state[p]
             if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(p)
-            gradient, sum_ = p.grad, state["momentum"]
+                state["momentum"] = torch.zeros_like(self.local(p))
+            gradient, sum_ = self.local(p.grad), state["momentum"]
             sum_.lerp_(gradient, 1 - group["momentum"])
             ahead.append(gradient.lerp(sum_, group["momentum"]))
         for p, update in zip(weights, self.through(weights, ahead, self._whole), strict=True):
-            p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
+            self.local(p).mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
         self.rest.step()
 
     def _whole(self, parameter: nn.Parameter, momentum: Tensor) -> Tensor:

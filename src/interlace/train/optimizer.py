@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections
@@ -69,15 +69,22 @@ def _groups(model: nn.Module, found: Mapping[str, Route], weight_decay: float) -
 
 
 def optimizer_of(
-    model: nn.Module, settings: TrainSettings, precision: str = "float32", through: Through = here
+    model: nn.Module,
+    settings: TrainSettings,
+    precision: str = "float32",
+    through: Through = here,
+    local: Callable[[Tensor], Tensor] = lambda x: x,
+    found: Mapping[str, Route] | None = None,
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a recipe, on a model's float32 master weights.
 
     Args:
         precision: of the training; Muon orthogonalises in the same.
         through: brings matrices that are cut over several workers together.
+        local: returns what lies here of a parameter or a gradient.
+        found: the routes; those of the model if None.
     """
-    found = routes(model, settings.optimizer)
+    found = routes(model, settings.optimizer) if found is None else found
     groups = _groups(model, found, settings.weight_decay)
     rest = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
     if settings.optimizer == "adamw":
@@ -95,4 +102,5 @@ def optimizer_of(
         dtype=getattr(torch, precision),
         share=matrix_rate / settings.learning_rate,
         through=through,
+        local=local,
     )

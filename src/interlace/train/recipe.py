@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -149,16 +149,39 @@ class TrainSettings(Closed):
         return self
 
 
+Size = Annotated[int, Field(gt=0)] | Literal["auto"]
+
+
+class ParallelSettings(Closed):
+    """How many workers there are in each direction; the product is what torchrun starts. "auto" takes what is left.
+
+    Attributes:
+        replicate: groups of workers that hold the same weights, and read different rows.
+        shard: workers that cut weights, gradients and moments among them, and read different rows.
+        tensor: workers that cut heads and hidden columns among them, and read the same tokens.
+        context: workers that cut each row into stretches; weights are cut over them too.
+        context_by: how recurrent layers go on over the context: "state" hands states on, "heads" trades heads for
+            tokens, "auto" takes what an estimate finds faster; `--dry-run` prints it.
+    """
+
+    replicate: Size = 1
+    shard: Size = 1
+    tensor: Size = 1
+    context: Size = 1
+    context_by: Literal["auto", "state", "heads"] = "auto"
+
+
 class Recipe(Closed):
-    """A whole training run: model, data and training."""
+    """A whole training run: model, data and training, and over how many workers."""
 
     model: ModelConfig
     data: DataSettings
     train: TrainSettings
+    parallel: ParallelSettings = ParallelSettings()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that builds the same recipe."""
-        rest = self.model_dump(mode="json", exclude={"model"}, exclude_none=True)
+        """Plain data that builds the same run, whatever the number of workers."""
+        rest = self.model_dump(mode="json", exclude={"model", "parallel"}, exclude_none=True)
         return {"model": self.model.to_dict(), **rest}
 
 

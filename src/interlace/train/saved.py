@@ -18,6 +18,7 @@ from interlace.model.model import HybridLM
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")  # AdamW's, and Muon's
 OPTIMIZER, FACTS, AVERAGE = "optimizer.safetensors", "training.json", "average"
+STATE = "state"  # folder in a checkpoint that several workers wrote
 
 
 @dataclass(frozen=True)

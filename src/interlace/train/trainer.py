@@ -199,8 +199,15 @@ class Trainer:
         )
         return Trainer(
             model,
-            optimizer_of(model, plan, precision, workers.orthogonalise),
-            NextToken(precision, plan.balance_loss, plan.z_loss),
+            optimizer_of(
+                model,
+                plan,
+                precision,
+                workers.orthogonalise,
+                workers.local,
+                workers.routes(model, plan.optimizer),
+            ),
+            NextToken(precision, plan.balance_loss, plan.z_loss, workers.total),
             schedule,
             clip=plan.clip,
             spike=plan.spike,
@@ -357,12 +364,11 @@ class Trainer:
         self.saved().write(folder)
 
     def resume(self, folder: Path) -> None:
-        """Resume from a folder that `write` filled, bit for bit."""
+        """Resume from a folder that `write` filled, bit for bit, or that another number of workers filled."""
         facts = saved.facts_of(folder)
         self.done = facts["step"]
         if "guard" in facts:  # not in folders from before there was one
             self.guard.resume(facts["guard"])
-        saved.read_weights(folder, dict(self.model.named_parameters()))
-        saved.take_moments(self.model, self.optimizer, saved.read_moments(self.model, folder), self.done)
-        if self.average is not None:
-            saved.read_weights(folder / saved.AVERAGE, self.average.tensors)
+        average = None if self.average is None else self.average.tensors
+        moments = self.workers.read(folder, Saved(self.model, {}, average, facts))
+        saved.take_moments(self.model, self.optimizer, moments, self.done)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from interlace.data.batches import Batch, parts
 from interlace.model.model import HybridLM
+from interlace.runs.background import Background
+from interlace.runs.machine import free_bytes
+from interlace.runs.training import TrainingRun
 from interlace.train.muon import Orthogonalise, here
+from interlace.train.optimizer import Route, routes
+from interlace.train.saved import AVERAGE, STATE, Saved, read_moments, read_weights
+
+T = TypeVar("T")
 
 
 class Alone:
@@ -20,6 +29,9 @@ class Alone:
 
     first = True
 
+    def prepare(self, model: HybridLM) -> None:
+        """Cut a model's weights, which every worker has drawn or read alike, so that this worker holds its part."""
+
     def shares(self, batch: Batch, accumulate: int) -> list[Batch]:
         """Return what this worker reads of a step's batch, in so many parts."""
         return parts(batch, accumulate)
@@ -27,6 +39,39 @@ class Alone:
     def local(self, x: Tensor) -> Tensor:
         """Return what lies here of a parameter, a gradient or a moment; the same memory."""
         return x
+
+    def routes(self, model: nn.Module, optimizer: str) -> dict[str, Route]:
+        """Return which optimizer moves which parameter."""
+        return routes(model, optimizer)
+
+    def reshard(self, model: nn.Module) -> None:
+        """Give up what a pass without gradients has gathered."""
+
+    def first_does(self, work: Callable[[], T]) -> T:
+        """Return what the first worker finds, on all workers; raise its error on all."""
+        return work()
+
+    def write(self, run: TrainingRun, saved: Saved, step: int, background: Background, last: bool) -> None:
+        """Write a checkpoint: from a copy while training goes on, where there is memory for one.
+
+        last: whether it is the last one of its run, which is a model to load whoever wrote it.
+        """
+        if 2 * saved.nbytes > free_bytes():
+            run.write_checkpoint(step, saved.write)
+            return
+        copy = saved.copied()
+        background.start(lambda: run.write_checkpoint(step, copy.write))
+
+    def read(self, folder: Path, saved: Saved) -> dict[str, Tensor]:
+        """Fill a model, and the average of its weights, from a checkpoint; return the moments, as "key/parameter"."""
+        if (folder / STATE).is_dir():
+            from interlace.train.parallel import state
+
+            return state.read(saved, folder / STATE, state.layouts_alone(saved.model))
+        read_weights(folder, dict(saved.model.named_parameters()))
+        if saved.average is not None:
+            read_weights(folder / AVERAGE, saved.average)
+        return read_moments(saved.model, folder)
 
     def finish(self, model: HybridLM) -> None:
         """Complete the gradients that this worker knows in part."""
@@ -44,6 +89,3 @@ class Alone:
     ) -> Sequence[Tensor]:
         """Orthogonalise whole matrices; return what lies here of each."""
         return here(weights, momenta, whole)
-
-    def settle(self) -> None:
-        """Wait for what is written in the background."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.attention import native, ragged, varlen
+from interlace.ops.attention import native, ragged, stretch, varlen
 from interlace.ops.attention import step as steps
 from interlace.ops.attention.recurrent import recurrent
 from interlace.ops.attention.step import Step
@@ -197,6 +197,10 @@ def attention(
     scale = float(K**-0.5 if scale is None else scale)
     if state is not None and state.places is not None:
         return step(Step(query, key, value, state, scale)), state
+    if segments.across is not None:
+        return stretch.attend(query, key, value, segments, scale, window), AttentionState.of_tokens(
+            key, value, segments, window
+        )
     call = Attention(query, key, value, segments, state, scale, window)
     run: Callable[[Attention], tuple[Tensor, AttentionState]] = choose("attention", BACKENDS, backend, call)
     return run(call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -65,29 +65,45 @@ def fresh(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, time: int, scale: fl
 def fresh_back(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v through `fresh` on ragged sequences, written out for where autograd cannot go.
+    """Gradients of q, k and v through `fresh` on ragged sequences."""
+    spans = [(a, b, a, a) for a, b in itertools.pairwise(offsets.tolist())]
+    return spans_back(d_out, q, k, v, spans, scale, window)
+
+
+def spans_back(
+    d_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    spans: Sequence[tuple[int, int, int, int]],
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v through causal attention, written out for where autograd cannot go.
+
+    spans: (first query, end, the first key that they see, the key of the first query) of each sequence.
 
     A block of queries at a time, with P the softmax: dV = P^T dO, dS = P (dO V^T - rowsum(P dO V^T)), dQ = dS K,
     dK = dS^T Q. Letters: t queries, s keys, j key heads, r query heads of each.
     """
     grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
-    bounds = offsets.tolist()
-    for a, b in itertools.pairwise(bounds):
+    for a, b, low, own in spans:
+        shift = own - a
         for start in range(a, b, BLOCK):
             stop = min(start + BLOCK, b)
-            first = a if window is None else max(a, start - window + 1)
+            first, last = low if window is None else max(low, start + shift - window + 1), stop + shift
             qs, dos = (x[start:stop].unflatten(1, (k.shape[1], -1)) for x in (q, d_out))
-            ks, vs = k[first:stop], v[first:stop]
-            places = torch.arange(start, stop, device=q.device)[:, None]
-            keys = torch.arange(first, stop, device=q.device)
+            ks, vs = k[first:last], v[first:last]
+            places = torch.arange(start, stop, device=q.device)[:, None] + shift
+            keys = torch.arange(first, last, device=q.device)
             hidden = keys > places if window is None else (keys > places) | (keys <= places - window)
             scores = torch.einsum("tjrk,sjk->jrts", qs, ks) * scale
             P = torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
             dP = torch.einsum("tjrv,sjv->jrts", dos, vs)
             dS = P * (dP - (P * dP).sum(-1, keepdim=True)) * scale
             grads[0][start:stop] = torch.einsum("jrts,sjk->tjrk", dS, ks).flatten(1, 2)
-            grads[1][first:stop] += torch.einsum("jrts,tjrk->sjk", dS, qs)
-            grads[2][first:stop] += torch.einsum("jrts,tjrv->sjv", P, dos)
+            grads[1][first:last] += torch.einsum("jrts,tjrk->sjk", dS, qs)
+            grads[2][first:last] += torch.einsum("jrts,tjrv->sjv", P, dos)
     return grads[0], grads[1], grads[2]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.core import fla, kernels, rules
+from interlace.ops.core import across, fla, kernels, rules
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.gated_delta.chunked import GatedDeltaGrid
@@ -99,8 +99,13 @@ def gated_delta(
     return run(x, backend)
 
 
-def run(x: Recurrence, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """`gated_delta` for callers that built its operands themselves, as the layer does."""
+def run(x: Recurrence, backend: str = "auto", segments: Segments | None = None) -> tuple[Tensor, Tensor]:
+    """`gated_delta` for callers that built its operands themselves, as the layer does.
+
+    segments: of the operands, where they may go on on other workers.
+    """
+    if segments is not None and segments.across is not None:
+        return across.recurrence(lambda y: run(y, backend), x, segments)
     return choose("gated_delta", BACKENDS, backend, x)(x)
 
 

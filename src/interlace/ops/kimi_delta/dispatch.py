@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops.core import fla, rules
+from interlace.ops.core import across, fla, rules
 from interlace.ops.core.backends import choose
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.kimi_delta.chunked import KimiDeltaGrid
@@ -62,6 +62,11 @@ def kimi_delta(
     return run(x, backend)
 
 
-def run(x: Recurrence, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """`kimi_delta` for callers that built its operands themselves, as the layer does."""
+def run(x: Recurrence, backend: str = "auto", segments: Segments | None = None) -> tuple[Tensor, Tensor]:
+    """`kimi_delta` for callers that built its operands themselves, as the layer does.
+
+    segments: of the operands, where they may go on on other workers.
+    """
+    if segments is not None and segments.across is not None:
+        return across.recurrence(lambda y: run(y, backend), x, segments)
     return choose("kimi_delta", BACKENDS, backend, x)(x)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
+from interlace.ops.core import across
 from interlace.ops.core.attention_state import AttentionState
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.long_convolution import fourier
@@ -47,12 +48,14 @@ def long_convolution(
     past = [0] * segments.count if state is None else state.positions
     if len(past) != segments.count:
         raise ShapeError(f"long_convolution: state holds {len(past)} sequences, but segments has {segments.count}")
-    longest = max(p + t for p, t in zip(past, segments.lengths, strict=True))
+    longest = max(segments.whole.lengths) if state is None else max(map(sum, zip(past, segments.lengths, strict=True)))
     if taps.ndim != 2 or taps.shape[1] != x.shape[1] or taps.shape[0] < longest:
         raise ShapeError(
             f"long_convolution: taps has shape {list(taps.shape)}, but it must be [L, {x.shape[1]}] with L at least "
             f"{longest}, the longest sequence"
         )
+    if segments.across is not None:
+        return _by_channels(x, taps, segments, backend)
     run = choose("long_convolution", BACKENDS, backend, x, taps, segments)
     kept = x.unsqueeze(1)
     if state is None:
@@ -65,6 +68,16 @@ def long_convolution(
     ends = [slice(b - t, b) for (_, b), t in zip(whole.spans(), segments.lengths, strict=True)]
     out = run(seen, taps, whole)
     return torch.cat([out[rows] for rows in ends]), state
+
+
+def _by_channels(x: Tensor, taps: Tensor, segments: Segments, backend: str) -> tuple[Tensor, AttentionState]:
+    """Trade channels for tokens where sequences go on on other workers: each runs whole sequences of some channels."""
+    place: across.Across = segments.across
+    D = x.shape[1]
+    place.check_divides(D, "channels")
+    mine = taps[:, place.place * D // place.places : (place.place + 1) * D // place.places]
+    out, state = long_convolution(across.to_heads(x, place), mine, segments=place.whole, backend=backend)
+    return across.to_tokens(out, place), state
 
 
 def _step(taps: Tensor, state: AttentionState) -> Tensor:

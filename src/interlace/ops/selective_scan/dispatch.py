@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.core import gpu, kernels
+from interlace.ops.core import across, gpu, kernels
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.core.operands import check_devices
 from interlace.ops.selective_scan import blocked
@@ -89,6 +89,29 @@ def selective_scan(
     return run(Scan(x, step, A, B, C, segments.offsets, state, segments.time or 0), backend)
 
 
-def run(x: Scan, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """`selective_scan` for callers that built its operands themselves, as the layer does."""
+def run(x: Scan, backend: str = "auto", segments: Segments | None = None) -> tuple[Tensor, Tensor]:
+    """`selective_scan` for callers that built its operands themselves, as the layer does.
+
+    segments: of the operands, where they may go on on other workers.
+    """
+    if segments is not None and segments.across is not None:
+        return across_workers(x, segments, backend)
     return choose("selective_scan", BACKENDS, backend, x)(x)
+
+
+def across_workers(x: Scan, segments: Segments, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """Run a scan whose sequences go on on other workers; `core.across` says how."""
+    place: across.Across = segments.across
+    if place.by_heads:
+        D = x.x.shape[1]
+        place.check_divides(D, "channels")
+        mine = slice(place.place * D // place.places, (place.place + 1) * D // place.places)
+        traded = (across.to_heads(x.x, place), across.to_heads(x.step, place))
+        whole, both = place.whole, (across.gather(x.B, place), across.gather(x.C, place))
+        out, final = run(Scan(*traded, x.A[mine], *both, whole.offsets, None, whole.time or 0), backend)
+        return across.to_tokens(out, place), final
+    last = run(x, backend)[1][-1] if place.goes_on else across.nothing(x.A.shape, x.x)
+    through = place.passes_through(segments)
+    decay = (x.A * x.step.to(x.A.dtype).sum(0)[:, None]).exp() if through else across.nothing(x.A.shape, x.x)
+    start = across.handed_on(across.Summary(decay.to(last.dtype), last), segments, mixes=False)
+    return run(x._replace(state=start), backend)

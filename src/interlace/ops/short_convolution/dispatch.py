@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.core import gpu, kernels
+from interlace.ops.core import across, gpu, kernels
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.core.operands import check_devices
 from interlace.ops.short_convolution import native, shifted
@@ -71,6 +71,8 @@ def short_convolution(
         raise ShapeError(f"short_convolution: state has shape {list(state.shape)}, but must be {list(expected)}")
     if activation not in ("silu", None):
         raise ShapeError(f"short_convolution: activation must be 'silu' or None, got {activation!r}")
+    if segments.across is not None:
+        state = across.window(x, weight.shape[1] - 1, segments)
     check_devices("short_convolution", {"x": x, "weight": weight, "bias": bias, "state": state})
     columns = weight if bias is None else torch.cat((weight, bias.to(weight.dtype)[:, None]), dim=1)
     more = (segments.offsets, state, activation == "silu", bias is not None, segments.time or 0)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops.core import rules
+from interlace.ops.core import across, rules
 from interlace.ops.core.backends import choose
 from interlace.ops.core.operands import Recurrence
 from interlace.ops.state_space.chunked import StateSpaceGrid
@@ -56,6 +56,11 @@ def state_space(
     return run(x, backend)
 
 
-def run(x: Recurrence, backend: str = "auto") -> tuple[Tensor, Tensor]:
-    """`state_space` for callers that built its operands themselves, as the layer does."""
+def run(x: Recurrence, backend: str = "auto", segments: Segments | None = None) -> tuple[Tensor, Tensor]:
+    """`state_space` for callers that built its operands themselves, as the layer does.
+
+    segments: of the operands, where they may go on on other workers.
+    """
+    if segments is not None and segments.across is not None:
+        return across.recurrence(lambda y: run(y, backend), x, segments, mixes=False)
     return choose("state_space", BACKENDS, backend, x)(x)

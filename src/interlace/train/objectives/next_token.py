@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -179,11 +179,13 @@ class NextToken:
         balance_loss: weight of the loss that evens the load of experts, where they have no correction. It is that of
             each part of a batch.
         z_loss: as for `next_token_losses`.
+        total: sums over the workers that read other tokens of the same part.
     """
 
     precision: str = "float32"
     balance_loss: float = 0.0
     z_loss: float = 0.0
+    total: Callable[[Tensor], Tensor] = lambda x: x
 
     def __call__(self, model: HybridLM, batch: Batch) -> Loss:
         """Return the mean nats per target of a batch."""
@@ -200,10 +202,14 @@ class NextToken:
             whole=batch.whole,
             z_loss=self.z_loss,
         )
-        return Loss(value, minimised + self._unevenness(model, read.loads), read.loads)
+        return Loss(value, minimised + self._unevenness(model, read.loads, batch.share), read.loads)
 
-    def _unevenness(self, model: HybridLM, loads: Sequence[Load | None]) -> Tensor | float:
-        """The auxiliary loss that balances experts; 0 where there are none, or where they have a correction."""
+    def _unevenness(self, model: HybridLM, loads: Sequence[Load | None], share: float) -> Tensor | float:
+        """The auxiliary loss that balances experts; 0 where there are none, or where they have a correction.
+
+        share: of these tokens in the step; the losses of all its parts then sum to their mean.
+        """
         blocks: list[Any] = list(model.blocks)
-        uneven = [x.balance for b, x in zip(blocks, loads, strict=True) if x is not None and b.mlp.correction is None]
+        found = [x for b, x in zip(blocks, loads, strict=True) if x is not None and b.mlp.correction is None]
+        uneven = [Load(self.total(x.counts), x.scores * share).balance for x in found]
         return self.balance_loss * torch.stack(uneven).mean() if uneven else 0.0

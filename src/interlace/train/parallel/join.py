@@ -1,0 +1,99 @@
+"""Join the other workers that torchrun started, and leave them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from interlace.base.errors import ConfigError, first_line
+from interlace.base.package import VERSION
+from interlace.train.parallel.plan import check_fits, laid_out, way
+from interlace.train.recipe import Recipe
+from interlace.train.workers import Alone
+
+PATIENCE = timedelta(days=7)  # of a collective: who has died is known by its signs of life
+RATES = {"cpu": (1e9, 5e10), "cuda": (5e10, 2e14)}  # bytes and FLOPs per second, about, of one worker
+
+
+def started_workers() -> int:
+    """Return how many workers torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(device: str) -> str:
+    """Return the device of this worker, where several share a machine."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and started_workers() > 1 else device
+
+
+@contextmanager
+def joined(recipe: Recipe, device: str = "cpu") -> Iterator[Alone]:
+    """Join the workers of a run: one alone, or those that torchrun started.
+
+    Raises:
+        ConfigError: sizes do not fit the number of workers, rows or heads do not divide among them, or the workers
+            were given different recipes or run different versions.
+    """
+    workers = started_workers()
+    sizes = laid_out(recipe.parallel, workers)
+    check_fits(recipe, sizes)
+    if workers == 1:
+        yield Alone()
+        return
+    import torch.distributed as dist
+
+    from interlace.train.parallel.alive import Alive
+    from interlace.train.parallel.workers import Grid, Workers
+
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    rank = dist.get_rank()
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
+    )
+    alive = Alive(dist.PrefixStore("interlace", store), rank, workers)
+    reason = ""
+    try:
+        _agree(recipe, workers)
+        alive.start()
+        yield Workers(Grid(**sizes, by_heads=_by_heads(recipe, sizes, device)), device)
+    except BaseException as error:
+        reason = "" if getattr(error, "shared", False) else first_line(error)  # of which all workers know already
+        raise
+    finally:
+        alive.stop(reason)
+        dist.destroy_process_group()
+
+
+def _by_heads(recipe: Recipe, sizes: dict[str, int], device: str) -> bool:
+    places, how = sizes["context"], recipe.parallel.context_by
+    if places == 1 or how != "auto":
+        return how == "heads"
+    shares = sizes["replicate"] * sizes["shard"] * recipe.train.accumulate
+    tokens = recipe.data.rows * recipe.data.length // shares // places
+    return way(recipe.model, tokens, places, RATES[torch.device(device).type]) == "heads"
+
+
+def _agree(recipe: Recipe, workers: int) -> None:
+    """Raise ConfigError unless all workers were given one recipe, and run one version."""
+    import torch.distributed as dist
+
+    text = json.dumps({**recipe.to_dict(), "parallel": recipe.parallel.model_dump()}, sort_keys=True)
+    mine = {"recipe": hashlib.sha256(text.encode()).hexdigest()[:16], "interlace": VERSION, "torch": torch.__version__}
+    found: list[Any] = [None] * workers
+    dist.all_gather_object(found, mine)
+    for rank, theirs in enumerate(found):
+        for what, value in found[0].items():
+            if theirs[what] != value:
+                raise ConfigError(
+                    f"worker {rank}: has another {what} than worker 0 ({theirs[what]} and not {value}); start all "
+                    "workers with one recipe, the same changes to it, and one version"
+                )

@@ -1,0 +1,132 @@
+"""Which way recurrent layers go on over a context, by an estimate of bytes and FLOPs; how workers are laid out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from interlace.base.errors import ConfigError
+from interlace.layers.gated_delta import GatedDeltaConfig
+from interlace.layers.kimi_delta import KimiDeltaConfig
+from interlace.layers.mamba import MambaConfig
+from interlace.layers.mamba2 import Mamba2Config
+from interlace.model.config import ModelConfig
+from interlace.train.recipe import ParallelSettings, Recipe
+
+NAMES = ("replicate", "shard", "context", "tensor")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one way of going on costs a worker in each forward pass of all recurrent layers.
+
+    Attributes:
+        received_bytes: from other workers.
+        extra_flops: beside those of one worker that has its tokens alone.
+        possible: whether heads divide among the workers.
+    """
+
+    received_bytes: float
+    extra_flops: float
+    possible: bool = True
+
+    def seconds(self, bytes_per_second: float, flops_per_second: float) -> float:
+        """Return how long it takes."""
+        return self.received_bytes / bytes_per_second + self.extra_flops / flops_per_second
+
+
+def _recurrence(kind: Any) -> tuple[int, int, int, int, int] | None:
+    """Return (key heads, value heads, key dim, value dim, decays per value head) of a recurrent layer."""
+    if isinstance(kind, GatedDeltaConfig):
+        return kind.heads, kind.groups, kind.key_dim, kind.value_dim, 1
+    if isinstance(kind, KimiDeltaConfig):
+        return kind.heads, kind.heads, kind.key_dim, kind.value_dim, kind.key_dim
+    if isinstance(kind, Mamba2Config):
+        return kind.groups, kind.heads, kind.state_dim, kind.head_dim, 1
+    if isinstance(kind, MambaConfig):
+        return 1, kind.inner, kind.state_dim, 1, 1
+    return None
+
+
+def costs(config: ModelConfig, tokens: int, places: int, element_bytes: int = 2) -> dict[str, Cost]:
+    """Estimate both ways for stretches of so many tokens on each of `places` workers.
+
+    "state": each worker receives the others' (P, B), float32, whatever the length; it runs its stretch a second time,
+    and once more with a key for each value where the rule mixes channels. "heads": everything that a recurrence reads
+    and writes goes to other workers and back.
+    """
+    state = heads = extra = 0.0
+    possible = True
+    for index in range(config.depth):
+        sizes = _recurrence(config.kind(index))
+        if sizes is None:
+            continue
+        H, G, K, V, decays = sizes
+        mixes = isinstance(config.kind(index), GatedDeltaConfig | KimiDeltaConfig)
+        state += (places - 1) * 4 * G * K * (V + (K if mixes else 1))
+        once = 6.0 * G * K * V * tokens
+        extra += once * (2 + K / V if mixes else 1)
+        moved = 2 * H * K * element_bytes + 2 * G * V * element_bytes + G * (decays + 1) * 4
+        heads += tokens * moved * (places - 1) / places
+        possible = possible and G % places == 0 and (H % places == 0 or places % H == 0)
+    return {"state": Cost(state, extra), "heads": Cost(heads, 0.0, possible)}
+
+
+def way(config: ModelConfig, tokens: int, places: int, rates: tuple[float, float], element_bytes: int = 2) -> str:
+    """Return the faster way, "state" or "heads". rates: bytes and FLOPs per second of a worker."""
+    found = {name: cost for name, cost in costs(config, tokens, places, element_bytes).items() if cost.possible}
+    return min(found, key=lambda name: found[name].seconds(*rates))
+
+
+def laid_out(settings: ParallelSettings, workers: int) -> dict[str, int]:
+    """Return how many workers there are in each direction, with "auto" filled in.
+
+    Raises:
+        ConfigError: the sizes do not give this number of workers.
+    """
+    sizes = {name: getattr(settings, name) for name in NAMES}
+    known = 1
+    for size in sizes.values():
+        known *= 1 if size == "auto" else size
+    said = " x ".join(f"{name} = {size}" for name, size in sizes.items())
+    free = [name for name, size in sizes.items() if size == "auto"]
+    if (workers % known if free else known != workers) or not workers:
+        raise ConfigError(
+            f"parallel: {said} is made for {'a multiple of ' if free else ''}{known} workers, but there "
+            f"{'is 1' if workers == 1 else f'are {workers}'}; start as many with "
+            f"torchrun --nproc-per-node {known} -m interlace train ..., or change [parallel]"
+        )
+    for name in ("shard", *(n for n in free if n != "shard")):  # what is left goes to the first that asks for it
+        if name in free:
+            sizes[name], known = workers // known, workers
+    return {name: int(size) for name, size in sizes.items()}
+
+
+def check_fits(recipe: Recipe, sizes: dict[str, int]) -> None:
+    """Raise ConfigError unless rows and heads divide among the workers; the message names both."""
+    shares = sizes["replicate"] * sizes["shard"] * recipe.train.accumulate
+    if recipe.data.rows % shares:
+        raise ConfigError(
+            f"data.rows: {recipe.data.rows} cannot be divided among replicate {sizes['replicate']} x shard "
+            f"{sizes['shard']} workers in {recipe.train.accumulate} parts each (train.accumulate); make it a multiple "
+            f"of {shares}"
+        )
+    width = recipe.model.width
+    for name, layer in recipe.model.layers.items():
+        if sizes["tensor"] > 1 and name in {
+            *recipe.model.kinds,
+            *map(recipe.model.mlp_name, range(recipe.model.depth)),
+        }:
+            try:
+                layer.divided(width, sizes["tensor"])
+            except ValueError as error:
+                raise ConfigError(f"model.{name}.{error}") from None
+    places = sizes["context"]
+    if places > 1 and recipe.parallel.context_by == "heads":
+        for name in set(recipe.model.kinds):
+            found = _recurrence(recipe.model.layers[name])
+            if found and (found[1] // sizes["tensor"]) % places:
+                raise ConfigError(
+                    f"model.{name}: {found[1] // sizes['tensor']} heads cannot be traded among parallel.context = "
+                    f'{places} workers; set context_by = "state"'
+                )

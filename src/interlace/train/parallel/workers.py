@@ -1,0 +1,404 @@
+"""One of several workers that train a model together: what it reads, holds and sums."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from interlace.base.files import new_folder
+from interlace.base.segments import Segments
+from interlace.checkpoint.load import load
+from interlace.checkpoint.save import write_description, write_model
+from interlace.data.batches import IGNORE, Batch, parts
+from interlace.model.model import HybridLM
+from interlace.ops.core.across import Across
+from interlace.runs.background import Background
+from interlace.runs.training import TrainingRun
+from interlace.train.muon import Orthogonalise
+from interlace.train.optimizer import Route, routes
+from interlace.train.parallel.pieces import Layout, Piece
+from interlace.train.parallel.state import all_boxes, read, save, tensors_of
+from interlace.train.parallel.tensor import cuts_of, divide
+from interlace.train.saved import AVERAGE, FACTS, STATE, Saved, read_moments, with_weights
+from interlace.train.workers import Alone
+
+T = TypeVar("T")
+DIMS = ("replicate", "shard", "context", "tensor")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How many workers there are in each direction.
+
+    Attributes:
+        replicate: groups that hold the same weights and read different rows.
+        shard: workers that cut the weights among them and read different rows.
+        context: workers that cut rows into stretches; weights are cut over them too.
+        tensor: workers that cut heads among them and read the same tokens.
+        by_heads: whether recurrences trade heads over the context, or hand on states.
+    """
+
+    replicate: int = 1
+    shard: int = 1
+    context: int = 1
+    tensor: int = 1
+    by_heads: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """In the order of DIMS."""
+        return self.replicate, self.shard, self.context, self.tensor
+
+    @property
+    def workers(self) -> int:
+        """All together."""
+        return self.replicate * self.shard * self.context * self.tensor
+
+
+class Workers(Alone):
+    """A worker among others; a process group is set up already.
+
+    Attributes:
+        grid: how many there are in each direction.
+        place: where this one stands, by direction.
+        layouts: how each parameter is cut, by name, once `prepare` was called.
+    """
+
+    def __init__(self, grid: Grid, device: str = "cpu"):
+        """Build the groups; every worker calls this."""
+        self.grid = grid
+        mesh = self._mesh(device, grid.sizes, DIMS)
+        self.place = {name: mesh.get_local_rank(name) for name in DIMS}
+        self.rank = dist.get_rank()
+        self.first = self.rank == 0
+        replicate, shard, context, tensor = grid.sizes
+        cut = shard * context  # over which weights are cut
+        self._weights = self._mesh(device, (replicate, cut, tensor), ("replicate", "cut", "tensor"))
+        self._data = self._mesh(device, (replicate * cut, tensor), ("data", "tensor")).get_group("data")
+        self._model = self._mesh(device, (replicate, cut * tensor), ("replicate", "model")).get_group("model")
+        self._tensor = mesh.get_group("tensor")
+        self._background = dist.new_group(backend="gloo")  # of what is written while training goes on
+        self._context = mesh.get_group("context").group_name
+        self.layouts: dict[str, Layout] = {}
+        self._routes: dict[str, dict[str, Route]] = {}
+        self._names: dict[nn.Parameter, str] = {}
+        self._partial: list[tuple[str, Piece]] = []  # what several workers of a tensor group hold
+
+    @staticmethod
+    def _mesh(device: str, sizes: tuple[int, ...], names: tuple[str, ...]) -> DeviceMesh:
+        return init_device_mesh(torch.device(device).type, sizes, mesh_dim_names=names)
+
+    # What is read
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """(which share of a batch's rows is read here, into how many they are cut)."""
+        place, shard = self.place, self.grid.shard
+        return place["replicate"] * shard + place["shard"], self.grid.replicate * shard
+
+    def shares(self, batch: Batch, accumulate: int) -> list[Batch]:
+        """Return what this worker reads of a step's batch, in so many parts: rows, and of each its own stretch."""
+        share, shares = self.rows
+        found = parts(batch, shares * accumulate) if shares * accumulate > 1 else [replace(batch, whole=batch.counted)]
+        own = found[share * accumulate : (share + 1) * accumulate]
+        return [self._stretch(part) for part in own] if self.grid.context > 1 else own
+
+    def _stretch(self, batch: Batch) -> Batch:
+        places, place = self.grid.context, self.place["context"]
+        batch = filled(batch, places)
+        across = Across.of(batch.segments, self._context, place, places, self.grid.by_heads)
+        size = batch.segments.total // places
+        own = slice(place * size, (place + 1) * size)
+        weights = None if batch.weights is None else batch.weights[own]
+        return replace(
+            batch,
+            tokens=batch.tokens[own],
+            targets=batch.targets[own],
+            weights=weights,
+            segments=across.segments(size),
+            share=batch.share / places,
+        )
+
+    # What is held
+
+    def prepare(self, model: HybridLM) -> None:
+        """Cut a model's weights, which every worker has drawn or read alike, so that this worker holds its part."""
+        grid, tensor = self.grid, self.grid.tensor
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self._routes = {optimizer: routes(model, optimizer) for optimizer in ("adamw", "muon")}
+        cuts = cuts_of(model, tensor)
+        if tensor > 1:
+            divide(model, self._tensor.group_name, self.place["tensor"], tensor)
+        frozen = {p for p in model.parameters() if not p.requires_grad}  # corrections of experts, the same everywhere
+        shards = grid.shard * grid.context
+        if grid.replicate * shards > 1:
+            self._shard(model, frozen)
+        for name, p in model.named_parameters():
+            held = shards if isinstance(p, DTensor) else 1
+            self.layouts[name] = Layout(shapes[name], cuts.get(name), tensor, held)
+            assert self.layouts[name].local_shape(*self._at(held)) == tuple(self.local(p).shape), name
+            self._names[p] = name
+            if name in cuts and p.requires_grad:
+                self._partial += [(name, piece) for piece in self.pieces(name) if piece.copies > 1]
+
+    def _shard(self, model: HybridLM, ignored: set[nn.Parameter]) -> None:
+        mesh = self._weights["cut"] if self.grid.replicate == 1 else self._weights["replicate", "cut"]
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh, ignored_params=ignored)
+        fully_shard(model, mesh=mesh, ignored_params=ignored, reshard_after_forward=False)
+        register_fsdp_forward_method(model, "read")
+        for module in model.modules():
+            if isinstance(module, FSDPModule):  # losses are divided by the targets of all workers: gradients are summed
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+
+    def _at(self, shards: int) -> tuple[int, int]:
+        place = self.place
+        return (place["shard"] * self.grid.context + place["context"] if shards > 1 else 0), place["tensor"]
+
+    def pieces(self, name: str, place: tuple[int, int] | None = None) -> list[Piece]:
+        """Return the boxes of a parameter that this worker, or the one at (cut, tensor), holds."""
+        layout = self.layouts[name]
+        return layout.pieces(*(place or self._at(layout.shards)))
+
+    def local(self, x: Tensor) -> Tensor:
+        """Return what lies here of a parameter, a gradient or a moment; the same memory."""
+        return x._local_tensor if isinstance(x, DTensor) else x
+
+    def routes(self, model: nn.Module, optimizer: str) -> dict[str, Route]:
+        """Return which optimizer moves which parameter, as for the whole model."""
+        return self._routes[optimizer]
+
+    def reshard(self, model: nn.Module) -> None:
+        """Give up weights of others that a pass without gradients has gathered."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    # What is summed
+
+    def total(self, x: Tensor) -> Tensor:
+        """Return the sum over the workers that read different tokens."""
+        x = x.detach().clone()
+        dist.all_reduce(x, group=self._data)
+        return x
+
+    @torch.no_grad()
+    def finish(self, model: HybridLM) -> None:
+        """Sum the gradients, over the workers that divide a layer, of what several of them hold."""
+        if not self._partial:
+            return
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        tensor, place, boxes, slots = self.grid.tensor, self.place["tensor"], [], []
+        for name, piece in self._partial:
+            gradient = gradients[name]
+            if gradient is None:
+                continue
+            box = piece.of(self.local(gradient))
+            pieces = tensor // piece.copies
+            slot = box.new_zeros(pieces, *box.shape)
+            slot[place * pieces // tensor] = box
+            boxes.append(box)
+            slots.append(slot)
+        flat = torch.cat([slot.flatten() for slot in slots])
+        dist.all_reduce(flat, group=self._tensor)
+        for box, part in zip(boxes, flat.split([slot.numel() for slot in slots]), strict=True):
+            own = part.view(-1, *box.shape)
+            box.copy_(own[place * own.shape[0] // tensor])
+
+    @torch.no_grad()
+    def norm(self, model: HybridLM) -> Tensor:
+        """Return the norm of the whole gradient, of which each element counts once."""
+        total = torch.zeros((), device=model.device)
+        for name, p in model.named_parameters():
+            if p.grad is None:
+                continue
+            layout, gradient = self.layouts[name], self.local(p.grad)
+            everywhere = self.grid.shard * self.grid.context // layout.shards
+            for piece in self.pieces(name):
+                total += piece.of(gradient).square().sum() / (piece.copies * everywhere)
+        dist.all_reduce(total, group=self._model)
+        return total.sqrt()
+
+    # What is written and read
+
+    def first_does(self, work: Callable[[], T]) -> T:
+        """Return what the first worker finds, on all workers; raise its error on all."""
+        box: list[Any] = [None, None]
+        if self.first:
+            try:
+                box[0] = work()
+            except Exception as error:
+                box[1] = error
+        dist.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            box[1].shared = True  # known to all: no worker tells it to another
+            raise box[1]
+        found: T = box[0]
+        return found
+
+    def write(self, run: TrainingRun, saved: Saved, step: int, background: Background, last: bool) -> None:
+        """Write a checkpoint in the background, each worker what it holds; the first one gives it its name.
+
+        The last one of a run holds the whole model as well, as any other checkpoint does.
+        """
+        background.wait()
+        boxes = all_boxes(tensors_of(saved, self.local), self.layouts, self._here)
+        copies = {name: box.copied() for name, box in boxes.items()}
+        models = self._whole_models(saved) if last else {}
+        path = run.checkpoint_path(step)
+        opened = ExitStack()
+        partial = self.first_does(lambda: opened.enter_context(new_folder(path)))
+
+        def work() -> None:
+            with opened:
+                save(copies, partial / STATE, self._background)
+                if self.first:
+                    run.fill_checkpoint(partial, lambda folder: self._describe(folder, saved, models))
+            if self.first:
+                run.drop_old_checkpoints()
+
+        background.start(work)
+
+    def _describe(self, folder: Path, saved: Saved, models: dict[str, HybridLM]) -> None:
+        """Write what is beside the state: config, tokenizer and facts; at the end, whole models."""
+        for name, model in models.items():
+            (folder / name).mkdir(exist_ok=True)
+            write_model(model, folder / name)
+        if not models:
+            write_description(saved.model, folder)
+        (folder / FACTS).write_text(json.dumps(dict(saved.facts)) + "\n", encoding="utf-8")
+
+    def _whole_models(self, saved: Saved) -> dict[str, HybridLM]:
+        """Return the model, and that of averaged weights, by folder, on the first worker; elsewhere nothing."""
+        found = {}
+        weights: dict[str, Mapping[str, Tensor]] = {".": dict(saved.model.named_parameters())}
+        if saved.average is not None:
+            weights[AVERAGE] = saved.average
+        for folder, tensors in weights.items():
+            whole = {name: self.whole(name, self.local(x)) for name, x in tensors.items()}
+            if self.first:
+                kept = {name: x.to("cpu", copy=True) for name, x in whole.items() if x is not None}
+                found[folder] = with_weights(saved.model, kept)
+        return found
+
+    def read(self, folder: Path, saved: Saved) -> dict[str, Tensor]:
+        """Fill what lies here of a model, and of the average, from a checkpoint; return the moments that lie here."""
+        if (folder / STATE).is_dir():
+            return read(saved, folder / STATE, self.layouts, self._here, self.local)
+        whole = load(folder)
+        model = dict(saved.model.named_parameters())
+        self._fill({name: model[name] for name in model}, dict(whole.named_parameters()))
+        if saved.average is not None:
+            self._fill(saved.average, dict(load(folder / AVERAGE).named_parameters()))
+        moments = {}
+        for key, tensor in read_moments(whole, folder).items():
+            p = model[key.partition("/")[2]]
+            like = torch.zeros_like(self.local(p) if key.startswith("momentum") else p).detach()
+            self._fill({key.partition("/")[2]: like}, {key.partition("/")[2]: tensor})
+            moments[key] = like
+        return moments
+
+    @torch.no_grad()
+    def _fill(self, into: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> None:
+        for name, x in into.items():
+            for piece in self.pieces(name):
+                piece.of(self.local(x)).copy_(piece.within(whole[name]))
+
+    def _here(self, layout: Layout) -> tuple[int, int]:
+        return self._at(layout.shards)
+
+    # What is brought together
+
+    def whole(self, name: str, local: Tensor) -> Tensor | None:
+        """Return a whole parameter, or what is laid out like it, on the first worker of each group that holds a model.
+
+        Elsewhere, return None. Every worker calls this in turn with what lies here.
+        """
+        workers, me = dist.get_world_size(self._model), dist.get_rank(self._model)
+        layout, local = self.layouts[name], local.detach().contiguous()
+        shapes = [layout.local_shape(*self._held(layout, r)) for r in range(workers)]
+        due = [math.prod(shape) if me == 0 else 0 for shape in shapes]
+        came = local.new_empty(sum(due))
+        sent = [local.numel()] + [0] * (workers - 1)
+        dist.all_to_all_single(came, local.flatten(), due, sent, group=self._model)
+        if me:
+            return None
+        full = local.new_empty(layout.shape)
+        for r, (part, shape) in enumerate(zip(came.split(due), shapes, strict=True)):
+            for piece in layout.pieces(*self._held(layout, r)):
+                piece.within(full).copy_(piece.of(part.view(shape)))
+        return full
+
+    def orthogonalise(
+        self, weights: Sequence[nn.Parameter], momenta: Sequence[Tensor], whole: Orthogonalise
+    ) -> Sequence[Tensor]:
+        """Bring each matrix to one worker, which orthogonalises it whole; return what lies here of each.
+
+        As many matrices as there are workers are on their way at a time, so each holds one of them whole.
+        """
+        found: list[Tensor] = []
+        workers = dist.get_world_size(self._model)
+        for first in range(0, len(weights), workers):
+            some = slice(first, first + workers)
+            found += self._owned(weights[some], momenta[some], whole)
+        return found
+
+    def _owned(self, weights: Sequence[nn.Parameter], momenta: Sequence[Tensor], whole: Orthogonalise) -> list[Tensor]:
+        """Orthogonalise at most one matrix on each worker: its pieces come, and those of its direction go back."""
+        workers, me = dist.get_world_size(self._model), dist.get_rank(self._model)
+        layouts = [self.layouts[self._names[p]] for p in weights]
+        sent = [m.numel() for m in momenta] + [0] * (workers - len(weights))
+        mine = layouts[me] if me < len(weights) else None
+        shapes = [] if mine is None else [mine.local_shape(*self._held(mine, r)) for r in range(workers)]
+        due = [math.prod(shape) for shape in shapes] or [0] * workers
+        given = torch.cat([m.flatten() for m in momenta])
+        came = given.new_empty(sum(due))
+        dist.all_to_all_single(came, given, due, sent, group=self._model)
+        if mine is not None:
+            full = given.new_empty(mine.shape)
+            locals_ = [x.view(shape) for x, shape in zip(came.split(due), shapes, strict=True)]
+            for r, local in enumerate(locals_):
+                for piece in mine.pieces(*self._held(mine, r)):
+                    piece.within(full).copy_(piece.of(local))
+            direction = whole(weights[me], full)
+            for r, local in enumerate(locals_):  # views of `came`, which goes back
+                for piece in mine.pieces(*self._held(mine, r)):
+                    piece.of(local).copy_(piece.within(direction))
+        back = torch.empty_like(given)
+        dist.all_to_all_single(back, came, sent, due, group=self._model)
+        return [x.view(m.shape) for x, m in zip(back.split(sent[: len(weights)]), momenta, strict=True)]
+
+    def _held(self, layout: Layout, rank: int) -> tuple[int, int]:
+        """Return the place, (cut, tensor), of a rank of the group that holds a model."""
+        cut, tensor = divmod(rank, self.grid.tensor)
+        return (cut if layout.shards > 1 else 0), tensor
+
+
+def filled(batch: Batch, places: int) -> Batch:
+    """Return a batch whose tokens can be cut into equal stretches, with single tokens that count for nothing."""
+    missing = -batch.segments.total % places
+    if not missing:
+        return batch
+    more = torch.full((missing,), IGNORE)
+    segments = Segments.from_lengths([*batch.segments.lengths, *([1] * missing)])
+    return Batch(
+        torch.cat((batch.tokens, batch.tokens[:1].expand(missing))),
+        torch.cat((batch.targets, more)),
+        segments,
+        None if batch.weights is None else torch.cat((batch.weights, torch.zeros(missing))),
+        batch.whole,
+        batch.share,
+    )
