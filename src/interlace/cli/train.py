@@ -16,6 +16,7 @@ def train(
     *overrides: str,
     out: Place | None = None,
     device: str = "cpu",
+    allow_changes: str = "",
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -41,6 +42,8 @@ def train(
         The run folder; runs/RECIPE if not given.
     device: str
         "cpu", or "cuda".
+    allow_changes: str
+        Keys of the recipe, with commas between, that may differ from those that the run was started with.
     dry_run: bool
         Print parameters, FLOPs, memory and estimated time, and run nothing.
     json: bool
@@ -59,15 +62,16 @@ def train(
     from interlace.train.corpus import check_inputs
     from interlace.train.estimate import estimate
     from interlace.train.parallel.join import joined, own_device
-    from interlace.train.recipe import read_recipe
+    from interlace.train.recipe import FIXED, filled, read_recipe
 
     device = own_device(device)
     check_device(device)
     plan = read_recipe(recipe, overrides)
     out = user_path(out or Path("runs") / recipe.stem, RunError)
+    changes = [key.strip() for key in allow_changes.split(",") if key.strip()]
     if dry_run:
         check_inputs(plan)
-        TrainingRun(out).belongs_to(plan.to_dict())
+        TrainingRun(out, filled, FIXED).belongs_to(plan.to_dict(), changes)
         _print_estimate(estimate(plan, device).to_dict(), json)
         return
     meter = Meter()
@@ -89,7 +93,7 @@ def train(
 
     kernels.keep_memory()  # of this process, which trains and then ends
     with joined(plan, device) as workers, meter if workers.first else nullcontext():
-        run = train_and_report(plan, out, watch, device, lambda text: say(text, console=err), workers)
+        run = train_and_report(plan, out, watch, device, lambda text: say(text, console=err), workers, changes)
     if not workers.first:
         return
     scored = [m for m in run.metrics() if "held_out_bits_per_byte" in m]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from interlace.base.errors import InterlaceError
@@ -30,13 +30,14 @@ def train_and_report(
     device: str = "cpu",
     say: Callable[[str], None] = lambda _: None,
     workers: Alone | None = None,
+    changes: Collection[str] = (),
 ) -> TrainingRun:
     """Train, or resume training, in the run folder `out`; its report.html is written however the run ends.
 
     Args:
         watch: as for `train`.
         say: called with a sentence on why the page could not be written.
-        workers: with whom the model is trained.
+        workers, changes: as for `train`.
 
     Raises:
         As `train`. KeyboardInterrupt names the checkpoint that the same command resumes from.
@@ -52,7 +53,7 @@ def train_and_report(
         return HeldOut(corpus, recipe.data.length, recipe.train.evaluation_tokens).score
 
     try:
-        run = train(recipe, out, evaluate, told, device, workers)
+        run = train(recipe, out, evaluate, told, device, workers, changes)
         if workers is None or workers.first:
             _write_samples(run.path, run.checkpoints()[-1])
     except KeyboardInterrupt:

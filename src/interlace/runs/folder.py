@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,30 +16,51 @@ from interlace.runs.versions import versions
 
 CONFIG, METRICS = "run.toml", "metrics.jsonl"
 NOT_CONFIG = ("versions", "machine", "checked")  # tables of run.toml that are no part of what was asked for
+SHOWN = 5  # differences in a message
+Config = dict[str, Any]
 EMPTY = ("data", INSIDE)  # what a folder may hold before its run begins
 
 
 class RunFolder:
     """The folder of a long command; its run.toml says what was asked for."""
 
-    def __init__(self, path: Path):
-        """Store the path; the folder need not exist yet."""
-        self.path = user_path(path, RunError)
+    def __init__(
+        self, path: Path, filled: Callable[[Config], Config] = lambda config: config, fixed: Sequence[str] = ("",)
+    ):
+        """Store the path; the folder need not exist yet.
+
+        Args:
+            filled: writes out the defaults of keys that a config from before they existed lacks.
+            fixed: keys that a run which has begun cannot change, with all below them; the empty one stands for all.
+        """
+        self.path, self._filled, self._fixed = user_path(path, RunError), filled, fixed
 
     @classmethod
-    def open(cls, path: Path, config: dict[str, Any]) -> Self:
+    def open(cls, path: Path, config: Config) -> Self:
         """Start a run, or resume the one that this config started; a run without a step is replaced.
 
         Raises:
-            RunError: the folder belongs to something else; the message names the first difference.
+            RunError: the folder belongs to something else; the message names the differences.
         """
         run = cls(path)
-        if run.belongs_to(config):
-            return run
-        with disk_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-        write_file(run.file, tomli_w.dumps({**config, "versions": versions(), "machine": {}}))
+        run.take_up(config)
         return run
+
+    def take_up(self, config: Config, changes: Collection[str] = ()) -> None:
+        """Start the run, or resume the one that this config started; a run without a step is replaced.
+
+        changes: keys that may differ from those it was started with.
+
+        Raises:
+            RunError: the folder belongs to something else; the message names the differences.
+        """
+        known = self.belongs_to(config, changes)
+        if known and not list(differences(self._filled(self.config()), config)):
+            return
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        kept = {name: table for name, table in self.tables().items() if name in NOT_CONFIG} if known else {}
+        write_file(self.file, tomli_w.dumps({**config, "versions": versions(), "machine": {}, **kept}))
 
     def remember(self, *, machine: dict[str, Any] | None = None, **more: Any) -> None:
         """Record where a run is first trained, and more, such as its precision; what is recorded already stays."""
@@ -48,22 +70,22 @@ class RunFolder:
         if found != known and not (known and machine):
             write_file(self.file, tomli_w.dumps({**tables, "machine": found}))
 
-    def belongs_to(self, config: dict[str, Any]) -> bool:
+    def belongs_to(self, config: Config, changes: Collection[str] = ()) -> bool:
         """Return whether the folder holds the run of this config; False if there is none, or it has not begun.
+
+        changes: keys that may differ from those it was started with.
 
         Raises:
             RunError: it belongs to something else.
         """
         if self.file.is_file():
-            difference = first_difference(self.config(), config)
-            if difference is None:
+            found = list(differences(self._filled(self.config()), config))
+            if not found:
                 return True
             if not self.has_begun():
                 return False
-            key, before, now = difference
-            raise RunError(
-                f"{self.path}: belongs to a different run ({key} was {before!r} and is now {now!r}); name another --out"
-            )
+            self._check_changes(found, changes)
+            return True
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path}: exists and is not a run folder; name another --out")
         if file := next((p for p in self.path.parents if p.exists() and not p.is_dir()), None):
@@ -71,6 +93,18 @@ class RunFolder:
         if self.path.exists() and any(p for p in self.path.iterdir() if p.name not in EMPTY):
             raise RunError(f"{self.path}: exists and is not a run folder; name another --out")
         return False
+
+    def _check_changes(self, found: Sequence[tuple[str, Any, Any]], changes: Collection[str]) -> None:
+        """Raise RunError for the differences that are not allowed."""
+        fixed = [one for one in found if any(_below(one[0], key) for key in self._fixed)]
+        refused = [one for one in found if one in fixed or not any(_below(one[0], key) for key in changes)]
+        if not refused:
+            return
+        said = ", ".join(f"{key} was {before!r:.80} and is now {now!r:.80}" for key, before, now in refused[:SHOWN])
+        more = f", and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+        keys = ",".join(key for key, _, _ in refused)
+        remedy = "" if fixed else f", or go on with --allow-changes {keys}"
+        raise RunError(f"{self.path}: belongs to a different run ({said}{more}); name another --out{remedy}")
 
     def has_begun(self) -> bool:
         """Return whether the folder holds work that would be lost."""
@@ -133,13 +167,17 @@ class RunFolder:
         return self.path / METRICS
 
 
-def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """Return (dotted key, old, new) of the first place where two configs differ."""
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted key, old, new) of each place where two configs differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in dict.fromkeys((*old, *new)):
-            found = first_difference(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-            if found:
-                return found
-        return None
+            yield from differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        return
     old, new = (list(x) if isinstance(x, tuple) else x for x in (old, new))
-    return None if old == new else (key, old, new)
+    if old != new:
+        yield key, old, new
+
+
+def _below(key: str, table: str) -> bool:
+    """Return whether a dotted key is another, or lies below it; all lie below the empty one."""
+    return not table or key == table or key.startswith(f"{table}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from interlace.runs.checkpoints import (
 )
 from interlace.runs.folder import RunFolder
 
+LOG = logging.getLogger("interlace")
 WORDS = ("diverged", "skipped")  # of a line of metrics.jsonl: why training ended, why a step changed no weight
 
 
@@ -93,6 +95,13 @@ class TrainingRun(RunFolder):
         last = self.check_log()
         found = self.checkpoints()
         if newest := newest_whole([p for p in found if (step_of(p) or 0) <= last]):
+            if later := [p.name for p in found if (step_of(p) or 0) > (step_of(newest) or 0) and not is_whole(p)]:
+                LOG.warning(
+                    "%s: %s is damaged (a file is missing, or its checksum differs); going on from %s",
+                    self.path / "checkpoints",
+                    ", ".join(later),
+                    newest.name,
+                )
             return newest
         if damaged := [p.name for p in found if not is_whole(p)]:
             raise RunError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from interlace.runs.training import TrainingRun
 from interlace.train.corpus import check_fit, check_inputs, open_corpus, prepared_folder
 from interlace.train.gauge import Gauge
 from interlace.train.memory import Footprint, explained, footprint
-from interlace.train.recipe import Recipe
+from interlace.train.recipe import FIXED, Recipe, filled
 from interlace.train.schedule import horizon_steps
 from interlace.train.steps import take_steps
 from interlace.train.trainer import StepResult, Trainer
@@ -87,6 +87,7 @@ def train(
     watch: Watch = silent,
     device: str = "cpu",
     workers: Alone | None = None,
+    changes: Collection[str] = (),
 ) -> TrainingRun:
     """Train, or go on training, in the run folder `out`; return it when the last step is done.
 
@@ -95,6 +96,7 @@ def train(
         watch: told how the text is prepared, then "starting" with the step to start from and the steps in all, then
             "training" after each step, with the row that was logged; of the first worker alone.
         workers: with whom the model is trained; each of them calls this.
+        changes: keys of the recipe that may differ from those that the run was started with.
 
     Raises:
         RunError: `out` belongs to a different run, another process works in it, or what it began with was changed.
@@ -103,10 +105,10 @@ def train(
     """
     resolve_device(device)
     workers = workers or Alone()
-    run = TrainingRun(out)
+    run = TrainingRun(out, filled, FIXED)
     opened = ExitStack()
     with opened:
-        workers.first_does(lambda: _open(recipe, run, device, opened))
+        workers.first_does(lambda: _open(recipe, run, device, opened, changes))
         gauge: Gauge | None = None
 
         def predict() -> Footprint:
@@ -127,12 +129,13 @@ def train(
         return run
 
 
-def _open(recipe: Recipe, run: TrainingRun, device: str, opened: ExitStack) -> None:
+def _open(recipe: Recipe, run: TrainingRun, device: str, opened: ExitStack, changes: Collection[str]) -> None:
     """Check whether a run can begin or go on, hold its folder, and record what runs."""
-    if not run.belongs_to(recipe.to_dict()) or not run.has_begun():
+    if not run.belongs_to(recipe.to_dict(), changes) or not run.has_begun():
         check_inputs(recipe)
     opened.enter_context(hold_folder(run.path, wait_seconds=ORPHAN_SECONDS if os.environ.get(PARENT) else 0.0))
-    TrainingRun.open(run.path, recipe.to_dict()).remember(machine=facts(device))
+    run.take_up(recipe.to_dict(), changes)
+    run.remember(machine=facts(device))
 
 
 def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str, workers: Alone) -> tuple[Trainer, Corpus]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from interlace.base.errors import ConfigError
 from interlace.base.schema import Closed, read_toml, validate
 from interlace.checkpoint.folder import resolve
 from interlace.checkpoint.load import describe
@@ -149,6 +150,13 @@ class TrainSettings(Closed):
         return self
 
 
+# Keys that a run which has begun cannot change: what it has learnt from, and what its checkpoints hold.
+FIXED = (
+    "model",
+    *(f"data.{name}" for name in ("source", "field", "template", "turns", "tokenizer", "held_out")),
+    *(f"train.{name}" for name in ("start", "optimizer")),
+)
+
 Size = Annotated[int, Field(gt=0)] | Literal["auto"]
 
 
@@ -183,6 +191,14 @@ class Recipe(Closed):
         """Plain data that builds the same run, whatever the number of workers."""
         rest = self.model_dump(mode="json", exclude={"model", "parallel"}, exclude_none=True)
         return {"model": self.model.to_dict(), **rest}
+
+
+def filled(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the plain data of a recipe with defaults written out, of keys that it may be older than."""
+    try:
+        return validate(Recipe, config, where="").to_dict()
+    except ConfigError:
+        return config
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

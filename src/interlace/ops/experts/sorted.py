@@ -13,6 +13,7 @@ from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.experts.plain import act
 
 LARGEST = 1024  # rows of one product
+LEAST = 4  # of fewer rows a library takes other sums: a token's result would depend on who chose its expert with it
 INPUTS = "Tensor x, Tensor chosen, Tensor weights, Tensor first, Tensor second, str activation"
 GRADIENTS = ("x", "weights", "first", "second")
 
@@ -36,6 +37,12 @@ def by_expert(chosen: Tensor, experts: int) -> Iterator[tuple[int, Tensor]]:
             start += size
 
 
+def _filled(tokens: Tensor) -> Tensor:
+    """Return at least LEAST tokens, the last one as often as needed."""
+    missing = LEAST - tokens.shape[0]
+    return tokens if missing <= 0 else torch.cat((tokens, tokens[-1:].expand(missing)))
+
+
 def forward(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, activation: str) -> Tensor:
     """Map x [rows, D], chosen and weights [rows, k], first [E, A, D], second [E, D', I] to [rows, D']."""
     k, wide = chosen.shape[1], torch.promote_types(x.dtype, torch.float32)
@@ -43,7 +50,9 @@ def forward(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: T
     shares = weights.flatten().to(wide)
     for expert, places in by_expert(chosen, first.shape[0]):
         tokens = places // k
-        hidden = act(x[tokens] @ first[expert].to(x.dtype).T, activation) @ second[expert].to(x.dtype).T
+        inputs = x[_filled(tokens)]
+        hidden = act(inputs @ first[expert].to(x.dtype).T, activation) @ second[expert].to(x.dtype).T
+        hidden = hidden[: tokens.shape[0]]
         out.index_add_(0, tokens, hidden * shares[places, None])
     return out.to(x.dtype)
 

@@ -33,10 +33,15 @@ class Alive:
         """Begin; every worker has set its name by now."""
         self._thread.start()
 
+    def wait(self) -> None:
+        """Wait until it is known who has stopped, which ends this process; give up after a while."""
+        self._thread.join(timeout=self._silent + 5 * BEAT_SECONDS)
+
     def stop(self, reason: str = "") -> None:
         """End: all is done, or this worker fails for a reason, which the others are told."""
         self._over.set()
-        self._thread.join(timeout=2 * BEAT_SECONDS)
+        if self._thread.is_alive():
+            self._thread.join(timeout=2 * BEAT_SECONDS)
         try:
             if reason:
                 self._store.set("stopped", f"{self._rank}:{self._name} has stopped: {reason}")

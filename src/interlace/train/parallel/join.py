@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from interlace.base.errors import ConfigError, first_line
+from interlace.base.errors import ConfigError, Failure, first_line
 from interlace.base.package import VERSION
 from interlace.train.parallel.plan import check_fits, laid_out, way
 from interlace.train.recipe import Recipe
@@ -66,11 +66,21 @@ def joined(recipe: Recipe, device: str = "cpu") -> Iterator[Alone]:
         alive.start()
         yield Workers(Grid(**sizes, by_heads=_by_heads(recipe, sizes, device)), device)
     except BaseException as error:
+        if _lost_another(error):  # its name and reason are known in a moment
+            alive.wait()
+            reason = first_line(error)
+            raise Failure(f"worker {rank}: has lost the others: {reason}") from error
         reason = "" if getattr(error, "shared", False) else first_line(error)  # of which all workers know already
         raise
     finally:
         alive.stop(reason)
         dist.destroy_process_group()
+
+
+def _lost_another(error: BaseException) -> bool:
+    """Return whether a collective failed because another worker has gone; torch has no one class for it."""
+    words = ("gloo", "NCCL", "Connection reset", "Connection closed")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _by_heads(recipe: Recipe, sizes: dict[str, int], device: str) -> bool:
