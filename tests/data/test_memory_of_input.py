@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from interlace.base.errors import DataError
-from interlace.data.prepare import _batches, prepare
+from interlace.data.encode import in_batches
+from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
 from interlace.text.rows import ROW_BYTES
@@ -255,7 +256,7 @@ HEAVY = ("tools", "other", "reasoning_content", "tool_calls")
 def test_a_row_weighs_what_all_its_keys_weigh(tmp_path, key):
     """Rows are held together up to 256 Ki characters, and one more."""
     (tmp_path / "rows.jsonl").write_text(heavy(key, 120_000) * 12)
-    found = [len(batch) for batch in _batches(Sources([tmp_path / "rows.jsonl"]))]
+    found = [len(batch) for batch in in_batches(iter(Sources([tmp_path / "rows.jsonl"])))]
     assert found == [3, 3, 3, 3]
 
 

@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -58,8 +58,12 @@ def sentence(schema: type[BaseModel], error: ValidationError, where: str) -> str
 
 def _fields(schema: type[BaseModel], path: list[str]) -> list[str]:
     """Names of the fields that the table at `path` may hold."""
-    for step in path:
+    steps = iter(path)
+    for step in steps:
         inner = schema.model_fields[step].annotation if step in schema.model_fields else None
+        if get_origin(inner) is dict:  # tables by name
+            inner = get_args(inner)[1]
+            next(steps, None)
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             break
         schema = inner

@@ -20,9 +20,14 @@ def prepare(
     out: Place,
     field: str = "text",
     held_out: float = 0.05,
+    workers: int = 1,
+    keep_duplicates: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Turn text files, folders, JSONL and gzip into token shards with a manifest.
+    """Turn text of any size into token shards with a manifest: text, JSONL, Parquet, gzip, zstd, folders, globs.
+
+    Killed and started again, the same command goes on with the pieces that are left. Rows that cannot be used are
+    counted, and kept in aside.jsonl of the folder.
 
     Examples:
 
@@ -30,10 +35,14 @@ def prepare(
 
         interlace data prepare rows.jsonl.gz --field answer --tokenizer data/mine/tokenizer.json --out data/rows
 
+        interlace data prepare 'crawl/*.parquet' --tokenizer tok/tokenizer.json --out data/crawl --workers 8
+
+        interlace data prepare 'hf:OWNER/NAME?config=en&split=train' --tokenizer tok/tokenizer.json --out data/hub
+
     Parameters
     ----------
     sources: Path
-        Files and folders of text.
+        Files and folders of text, globs in quotes, or hf:OWNER/NAME for a data set of the hub (extra `datasets`).
     tokenizer: str
         A tokenizer.json, or train:N to learn a byte-level BPE of N entries from the train split.
     out: Path
@@ -42,6 +51,10 @@ def prepare(
         The key that holds the text in JSONL.
     held_out: float
         Share of documents to hold out, chosen by a hash of their name.
+    workers: int
+        Processes that encode at the same time; the result is the same for any number.
+    keep_duplicates: bool
+        Keep documents with the same text; else only the first of them is kept.
     json: bool
         Print the manifest as JSON.
     """
@@ -52,14 +65,30 @@ def prepare(
 
     if not sources:
         raise DataError("SOURCE: required, and not given; name files or folders of text")
+    if workers < 1:
+        raise DataError(f"--workers: must be at least 1, got {workers}")
     out = user_path(out)
-    read = Sources(sources, field)
+    read = Sources(sources, field, aside=[])
     with Meter() as meter:
-        manifest = run(read, tokenizer, out, held_out_share=held_out, watch=meter.update)
+        manifest = run(
+            read,
+            tokenizer,
+            out,
+            held_out_share=held_out,
+            watch=meter.update,
+            workers=workers,
+            drop_duplicates=not keep_duplicates,
+        )
     for name, reason in list(read.skipped.items())[:3]:
         say(f"skipped {name}: {reason}", console=err)
     if len(read.skipped) > 3:
         say(f"and {len(read.skipped) - 3} more, listed in {out / 'manifest.json'}", console=err)
+    if read.aside:
+        first = read.aside[0]
+        say(f"{len(read.aside):,} rows cannot be used, and are kept in {out / 'aside.jsonl'}", console=err)
+        say(f"the first is {first['where']}: {first['why']}", console=err)
+    if manifest["duplicates"]:
+        say(f"{manifest['duplicates']:,} documents were left out, since an earlier one has the same text", console=err)
     _show(out, manifest, json)
 
 

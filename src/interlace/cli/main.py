@@ -42,6 +42,7 @@ INTERRUPTED = 130  # exit code
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a disk that takes no more
 GOES_ON = {  # verbs whose work is kept whenever they end; others say themselves what was kept, or keep nothing
     "quickstart": "the same command goes on",
+    "data prepare": "the same command goes on",
     "study ladder": "the same command goes on",
     "study tasks": "the same command runs the cells that are left",
     "distill generate": "the same command goes on",

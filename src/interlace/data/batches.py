@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -74,37 +75,61 @@ def few(targets: Tensor) -> bool:
     return 2 * int((targets != IGNORE).sum()) < targets.shape[0]
 
 
-def batches(split: TokenSplit, rows: int, length: int, seed: int) -> Batches | Conversations:
-    """Return batches of texts, or of conversations, as the split holds them."""
-    kind = Batches if split.learnt is None else Conversations
-    return kind(split, rows, length, seed)
+def batches(
+    split: TokenSplit, rows: int, length: int, seed: int, packing: str = "rows", long: str = "cut"
+) -> Batches | Packs:
+    """Return batches of texts, or of conversations, as the split holds them.
+
+    Args:
+        packing: "rows" of one length, or whole "documents"; conversations are always whole.
+        long: what happens to a document of more than `length` tokens where documents are packed: "cut" or "refuse".
+    """
+    if split.learnt is not None:
+        return Packs(split, *_conversations(split, length), rows, length, seed)
+    if packing == "documents":
+        return Packs(split, *_documents(split, length, long), rows, length, seed)
+    return Batches(split, rows, length, seed)
 
 
-class Conversations:
-    """Whole conversations, packed end to end: a batch holds as many as fit into rows x length tokens.
+def _conversations(split: TokenSplit, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (first token, tokens) of each conversation with an answer in its first `length` tokens, cut there."""
+    assert split.learnt is not None
+    starts, sizes = np.asarray(split.borders[:-1]), np.minimum(np.diff(split.borders), length)
+    learnt = np.array([split.learnt[s + 1 : s + n].any() for s, n in zip(starts, sizes, strict=True)], dtype=bool)
+    if not learnt.any():
+        raise DataError(f"data: no conversation has an answer within its first {length} tokens; raise data.length")
+    return starts[learnt], sizes[learnt]
 
-    Each is a segment of its own, and only what an assistant wrote is a target. One that has more than `length` tokens
-    is cut at its end. Each epoch is shuffled and packed anew, so a batch is a function of (seed, step).
 
-    Memory: 32 bytes for each conversation and 8 for each epoch that has begun; only one epoch's packing is kept.
+def _documents(split: TokenSplit, length: int, long: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (first token, tokens) of each document; a longer one is cut into several of `length` tokens."""
+    starts, sizes = np.asarray(split.borders[:-1]), np.diff(split.borders)
+    starts, sizes = starts[sizes > 0], sizes[sizes > 0]
+    if long == "refuse" and (sizes > length).any():
+        most = int(sizes.max())
+        raise DataError(
+            f"data.length: {int((sizes > length).sum()):,} documents have more than {length} tokens, the longest "
+            f'{most:,}; raise data.length, or set data.long = "cut"'
+        )
+    pieces = -(-sizes // length)
+    inside = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    return np.repeat(starts, pieces) + inside * length, np.minimum(length, np.repeat(sizes, pieces) - inside * length)
+
+
+class Packs:
+    """Whole documents or conversations, packed end to end: a batch holds as many as fit into rows x length tokens.
+
+    Each is a segment of its own. Of conversations, only what an assistant wrote is a target, and one that has more than
+    `length` tokens is cut at its end; of a text that was cut, the last token's target is the first of the next piece.
+    Each epoch is shuffled and packed anew, so a batch is a function of (seed, step).
+
+    Memory: 24 bytes for each document and 8 for each epoch that has begun; only one epoch's packing is kept.
     """
 
-    def __init__(self, split: TokenSplit, rows: int, length: int, seed: int):
-        """Prepare batches of at most rows x length tokens.
-
-        Raises:
-            DataError: no conversation has an answer within its first `length` tokens.
-        """
-        assert split.learnt is not None
+    def __init__(self, split: TokenSplit, starts: np.ndarray, sizes: np.ndarray, rows: int, length: int, seed: int):
+        """Prepare batches of at most rows x length tokens; starts and sizes are those of the documents' tokens."""
         self.split, self.rows, self.length, self.seed = split, rows, length, seed
-        sizes = np.minimum(np.diff(split.borders), length)
-        starts = split.borders[:-1]
-        learnt = np.array([split.learnt[s + 1 : s + n].any() for s, n in zip(starts, sizes, strict=True)], dtype=bool)
-        self.useful = np.flatnonzero(learnt)
-        self.sizes = sizes
-        self.cut = int((np.diff(split.borders) > length).sum())
-        if not len(self.useful):
-            raise DataError(f"data: no conversation has an answer within its first {length} tokens; raise data.length")
+        self.starts, self.sizes = starts, sizes
         self._counts: list[int] = []  # batches of each epoch, as far as is known
         self._epoch = -1
         self._order = self._ends = np.zeros(0, dtype=np.int64)
@@ -128,18 +153,26 @@ class Conversations:
         self._pack(epoch)
         tokens, targets, lengths = [], [], []
         for document in self._order[self._ends[step - 1] if step else 0 : self._ends[step]]:
-            start, size = int(self.split.borders[document]), int(self.sizes[document])
-            read = self.split.read(start, start + size)
-            assert self.split.learnt is not None
-            goal = np.where(self.split.learnt[start + 1 : start + size], read[1:], IGNORE)
+            read, goal = self._document(int(self.starts[document]), int(self.sizes[document]))
             tokens.append(read)
-            targets.append(np.append(goal, IGNORE))
-            lengths.append(size)
+            targets.append(goal)
+            lengths.append(len(read))
         return Batch(
             torch.from_numpy(np.concatenate(tokens)),
             torch.from_numpy(np.concatenate(targets)),
             Segments.from_lengths(lengths),
         )
+
+    def _document(self, start: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return tokens and targets."""
+        learnt = self.split.learnt
+        if learnt is not None:
+            read = self.split.read(start, start + size)
+            return read, np.append(np.where(learnt[start + 1 : start + size], read[1:], IGNORE), IGNORE)
+        end = int(self.split.borders[np.searchsorted(self.split.borders, start, side="right")])
+        more = start + size < end
+        read = self.split.read(start, start + size + more)
+        return read[:size], read[1:] if more else np.append(read[1:], IGNORE)
 
     def _count(self, epoch: int) -> int:
         """Return the number of batches of an epoch; the epoch is packed if it is not known."""
@@ -152,15 +185,24 @@ class Conversations:
         """The documents of an epoch in shuffled order; each batch ends before the first that does not fit."""
         if epoch == self._epoch:
             return
-        self._order = np.random.default_rng([self.seed, epoch]).permutation(self.useful)
-        ends, size = [], 0
-        for place, more in enumerate(self.sizes[self._order].tolist()):
-            if size and size + more > self.tokens:
-                ends.append(place)
-                size = 0
-            size += more
-        self._ends = np.array([*ends, len(self._order)])
-        self._epoch = epoch
+        self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.sizes))
+        reached = np.cumsum(self.sizes[self._order])
+        ends, before = [], 0
+        while before < reached[-1]:
+            end = int(np.searchsorted(reached, before + self.tokens, side="right"))
+            ends.append(end)
+            before = int(reached[end - 1])
+        self._ends, self._epoch = np.array(ends), epoch
+
+
+def of_rows(rows: Iterable[Sequence[tuple[np.ndarray, np.ndarray]]]) -> Batch:
+    """Return the batch of some rows, each of which is given as (tokens, targets) of its pieces."""
+    pieces = [piece for row in rows for piece in row]
+    return Batch(
+        torch.from_numpy(np.concatenate([tokens for tokens, _ in pieces])),
+        torch.from_numpy(np.concatenate([targets for _, targets in pieces])),
+        Segments.from_lengths([len(tokens) for tokens, _ in pieces]),
+    )
 
 
 class Batches:
@@ -199,18 +241,12 @@ class Batches:
     def batch(self, step: int) -> Batch:
         """The batch of this step, counted from 0."""
         epoch, index = divmod(step, self.per_epoch)
+        return of_rows(self.row(epoch, n) for n in range(index * self.rows, (index + 1) * self.rows))
+
+    def row(self, epoch: int, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(tokens, targets) of each piece of a document in a row of an epoch, by its place in shuffled order."""
         self._shuffle(epoch)
-        tokens, targets, lengths = [], [], []
-        for row in self._row_order[index * self.rows : (index + 1) * self.rows]:
-            for piece, goal in self._row(int(row)):
-                tokens.append(piece)
-                targets.append(goal)
-                lengths.append(len(piece))
-        return Batch(
-            torch.from_numpy(np.concatenate(tokens)),
-            torch.from_numpy(np.concatenate(targets)),
-            Segments.from_lengths(lengths),
-        )
+        return self._row(int(self._row_order[index]))
 
     def _shuffle(self, epoch: int) -> None:
         if epoch == self._epoch:

@@ -6,31 +6,35 @@ import contextlib
 import hashlib
 import json
 import logging
+import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from interlace.base.errors import ConfigError, DataError
-from interlace.base.files import new_folder, sha256, user_path
-from interlace.data.chat import DEFAULT, ChatTemplate, Part
-from interlace.data.sources import Document, HeldOutNames, Sources, split_point
-from interlace.data.tokenizer import END_OF_TEXT, Tokenizer
+from interlace.base.files import PARTIAL, disk_errors, new_folder, sha256, user_path, write_file
+from interlace.data.chat import DEFAULT, ChatTemplate
+from interlace.data.encode import DIGEST, SPLITS, Column, Encoding, Piece, about, as_text, encode_piece, size_bytes
+from interlace.data.sources import HeldOutNames, Sources, Unit, split_point
+from interlace.data.tokenizer import END_OF_TEXT, TOKENIZER, Tokenizer
+from interlace.data.workers import run_pieces
 from interlace.runs.lock import beside, hold
 from interlace.runs.progress import Progress, Watch, silent
 
 LOG = logging.getLogger("interlace")
 SHARD_TOKENS = 1 << 28
-BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 18, 1024  # text encoded at a time
+PIECE_BYTES = 32 << 20  # of sources that are encoded together, by one worker
+SMALL_BYTES = 256 << 20  # of sources that are looked through before anything is written
+ASIDE = "aside.jsonl"  # the rows that could not be used
 LEARNT_BYTES = 12 << 20  # of text that a new tokenizer is learnt from
 PIECE = 1 << 16  # characters of it at a time
 LEAST_ENTRIES = 257  # of a new tokenizer: every byte, and the end of a text
 MANIFEST, MADE_FOR = "manifest.json", "made_for"
-
-"""Called with (what is going on, bytes done, bytes in all)."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +50,6 @@ class Chat:
     turns: str = "all"
 
 
-class _Column:
-    """A file of numbers that is written as they come."""
-
-    def __init__(self, path: Path):
-        self.path, self._digest = path, hashlib.sha256()
-        self._file: IO[bytes] | None = None
-
-    def add(self, values: np.ndarray) -> None:
-        if self._file is None:
-            self._file = open(self.path, "wb")  # noqa: SIM115 - closed by close()
-        raw = values.tobytes()
-        self._file.write(raw)
-        self._digest.update(raw)
-
-    def close(self) -> dict[str, str]:
-        """Close the file; return its name and hash."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-        return {"file": self.path.name, "sha256": self._digest.hexdigest()}
-
-
 class _Split:
     """Writes one split's shards and document borders."""
 
@@ -75,27 +57,37 @@ class _Split:
         self.folder, self.name, self.dtype = folder, name, dtype
         self.tokens = self.documents = self.bytes = self.learnt_tokens = 0
         self.shards: list[dict[str, Any]] = []
-        self._shard: _Column | None = None
-        self._borders = _Column(folder / f"{name}.documents")
+        self._shard: Column | None = None
+        self._borders = Column(folder / f"{name}.documents")
         self._borders.add(np.zeros(1, dtype="<i8"))
-        self._learnt: _Column | None = None  # one byte for each token: 1 where an assistant wrote it
+        self._learnt: Column | None = None  # one byte for each token: 1 where an assistant wrote it
 
-    def add(self, ids: list[int], size_bytes: int, learnt: list[bool] | None = None) -> None:
-        if ids and (self._shard is None or self.shards[-1]["tokens"] + len(ids) > SHARD_TOKENS):
-            self._close_shard()
-            self._shard = _Column(self.folder / f"{self.name}-{len(self.shards):05}.tokens")
-            self.shards.append({"tokens": 0})
-        if self._shard is not None:
-            self._shard.add(np.asarray(ids, dtype=self.dtype))
-            self.shards[-1]["tokens"] += len(ids)
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, learnt: np.ndarray | None) -> None:
+        """Append documents that lie end to end; a shard begins anew before one that it has no room for."""
+        ends = np.cumsum(lengths, dtype=np.int64)
+        begin = first = 0
+        while first < len(lengths):
+            held = self.shards[-1]["tokens"] if self._shard is not None else 0
+            last = int(np.searchsorted(ends - begin, SHARD_TOKENS - held, side="right"))
+            if last == first and held:
+                self._close_shard()
+                continue
+            last = max(last, first + 1)
+            end = int(ends[last - 1])
+            if end > begin:
+                if self._shard is None:
+                    self._shard = Column(self.folder / f"{self.name}-{len(self.shards):05}.tokens")
+                    self.shards.append({"tokens": 0})
+                self._shard.add(tokens[begin:end])
+                self.shards[-1]["tokens"] += end - begin
+            begin, first = end, last
         if learnt is not None:
-            self._learnt = self._learnt or _Column(self.folder / f"{self.name}.learnt")
-            self._learnt.add(np.asarray(learnt, dtype=np.uint8))
-            self.learnt_tokens += sum(learnt)
-        self.tokens += len(ids)
-        self.documents += 1
-        self.bytes += size_bytes
-        self._borders.add(np.asarray([self.tokens], dtype="<i8"))
+            self._learnt = self._learnt or Column(self.folder / f"{self.name}.learnt")
+            self._learnt.add(learnt)
+            self.learnt_tokens += int(learnt.sum())
+        self._borders.add((self.tokens + ends).astype("<i8"))
+        self.tokens += int(ends[-1]) if len(ends) else 0
+        self.documents += len(lengths)
 
     def _close_shard(self) -> None:
         if self._shard is not None:
@@ -132,10 +124,13 @@ def prepare(
     watch: Watch = silent,
     made_for: Mapping[str, Any] | None = None,
     held: bool = False,
+    workers: int = 1,
+    drop_duplicates: bool = False,
 ) -> dict[str, Any]:
     """Write `out` with train and held-out token shards, borders, the tokenizer and a manifest; return the manifest.
 
-    Takes about 1 GiB of memory at most, however long a text, a row or a file is.
+    Takes about 1 GiB of memory at most, however long a text, a row or a file is. A preparation that was killed goes on
+    with the pieces that it had finished.
 
     Args:
         sources: the text.
@@ -146,6 +141,8 @@ def prepare(
         watch: told how far the work is.
         made_for: settings that the folder is made for, kept in the manifest.
         held: whether the caller holds the folder that `out` lies in.
+        workers: processes that encode at the same time; the result is the same for any number.
+        drop_duplicates: whether of documents with the same text only the first is kept.
 
     Raises:
         DataError: a source or the tokenizer cannot be used, or `out` holds something; nothing is then written.
@@ -153,7 +150,9 @@ def prepare(
     """
     out = user_path(out)
     with contextlib.nullcontext() if held else hold(beside(out), out):
-        return _prepare(sources, tokenizer, out, held_out_share, chat or Chat(), watch, made_for)
+        return _prepare(
+            sources, tokenizer, out, held_out_share, chat or Chat(), watch, made_for, workers, drop_duplicates
+        )
 
 
 def check_tokenizer(spec: str) -> None:
@@ -187,54 +186,246 @@ def _prepare(
     chat: Chat,
     watch: Watch,
     made_for: Mapping[str, Any] | None,
+    workers: int,
+    drop_duplicates: bool,
 ) -> dict[str, Any]:
     check_tokenizer(tokenizer)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: exists and is not an empty folder; name another --out, or remove it")
     if not 0 < held_out_share < 1:
         raise DataError(f"held_out: must lie between 0 and 1, got {held_out_share}")
-    held, total, kinds = HeldOutNames(held_out_share), 0, set()
-    for document in sources:
+    units = list(sources.units(PIECE_BYTES))
+    total, few = sum(unit.size for unit in units), sum(unit.size for unit in units) <= SMALL_BYTES
+    held, kinds = _looked_at(sources if few else replace(sources), held_out_share, watch, few)
+    work = out.with_name(f"{out.name}.pieces{PARTIAL}")
+    plan = _plan_of(sources, tokenizer, held, chat, units)
+    with disk_errors(out):
+        model = _begun(work, plan, lambda: _model(sources, tokenizer, held, chat, total, kinds, watch))
+    encoding = Encoding(work / "tokenizer", chat.turns if kinds else "", held, _dtype(model))
+    try:
+        pieces = _pieces(units, work)
+        _encode_all(sources, pieces, encoding, model, total, watch, workers)
+        manifest = _merge(sources, pieces, encoding, model, out, drop_duplicates, made_for)
+    except DataError:
+        shutil.rmtree(work)  # nothing of it serves once the sources are mended
+        raise
+    shutil.rmtree(work)
+    return manifest
+
+
+def _looked_at(sources: Sources, share: float, watch: Watch, all_of_it: bool) -> tuple[HeldOutNames, bool]:
+    """Return which documents are held out, and whether they are conversations; of much text only the first is read."""
+    held, total, kinds = HeldOutNames(share), 0, set()
+    looked = replace(sources, skipped={}, aside=None if sources.aside is None else [], _checked=set())
+    for document in looked:
         held.see(document.name)
         kinds.add(document.messages is not None)
-        total += _bytes(document)
+        total += size_bytes(document)
         watch(Progress("reading", total, 0))
+        if not all_of_it:
+            return HeldOutNames.of_many(share), True in kinds
     if len(kinds) > 1:
         raise DataError("source: holds texts and conversations; prepare them apart")
     held.check()
+    return held, True in kinds
+
+
+def _model(
+    sources: Sources, tokenizer: str, held: HeldOutNames, chat: Chat, total: int, conversations: bool, watch: Watch
+) -> Tokenizer:
+    """Return the tokenizer: the one that is named, or one that is learnt from the train split."""
     watch(Progress("tokenizer", 0, total))
-    learnt_from = _sample(sources, held, total)
-    if True not in kinds:
+    quiet = replace(sources, skipped={}, aside=None if sources.aside is None else [], _checked=set())
+    learnt_from = _sample(quiet, held, total)
+    if not conversations:
         model = _tokenizer(tokenizer, learnt_from)
         if model.eos is None:
             LOG.warning(
                 "tokenizer: names no end of text, so that documents get none and a model does not learn to end one; "
                 "name eos_token in the tokenizer_config.json beside it"
             )
-        return _write(sources, model, held, out, total, watch, made_for=made_for)
+        return model
     model = _tokenizer(tokenizer, learnt_from, _ends(chat.template))
     model.chat_template = chat.template or model.chat_template or DEFAULT
     with contextlib.closing(model.chat()) as writer:
         _check_end(model, writer.end_of_turn())
+    return model
 
-        def parts(document: Document) -> list[Part]:
-            try:
-                found = writer.parts(document.messages or (), chat.turns, document.tools)
-                ignored.update(writer.ignored(document.messages or (), "".join(p.text for p in found), document.tools))
-                return found
-            except (ConfigError, DataError) as error:
-                raise type(error)(f"{document.name}: {error}") from None
 
-        ignored: Counter[str] = Counter()
-        manifest = _write(sources, model, held, out, total, watch, parts, ignored, made_for)
+def _plan_of(sources: Sources, tokenizer: str, held: HeldOutNames, chat: Chat, units: Sequence[Unit]) -> dict[str, Any]:
+    """Return what the pieces of an earlier start must have been made for, to be used again."""
+    spec = tokenizer if new_entries(tokenizer) is not None else sha256(user_path(tokenizer))
+    stamps = []
+    for unit in units:
+        status = unit.path.stat() if unit.hub is None else None
+        stamp = [] if status is None else [status.st_size, status.st_mtime_ns]
+        stamps.append([str(unit.path), unit.name, unit.start, unit.stop, *stamp])
+    return {
+        "format": 1,
+        "tokenizer": spec,
+        "template": chat.template,
+        "turns": chat.turns,
+        "held_out": held.share,
+        "field": sources.text_field,
+        "aside": sources.aside is not None,
+        "units": hashlib.sha256(json.dumps(stamps).encode()).hexdigest(),
+    }
+
+
+def _begun(work: Path, plan: dict[str, Any], make: Callable[[], Tokenizer]) -> Tokenizer:
+    """Return the tokenizer of the work that an earlier start left behind, or begin anew."""
+    file = work / "plan.json"
+    if file.is_file():
+        try:
+            if json.loads(file.read_text(encoding="utf-8")) == plan:
+                return Tokenizer.from_file(work / "tokenizer" / TOKENIZER)
+        except ValueError:
+            pass  # it was cut off: begin anew
+    shutil.rmtree(work, ignore_errors=True)
+    model = make()
+    (work / "tokenizer").mkdir(parents=True)
+    model.write(work / "tokenizer")
+    write_file(file, json.dumps(plan))
+    return model
+
+
+def _pieces(units: Sequence[Unit], work: Path) -> list[Piece]:
+    """Return the units in groups of about PIECE_BYTES, in order."""
+    found: list[Piece] = []
+    for unit in units:
+        if not found or found[-1].size + unit.size > PIECE_BYTES or unit.hub is not None:
+            found.append(Piece(work / f"piece-{len(found):06}"))
+        found[-1].units.append(unit)
+    return found
+
+
+def _encode_all(
+    sources: Sources,
+    pieces: Sequence[Piece],
+    encoding: Encoding,
+    model: Tokenizer,
+    total: int,
+    watch: Watch,
+    workers: int,
+) -> None:
+    """Encode the pieces that are left, here or in several processes."""
+    pending = [piece for piece in pieces if not piece.folder.is_dir()]
+    done = begun = total - sum(piece.size for piece in pending)
+    since = time.monotonic()
+
+    def tell(more: int) -> None:
+        nonlocal done
+        done += more
+        spent = time.monotonic() - since
+        left = spent / (done - begun) * (total - done) if done > begun and spent > 1 else None
+        watch(Progress("encoding", done, total, left))
+
+    tell(0)
+    if workers > 1 and len(pending) > 1:
+        run_pieces(sources, pending, encoding, min(workers, len(pending)), tell)
+        return
+    for piece in pending:
+        encode_piece(sources, piece, encoding, model, tell)
+
+
+def _merge(
+    sources: Sources,
+    pieces: Sequence[Piece],
+    encoding: Encoding,
+    model: Tokenizer,
+    out: Path,
+    drop_duplicates: bool,
+    made_for: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Join the pieces in a new folder, duplicates left out; return its manifest."""
+    dtype = np.dtype(encoding.dtype)
+    notes = [about(piece.folder) for piece in pieces]
+    counts = [note["documents"] for note in notes]
+    kept = _first_ones(pieces) if drop_duplicates else np.ones(sum(counts), dtype=bool)
+    ignored: Counter[str] = Counter()
+    for note in notes:
+        sources.skipped.update(note["skipped"])
+        ignored.update(note["ignored"])
+        if sources.aside is not None:
+            sources.aside += note["aside"]
+    if out.is_dir():
+        out.rmdir()
+    with new_folder(out) as folder, contextlib.ExitStack() as opened:
+        model.write(folder)
+        files = {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+        splits = {name: _Split(folder, name, dtype) for name in SPLITS}
+        for split in splits.values():
+            opened.callback(split.close)
+        first = 0
+        for piece, count in zip(pieces, counts, strict=True):
+            _add_piece(piece.folder, kept[first : first + count], splits, dtype, bool(encoding.turns))
+            first += count
+        for name, split in splits.items():
+            if not split.tokens:
+                what = "no document" if not split.documents else f"{split.documents:,} documents without a token"
+                share = encoding.held.share
+                raise DataError(f"held_out: {share:g} leaves {what} to {name}; give more text, or another share")
+        manifest = {
+            "format": 1,
+            "dtype": dtype.name,
+            "tokenizer": {"sha256": model.hash(), "vocabulary": model.vocabulary, "eos": model.eos},
+            "splits": {name: split.manifest() for name, split in splits.items()},
+            "files": files,
+            "sources": [str(p) for p in sources.paths],
+            "skipped": dict(sorted(sources.skipped.items())),
+            "ignored": dict(sorted(ignored.items())),
+            "duplicates": int((~kept).sum()),
+            "aside": len(sources.aside or ()),
+            **({} if made_for is None else {MADE_FOR: dict(made_for)}),
+        }
+        if sources.aside:
+            lines = "".join(json.dumps(row) + "\n" for row in sources.aside)
+            (folder / ASIDE).write_text(lines, encoding="utf-8")
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     if ignored:
-        counts = ", ".join(f"{key} ({count})" for key, count in sorted(ignored.items()))
+        said = ", ".join(f"{key} ({count})" for key, count in sorted(ignored.items()))
         LOG.warning(
             "data.template: the chat template writes nothing of: %s; they are not learnt. Set data.template to one "
             "that does, or data.turns = 'last' where it leaves them out of earlier turns",
-            counts,
+            said,
         )
     return manifest
+
+
+def _first_ones(pieces: Sequence[Piece]) -> np.ndarray:
+    """Return bool [documents]: whether no earlier document is the same."""
+    raw = b"".join((piece.folder / "digests").read_bytes() for piece in pieces if (piece.folder / "digests").exists())
+    digests = np.frombuffer(raw, dtype=f"V{DIGEST}")
+    kept = np.zeros(len(digests), dtype=bool)
+    kept[np.unique(digests, return_index=True)[1]] = True
+    return kept
+
+
+def _add_piece(
+    folder: Path, kept: np.ndarray, splits: Mapping[str, _Split], dtype: np.dtype[Any], conversations: bool
+) -> None:
+    """Append the documents of a piece that are kept to their splits."""
+    if not len(kept):
+        return
+    places = np.fromfile(folder / "splits", dtype=np.uint8)
+    lengths, sizes = (np.fromfile(folder / name, dtype="<u4").astype(np.int64) for name in ("lengths", "bytes"))
+    for place, name in enumerate(SPLITS):
+        own = places == place
+        if not own.any():
+            continue
+        wanted, mine = kept[own], lengths[own]
+        tokens = np.fromfile(folder / f"{name}.tokens", dtype=dtype)
+        learnt = np.fromfile(folder / f"{name}.learnt", dtype=np.uint8) if conversations else None
+        if not wanted.all():
+            each = np.repeat(wanted, mine)
+            tokens, mine = tokens[each], mine[wanted]
+            learnt = None if learnt is None else learnt[each]
+        splits[name].add(tokens, mine, learnt)
+        splits[name].bytes += int(sizes[own][wanted].sum())
+
+
+def _dtype(model: Tokenizer) -> str:
+    return "<u2" if model.vocabulary <= 1 << 16 else "<u4"
 
 
 def _check_end(model: Tokenizer, end: str) -> None:
@@ -245,69 +436,6 @@ def _check_end(model: Tokenizer, end: str) -> None:
             f"data.template: ends an answer with {end!r}, which this tokenizer writes as {size} tokens, so that "
             "nothing could tell where an answer ends; end it with {{ eos_token }} or another of its special tokens"
         )
-
-
-def _as_text(document: Document) -> str:
-    """Return a conversation roughly as it will be written, to learn a tokenizer from."""
-    return "\n".join(f"<|{m['role']}|>\n{m.get('content') or ''}" for m in document.messages or ())
-
-
-def _bytes(document: Document) -> int:
-    return len((document.text or _as_text(document)).encode("utf-8", "replace"))
-
-
-def _write(
-    sources: Sources,
-    model: Tokenizer,
-    held: HeldOutNames,
-    out: Path,
-    total: int,
-    watch: Watch,
-    parts: Callable[[Document], list[Part]] | None = None,
-    ignored: Mapping[str, int] | None = None,
-    made_for: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Encode everything into a new folder; `ignored` is counted while it goes on."""
-    dtype = np.dtype("<u2" if model.vocabulary <= 1 << 16 else "<u4")
-    if out.is_dir():
-        out.rmdir()
-    with new_folder(out) as folder, contextlib.ExitStack() as opened:
-        model.write(folder)
-        files = {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-        splits = {name: _Split(folder, name, dtype) for name in ("train", "held_out")}
-        for split in splits.values():
-            opened.callback(split.close)
-        done = 0
-        for batch in _batches(sources):
-            ends = [] if model.eos is None else [model.eos]
-            written = [[Part(d.text, True)] if parts is None else parts(d) for d in batch]
-            encoded = model.encode_pieces([[p.text for p in pieces] for pieces in written])
-            for document, pieces, ids in zip(batch, written, encoded, strict=True):
-                split = splits["held_out" if document.name in held else "train"]
-                if parts is None:
-                    split.add(model.begun(ids[0]) + ends, len(document.text.encode()))
-                else:
-                    learnt = [p.learnt for p, part in zip(pieces, ids, strict=True) for _ in part]
-                    split.add([i for part in ids for i in part], sum(len(p.text.encode()) for p in pieces), learnt)
-                done += _bytes(document)
-            watch(Progress("encoding", done, total))
-        for name, split in splits.items():
-            if not split.tokens:
-                what = "no document" if not split.documents else f"{split.documents:,} documents without a token"
-                raise DataError(f"held_out: {held.share:g} leaves {what} to {name}; give more text, or another share")
-        manifest = {
-            "format": 1,
-            "dtype": dtype.name,
-            "tokenizer": {"sha256": model.hash(), "vocabulary": model.vocabulary, "eos": model.eos},
-            "splits": {name: split.manifest() for name, split in splits.items()},
-            "files": files,
-            "sources": [str(p) for p in sources.paths],
-            "skipped": dict(sorted(sources.skipped.items())),
-            "ignored": dict(sorted((ignored or {}).items())),
-            **({} if made_for is None else {MADE_FOR: dict(made_for)}),
-        }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    return manifest
 
 
 def _tokenizer(spec: str, texts: Iterator[str], special: Sequence[str] = ()) -> Tokenizer:
@@ -333,7 +461,7 @@ def _sample(sources: Sources, held: HeldOutNames, total: int) -> Iterator[str]:
     for document in sources:
         if document.name in held or (share < 1 and split_point(f"{document.name} tokenizer") >= share):
             continue
-        text = document.text or _as_text(document)
+        text = document.text or as_text(document)
         while len(text) > PIECE:
             stop = max(text.rfind(" ", PIECE // 2, PIECE), text.rfind("\n", PIECE // 2, PIECE))
             stop = (
@@ -342,16 +470,3 @@ def _sample(sources: Sources, held: HeldOutNames, total: int) -> Iterator[str]:
             yield text[:stop]
             text = text[stop:]
         yield text
-
-
-def _batches(sources: Sources) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in sources:
-        batch.append(document)
-        size += max(_bytes(document), document.size)
-        if size >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

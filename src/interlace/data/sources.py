@@ -1,21 +1,35 @@
-"""Read text as people store it: files, folders, JSONL, gzip."""
+"""Read text as people store it: files, folders, globs, JSONL, Parquet, gzip, zstd, data sets of the hub."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import json
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from interlace.base.errors import DataError
+from interlace.base.errors import DataError, first_line
 from interlace.base.files import user_path
 from interlace.base.text import clean, clean_values
 from interlace.data.chat import Messages, check_messages
-from interlace.text.rows import decoded, is_lines, is_packed, json_lines, text_blocks
+from interlace.text.rows import (
+    KEPT,
+    decoded,
+    is_lines,
+    is_packed,
+    is_table,
+    json_lines,
+    line_starts,
+    table_groups,
+    table_rows,
+    text_blocks,
+)
 
+HUB = "hf:"
 MESSAGES = "messages"  # the key that holds a conversation in JSONL
 PART_BYTES = 16_384  # a lone text file is cut into documents of about this size, at line ends
 LONGEST = 1 << 20  # characters of a document: a longer text is cut where a paragraph, a line or a word ends
@@ -39,6 +53,89 @@ class Document:
     size: int = 0
 
 
+@dataclass(frozen=True)
+class HubData:
+    """A data set of the hub: hf:OWNER/NAME, with ?config=...&split=... behind it.
+
+    Attributes:
+        text: as it was given.
+        options: what `datasets.load_dataset` is called with.
+    """
+
+    text: str
+    options: tuple[tuple[str, str], ...]
+
+    @staticmethod
+    def of(text: str) -> HubData:
+        """Read what was given.
+
+        Raises:
+            DataError: a key is unknown.
+        """
+        name, _, query = text.removeprefix(HUB).partition("?")
+        given = dict(urllib.parse.parse_qsl(query))
+        known = {"config": "name", "split": "split", "files": "data_files", "revision": "revision"}
+        if not name or (wrong := given.keys() - known):
+            what = f"unknown key '{min(wrong)}'" if name else "no name"
+            raise DataError(f"{text}: {what}; write hf:OWNER/NAME?{'&'.join(f'{key}=...' for key in known)}")
+        options = {"path": name, "split": "train"} | {known[key]: value for key, value in given.items()}
+        return HubData(text, tuple(options.items()))
+
+    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(number, row) of each row, as they come.
+
+        Raises:
+            DataError: `datasets` is not installed, or the hub refuses.
+        """
+        try:
+            import datasets
+        except ImportError:
+            raise DataError(
+                f"{self.text}: needs the library `datasets`; install it with: pip install 'interlace[datasets]'"
+            ) from None
+        try:
+            found = datasets.load_dataset(**dict(self.options), streaming=True)
+            yield from enumerate(found, start=1)
+        except Exception as error:
+            raise DataError(f"{self.text}: cannot be read: {first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A file, or some rows of one, which can be read by itself.
+
+    Attributes:
+        path: the file.
+        name: by which its documents are named.
+        source: what was named, by a path: the file itself, or a folder.
+        alone: whether the file itself was named.
+        start, stop: bytes of a file of lines, or groups of rows of a table.
+        first: the number of the first row.
+        size: bytes, about; 0 where it is not known.
+        hub: the data set, where it is one of the hub.
+    """
+
+    path: Path
+    name: str
+    source: Path
+    alone: bool
+    start: int = 0
+    stop: int | None = None
+    first: int = 1
+    size: int = 0
+    hub: HubData | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole file."""
+        return self.start == 0 and self.stop is None
+
+
+def everything(_: PurePath) -> bool:
+    """Want every file."""
+    return True
+
+
 @dataclass
 class Sources:
     """The documents of some files and folders, in a fixed order; can be read more than once.
@@ -49,6 +146,7 @@ class Sources:
         keep: whether a file of a folder is wanted, given its path below the folder.
         cut: whether a text file that stands alone is cut into parts, each a document.
         skipped: reason by path, filled while reading.
+        aside: rows that cannot be used are put here, and left out; None to refuse them.
 
     A document has at most LONGEST characters, and no more than about two are in memory at once. Where files of two
     sources have the same name, the later one's is told apart by the number of its source: book.txt and book.txt@2.
@@ -56,9 +154,10 @@ class Sources:
 
     paths: Sequence[Path]
     text_field: str = "text"
-    keep: Callable[[PurePath], bool] = lambda _: True
+    keep: Callable[[PurePath], bool] = everything
     cut: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
+    aside: list[dict[str, str]] | None = None
     _checked: set[tuple[str, int, int]] = field(default_factory=set)
     _renamed: dict[Path, str] | None = None
 
@@ -68,16 +167,52 @@ class Sources:
         Raises:
             DataError: a source is missing, empty, binary, not UTF-8, or not what its ending says.
         """
-        paths = [user_path(path) for path in self.paths]
+        for units in self._by_source():
+            folder, found = None, False
+            for unit in units:
+                folder = folder if unit.alone else unit.source
+                for document in self.read(unit):
+                    found = True
+                    yield document
+            if folder is not None and not found:
+                raise DataError(f"{folder}: holds no text file that is UTF-8 and not empty")
+
+    def units(self, every: int | None = None) -> Iterator[Unit]:
+        """Yield what can be read by itself, in order; large files of rows are cut about `every` bytes."""
+        for units in self._by_source(every):
+            yield from units
+
+    def _by_source(self, every: int | None = None) -> Iterator[Iterator[Unit]]:
+        sources = self._sources()
+        paths = [path for path in sources if isinstance(path, Path)]
         if self._renamed is None:
             self._renamed = _same_names([self.files(path) for path in paths]) if len(paths) > 1 else {}
-        for path in paths:
-            if path.is_dir():
-                yield from self._folder(path)
-            elif path.is_file():
-                yield from self._file(path, self._renamed.get(path, path.name), alone=True)
+        for source in sources:
+            if isinstance(source, HubData):
+                yield iter([Unit(Path(source.text), source.text, Path(source.text), True, hub=source)])
+            elif source.is_dir():
+                yield self._of_folder(source, every)
+            elif source.is_file():
+                yield _cut_file(source, self._renamed.get(source, source.name), source, True, every)
             else:
-                raise DataError(f"{path}: no such file or folder")
+                raise DataError(f"{source}: no such file or folder")
+
+    def _sources(self) -> list[Path | HubData]:
+        found: list[Path | HubData] = []
+        for given in self.paths:
+            text = str(given)
+            if text.startswith(HUB):
+                found.append(HubData.of(text))
+                continue
+            path = user_path(given)
+            if not path.exists() and any(c in text for c in "*?["):
+                matched = sorted(glob.glob(str(path), recursive=True))
+                if not matched:
+                    raise DataError(f"{path}: matches no file")
+                found += [Path(one) for one in matched]
+            else:
+                found.append(path)
+        return found
 
     def files(self, source: Path) -> Iterator[tuple[Path, str]]:
         """Return the wanted files of a source, and their names below it."""
@@ -90,39 +225,48 @@ class Sources:
             if not hidden and self.keep(name) and path.is_file():
                 yield path, name.as_posix()
 
-    def _folder(self, folder: Path) -> Iterator[Document]:
-        found, renamed = False, self._renamed or {}
+    def every_file(self) -> Iterator[Path]:
+        """Yield the paths of all files, with links followed; missing ones, and data sets of the hub, are left out."""
+        for source in self._sources():
+            if isinstance(source, Path):
+                yield from (path for path, _ in self.files(source.resolve()) if path.is_file())
+
+    def _of_folder(self, folder: Path, every: int | None) -> Iterator[Unit]:
+        renamed, none = self._renamed or {}, True
         for path, own in self.files(folder):
-            name = renamed.get(path, own)
-            try:
-                for document in self._file(path, name, alone=False):
-                    found = True
-                    yield document
-            except DataError as error:
-                if is_lines(path):
-                    raise
-                self.skipped[name] = str(error).removeprefix(f"{path}: ")
-        if not found:
+            none = False
+            yield from _cut_file(path, renamed.get(path, own), folder, False, every)
+        if none:
             raise DataError(f"{folder}: holds no text file that is UTF-8 and not empty")
 
-    def _file(self, path: Path, name: str, alone: bool) -> Iterator[Document]:
-        if is_lines(path):
-            yield from self._lines(path, name)
-            return
-        if path.stat().st_size <= LONGEST and not is_packed(path):
+    def read(self, unit: Unit) -> Iterator[Document]:
+        """Yield the documents of a unit; what is no text in a folder is skipped and noted."""
+        try:
+            yield from self._read(unit)
+        except DataError as error:
+            if unit.alone or is_lines(unit.path) or is_table(unit.path):
+                raise
+            self.skipped[unit.name] = str(error).removeprefix(f"{unit.path}: ")
+
+    def _read(self, unit: Unit) -> Iterator[Document]:
+        path, name = unit.path, unit.name
+        if unit.hub is not None:
+            yield from self._rows(unit, unit.hub.rows())
+        elif is_table(path):
+            yield from self._rows(unit, table_rows(path, slice(unit.start, unit.stop), unit.first))
+        elif is_lines(path):
+            yield from self._lines(unit)
+        elif path.stat().st_size <= LONGEST and not is_packed(path):
             text = decoded(path.read_bytes(), path)
-            if alone and self.cut and len(text) > 2 * PART_BYTES:
+            if unit.alone and self.cut and len(text) > 2 * PART_BYTES:
                 yield from (Document(f"{name}#{i:05}", part) for i, part in enumerate(parts(text)))
             else:
                 yield Document(name, text)
-            return
-        self._check(path)
-        if alone and self.cut:
-            found = _or_whole(lone_parts(text_blocks(path)))
         else:
-            found = _or_whole(cut_long(text_blocks(path)))
-        for number, part in found:
-            yield Document(name if number is None else f"{name}#{number:05}", part)
+            self._check(path)
+            cut = lone_parts if unit.alone and self.cut else cut_long
+            for number, part in _or_whole(cut(text_blocks(path))):
+                yield Document(name if number is None else f"{name}#{number:05}", part)
 
     def _check(self, path: Path) -> None:
         """Read a whole file, once, before any of it is used: a broken file is left out whole."""
@@ -137,25 +281,72 @@ class Sources:
             raise DataError(f"{path}: is empty")
         self._checked.add(stamp)
 
-    def _lines(self, path: Path, name: str) -> Iterator[Document]:
+    def _lines(self, unit: Unit) -> Iterator[Document]:
         something = False
-        for number, line in json_lines(path):
-            something = True
+
+        def refused(number: int, line: str, error: DataError) -> None:
+            self._put_aside(f"{unit.path}:{number}", line, error)
+
+        lines = json_lines(unit.path, unit.start, unit.stop, unit.first, refused if self.aside is not None else None)
+        for number, line in lines:
+            something, where = True, f"{unit.path}:{number}"
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}:{number}: is not JSON: {error}") from None
-            if isinstance(row, dict) and MESSAGES in row and self.text_field not in row:
-                yield _conversation(row, f"{name}:{number}", f"{path}:{number}", len(line))
+                self._put_aside(where, line, DataError(f"{where}: is not JSON: {error}"))
                 continue
-            if not isinstance(row, dict) or not isinstance(row.get(self.text_field), str):
-                keys = clean(", ".join(row)) if isinstance(row, dict) else type(row).__name__
-                raise DataError(f"{path}:{number}: has no text under '{self.text_field}' (found: {keys}); set --field")
-            if text := clean(row[self.text_field]):
-                for part, piece in _or_whole(cut_long(iter([text]))):
-                    yield Document(f"{name}:{number}" if part is None else f"{name}:{number}#{part:05}", piece)
-        if not something:
-            raise DataError(f"{path}: is empty")
+            yield from self._documents(row, f"{unit.name}:{number}", where, len(line))
+        if not something and unit.whole:
+            raise DataError(f"{unit.path}: is empty")
+
+    def _rows(self, unit: Unit, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[Document]:
+        for number, row in rows:
+            size = sum(len(str(value)) for value in row.values())
+            yield from self._documents(row, f"{unit.name}:{number}", f"{unit.path}:{number}", size)
+
+    def _documents(self, row: Any, name: str, where: str, size: int) -> Iterator[Document]:
+        """Yield the documents of a row: a text, in pieces if it is long, or a conversation."""
+        if isinstance(row, dict) and row.get(MESSAGES) is not None and self.text_field not in row:
+            try:
+                yield _conversation(row, name, where, size)
+            except DataError as error:
+                self._put_aside(where, json.dumps(row, default=str), error)
+            return
+        if not isinstance(row, dict) or not isinstance(row.get(self.text_field), str):
+            keys = clean(", ".join(row)) if isinstance(row, dict) else type(row).__name__
+            wrong = DataError(f"{where}: has no text under '{self.text_field}' (found: {keys}); set --field")
+            self._put_aside(where, json.dumps(row, default=str), wrong)
+            return
+        if text := clean(row[self.text_field]):
+            for part, piece in _or_whole(cut_long(iter([text]))):
+                yield Document(name if part is None else f"{name}#{part:05}", piece)
+
+    def _put_aside(self, where: str, row: str, error: DataError) -> None:
+        """Put a row that cannot be used aside, or refuse it."""
+        if self.aside is None:
+            raise error from None
+        self.aside.append({"where": where, "why": str(error).removeprefix(f"{where}: "), "row": row.strip()[:KEPT]})
+
+
+def _cut_file(path: Path, name: str, source: Path, alone: bool, every: int | None) -> Iterator[Unit]:
+    """Yield a file as one unit, or a large one of rows as several."""
+    size = path.stat().st_size
+    if every is None or size <= every or (is_packed(path) and not is_table(path)):
+        yield Unit(path, name, source, alone, size=size)
+    elif is_table(path):
+        row, begin, held = 1, 0, 0
+        groups = table_groups(path)
+        rows = 0
+        for index, (group_bytes, group_rows) in enumerate(groups, start=1):
+            held, rows = held + group_bytes, rows + group_rows
+            if held >= every or index == len(groups):
+                yield Unit(path, name, source, alone, begin, index, row, held)
+                begin, row, held, rows = index, row + rows, 0, 0
+    elif is_lines(path):
+        for (start, line), (stop, _) in itertools.pairwise(line_starts(path, every)):
+            yield Unit(path, name, source, alone, start, stop, line, stop - start)
+    else:
+        yield Unit(path, name, source, alone, size=size)
 
 
 def _same_names(sources: Sequence[Iterator[tuple[Path, str]]]) -> dict[Path, str]:
@@ -257,6 +448,13 @@ class HeldOutNames:
         """share: the share of all documents that is held out."""
         self.share, self.count, self._chosen = share, 0, 0
         self._least = self._most = ""
+
+    @staticmethod
+    def of_many(share: float) -> HeldOutNames:
+        """Return the rule for so many documents that some are held out and some are not, whatever their names are."""
+        held = HeldOutNames(share)
+        held.count, held._chosen = 2, 1
+        return held
 
     def see(self, name: str) -> None:
         """Count a document."""

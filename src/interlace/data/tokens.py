@@ -107,6 +107,7 @@ class Corpus:
     manifest: dict[str, Any]
     tokenizer: Tokenizer
     splits: dict[str, TokenSplit]
+    parts: tuple[tuple[str, Corpus], ...] = ()  # of a mixture, by name
 
     @staticmethod
     def open(folder: Path) -> Corpus:

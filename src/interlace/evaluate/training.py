@@ -14,7 +14,7 @@ from interlace.evaluate.bits_per_byte import HeldOut
 from interlace.generation.text import generate
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
-from interlace.train.corpus import prepared_folder
+from interlace.train.corpus import again
 from interlace.train.loop import Evaluate, train
 from interlace.train.recipe import DataSettings, Recipe
 from interlace.train.report import SAMPLES, write_report
@@ -81,7 +81,7 @@ def _write_samples(run: Path, checkpoint: Path) -> None:
     if (run / SAMPLES).is_file():
         return
     data = DataSettings.model_validate(TrainingRun(run).config()["data"])
-    corpus = Corpus.open(prepared_folder(data) or run / "data")
+    corpus = again(data, run / "data")
     split, model = corpus.splits["held_out"], load(checkpoint)
     room = min(SAMPLE_TOKENS, (model.config.max_positions or 1 << 20) - PROMPT_TOKENS - 1)
     samples = []

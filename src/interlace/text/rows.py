@@ -1,32 +1,44 @@
-"""Read rows and texts of files: UTF-8, gzip, JSON lines, with one block or line in memory at a time."""
+"""Read rows and texts of files: UTF-8, gzip, zstd, JSON lines, Parquet; one block or row in memory at a time."""
 
 from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from interlace.base.errors import DataError
+from interlace.base.errors import DataError, first_line
 
 LINES = (".jsonl", ".ndjson")
+PACKED = (".gz", ".zst")
+TABLE = ".parquet"
+ROWS = 256  # of a table that are in memory at a time
+NEEDS = "needs pyarrow; install it with: pip install 'interlace[data]'"
 ROW_BYTES = 16 << 20  # of a line of JSONL
 BLOCK = 1 << 20  # bytes read at a time
+KEPT = 2000  # characters of a line that is left out
+Refused = Callable[[int, str, DataError], None]
 HEAD = 1 << 16  # bytes in which a NUL says that a file is binary
 
 
 def is_lines(path: Path) -> bool:
     """Whether a file holds one JSON value per line."""
-    return path.name.removesuffix(".gz").endswith(LINES)
+    return path.name.removesuffix(".gz").removesuffix(".zst").endswith(LINES)
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file is a table of Parquet."""
+    return path.suffix == TABLE
 
 
 def is_packed(path: Path) -> bool:
     """Whether a file is compressed."""
-    return path.suffix == ".gz"
+    return path.suffix in PACKED
 
 
 def decoded(raw: bytes, path: Path) -> str:
@@ -51,18 +63,87 @@ def _not_utf8(path: Path, byte: int) -> DataError:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
-    """A file's bytes, unpacked if its name ends in .gz.
+    """A file's bytes, unpacked if its name ends in .gz or .zst.
 
     Raises:
-        DataError: it cannot be read, or is not a whole gzip file.
+        DataError: it cannot be read, or is not a whole file of that kind.
     """
     try:
         with open(path, "rb") as raw:
-            yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_packed(path) else raw
+            if path.suffix == ".zst":
+                yield _unpacked_zstd(path)
+            else:
+                yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_packed(path) else raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: is not a whole gzip file: {error}") from None
     except OSError as error:
+        if path.suffix == ".zst" and error.strerror is None:
+            raise DataError(f"{path}: is not a whole zstd file: {first_line(error)}") from None
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _unpacked_zstd(path: Path) -> IO[bytes]:
+    try:
+        import pyarrow
+    except ImportError:
+        raise DataError(f"{path}: a zstd file {NEEDS}") from None
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), BLOCK)
+
+
+def table_groups(path: Path) -> list[tuple[int, int]]:
+    """(bytes, rows) of each group of rows of a Parquet file.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    with _table(path) as table:
+        groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
+        return [(group.total_byte_size, group.num_rows) for group in groups]
+
+
+def table_rows(path: Path, groups: slice, first: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, row) of some groups of rows of a Parquet file; `first` is the number of the first.
+
+    Raises:
+        DataError: it is no such file.
+    """
+    with _table(path) as table:
+        wanted = range(table.metadata.num_row_groups)[groups]
+        number = first
+        for batch in table.iter_batches(batch_size=ROWS, row_groups=list(wanted)) if wanted else ():
+            for row in batch.to_pylist():
+                yield number, row
+                number += 1
+
+
+@contextmanager
+def _table(path: Path) -> Iterator[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{path}: a Parquet file {NEEDS}") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            yield table
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet: {first_line(error)}") from None
+
+
+def line_starts(path: Path, every: int) -> list[tuple[int, int]]:
+    """(byte, number of the line) of lines about `every` bytes apart, and the end; of a file that is not packed."""
+    found, line, place, due = [(0, 1)], 1, 0, every
+    with open_bytes(path) as file:
+        while block := file.read(BLOCK):
+            while place + len(block) > due:
+                end = block.find(b"\n", max(0, due - place))
+                if end < 0:
+                    break
+                found.append((place + end + 1, line + block.count(b"\n", 0, end + 1)))
+                due = place + end + 1 + every
+            line += block.count(b"\n")
+            place += len(block)
+    return [*(one for one in found if one[0] < place), (place, line)]
 
 
 def text_blocks(path: Path) -> Iterator[str]:
@@ -89,23 +170,40 @@ def text_blocks(path: Path) -> Iterator[str]:
             place += len(raw)
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, str]]:
+def json_lines(
+    path: Path, start: int = 0, stop: int | None = None, first: int = 1, refused: Refused | None = None
+) -> Iterator[tuple[int, str]]:
     """(number, line) of each line of a JSONL file that holds something.
 
+    Args:
+        start, stop: bytes to read, of a file that is not packed; `first` is the number of the first line.
+        refused: told of a line that cannot be read, which is then left out.
+
     Raises:
-        DataError: a line is longer than ROW_BYTES, or not UTF-8.
+        DataError: a line is longer than ROW_BYTES, or not UTF-8, and nobody is told.
     """
-    number, place = 0, 0
+    number, place = first - 1, start
     with open_bytes(path) as file:
-        while raw := file.readline(ROW_BYTES + 1):
+        if start:
+            file.seek(start)
+        while (stop is None or place < stop) and (raw := file.readline(ROW_BYTES + 1)):
             number += 1
+            error = None
             if len(raw) > ROW_BYTES:
-                raise DataError(f"{path}:{number}: is longer than {ROW_BYTES >> 20} MiB; split it into several rows")
+                error = DataError(f"{path}:{number}: is longer than {ROW_BYTES >> 20} MiB; split it into several rows")
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, place + error.start) from None
+            except UnicodeDecodeError as wrong:
+                error = error or _not_utf8(path, place + wrong.start)
             place += len(raw)
+            if error is not None:
+                if refused is None:
+                    raise error
+                refused(number, raw[:KEPT].decode("utf-8", "replace"), error)
+                while len(raw) > ROW_BYTES and not raw.endswith(b"\n"):  # the rest of a line that is too long
+                    raw = file.readline(ROW_BYTES + 1)
+                    place += len(raw)
+                continue
             if line.strip():
                 yield number, line
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,17 @@ from interlace.base.errors import ConfigError, DataError
 from interlace.base.files import read_json, sha256, user_path
 from interlace.checkpoint.folder import resolve
 from interlace.checkpoint.load import describe
-from interlace.data.batches import batches
+from interlace.data.batches import Batches, Packs, batches
 from interlace.data.chat import read_template
+from interlace.data.mixture import Ingredient, Mixture, joined
 from interlace.data.prepare import MADE_FOR, MANIFEST, Chat, new_entries, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 from interlace.runs.progress import Watch, silent
 from interlace.train.recipe import DataSettings, Recipe
+
+LOG = logging.getLogger("interlace")
 
 
 def open_corpus(
@@ -38,6 +42,8 @@ def open_corpus(
     Raises:
         DataError: the text cannot be used, a file is damaged, or `cache` holds what was prepared for something else.
     """
+    if data.mixture:
+        return _mixed(data, cache, lambda one, name: open_corpus(one, cache / name, watch, begun))
     folder = None if text is not None else prepared_folder(data)
     if folder is not None:
         corpus = Corpus.open(folder)
@@ -51,6 +57,76 @@ def open_corpus(
         prepare(read, data.tokenizer, cache, held_out_share=share, chat=chat, watch=watch, made_for=made_for, held=True)
 
     return kept_corpus(cache, lambda: _made_for(data, read), make, begun)
+
+
+def again(data: DataSettings, cache: Path) -> Corpus:
+    """Open what `open_corpus` returned, by this worker or another, without looking at every byte once more."""
+    if data.mixture:
+        return _mixed(data, cache, lambda one, name: again(one, cache / name))
+    return Corpus.open(prepared_folder(data) or cache)
+
+
+def _mixed(data: DataSettings, cache: Path, open_one: Callable[[DataSettings, str], Corpus]) -> Corpus:
+    """Return the sources of a mixture as one corpus.
+
+    Raises:
+        ConfigError: they have different tokenizers.
+    """
+    parts = []
+    for name, one in data.mixture.items():
+        settings = data.model_copy(update={"source": one.source, "mixture": {}})
+        if prepared_folder(settings) is None and new_entries(data.tokenizer) is not None:
+            raise ConfigError(
+                f"data.mixture.{name}: its text needs a tokenizer that all sources share; name a tokenizer.json as "
+                "data.tokenizer, or prepare the text with `interlace data prepare`"
+            )
+        parts.append((name, open_one(settings, name)))
+    first = parts[0][1]
+    for name, corpus in parts:
+        if corpus.tokenizer.hash() != first.tokenizer.hash():
+            raise ConfigError(
+                f"data.mixture.{name}: was prepared with another tokenizer than {parts[0][0]}; prepare both with one"
+            )
+    splits = {name: joined([corpus.splits[name] for _, corpus in parts]) for name in first.splits}
+    known = {name: corpus.fingerprint() for name, corpus in parts}
+    manifest = {"dtype": first.manifest["dtype"], "tokenizer": first.manifest["tokenizer"], "splits": known}
+    return Corpus(cache, manifest, first.tokenizer, splits, tuple(parts))
+
+
+def batches_of(data: DataSettings, corpus: Corpus, seed: int) -> Batches | Packs | Mixture:
+    """Return the batches of a recipe.
+
+    Raises:
+        DataError: a source has too little text.
+    """
+    if not corpus.parts:
+        split = corpus.splits["train"]
+        return batches(split, data.rows, data.length, seed, data.packing, data.long)
+    wanted = data.mixture
+    found = [Ingredient(n, c.splits["train"], wanted[n].weight, wanted[n].epochs) for n, c in corpus.parts]
+    return Mixture(found, data.rows, data.length, seed)
+
+
+def check_mixture(read: Batches | Packs | Mixture, steps: int) -> None:
+    """Say which sources of a mixture end before the run does.
+
+    Raises:
+        DataError: all of them do.
+    """
+    if not isinstance(read, Mixture):
+        return
+    if read.steps < steps:
+        raise DataError(
+            f"data.mixture: all sources end after {read.steps:,} steps of {steps:,}; give more text, more epochs, or "
+            "lower train.tokens"
+        )
+    for name, step in read.ends(steps):
+        LOG.warning(
+            "data.mixture.%s: ends by step %s of %s, when its epochs are read; its weight then goes to the others",
+            name,
+            f"{step:,}",
+            f"{steps:,}",
+        )
 
 
 def kept_corpus(
@@ -87,10 +163,9 @@ def kept_corpus(
 def stamp(text: Sources) -> str:
     """Return a hash of the paths, sizes and times of a text's files, which changes when the text does."""
     digest = hashlib.sha256()
-    for source in text.paths:
-        for path in (p for p, _ in text.files(source.resolve()) if p.is_file()):  # a missing one is refused when read
-            status = path.stat()
-            digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    for path in text.every_file():
+        status = path.stat()
+        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -129,11 +204,17 @@ def check_inputs(recipe: Recipe, text: Sources | None = None) -> None:
         read_template(data.template)
     if recipe.train.start:
         describe(resolve(recipe.train.start, weights=False))
+    if data.mixture:
+        for name, one in data.mixture.items():
+            for path in one.source:
+                if not user_path(path).exists():
+                    raise DataError(f"data.mixture.{name}: {path}: no such file or folder")
+        return
     folder = None if text is not None else prepared_folder(data)
     if folder is not None:
         corpus = Corpus.open(folder)
         check_fit(recipe, corpus)
-        batches(corpus.splits["train"], data.rows, data.length, recipe.train.seed)
+        batches_of(data, corpus, recipe.train.seed)
         return
     if text is None:
         for path in data.source:

@@ -17,7 +17,6 @@ from interlace.checkpoint.fingerprint import fingerprint
 from interlace.checkpoint.load import load
 from interlace.checkpoint.tensors import write
 from interlace.data.batches import Batch
-from interlace.data.batches import batches as batches_of
 from interlace.data.tokens import Corpus
 from interlace.model.device import facts, resolve_device
 from interlace.model.model import HybridLM
@@ -26,7 +25,7 @@ from interlace.runs.background import Background
 from interlace.runs.lock import hold_folder
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
-from interlace.train.corpus import check_fit, check_inputs, open_corpus, prepared_folder
+from interlace.train.corpus import again, batches_of, check_fit, check_inputs, check_mixture, open_corpus
 from interlace.train.gauge import Gauge
 from interlace.train.memory import Footprint, explained, footprint
 from interlace.train.recipe import FIXED, Recipe, filled
@@ -142,7 +141,7 @@ def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str, worker
     """Return the trainer that takes the next step of a run, after all that it reads was checked."""
     newest = workers.first_does(run.newest_good)
     workers.first_does(lambda: _checked(recipe, run, watch))
-    corpus = Corpus.open(prepared_folder(recipe.data) or run.path / "data")
+    corpus = again(recipe.data, run.path / "data")
     precision = choose_precision(recipe.train.precision, resolve_device(device))
     model = build_model(recipe, corpus, device)
     workers.first_does(lambda: run.remember(precision=precision))
@@ -157,7 +156,7 @@ def _checked(recipe: Recipe, run: TrainingRun, watch: Watch) -> None:
     """Prepare the text where that is due, and compare all that a run reads with what it began with."""
     corpus = open_corpus(recipe.data, run.path / "data", watch, begun=run.has_begun())
     check_fit(recipe, corpus)
-    batches_of(corpus.splits["train"], recipe.data.rows, recipe.data.length, recipe.train.seed)
+    check_mixture(batches_of(recipe.data, corpus, recipe.train.seed), steps_of(recipe))
     run.check("data", corpus.fingerprint(), f"{corpus.folder}: the data")
     if recipe.train.start:
         run.check("start", fingerprint(recipe.train.start), f"train.start: {recipe.train.start}")
@@ -174,7 +173,7 @@ def _steps(
 ) -> None:
     """Take the steps that are left."""
     steps, plan, workers = trainer.steps, recipe.train, trainer.workers
-    batches = batches_of(corpus.splits["train"], recipe.data.rows, recipe.data.length, plan.seed)
+    batches = batches_of(recipe.data, corpus, plan.seed)
     if workers.first:
         run.forget_after(trainer.done)
         watch(Progress("starting", trainer.done, steps))

@@ -15,6 +15,26 @@ from interlace.checkpoint.load import describe
 from interlace.model.config import ModelConfig
 
 
+class MixtureSource(Closed):
+    """One source of a mixture.
+
+    Attributes:
+        source: as for `[data]`.
+        weight: its share of the rows, beside the other weights.
+        epochs: how often it is read at most, such as 2 or 0.5; its weight then goes to the others. Any number if not
+            given.
+    """
+
+    source: tuple[str, ...] = Field(strict=False, min_length=1)
+    weight: float = Field(default=1.0, ge=0)
+    epochs: float | None = Field(default=None, gt=0)
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
 class DataSettings(Closed):
     """Where the tokens come from and how they are cut.
 
@@ -28,9 +48,13 @@ class DataSettings(Closed):
         held_out: share of documents never trained on; whole ones, chosen by a hash of their names.
         length: tokens of a row; a longer document goes on in another row, a longer conversation is cut at its end.
         rows: rows of a batch, which holds rows x length tokens.
+        packing: "rows" of one length, or whole "documents", as many as fit into rows x length tokens.
+        long: what happens to a document of more than `length` tokens where documents are packed whole: "cut" into
+            several of that length, or "refuse".
+        mixture: sources by name, in the place of `source`, each with a weight; see below.
     """
 
-    source: tuple[str, ...] = Field(strict=False, min_length=1)
+    source: tuple[str, ...] = Field(default=(), strict=False)
     field: str = "text"
     template: str = ""
     turns: Literal["all", "last"] = "all"
@@ -38,6 +62,20 @@ class DataSettings(Closed):
     held_out: float = Field(default=0.05, gt=0, lt=1)
     length: int = Field(default=512, gt=1)
     rows: int = Field(default=8, gt=0)
+    packing: Literal["rows", "documents"] = "rows"
+    long: Literal["cut", "refuse"] = "cut"
+    mixture: dict[str, MixtureSource] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _from_somewhere(self) -> DataSettings:
+        if bool(self.source) == bool(self.mixture):
+            what = "give one of them" if not self.source else "leave one of them out"
+            raise ValueError(f"source: text comes from source or from mixture; {what}")
+        if self.mixture and not sum(one.weight for one in self.mixture.values()):
+            raise ValueError("mixture: the weights sum to nothing; give at least one source a weight above 0")
+        if self.mixture and self.packing != "rows":
+            raise ValueError("packing: a mixture is of rows; leave packing out")
+        return self
 
     @field_validator("source", "tokenizer")
     @classmethod

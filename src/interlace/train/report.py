@@ -136,6 +136,11 @@ def lead(run: TrainingRun, config: Mapping[str, Any]) -> str:
 
 def about_text(run: TrainingRun, config: Mapping[str, Any]) -> str:
     """Return HTML on the text that a run was trained on."""
+    if mixture := config["data"].get("mixture"):
+        said = [
+            f"{name} ({one['weight']:g} of the weight): {', '.join(one['source'])}" for name, one in mixture.items()
+        ]
+        return f"Text: a mixture of {'; '.join(said)}."
     source = ", ".join(config["data"]["source"])
     manifests = [run.path / "data" / MANIFEST, *(user_path(p) / MANIFEST for p in config["data"]["source"])]
     file = next((m for m in manifests if m.is_file()), None)
