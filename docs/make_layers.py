@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import re
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -73,6 +73,10 @@ def meanings(schema: type[BaseModel]) -> dict[str, str]:
 
 def spelled(annotation: Any) -> str:
     """A type as a TOML writer thinks of it."""
+    if get_origin(annotation) is Annotated:
+        return spelled(get_args(annotation)[0])
+    if get_origin(annotation) is dict:
+        return "tables by name" if get_args(annotation)[1] is not Any else "table"
     if get_origin(annotation) is Literal:
         return " or ".join(f'"{word}"' for word in get_args(annotation))
     if get_origin(annotation) in (Union, UnionType):

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from make_layers import meanings, spelled
 
 from interlace.model.config import SpecialTokens
-from interlace.train.recipe import DataSettings, TrainSettings
+from interlace.train.recipe import DataSettings, MixtureSource, ParallelSettings, Stage, TrainSettings
 
 HEAD = """# Training a model
 
@@ -81,7 +81,7 @@ interlace train mine.toml train.learning_rate=2e-3 --out runs/slower
 ```
 
 Killed at any moment, the same command goes on from the last checkpoint and ends with the same weights (CPU, float32). A
-folder that holds another run, or whose data were changed, is refused.
+folder that holds another run, or whose data were changed, is refused; the message lists what differs.
 
 ```
 interlace train mine.toml
@@ -118,8 +118,10 @@ A line of `metrics.jsonl` has:
 | `held_out_bits_per_byte`, `held_out_loss` | bits per byte, nats per token | where the held-out text was scored |
 | `horizon` | share of the steps | where the rate has fallen to 0 |
 | `busiest_expert` | times its even share | with experts |
-| `flops_utilisation` | share | on a GPU: the model's FLOPs/s beside those of a large matrix product there |
-| `peak_memory_bytes` | bytes | on a GPU: the most that tensors took at once so far |
+| `update_ratio` | | at every tenth step: the length of what was added to the matrices, beside theirs |
+| `flops_utilisation` | share | the model's FLOPs/s beside those of a large matrix product here |
+| `peak_memory_bytes` | bytes | the most so far: of tensors on a GPU, of the process on a CPU |
+| `gated_delta.decay_mean`, ... | | where the held-out text was scored: what recurrent layers keep and write, by table |
 | `average_held_out_bits_per_byte`, ... | | the same scores of the averaged weights, with `train.average` |
 | `skipped` | | in the place of loss and norm: why the step changed no weight |
 | `diverged` | | why a run ended: three steps in a row were bad |
@@ -139,6 +141,112 @@ Steps are enqueued, and the next batch is copied meanwhile: the host reads a ste
 next one. A bad step changes nothing on the GPU, and is seen one step later under its own number. `flops_utilisation`
 counts three forward passes for each step, whatever `train.recompute` does again. `train.compile = true` helps where
 blocks are small; a kind of layer that cannot be compiled is named.
+
+## Data of any size
+
+`interlace data prepare` streams text, JSONL, Parquet, gzip, zstd, folders and globs that are larger than memory, with
+`--workers N`. The work is cut into pieces of 32 MiB: a preparation that was killed goes on with those that are left,
+and the result is the same for any number of workers. Documents with the same text are kept once. Rows that cannot be
+used are counted, and kept in `aside.jsonl` with their file, line and fault.
+
+```
+interlace data prepare 'texts/*' --tokenizer data/mine/tokenizer.json --out data/again --workers 2
+```
+
+A mixture has several sources, with one tokenizer. Of every 64 rows, each source has its share, counted from the
+beginning. A source that has been read as often as `epochs` says ends, which is said, and its weight goes to the
+others:
+
+```toml
+[data.mixture.web]
+source = "data/web"
+weight = 3.0
+
+[data.mixture.books]
+source = "data/books"
+weight = 1.0
+epochs = 4
+```
+
+A batch is a function of the seed and the step, whatever the number of workers. By default it has rows of one length,
+which are cut from documents that lie end to end. `data.packing = "documents"` packs whole documents instead, as many
+as fit into `rows` x `length` tokens; a document longer than `length` is cut into several, or refused with `data.long
+= "refuse"`.
+
+## Stages
+
+Pre-training, mid-training and long context in one recipe. Each `[[stage]]` says what differs, starts from the last
+stage's checkpoint with fresh moments of the optimizer, and has a run folder of its own below that of the whole. Between
+stages, attention's positions may change: its rope (base, YaRN, ...), its window, or no position at all.
+
+```toml
+[[stage]]
+name = "pretrain"
+
+[[stage]]
+name = "long"
+
+[stage.model]
+max_positions = 2048
+
+[stage.model.attention.rope]
+theta = 500_000.0
+
+[stage.data]
+length = 1024
+rows = 2
+
+[stage.train]
+tokens = 100_000
+learning_rate = 5e-4
+decay = 1.0
+```
+
+On the command line a stage goes by its name: `stage.long.train.tokens=50_000`. `interlace recipes stages-small`
+copies a whole one.
+
+## Several workers
+
+The same recipe, started by torchrun on one machine or many; a plain `interlace train` is one worker:
+
+```
+torchrun --nproc-per-node 2 -m interlace train mine.toml --out runs/two parallel.shard=2
+```
+
+| | what is cut | what goes between workers at each step |
+|---|---|---|
+| `replicate` | rows of the batch | gradients |
+| `shard` | rows of the batch; weights, gradients and moments, block by block (FSDP2) | weights twice, gradients once |
+| `tensor` | heads, and hidden columns of MLPs and experts | activations, four times in each layer |
+| `context` | every row, into stretches; weights as with `shard` | states of recurrent layers, keys and values |
+
+Losses, gradients and weights are those of one worker, to what float32 rounds. Recurrent layers go on over the context
+exactly: a worker hands on what its stretch does to a state, as P S + B in float32, whatever the length; or heads are
+traded for tokens. `parallel.context_by` says which; by default an estimate does. Convolutions take their window from
+the worker before, attention gathers keys and values.
+
+Checkpoints are written in the background by every worker what it holds (`state/`, safetensors by
+`torch.distributed.checkpoint`), and any other number of workers goes on from them. The last one is also a model like
+any other. A worker that ends, or says nothing for half a minute, ends the others with its name and its reason.
+
+A run can be gone on with after keys of `[train]`, `data.rows` or `data.length` were changed, if that is asked for:
+
+```
+interlace train mine.toml train.evaluations=20 --allow-changes train.evaluations
+```
+
+Each worker draws or reads the whole model once, in its host's memory, before it keeps its part.
+
+## Watching
+
+`metrics.jsonl` has everything; `--log wandb`, `--log tensorboard` or `--log trackio` hands its rows on. One page
+compares any runs, also while they are trained (`--watch`). A step is taken again by itself, and the first layer with
+a bad value is named:
+
+```
+interlace report runs/mine runs/slower --out compared.html
+interlace replay runs/mine --step 5
+```
 
 ## Optimizers
 
@@ -193,6 +301,12 @@ UNITS = {
     "held_out": "share of the documents",
     "length": "tokens",
     "rows": "rows",
+    "weight": "share, beside the other weights",
+    "epochs": "times",
+    "replicate": "groups of workers",
+    "shard": "workers",
+    "tensor": "workers",
+    "context": "workers",
     "tokens": "tokens",
     "warmup": "share of the steps",
     "decay": "share of the steps",
@@ -229,9 +343,11 @@ def rows(schema: type[BaseModel]) -> list[str]:
 
 def default(field: FieldInfo) -> str:
     """What holds where a recipe is silent, as TOML writes it."""
-    value = field.default
     if field.is_required():
         return "required"
+    value = field.get_default(call_default_factory=True)
+    if value == {}:
+        return ""
     return "" if value is None or value == () else f"`{json.dumps(value)}`"
 
 
@@ -246,7 +362,10 @@ def bounds(field: FieldInfo) -> list[str]:
 def page() -> str:
     """The whole of docs/train.md."""
     parts = [HEAD, "## `[data]`", PREPARED, *rows(DataSettings)]
+    parts += ["\n## `[data.mixture.NAME]`\n", *rows(MixtureSource)]
     parts += ["\n## `[train]`\n", *rows(TrainSettings)]
+    parts += ["\n## `[[stage]]`\n", *rows(Stage)]
+    parts += ["\n## `[parallel]`\n", *rows(ParallelSettings)]
     parts += ["\n## `[model.tokens]`", TOKENS, *rows(SpecialTokens)]
     return "\n".join(parts) + "\n"
 

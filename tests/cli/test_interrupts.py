@@ -99,6 +99,10 @@ def test_doctor_just_ends(terminal):
 
 
 KEPT = {
+    "data prepare t --tokenizer train:300 --out d": (
+        "interlace.data.prepare.prepare",
+        "interrupted; the same command goes on",
+    ),
     "quickstart": ("interlace.study.quickstart.run.quickstart", "interrupted; the same command goes on"),
     "study ladder l.toml": ("interlace.study.ladder.plan.read_ladder", "interrupted; the same command goes on"),
     "study tasks --suite quick": ("interlace.study.tasks.suites.suite", "interrupted; the same command runs the cells"),
@@ -116,7 +120,6 @@ NOTHING = {
     "distill export r --out d": "interlace.distill.export.export",
     "distill report r": "interlace.distill.report.report",
     "distill generate r.toml --dry-run": "interlace.distill.recipe.read_recipe",
-    "data prepare t --tokenizer train:300 --out d": "interlace.data.prepare.prepare",
 }
 
 

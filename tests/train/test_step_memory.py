@@ -151,8 +151,13 @@ def test_a_run_on_a_gpu_logs_the_share_of_its_rate(recipe, tmp_path, monkeypatch
     assert machine["matmul_flops_per_second"] == 4e6
 
 
-def test_a_cpu_is_not_measured(recipe):
-    assert Gauge.of(validate(Recipe, recipe, ""), "cpu") is None
+def test_of_a_cpu_the_rate_is_measured_and_no_memory_predicted(recipe):
+    gauge = Gauge.of(validate(Recipe, recipe, ""), "cpu")
+    assert gauge.footprint is None
+    assert gauge.facts().keys() == {"matmul_flops_per_second"}
+    row = gauge.row(1e3)
+    assert row["flops_utilisation"] == pytest.approx(1e3 * gauge.flops_per_token / gauge.flops_per_second)
+    assert row["peak_memory_bytes"] > 100 << 20
 
 
 def test_a_dry_run_predicts_the_peak(recipe, tmp_path, capsys):

@@ -91,8 +91,8 @@ def read_toml(path: Path, what: str, overrides: Sequence[str] = ()) -> dict[str,
     return data
 
 
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set one dotted key; the value is TOML, or a plain word."""
+def apply_override(data: Any, override: str) -> None:
+    """Set one dotted key; the value is TOML, or a plain word. In a list of tables, a table goes by its `name`."""
     key, equals, raw = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override: '{override}' must be dotted.key=value, such as train.learning_rate=1e-3")
@@ -102,7 +102,21 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         value = raw
     *tables, last = key.split(".")
     for name in tables:
+        if isinstance(data, list):  # of tables that have names
+            data = _named(data, name, key)
+            continue
         data = data.setdefault(name, {})
-        if not isinstance(data, dict):
+        if not isinstance(data, dict | list):
             raise ConfigError(f"override: '{key}' goes through '{name}', which is not a table")
+    if isinstance(data, list):
+        raise ConfigError(f"override: '{key}' must name a key of one of the tables")
     data[last] = value
+
+
+def _named(tables: list[Any], name: str, key: str) -> Any:
+    """Return the table of a list that has a name."""
+    found = next((one for one in tables if isinstance(one, dict) and one.get("name") == name), None)
+    if found is None:
+        names = [str(one["name"]) for one in tables if isinstance(one, dict) and "name" in one]
+        raise ConfigError(f"override: '{key}': no table is called '{name}'; {nearest(name, names)}")
+    return found

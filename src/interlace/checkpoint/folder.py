@@ -45,7 +45,12 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
         if os.path.lexists(path / CONFIG):
             return path
         if steps := step_folders(path):
-            if (newest := newest_whole(steps)) is None:
+            complete = [p for p in steps if any(next(p.glob(name), None) for name in WEIGHTS)]
+            if not complete:
+                raise CheckpointError(
+                    f"{path}: several workers wrote its checkpoints, to go on with; a model is written at the run's end"
+                )
+            if (newest := newest_whole(complete)) is None:
                 raise CheckpointError(
                     f"{path}: none of its checkpoints is whole: {', '.join(p.name for p in steps)} is damaged; put it "
                     "back, or name the folder itself"

@@ -29,6 +29,8 @@ VERBS = {
     "doctor": "Versions, processor, threads, and every operator's backends run against the float64 recurrence here.",
     "convert-checkpoint": "Rewrite a checkpoint under its family's released names, in another dtype or in other "
     "shards.",
+    "report": "Compare any runs of training on one page: their curves against tokens, and a table.",
+    "replay": "Take one step of a run again, by itself, and name the first layer with a bad value.",
     "average": "Write the mean of the weights of several checkpoints of one model.",
     "recipes": "List the recipes that come with interlace, or copy one to start from.",
     "completion": "Print what completes verbs and options in a shell.",

@@ -16,6 +16,7 @@ def train(
     *overrides: str,
     out: Place | None = None,
     device: str = "cpu",
+    log: str = "",
     allow_changes: str = "",
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -42,6 +43,8 @@ def train(
         The run folder; runs/RECIPE if not given.
     device: str
         "cpu", or "cuda".
+    log: str
+        A logger that is installed, "wandb", "tensorboard" or "trackio", which is given the rows of metrics.jsonl too.
     allow_changes: str
         Keys of the recipe, with commas between, that may differ from those that the run was started with.
     dry_run: bool
@@ -54,9 +57,10 @@ def train(
 
     from interlace.base.errors import RunError
     from interlace.base.files import user_path
-    from interlace.evaluate.training import train_and_report
+    from interlace.evaluate.training import train_in_stages
     from interlace.model.device import check_device
     from interlace.ops.core import kernels
+    from interlace.runs.loggers import open_logger
     from interlace.runs.progress import Progress
     from interlace.runs.training import TrainingRun
     from interlace.train.corpus import check_inputs
@@ -69,11 +73,17 @@ def train(
     plan = read_recipe(recipe, overrides)
     out = user_path(out or Path("runs") / recipe.stem, RunError)
     changes = [key.strip() for key in allow_changes.split(",") if key.strip()]
+    stages = plan.stages(out) or [("", plan)]
     if dry_run:
-        check_inputs(plan)
-        TrainingRun(out, filled, FIXED).belongs_to(plan.to_dict(), changes)
-        _print_estimate(estimate(plan, device).to_dict(), json)
+        estimates = {}
+        for number, (name, stage) in enumerate(stages):
+            if not number:
+                check_inputs(stage)
+            TrainingRun(out / name, filled, FIXED).belongs_to(stage.to_dict(), changes)
+            estimates[name] = estimate(stage, device).to_dict()
+        _print_estimates(estimates, json)
         return
+    logged, end = open_logger(log, out, plan.to_dict()) if log else (lambda _: None, lambda: None)
     meter = Meter()
     last: dict[str, Any] = {}
 
@@ -83,6 +93,7 @@ def train(
                 say(f"going on from step {now.done:.0f} of {now.total:.0f}", console=err)
         elif now.label == "training":
             last.update(row := now.detail)
+            logged(row)
             score = last.get("held_out_bits_per_byte")
             if "skipped" in row:
                 say(f"step {row['step']} changed no weight: {row['skipped']}", console=err)
@@ -93,11 +104,14 @@ def train(
 
     kernels.keep_memory()  # of this process, which trains and then ends
     with joined(plan, device) as workers, meter if workers.first else nullcontext():
-        run = train_and_report(plan, out, watch, device, lambda text: say(text, console=err), workers, changes)
+        try:
+            run = train_in_stages(plan, out, watch, device, lambda text: say(text, console=err), workers, changes)
+        finally:
+            end()
     if not workers.first:
         return
     scored = [m for m in run.metrics() if "held_out_bits_per_byte" in m]
-    document = {"run": str(out), "checkpoint": str(run.checkpoints()[-1]), **(scored[-1] if scored else {})}
+    document = {"run": str(run.path), "checkpoint": str(run.checkpoints()[-1]), **(scored[-1] if scored else {})}
     if "peak_memory_bytes" in document and (predicted := run.tables()["machine"].get("predicted_memory_bytes")):
         document["predicted_memory_bytes"] = predicted
     if json:
@@ -107,13 +121,20 @@ def train(
         [k, f"{v:,.4g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v] for k, v in document.items()
     ]
     print_table("trained", ["", ""], rows, words=2)
-    say(f"report: {out / 'report.html'}", console=err)
+    say(f"report: {run.path / 'report.html'}", console=err)
 
 
-def _print_estimate(document: dict[str, Any], json: bool) -> None:
+def _print_estimates(found: dict[str, dict[str, Any]], json: bool) -> None:
     if json:
-        print_json(document)
+        print_json(found.get("", {"stages": found}))
         return
+    for number, (name, document) in enumerate(found.items()):
+        _print_estimate(document, f"stage {name}: nothing was started" if name else "dry run: nothing was started")
+        if not number:
+            _print_optimizers(document)
+
+
+def _print_estimate(document: dict[str, Any], title: str) -> None:
     rows = [
         ["parameters", f"{document['parameters']:,}"],
         ["without embeddings", f"{document['non_embedding_parameters']:,}"],
@@ -131,7 +152,10 @@ def _print_estimate(document: dict[str, Any], json: bool) -> None:
         ],
         ["estimated time", duration(document["seconds"]) + f" (at {document['utilisation']:.0%} of that rate)"],
     ]
-    print_table("dry run: nothing was started", ["", ""], rows)
+    print_table(title, ["", ""], rows)
+
+
+def _print_optimizers(document: dict[str, Any]) -> None:
     routed = [
         [
             r["name"],

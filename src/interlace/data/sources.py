@@ -131,6 +131,11 @@ class Unit:
         return self.start == 0 and self.stop is None
 
 
+def hidden(path: Path) -> bool:
+    """Return whether a file or folder is passed over where it was not named itself."""
+    return path.name.startswith(".") or path.name == "__pycache__"
+
+
 def everything(_: PurePath) -> bool:
     """Want every file."""
     return True
@@ -209,7 +214,7 @@ class Sources:
                 matched = sorted(glob.glob(str(path), recursive=True))
                 if not matched:
                     raise DataError(f"{path}: matches no file")
-                found += [Path(one) for one in matched]
+                found += [Path(one) for one in matched if not hidden(Path(one))]
             else:
                 found.append(path)
         return found
@@ -221,8 +226,7 @@ class Sources:
             return
         for path in sorted(source.rglob("*")):
             name = path.relative_to(source)
-            hidden = any(part.startswith(".") or part == "__pycache__" for part in name.parts)
-            if not hidden and self.keep(name) and path.is_file():
+            if not any(hidden(Path(part)) for part in name.parts) and self.keep(name) and path.is_file():
                 yield path, name.as_posix()
 
     def every_file(self) -> Iterator[Path]:

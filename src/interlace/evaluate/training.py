@@ -11,6 +11,7 @@ from interlace.base.files import write_file
 from interlace.checkpoint.load import load
 from interlace.data.tokens import Corpus
 from interlace.evaluate.bits_per_byte import HeldOut
+from interlace.evaluate.gates import gate_statistics
 from interlace.generation.text import generate
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
@@ -21,6 +22,30 @@ from interlace.train.report import SAMPLES, write_report
 from interlace.train.workers import Alone
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 12, 64
+
+
+def train_in_stages(
+    recipe: Recipe,
+    out: Path,
+    watch: Watch = silent,
+    device: str = "cpu",
+    say: Callable[[str], None] = lambda _: None,
+    workers: Alone | None = None,
+    changes: Collection[str] = (),
+) -> TrainingRun:
+    """Train all stages of a recipe, or go on with them, each in a run folder of its own below `out`; return the last.
+
+    A recipe without stages is one, in `out` itself. Args and Raises as for `train_and_report`.
+    """
+    if not recipe.stage:
+        return train_and_report(recipe, out, watch, device, say, workers, changes)
+    found = None
+    for name, stage in recipe.stages(out):
+        if workers is None or workers.first:
+            say(f"stage {name}")
+        found = train_and_report(stage, out / name, watch, device, say, workers, changes)
+    assert found is not None
+    return found
 
 
 def train_and_report(
@@ -50,7 +75,8 @@ def train_and_report(
         watch(now)
 
     def evaluate(corpus: Corpus) -> Evaluate:
-        return HeldOut(corpus, recipe.data.length, recipe.train.evaluation_tokens).score
+        held = HeldOut(corpus, recipe.data.length, recipe.train.evaluation_tokens)
+        return lambda model: held.score(model) | gate_statistics(model, held.batches[0])
 
     try:
         run = train(recipe, out, evaluate, told, device, workers, changes)

@@ -173,6 +173,13 @@ class GatedDelta(Projections):
         out = self.norm(out, gate.unflatten(-1, (-1, c.value_dim)))
         return out.flatten(1), RecurrentState(window, memory)
 
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what each token keeps and writes, [total, G] each, of the layer's input [total, D]."""
+        decay = nn.functional.linear(x, self.decay.weight.to(x.dtype)).to(self.dt_bias.dtype)
+        beta = nn.functional.linear(x, self.beta.weight.to(x.dtype)).sigmoid()
+        doubled = 2 if self.config.negative_eigenvalues else 1
+        return {"decay": (-self.A_log.exp() * softplus(decay + self.dt_bias)).exp(), "beta": beta * doubled}
+
     def operands(self, projected: Tensor, stream: Stream, state: RecurrentState | None) -> Any:
         """Return the operands of the fused pass."""
         fused = import_module("interlace.layers.gated_delta_fused")

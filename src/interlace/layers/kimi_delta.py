@@ -144,6 +144,16 @@ class KimiDelta(Projections):
         c = self.config
         return RecurrentState.empty(rows, c.convolution - 1, sum(c.channels), (c.heads, c.key_dim, c.value_dim), like)
 
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what each token keeps [total, H K] and writes [total, H], of the layer's input [total, D]."""
+        c, dtype = self.config, self.dt_bias.dtype
+        down = nn.functional.linear(x, self.decay_down.weight.to(x.dtype))
+        decay = nn.functional.linear(down, self.decay_up.weight.to(x.dtype)).to(dtype)
+        rate = self.A_log.exp().repeat_interleave(c.key_dim)
+        beta = nn.functional.linear(x, self.beta.weight.to(x.dtype)).sigmoid()
+        decay = (-rate * nn.functional.softplus(decay + self.dt_bias)).exp()
+        return {"decay": decay, "beta": beta * (2 if c.negative_eigenvalues else 1)}
+
     def forward(self, x: Tensor, stream: Stream, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
         """Map x [total, D] to ([total, D], the state after these tokens)."""
         c, (key, _, value) = self.config, self.config.channels

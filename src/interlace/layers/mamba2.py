@@ -151,6 +151,15 @@ class Mamba2(Projections):
         memory = (c.heads, c.state_dim, c.head_dim)
         return RecurrentState.empty(rows, c.convolution - 1, sum(c.channels), memory, like)
 
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what each token keeps and its step, [total, G] each, of the layer's input [total, D]."""
+        c = self.config
+        weight = self.input.weight[-c.heads :].to(x.dtype)
+        bias = None if self.input.bias is None else self.input.bias[-c.heads :].to(x.dtype)
+        dt = nn.functional.linear(x, weight, bias).to(self.dt_bias.dtype)
+        step = nn.functional.softplus(dt + self.dt_bias).clamp(c.min_step, c.max_step)
+        return {"decay": (-self.A_log.exp() * step).exp(), "step": step}
+
     def forward(self, x: Tensor, stream: Stream, state: RecurrentState | None) -> tuple[Tensor, RecurrentState]:
         """Map x [total, D] to ([total, D], the state after these tokens)."""
         c = self.config

@@ -1,7 +1,9 @@
-"""What a run on a GPU measures of it: the share of its rate that training reaches, and memory beside the prediction."""
+"""What a run measures of its device: the share of its rate that training reaches, and memory beside the prediction."""
 
 from __future__ import annotations
 
+import resource
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,7 @@ class Gauge:
     """The measures of one run.
 
     Attributes:
-        device: a GPU.
+        device: of the run.
         flops_per_token: of training, at the recipe's length.
         flops_per_second: of a large matrix product in the run's precision.
         footprint: what the model's parts take; None where the GPU had too little memory to measure it.
@@ -34,12 +36,16 @@ class Gauge:
 
     @staticmethod
     def of(recipe: Recipe, device: str) -> Gauge | None:
-        """Measure a GPU before a run; None for another device."""
+        """Measure a device before a run, a GPU's memory too; None where neither can be measured."""
         place = torch.device(device)
-        if place.type != "cuda":
+        if place.type not in ("cpu", "cuda"):
             return None
         precision, length = choose_precision(recipe.train.precision, place), recipe.data.length
-        rate = matmul_flops_per_second(getattr(torch, precision), device)
+        more = (512,) if place.type == "cpu" else ()  # as `choose_precision` has measured it already
+        rate = matmul_flops_per_second(getattr(torch, precision), str(place), *more)
+        flops = sizes(recipe.model, (length,)).training_flops_per_token[length]
+        if place.type == "cpu":
+            return Gauge(place, flops, rate, None, 0)
         parts: Footprint | None = None
         with suppress(torch.OutOfMemoryError):  # the run itself will say so
             parts = footprint(recipe.model, length, place, precision)
@@ -47,7 +53,6 @@ class Gauge:
         torch.cuda.reset_peak_memory_stats(place)
         tokens = recipe.data.rows * length
         predicted = 0 if parts is None else parts.step(tokens, recipe.train.recompute).peak
-        flops = sizes(recipe.model, (length,)).training_flops_per_token[length]
         return Gauge(place, flops, rate, parts, predicted)
 
     def row(self, tokens_per_second: float) -> dict[str, float]:
@@ -57,7 +62,9 @@ class Gauge:
 
     @property
     def used_bytes(self) -> int:
-        """The most memory that tensors took at once since the run began."""
+        """The most memory that tensors took at once since the run began; on a CPU, that this process ever took."""
+        if self.device.type == "cpu":
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
         return torch.cuda.max_memory_allocated(self.device)
 
     def facts(self) -> dict[str, Any]:

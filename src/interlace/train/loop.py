@@ -28,7 +28,8 @@ from interlace.runs.training import TrainingRun
 from interlace.train.corpus import again, batches_of, check_fit, check_inputs, check_mixture, open_corpus
 from interlace.train.gauge import Gauge
 from interlace.train.memory import Footprint, explained, footprint
-from interlace.train.recipe import FIXED, Recipe, filled
+from interlace.train.recipe import FIXED, Recipe, filled, moved
+from interlace.train.saved import with_weights
 from interlace.train.schedule import horizon_steps
 from interlace.train.steps import take_steps
 from interlace.train.trainer import StepResult, Trainer
@@ -56,8 +57,32 @@ def build_model(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
     Raises:
         ConfigError: the checkpoint's config or tokenizer is not the recipe's.
     """
-    if recipe.train.start:
-        return _started(recipe, corpus, device)
+    model = _started(recipe, corpus, device) if recipe.train.start else _fresh(recipe, corpus, device)
+    freeze(model, recipe.train.freeze)
+    return model
+
+
+def freeze(model: HybridLM, names: Collection[str]) -> None:
+    """Let no gradient move some parts of a model, as `TrainSettings.freeze` names them."""
+    for name, p in model.named_parameters():
+        part = part_of(model, name)
+        if part in names:
+            p.requires_grad_(False)
+
+
+def part_of(model: HybridLM, parameter: str) -> str:
+    """Return the part that a parameter belongs to: "embedding", "head", "norms", or the table of its layer."""
+    words = parameter.split(".")
+    if words[0] != "blocks":
+        return words[0] if words[0] in ("embedding", "head") else "norms"
+    if words[2] not in ("mixer", "mlp"):
+        return "norms"
+    index = int(words[1])
+    after = model.config.mlp_name(index) if words[2] == "mlp" else None
+    return after or model.config.kinds[index]
+
+
+def _fresh(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
     tokens = recipe.model.tokens
     if not tokens.eos and corpus.tokenizer.eos is not None:
         tokens = tokens.model_copy(update={"eos": (corpus.tokenizer.eos,)})
@@ -70,9 +95,14 @@ def build_model(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
 def _started(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
     start = recipe.train.start
     model = load(start, dtype=torch.float32, device=device)
-    ours, theirs = (config.replace(tokens={}).to_dict() for config in (recipe.model, model.config))
-    if ours != theirs:
-        raise ConfigError(f"model: is not what {start} holds; leave [model] out where train.start is given")
+    if wrong := moved(model.config, recipe.model):
+        raise ConfigError(
+            f"model: is not what {start} holds ({', '.join(wrong)}); leave [model] out where train.start is given"
+        )
+    if model.config.replace(tokens={}) != recipe.model.replace(tokens={}):  # attention stands elsewhere
+        config = recipe.model.model_copy(update={"tokens": model.config.tokens})
+        source, model = model.source, with_weights(model, dict(model.named_parameters()), config)
+        model.source = source
     if model.tokenizer is not None and model.tokenizer.hash() != corpus.tokenizer.hash():
         raise ConfigError(f"data.tokenizer: is not the tokenizer of {start}; leave it out where train.start is given")
     model.tokenizer = corpus.tokenizer
@@ -210,7 +240,8 @@ def _steps(
         workers.reshard(trainer.model)
         if trainer.average is not None:
             with trainer.average.in_place():
-                found |= {f"average_{name}": value for name, value in evaluate(trainer.model).items()}
+                averaged = evaluate(trainer.model)
+                found |= {f"average_{name}": value for name, value in averaged.items() if name.startswith("held_out")}
                 workers.reshard(trainer.model)
         return found
 
@@ -224,6 +255,8 @@ def _steps(
             "learning_rate": step.learning_rate,
             "tokens_per_second": batches.tokens / step.seconds,
         }
+        if step.update_ratio is not None:
+            row["update_ratio"] = step.update_ratio
         if step.busiest is not None:
             row["busiest_expert"] = step.busiest
         if gauge is not None:

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from interlace.base.errors import ConfigError
+from interlace.base.errors import ConfigError, nearest
 from interlace.base.schema import Closed, read_toml, validate
 from interlace.checkpoint.folder import resolve
 from interlace.checkpoint.load import describe
 from interlace.model.config import ModelConfig
+from interlace.runs.folder import differences
 
 
 class MixtureSource(Closed):
@@ -96,7 +97,8 @@ class TrainSettings(Closed):
     Attributes:
         tokens: tokens to train on, rounded up to whole batches; text is read again where there is less.
         start: a checkpoint to start from; its weights, and its config and tokenizer where [model] and data.tokenizer
-            are not given. Fresh weights if empty.
+            are not given. Fresh weights if empty. Attention's positions, its window and max_positions may change.
+        freeze: what is not trained: "embedding", "head", "norms" (all outside of layers), or tables of [model].
         optimizer: "adamw" for all parameters, or "muon" for matrices and AdamW for the rest; `--dry-run` prints which.
         learning_rate: the learning rate after warm-up, before it falls.
         matrix_learning_rate: Muon's, whose updates are as large as AdamW's; that of AdamW if not given.
@@ -131,6 +133,7 @@ class TrainSettings(Closed):
 
     tokens: int = Field(gt=0)
     start: str = ""
+    freeze: tuple[str, ...] = Field(default=(), strict=False)
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=2e-3, gt=0)
     matrix_learning_rate: float | None = Field(default=None, gt=0)
@@ -217,18 +220,110 @@ class ParallelSettings(Closed):
     context_by: Literal["auto", "state", "heads"] = "auto"
 
 
+class Stage(Closed):
+    """One stage of a run: what differs from the tables of the recipe. It starts from the last stage's checkpoint.
+
+    Attributes:
+        name: of its run folder, below that of the whole.
+        data: keys of [data].
+        train: keys of [train].
+        model: keys of [model] that say where attention stands; they hold for later stages too.
+    """
+
+    name: str = Field(pattern=r"^[\w-]+$")
+    data: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+
+
 class Recipe(Closed):
-    """A whole training run: model, data and training, and over how many workers."""
+    """A whole training run: model, data and training, in one or several stages, and over how many workers."""
 
     model: ModelConfig
     data: DataSettings
     train: TrainSettings
+    stage: tuple[Stage, ...] = Field(default=(), strict=False)
     parallel: ParallelSettings = ParallelSettings()
+
+    @model_validator(mode="after")
+    def _stages_by_name(self) -> Recipe:
+        names = [stage.name for stage in self.stage]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"stage: two stages are called '{twice}'; their run folders need different names")
+        if self.stage and self.train.start:
+            raise ValueError("train.start: a run of stages starts afresh; set it in the first stage")
+        tables = {*FROZEN, *self.model.layers}
+        if wrong := next((name for name in self.train.freeze if name not in tables), None):
+            raise ValueError(f"train.freeze: there is no '{wrong}' in the model; {nearest(wrong, tables)}")
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that builds the same run, whatever the number of workers."""
-        rest = self.model_dump(mode="json", exclude={"model", "parallel"}, exclude_none=True)
-        return {"model": self.model.to_dict(), **rest}
+        rest = self.model_dump(mode="json", exclude={"model", "parallel", "stage"}, exclude_none=True)
+        stages = {"stage": [stage.model_dump(exclude_defaults=True) for stage in self.stage]} if self.stage else {}
+        return {"model": self.model.to_dict(), **rest, **stages}
+
+    def stages(self, out: Path) -> list[tuple[str, Recipe]]:
+        """Return the recipe of each stage by name; one starts from where the one before ends, below `out`.
+
+        Raises:
+            ConfigError: a stage changes something that it cannot, or breaks a rule; the message names it.
+        """
+        base, found = self.to_dict(), list[tuple[str, Recipe]]()
+        base.pop("stage", None)
+        base["parallel"] = self.parallel.model_dump(mode="json")
+        start, model = "", base["model"]
+        for stage in self.stage:
+            model = laid_over(model, stage.model)
+            data = laid_over(base["data"], stage.data)
+            data = _one_kind_of_source(data, stage.data)
+            train = laid_over(base["train"], {**({"start": start} if start else {}), **stage.train})
+            if start and not stage.data.get("tokenizer"):
+                data["tokenizer"] = str(out / self.stage[0].name / "data" / "tokenizer.json")
+            try:
+                recipe = validate(Recipe, {**base, "model": model, "data": data, "train": train}, where="")
+            except ConfigError as error:
+                raise ConfigError(f"stage.{stage.name}: {error}") from None
+            if found:
+                _check_positions(found[-1][1].model, recipe.model, f"stage.{stage.name}.model")
+            found.append((stage.name, recipe))
+            start = str(out / stage.name)
+        return found
+
+
+FROZEN = ("embedding", "head", "norms")
+MOVABLE = ("position", "max_positions", "window")  # keys of a model that a stage may change; and all of rope
+
+
+def laid_over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return a table with another laid over it, tables inside as well."""
+    found = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = laid_over(found[key], value) if both else value
+    return found
+
+
+def _one_kind_of_source(data: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return a stage's data without the sources of the recipe where it names its own."""
+    if "source" in own:
+        return {**data, "mixture": {}}
+    return {**data, "source": [], "mixture": own["mixture"]} if "mixture" in own else data
+
+
+def moved(old: ModelConfig, new: ModelConfig) -> list[str]:
+    """Return the keys in which two models differ beside attention's positions, window and limit."""
+    found = differences(old.replace(tokens={}).to_dict(), new.replace(tokens={}).to_dict())
+    keys = [key for key, _, _ in found]
+    return [key for key in keys if key.rpartition(".")[2] not in MOVABLE and "rope" not in key.split(".")]
+
+
+def _check_positions(old: ModelConfig, new: ModelConfig, where: str) -> None:
+    if wrong := moved(old, new):
+        raise ConfigError(
+            f"{where}: changes {', '.join(wrong)}; between stages only attention's position, rope, window and "
+            "max_positions can change"
+        )
 
 
 def filled(config: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 
 from interlace.base.errors import ConfigError, DataError, RunError
-from interlace.base.files import read_json, user_path, write_file
+from interlace.base.files import disk_errors, read_json, user_path, write_file
 from interlace.base.schema import validate
 from interlace.data.prepare import MANIFEST
 from interlace.data.tokens import check_manifest
@@ -22,6 +22,7 @@ from interlace.runs.page import origin, page, picture, table, visible
 from interlace.runs.training import TrainingRun
 from interlace.train.recipe import Recipe
 
+PALETTE = ("#1d4ed8", "#c2410c", "#15803d", "#7e22ce", "#b91c1c", "#0e7490", "#a16207", "#4d4d4d")
 COLOURS = {"transformer": "#7a7a7a", "hybrid": "#c2410c"}
 
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -43,8 +44,8 @@ def loss_plot(
         (left, training, "training loss, nats per token"),
         (right, held_out, "held-out bits per byte"),
     ):
-        for name, (x, y) in curves.items():
-            colour = COLOURS.get(name, "#1d4ed8")
+        for number, (name, (x, y)) in enumerate(curves.items()):
+            colour = COLOURS.get(name, PALETTE[number % len(PALETTE)])
             axis.plot(x, y, label=name, color=colour, linewidth=1.6, marker="o" if axis is right else "", markersize=3)
         axis.set_xlabel("tokens")
         axis.set_ylabel(label)
@@ -170,3 +171,59 @@ def read_samples(run: TrainingRun) -> list[tuple[str, str]]:
         return [(str(s["prompt"]), visible(str(s["text"]))) for s in found]
     except (LookupError, TypeError):
         raise DataError(f"{file}: is damaged: not a list of prompts and texts; remove it") from None
+
+
+def compare(runs: Mapping[str, TrainingRun], out: Path, command: str, refresh_seconds: float = 0.0) -> list[list[str]]:
+    """Write one page on several runs: their curves in one picture, and a table, whose rows are returned.
+
+    Everything is read from the run folders, which may still be trained. The picture is written beside the page.
+
+    Args:
+        runs: by the names under which they are shown.
+        out: the page, an HTML file.
+        refresh_seconds: after which a browser reads the page again; 0 for never.
+
+    Raises:
+        RunError: a folder holds no run of training, or is damaged.
+    """
+    losses, scores, rows = {}, {}, []
+    for name, run in runs.items():
+        found = list(run.metrics())
+        steps = [m for m in found if "loss" in m]
+        losses[name], scores[name] = curves(run)
+        config = run.config()
+        size = sizes(ModelConfig.from_dict(config["model"]), ())
+        last = steps[-1] if steps else {}
+        seconds = sum(m.get("seconds", 0.0) for m in found)
+        rows.append(
+            [
+                name,
+                f"{size.total:,}",
+                f"{last.get('tokens', 0):,}",
+                f"{losses[name][1][-1]:.4f}" if steps else "",
+                f"{scores[name][1][-1]:.4f}" if scores[name][0] else "",
+                f"{min(scores[name][1]):.4f}" if scores[name][0] else "",
+                f"{last['tokens'] / seconds:,.0f}" if steps and seconds else "",
+                str(sum("skipped" in m for m in found)),
+            ]
+        )
+    png = loss_plot(losses, scores, None)
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_file(out.with_suffix(".png"), png)
+    again = f'<meta http-equiv="refresh" content="{refresh_seconds:.0f}">' if refresh_seconds else ""
+    made = f"<p><code>{html.escape(command)}</code></p>"
+    write_file(out, page("interlace runs", [again, picture(png, "loss curves"), table(COMPARED, rows), made]))
+    return rows
+
+
+COMPARED = [
+    "run",
+    "parameters",
+    "tokens",
+    "loss, smoothed",
+    "held-out bits/byte",
+    "the lowest",
+    "tokens/s",
+    "steps left out",
+]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from interlace.checkpoint.load import load
 from interlace.checkpoint.save import write_model
 from interlace.checkpoint.tensors import read_header, read_into, write
+from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")  # AdamW's, and Muon's
@@ -65,9 +66,12 @@ def copy_of(x: Tensor) -> Tensor:
     return x.detach().to("cpu", copy=True)
 
 
-def with_weights(model: HybridLM, weights: Mapping[str, Tensor]) -> HybridLM:
-    """Return a model like this one that holds other weights, by parameter; no memory is copied."""
-    other = HybridLM(model.config, device="meta")
+def with_weights(model: HybridLM, weights: Mapping[str, Tensor], config: ModelConfig | None = None) -> HybridLM:
+    """Return a model like this one that holds other weights, by parameter; no memory is copied.
+
+    config: where attention stands elsewhere.
+    """
+    other = HybridLM(config or model.config, device="meta")
     other.tokenizer, other.source = model.tokenizer, model.source
     if model.config.tied_embeddings:
         other.head.weight = other.embedding.weight

@@ -29,6 +29,8 @@ from interlace.train.saved import Saved
 from interlace.train.schedule import Schedule
 from interlace.train.workers import Alone
 
+MEASURED_EVERY = 10  # steps: how far the weights moved
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -40,6 +42,7 @@ class StepResult:
         seconds: that the step took on its device.
         busiest: how many times its even share the busiest expert of all layers got; None without experts.
         bad: how many bad steps there are in a row with this one, which then changed no weight; 0 for a good step.
+        update_ratio: the length of what was added to the matrices, beside theirs; None where it was not measured.
     """
 
     loss: float
@@ -48,6 +51,7 @@ class StepResult:
     seconds: float
     busiest: float | None = None
     bad: int = 0
+    update_ratio: float | None = None
 
     @property
     def skipped(self) -> str:
@@ -109,6 +113,11 @@ class EnqueuedStep(StepResult):
         """How many bad steps there are in a row with this one."""
         return self._result.bad
 
+    @property
+    def update_ratio(self) -> float | None:
+        """The length of what was added to the matrices, beside theirs; None where it was not measured."""
+        return self._result.update_ratio
+
 
 class _Outcome:
     """The results of a step on their way from the device to the host."""
@@ -129,8 +138,9 @@ class _Outcome:
         if self.end is not None:
             self.end.synchronize()
             seconds = self.start.elapsed_time(self.end) / 1000
-        loss, norm, bad, *busiest = self.host.tolist()
-        return StepResult(loss, norm, self.rate, seconds, max(busiest, default=None), round(bad))
+        loss, norm, bad, ratio, *busiest = self.host.tolist()
+        measured = None if math.isnan(ratio) else ratio
+        return StepResult(loss, norm, self.rate, seconds, max(busiest, default=None), round(bad), measured)
 
 
 def _event(device: torch.device) -> Any:
@@ -269,7 +279,8 @@ class Trainer:
             if found.grad_norm > self.clip:
                 gradients = [self.workers.local(p.grad) for p in self.model.parameters() if p.grad is not None]
                 torch._foreach_mul_(gradients, self.clip / (found.grad_norm + 1e-6))
-            self._update(loss, self.balance_rate)
+            ratio = self._update(loss, self.balance_rate)
+            found = replace(found, update_ratio=None if ratio is None else float(ratio))
         self._check(self.done - 1, found)
         busiest = max((experts.busiest for experts in loss.loads if experts is not None), default=None)
         return replace(found, seconds=time.perf_counter() - start, busiest=busiest)
@@ -302,17 +313,22 @@ class Trainer:
         excess = (norm.to(torch.float32) + 1e-6) / self.clip
         optimizer.grad_scale = excess.clamp(min=1)  # by which the optimizer divides gradients
         good = 1 - optimizer.found_inf
-        self._update(loss, self.balance_rate * good, good)
+        ratio = self._update(loss, self.balance_rate * good, good)
         loads = [experts.most for experts in loss.loads if experts is not None]
         event, start = began
-        results = [loss.value, norm, bad, *loads]
+        results = [loss.value, norm, bad, torch.full_like(norm, torch.nan) if ratio is None else ratio, *loads]
         outcome = _Outcome(self.done - 1, rate, results, event, time.perf_counter() - start)
         before, self._last = self._last, outcome
         if before is not None:
             self._read(before)
         return EnqueuedStep(rate, partial(self._read, outcome))
 
-    def _update(self, loss: Loss, balance_rate: float | Tensor, good: Tensor | None = None) -> None:
+    def _update(self, loss: Loss, balance_rate: float | Tensor, good: Tensor | None = None) -> Tensor | None:
+        """Change the weights; return the length of the change beside theirs, at every tenth step."""
+        measured = self.done % MEASURED_EVERY == 0
+        local = self.workers.local
+        matrices = [local(p.detach()) for p in self.model.parameters() if p.ndim > 1] if measured else []
+        before = [x.clone() for x in matrices]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         blocks: list[Any] = list(self.model.blocks)
@@ -322,6 +338,14 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.done, good)
         self.done += 1
+        return self._ratio(matrices, before) if measured else None
+
+    @torch.no_grad()
+    def _ratio(self, after: list[Tensor], before: list[Tensor]) -> Tensor:
+        changes = list(torch._foreach_sub(after, before))
+        sums = [torch.stack(torch._foreach_norm(xs)).square().sum() for xs in (changes, before)]
+        changed, whole = self.workers.over_model(torch.stack(sums)).unbind()
+        return (changed / whole.clamp(min=1e-30)).sqrt()
 
     def _read(self, outcome: _Outcome) -> StepResult:
         found = outcome.result()

@@ -65,7 +65,7 @@ class Alone:
     def read(self, folder: Path, saved: Saved) -> dict[str, Tensor]:
         """Fill a model, and the average of its weights, from a checkpoint; return the moments, as "key/parameter"."""
         if (folder / STATE).is_dir():
-            from interlace.train.parallel import state
+            from interlace.train.cut import state
 
             return state.read(saved, folder / STATE, state.layouts_alone(saved.model))
         read_weights(folder, dict(saved.model.named_parameters()))
@@ -78,6 +78,10 @@ class Alone:
 
     def total(self, x: Tensor) -> Tensor:
         """Return the sum over the workers that read different tokens."""
+        return x
+
+    def over_model(self, x: Tensor) -> Tensor:
+        """Return the sum over the workers that hold one model together."""
         return x
 
     def norm(self, model: HybridLM) -> Tensor:

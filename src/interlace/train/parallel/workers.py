@@ -26,11 +26,11 @@ from interlace.model.model import HybridLM
 from interlace.ops.core.across import Across
 from interlace.runs.background import Background
 from interlace.runs.training import TrainingRun
+from interlace.train.cut.pieces import Layout, Piece
+from interlace.train.cut.state import all_boxes, read, save, tensors_of
+from interlace.train.cut.tensor import cuts_of, divide
 from interlace.train.muon import Orthogonalise
 from interlace.train.optimizer import Route, routes
-from interlace.train.parallel.pieces import Layout, Piece
-from interlace.train.parallel.state import all_boxes, read, save, tensors_of
-from interlace.train.parallel.tensor import cuts_of, divide
 from interlace.train.saved import AVERAGE, FACTS, STATE, Saved, read_moments, with_weights
 from interlace.train.workers import Alone
 
@@ -141,7 +141,7 @@ class Workers(Alone):
         cuts = cuts_of(model, tensor)
         if tensor > 1:
             divide(model, self._tensor.group_name, self.place["tensor"], tensor)
-        frozen = {p for p in model.parameters() if not p.requires_grad}  # corrections of experts, the same everywhere
+        frozen = {p for name, p in model.named_parameters() if name.endswith(".correction")}  # moved by their counts
         shards = grid.shard * grid.context
         if grid.replicate * shards > 1:
             self._shard(model, frozen)
@@ -193,6 +193,12 @@ class Workers(Alone):
         """Return the sum over the workers that read different tokens."""
         x = x.detach().clone()
         dist.all_reduce(x, group=self._data)
+        return x
+
+    def over_model(self, x: Tensor) -> Tensor:
+        """Return the sum over the workers that hold one model together; what several hold counts as often."""
+        x = x.detach().clone()
+        dist.all_reduce(x, group=self._model)
         return x
 
     @torch.no_grad()

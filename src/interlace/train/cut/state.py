@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 
 from interlace.base.errors import CheckpointError, Failure, first_line
 from interlace.model.model import HybridLM
-from interlace.train.parallel.pieces import Layout
-from interlace.train.parallel.tensor import cuts_of
+from interlace.train.cut.pieces import Layout
+from interlace.train.cut.tensor import cuts_of
 from interlace.train.saved import MOMENTS, Saved
 
 At = Callable[[Layout], tuple[int, int]]

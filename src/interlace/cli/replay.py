@@ -1,0 +1,54 @@
+"""`interlace replay`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from interlace.cli.output import Meter, print_json, print_table, say
+from interlace.cli.values import Place
+
+
+def replay(
+    run: Place,
+    *,
+    step: int,
+    device: str = "cpu",
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Take one step of a run again, by itself, and name the first layer with a bad value.
+
+    The run is left as it is: steps from the checkpoint before are taken in memory.
+
+    Example:
+
+        interlace replay runs/mine --step 1207
+
+    Parameters
+    ----------
+    run: Path
+        A run folder.
+    step: int
+        The step, as metrics.jsonl counts them.
+    device: str
+        "cpu", or "cuda".
+    json: bool
+        Print one JSON document.
+    """
+    from interlace.model.device import check_device
+    from interlace.train.replay import find_run
+    from interlace.train.replay import replay as again
+
+    check_device(device)
+    with Meter() as meter:
+        found = again(find_run(run), step, device, meter.update)
+    if json:
+        print_json(found.to_dict())
+        return
+    rows = [[x.part, f"{x.largest:.4g}", "" if x.finite else "not finite", f"{x.grad_norm:.4g}"] for x in found.looks]
+    print_table(f"step {found.step}", ["part", "largest output", "", "gradient norm"], rows)
+    say(f"loss {found.loss:g}, gradient norm {found.grad_norm:g}")
+    if found.skipped:
+        say(f"The step changes no weight: {found.skipped}.")
+    say(f"The first bad value is in: {found.first_bad}." if found.first_bad else "Every value is finite.", style="bold")

@@ -1,0 +1,121 @@
+"""Stages: one recipe, a run folder for each, and what may change between them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tomli_w
+import torch
+
+import interlace
+from interlace.base.errors import ConfigError
+from interlace.base.schema import validate
+from interlace.cli.main import run
+from interlace.train.recipe import Recipe, read_recipe
+
+
+@pytest.fixture
+def staged(recipe):
+    recipe["model"] |= {"max_positions": 48}
+    recipe["model"]["attention"] = {"heads": 2, "norm": "output", "position": "rope"}
+    recipe["train"] |= {"tokens": 6 * 192, "evaluations": 1, "checkpoints": 2, "decay": 0.0}
+    rope = {"scaling": "yarn", "factor": 2.0, "original_context": 48}
+    recipe["stage"] = [
+        {"name": "first"},
+        {"name": "frozen", "train": {"tokens": 4 * 192, "freeze": ["gated_delta", "embedding"], "decay": 1.0}},
+        {
+            "name": "long",
+            "model": {"max_positions": 96, "attention": {"rope": rope}},
+            "data": {"length": 96, "rows": 2},
+            "train": {"tokens": 2 * 192},
+        },
+    ]
+    return recipe
+
+
+def written(plan, path):
+    path.write_text(tomli_w.dumps(plan))
+    return path
+
+
+def test_stages_follow_one_another(staged, tmp_path, capsys):
+    file, out = written(staged, tmp_path / "plan.toml"), tmp_path / "run"
+    assert run(["train", str(file), "--out", str(out), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["run"] == str(out / "long")
+    models = {name: interlace.load(out / name) for name in ("first", "frozen", "long")}
+    assert models["long"].config.max_positions == 96
+    assert models["long"].config.layers["attention"].rope.scaling == "yarn"
+    one, two, three = (dict(m.named_parameters()) for m in models.values())
+    for name, p in one.items():
+        still = name.startswith("embedding") or (
+            ".mixer." in name and models["first"].config.kinds[int(name.split(".")[1])] == "gated_delta"
+        )
+        assert torch.equal(p, two[name]) == still, name
+        assert not torch.equal(p, three[name])
+    before = {p: p.read_bytes() for p in out.rglob("*.safetensors")}
+    assert run(["train", str(file), "--out", str(out)]) == 0  # nothing is done again
+    assert before == {p: p.read_bytes() for p in out.rglob("*.safetensors")}
+    assert models["first"].tokenizer.hash() == models["long"].tokenizer.hash()
+
+
+def test_a_stage_that_was_interrupted_is_gone_on_with(staged, tmp_path, monkeypatch):
+    from interlace.train.trainer import Trainer
+
+    file = written(staged, tmp_path / "plan.toml")
+    assert run(["train", str(file), "--out", str(tmp_path / "whole")]) == 0
+    step, calls = Trainer.step, []
+
+    def stops(self, *parts):
+        calls.append(1)
+        if len(calls) == 9:  # in the second stage, after its first checkpoint
+            raise KeyboardInterrupt
+        return step(self, *parts)
+
+    monkeypatch.setattr(Trainer, "step", stops)
+    assert run(["train", str(file), "--out", str(tmp_path / "run")]) == 130
+    assert not (tmp_path / "run/long").exists()
+    assert run(["train", str(file), "--out", str(tmp_path / "run")]) == 0
+    assert len(calls) == 9 + 12 - 8
+    files = [tmp_path / f"{name}/long/checkpoints/step-2/model.safetensors" for name in ("whole", "run")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_dry_run_shows_every_stage(staged, tmp_path, capsys):
+    file = written(staged, tmp_path / "plan.toml")
+    assert run(["train", str(file), "--dry-run", "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr().out
+    for name in ("first", "frozen", "long"):
+        assert f"stage {name}: nothing was started" in shown
+    assert run(["train", str(file), "--dry-run", "--json", "--out", str(tmp_path / "run")]) == 0
+    assert list(json.loads(capsys.readouterr().out)["stages"]) == ["first", "frozen", "long"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_stages_are_changed_by_their_names(staged, tmp_path):
+    file = written(staged, tmp_path / "plan.toml")
+    plan = read_recipe(file, ["stage.long.train.tokens=960", "train.seed=3"])
+    recipes = dict(plan.stages(tmp_path))
+    assert recipes["long"].train.tokens == 960
+    assert {r.train.seed for r in recipes.values()} == {3}
+    with pytest.raises(ConfigError, match="no table is called 'longer'; did you mean 'long'"):
+        read_recipe(file, ["stage.longer.train.tokens=960"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ({"name": "long", "model": {"width": 64}}, r"stage\.long\.model: changes width"),
+        ({"name": "long", "model": {"attention": {"heads": 4}}}, r"stage\.long\.model: changes attention\.heads"),
+        ({"name": "long", "train": {"token": 5}}, r"stage\.long: train\.token: unknown key; did you mean 'tokens'"),
+        ({"name": "first"}, "two stages are called 'first'"),
+        ({"name": "a/b"}, "string should match pattern"),
+        ({"name": "long", "train": {"freeze": ["mamba"]}}, "there is no 'mamba' in the model"),
+        ({"name": "long", "data": {"length": 0}}, r"stage\.long: data\.length"),
+    ],
+)
+def test_bad_stages_are_named(staged, tmp_path, stage, words):
+    staged["stage"][2] = stage
+    with pytest.raises(ConfigError, match=words):
+        validate(Recipe, staged, "").stages(tmp_path)
