@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from interlace.base.errors import ConfigError, Diverged, Failure, RunError
 from interlace.base.schema import validate
 from interlace.data.batches import IGNORE
 from interlace.evaluate.bits_per_byte import HeldOut
+from interlace.evaluate.training import train_in_stages
 from interlace.runs.checkpoints import is_whole
 from interlace.runs.training import TrainingRun
 from interlace.train.estimate import activation_bytes, estimate
@@ -352,6 +354,15 @@ def test_every_recipe_trains(tmp_path, texts):
             "train.evaluations=1",
             "train.evaluation_tokens=128",
         ]
+        stages = re.findall(r'(?s)\[\[stage\]\]\nname = "(\w+)"', file.read_text())
+        for name in stages:
+            short += [f"stage.{name}.train.tokens=256", f"stage.{name}.train.compile=false"]
+            short += [f"stage.{name}.data={{source = '{texts}', length = 64, rows = 2}}"]
+        if file.stem.endswith("7b"):
+            small = {"width": 64, "depth": 4, "vocabulary": 512, "gated_delta.heads": 2, "gated_delta.key_dim": 24}
+            small |= {"gated_delta.value_dim": 48, "attention.heads": 2, "mlp.width": 96}
+            short += [f"model.{key}={value}" for key, value in small.items()]
         plan = read_recipe(file, short)
-        run = train(plan, tmp_path / file.stem, score(plan))
+        run = train_in_stages(plan, tmp_path / file.stem)
         assert len(list(run.metrics())) == 2
+        assert run.path == tmp_path / file.stem / (stages[-1] if stages else "")

@@ -19,6 +19,8 @@ def train(
     log: str = "",
     allow_changes: str = "",
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    devices: int = 0,
+    device_kind: str = "h100",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Train one model on your own text, or on a folder that `interlace data prepare` wrote.
@@ -30,6 +32,8 @@ def train(
         interlace train recipes/hybrid-small.toml data.source=docs/ --dry-run
 
         interlace train recipes/hybrid-small.toml data.source=texts/ train.learning_rate=1e-3 --out runs/mine
+
+        interlace train recipes/hybrid-small.toml --dry-run --devices 8 --device-kind h100
 
         torchrun --nproc-per-node 2 -m interlace train recipes/hybrid-small.toml data.source=texts/ parallel.shard=2
 
@@ -49,13 +53,17 @@ def train(
         Keys of the recipe, with commas between, that may differ from those that the run was started with.
     dry_run: bool
         Print parameters, FLOPs, memory and estimated time, and run nothing.
+    devices: int
+        With --dry-run: print how so many devices are best laid out, their memory, communication and rate, on paper.
+    device_kind: str
+        Of which kind they are: "a100", "h100", "h200" or "b200".
     json: bool
         Print one JSON document instead of tables.
     """
     import math
     from contextlib import nullcontext
 
-    from interlace.base.errors import RunError
+    from interlace.base.errors import ConfigError, RunError
     from interlace.base.files import user_path
     from interlace.evaluate.training import train_in_stages
     from interlace.model.device import check_device
@@ -66,6 +74,8 @@ def train(
     from interlace.train.corpus import check_inputs
     from interlace.train.estimate import estimate
     from interlace.train.parallel.join import joined, own_device
+    from interlace.train.parallel.machines import device_kind as device_kind_of
+    from interlace.train.parallel.paper import plans
     from interlace.train.recipe import FIXED, filled, read_recipe
 
     device = own_device(device)
@@ -74,6 +84,13 @@ def train(
     out = user_path(out or Path("runs") / recipe.stem, RunError)
     changes = [key.strip() for key in allow_changes.split(",") if key.strip()]
     stages = plan.stages(out) or [("", plan)]
+    if devices and not dry_run:
+        raise ConfigError("--devices: is for --dry-run; torchrun starts workers, and [parallel] lays them out")
+    if devices:
+        kind = device_kind_of(device_kind)
+        found = {name: plans(stage, devices, kind) for name, stage in stages}
+        _print_plans(found, devices, kind.name, json)
+        return
     if dry_run:
         estimates = {}
         for number, (name, stage) in enumerate(stages):
@@ -167,3 +184,44 @@ def _print_optimizers(document: dict[str, Any]) -> None:
         for r in document["optimizers"]
     ]
     print_table("optimizers", ["parameter", "shape", "layers", "optimizer", "decays"], routed)
+
+
+SHOWN = 4  # ways of laying devices out
+
+
+def _print_plans(found: dict[str, Any], devices: int, kind: str, json: bool) -> None:
+    if json:
+        shown = {name: [plan.to_dict() for plan in ways[:SHOWN]] for name, ways in found.items()}
+        print_json({"devices": devices, "device_kind": kind, "plans": shown.get("", shown)})
+        return
+    for name, ways in found.items():
+        best = ways[0]
+        rows = [[f"memory: {part}", size(value)] for part, value in best.memory.items() if value]
+        rows.append(
+            ["memory of each device, all together", size(best.memory_bytes) + ("" if best.fits else ": too much")]
+        )
+        rows += [[f"sent by each device for a step: {k}", size(v)] for k, v in best.sent.items() if v]
+        for name_, seconds in best.ways.items():
+            rows.append([f"recurrent layers over the context by {name_}", f"{1000 * seconds:.1f} ms of a step"])
+        rows += [
+            ["a step's computation", f"{best.compute_seconds:.2f} s"],
+            ["communication that is waited for", f"{best.waiting_seconds:.2f} s"],
+            ["tokens/s of each device", f"{best.tokens_per_second:,.0f}"],
+            ["tokens/s of all", count(best.tokens_per_second * devices)],
+            ["share of the matrix rate", f"{best.utilisation:.0%}"],
+        ]
+        stage = f", stage {name}" if name else ""
+        print_table(f"{devices} {kind}{stage}, on paper: {_said(best)}", ["", ""], rows)
+        others = [
+            [_said(way), size(way.memory_bytes), f"{way.tokens_per_second:,.0f}", "" if way.fits else "no"]
+            for way in ways[:SHOWN]
+        ]
+        print_table("ways", ["parallel", "memory", "tokens/s each", "fits"], others)
+
+
+def _said(way: Any) -> str:
+    sizes = " x ".join(f"{name} {n}" for name, n in way.sizes.items() if n > 1) or "one device"
+    more = [f"in {way.accumulate} parts"] if way.accumulate > 1 else []
+    more += ["recompute"] if way.recompute else []
+    more += [f"context by {way.context_by}"] if way.context_by else []
+    return ", ".join([sizes, *more])

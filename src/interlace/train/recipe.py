@@ -292,6 +292,7 @@ class Recipe(Closed):
 
 
 FROZEN = ("embedding", "head", "norms")
+DRAWN = {"decay_range", "step_range", "step_floor", "mlp"}  # of a layer: initial values; and a name
 MOVABLE = ("position", "max_positions", "window")  # keys of a model that a stage may change; and all of rope
 
 
@@ -312,10 +313,35 @@ def _one_kind_of_source(data: dict[str, Any], own: dict[str, Any]) -> dict[str, 
 
 
 def moved(old: ModelConfig, new: ModelConfig) -> list[str]:
-    """Return the keys in which two models differ beside attention's positions, window and limit."""
-    found = differences(old.replace(tokens={}).to_dict(), new.replace(tokens={}).to_dict())
-    keys = [key for key, _, _ in found]
-    return [key for key in keys if key.rpartition(".")[2] not in MOVABLE and "rope" not in key.split(".")]
+    """Return the keys in which two models differ beside attention's positions, window and limit.
+
+    Layers are compared one by one, whatever their tables are called; what only initial values are drawn from, which
+    published formats do not hold, does not count.
+    """
+    found = [key for key, _, _ in differences(_by_layers(old), _by_layers(new))]
+    kept = [key for key in found if key.rpartition(".")[2] not in MOVABLE and "rope" not in key.split(".")]
+    return list(dict.fromkeys(_named(key, new) for key in kept))
+
+
+def _named(key: str, model: ModelConfig) -> str:
+    """Return the key of a layer by the name of its table."""
+    words = key.split(".")
+    return ".".join([model.kinds[int(words[1])], *words[2:]]) if words[0] == "layer" else key
+
+
+def _by_layers(config: ModelConfig) -> dict[str, Any]:
+    """Return a model's numbers, and each layer's, as plain data."""
+    found: dict[str, Any] = config.model_dump(mode="json", exclude={"layers", "pattern", "tokens", "init_std"})
+    layers = {}
+    for index in range(config.depth):
+        parts = {"": config.kind(index), "mlp": config.mlp_of(index)}
+        layers[str(index)] = {
+            f"{name}{'.' if name else ''}{key}": value
+            for name, part in parts.items()
+            if part is not None
+            for key, value in {"kind": type(part).__name__, **part.model_dump(mode="json", exclude=DRAWN)}.items()
+        }
+    return {**found, "layer": layers}
 
 
 def _check_positions(old: ModelConfig, new: ModelConfig, where: str) -> None:
