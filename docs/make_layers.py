@@ -76,7 +76,8 @@ def spelled(annotation: Any) -> str:
     if get_origin(annotation) is Annotated:
         return spelled(get_args(annotation)[0])
     if get_origin(annotation) is dict:
-        return "tables by name" if get_args(annotation)[1] is not Any else "table"
+        inner = get_args(annotation)[1]
+        return "tables by name" if isinstance(inner, type) and issubclass(inner, BaseModel) else "table"
     if get_origin(annotation) is Literal:
         return " or ".join(f'"{word}"' for word in get_args(annotation))
     if get_origin(annotation) in (Union, UnionType):
