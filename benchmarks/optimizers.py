@@ -31,7 +31,7 @@ from interlace.train.schedule import horizon_steps
 from interlace.train.steps import take_steps
 from interlace.train.trainer import Trainer
 
-RATES = {"adamw": (1e-3, 2e-3, 4e-3, 8e-3), "muon": (2e-3, 4e-3, 8e-3, 16e-3)}
+RATES = {"adamw": (2e-3, 4e-3, 8e-3, 16e-3), "muon": (4e-3, 8e-3, 16e-3, 32e-3)}
 HORIZONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 

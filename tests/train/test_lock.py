@@ -6,12 +6,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import pytest
 import tomli_w
+from warm import Warm
 from watching import scored
 
 from interlace.base.errors import InterlaceError
@@ -49,6 +48,8 @@ from interlace.train.recipe import read_recipe
 plan = read_recipe(one)
 def watch(now):
     if now.label == "training" and now.done == 5:
+        while not (out / "checkpoints/step-4").is_dir():  # it is written in the background
+            pass
         hold()
 train(plan, out, lambda c: HeldOut(c, 48, 480).score, watch)
 """
@@ -94,19 +95,39 @@ LADDER_TABLE = {
 }
 
 
-@contextmanager
-def holding(script, one, out):
-    """A process that works in `out` and has stopped in the middle of it; it is killed at the end."""
-    command = [sys.executable, "-c", HOLD + script, str(one), str(out)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline() == "held\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
+MODULES = [
+    "interlace.evaluate.training",
+    "interlace.checkpoint.convert",
+    "interlace.study.tasks.grid",
+    "interlace.study.quickstart.run",
+    "interlace.study.ladder.run",
+    "torch._dynamo",  # which torch's optimizers import
+]
+
+
+@pytest.fixture(scope="module")
+def warm():
+    process = Warm(MODULES)
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def holding(warm, tmp_path_factory):
+    """Starts a process that works in `out` and has stopped in the middle of it; it is killed at the end."""
+
+    @contextmanager
+    def hold(script, one, out):
+        process = warm.start(HOLD + script, [str(one), str(out)], tmp_path_factory.mktemp("pipes"))
+        try:
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+            process.close()
+
+    return hold
 
 
 def ended(process):
@@ -144,7 +165,7 @@ def files(folder):
     return sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
 
 
-def test_a_second_training_is_refused_and_a_dead_one_s_folder_is_taken_over(plan, tmp_path):
+def test_a_second_training_is_refused_and_a_dead_one_s_folder_is_taken_over(holding, plan, tmp_path):
     out = tmp_path / "run"
     with holding(TRAIN, tmp_path / "r.toml", out) as first:
         before = (out / "metrics.jsonl").read_bytes(), (out / "run.toml").read_bytes()
@@ -154,7 +175,7 @@ def test_a_second_training_is_refused_and_a_dead_one_s_folder_is_taken_over(plan
     assert steps(out) == list(range(1, 21))
 
 
-def test_the_first_goes_on_undisturbed_by_one_that_was_refused(plan, tmp_path):
+def test_the_first_goes_on_undisturbed_by_one_that_was_refused(holding, plan, tmp_path):
     with holding(TRAIN, tmp_path / "r.toml", tmp_path / "run") as first:
         refused(lambda: go_on(plan, tmp_path / "run"), first)
         assert ended(first) == 0
@@ -163,20 +184,20 @@ def test_the_first_goes_on_undisturbed_by_one_that_was_refused(plan, tmp_path):
     assert steps(again.path) == list(range(1, 21))
 
 
-def test_a_run_that_is_still_reading_its_text_is_held_as_well(plan, tmp_path):
+def test_a_run_that_is_still_reading_its_text_is_held_as_well(holding, plan, tmp_path):
     with holding(DATA, tmp_path / "r.toml", tmp_path / "run") as first:
         refused(lambda: go_on(plan, tmp_path / "run"), first)
         assert ended(first) == 0
     assert steps(tmp_path / "run") == list(range(1, 21))
 
 
-def test_a_path_by_another_way_is_the_same_folder(plan, tmp_path):
+def test_a_path_by_another_way_is_the_same_folder(holding, plan, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "run")
     with holding(TRAIN, tmp_path / "r.toml", tmp_path / "run") as first:
         refused(lambda: go_on(plan, tmp_path / "link"), first)
 
 
-def test_the_verb_says_who_holds_it(plan, tmp_path, capsys):
+def test_the_verb_says_who_holds_it(holding, plan, tmp_path, capsys):
     with holding(TRAIN, tmp_path / "r.toml", tmp_path / "run") as first:
         (tmp_path / "run" / "report.html").unlink(missing_ok=True)
         assert interlace(["train", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run")]) == 2
@@ -186,7 +207,7 @@ def test_the_verb_says_who_holds_it(plan, tmp_path, capsys):
     assert said.count("\n") == 1
 
 
-def test_a_held_run_can_be_read(plan, tmp_path, capsys):
+def test_a_held_run_can_be_read(holding, plan, tmp_path, capsys):
     with holding(TRAIN, tmp_path / "r.toml", tmp_path / "run"):
         for verb in ("inspect", "generate"):
             assert (
@@ -194,7 +215,7 @@ def test_a_held_run_can_be_read(plan, tmp_path, capsys):
             )
 
 
-def test_what_a_dead_holder_left_behind_says_nothing(plan, tmp_path):
+def test_what_a_dead_holder_left_behind_says_nothing(holding, plan, tmp_path):
     """Its number may belong to another process by now, as this one's does here."""
     with holding(TRAIN, tmp_path / "r.toml", tmp_path / "run") as first:
         pass
@@ -210,7 +231,7 @@ def test_what_was_written_leaves_no_lock_behind(plan, texts, tmp_path):
     assert not [p for p in files(tmp_path) if "lock" in p.name]
 
 
-def test_two_preparations_of_one_folder(texts, tmp_path):
+def test_two_preparations_of_one_folder(holding, texts, tmp_path):
     out = tmp_path / "tokens"
     with holding(PREPARE, texts, out) as first:
         refused(lambda: prepare(Sources([texts]), "train:300", out), first)
@@ -218,14 +239,14 @@ def test_two_preparations_of_one_folder(texts, tmp_path):
     Corpus.open(out).verify()
 
 
-def test_a_preparation_that_was_killed_is_begun_again(texts, tmp_path):
+def test_a_preparation_that_was_killed_is_begun_again(holding, texts, tmp_path):
     with holding(PREPARE, texts, tmp_path / "tokens"):
         pass
     prepare(Sources([texts]), "train:300", tmp_path / "tokens")
     Corpus.open(tmp_path / "tokens").verify()
 
 
-def test_two_conversions_to_one_folder(tmp_path):
+def test_two_conversions_to_one_folder(holding, tmp_path):
     import interlace as package
 
     package.save(HybridLM(preset("tiny-hybrid")), tmp_path / "model")
@@ -234,7 +255,7 @@ def test_two_conversions_to_one_folder(tmp_path):
     assert convert(tmp_path / "model", tmp_path / "out", shard_bytes=20_000).resumed > 0
 
 
-def test_two_grids_in_one_folder(tmp_path):
+def test_two_grids_in_one_folder(holding, tmp_path):
     from interlace.study.tasks.arms import Shape
     from interlace.study.tasks.cell import Budget
     from interlace.study.tasks.grid import TaskGrid
@@ -245,14 +266,14 @@ def test_two_grids_in_one_folder(tmp_path):
         refused(second.run, first)
 
 
-def test_two_quickstarts_in_one_folder(texts, tmp_path):
+def test_two_quickstarts_in_one_folder(holding, texts, tmp_path):
     from interlace.study.quickstart.run import quickstart
 
     with holding(QUICKSTART, texts, tmp_path / "out") as first:
         refused(lambda: quickstart(1.0, tmp_path / "out", texts, silent), first)
 
 
-def test_two_ladders_in_one_folder(texts, tmp_path):
+def test_two_ladders_in_one_folder(holding, texts, tmp_path):
     from interlace.study.ladder.plan import read_ladder
     from interlace.study.ladder.run import LadderRun
 

@@ -73,6 +73,15 @@ def test_states_win_for_long_stretches_and_heads_for_short_ones(recipe):
     assert not costs(model, 100, 4)["heads"].possible  # 30 heads
 
 
+def test_a_dry_run_says_what_a_context_costs(capsys, tmp_path):
+    recipe = OLMO.with_name("hybrid-small.toml")
+    words = ["train", str(recipe), "--dry-run", "--out", str(tmp_path / "run"), "data.source=" + str(OLMO)]
+    assert run([*words, "parallel.context=2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["context_seconds"].keys() == {"state", "heads"}
+    assert run([*words, "parallel.context=4", "--json"]) == 0  # six heads
+    assert json.loads(capsys.readouterr().out)["context_seconds"].keys() == {"state"}
+
+
 def test_auto_takes_what_is_left():
     assert laid_out(ParallelSettings(shard="auto"), 8)["shard"] == 8
     assert laid_out(ParallelSettings(shard="auto", tensor=2), 8) == {

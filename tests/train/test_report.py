@@ -5,10 +5,12 @@ from __future__ import annotations
 import html
 import platform
 import re
+import shutil
 import tomllib
 
 import pytest
 import tomli_w
+from small import recipe_of, texts_in
 from watching import at, scored
 
 import interlace
@@ -22,13 +24,19 @@ from interlace.train.recipe import Recipe
 from interlace.train.report import write_report
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run's folder, trained by the command; each test gets a copy."""
+    folder = tmp_path_factory.mktemp("trained")
+    file = folder / "small & plain.toml"
+    file.write_text(tomli_w.dumps(recipe_of(texts_in(folder / "texts"))))
+    assert command(["train", str(file), "train.learning_rate=3e-3", "--out", str(folder / "run"), "--json"]) == 0
+    return folder / "run"
+
+
 @pytest.fixture
-def done(recipe, tmp_path):
-    """A run's folder, trained by the command."""
-    file = tmp_path / "small & plain.toml"
-    file.write_text(tomli_w.dumps(recipe))
-    assert command(["train", str(file), "train.learning_rate=3e-3", "--out", str(tmp_path / "run"), "--json"]) == 0
-    return tmp_path / "run"
+def done(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def page_of(folder):

@@ -241,7 +241,7 @@ def test_a_run_killed_between_a_checkpoint_and_its_line_writes_that_line(recipe,
     started = []
     run = train(plan, tmp_path / "run", score(plan), at("starting", lambda now: started.append(now.done)))
     assert started == [16]
-    timing = ("seconds", "tokens_per_second")
+    timing = ("seconds", "tokens_per_second", "flops_utilisation", "peak_memory_bytes")
     again, before = (
         [{k: v for k, v in json.loads(m).items() if k not in timing} for m in x]
         for x in (run.metrics_file.read_text().splitlines(), lines)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 
 import pytest
 import tomli_w
 import torch
+from small import recipe_of, texts_in
 
 import interlace
 from interlace.cli.main import run
@@ -30,10 +32,19 @@ def plan(recipe, tmp_path):
     return file
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = recipe_of(texts_in(folder / "texts"))
+    recipe["train"] |= {"tokens": 12 * 192, "evaluations": 2, "checkpoints": 3}
+    (folder / "plan.toml").write_text(tomli_w.dumps(recipe))
+    assert run(["train", str(folder / "plan.toml"), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
 @pytest.fixture
-def done(plan, tmp_path):
-    assert run(["train", str(plan), "--out", str(tmp_path / "run")]) == 0
-    return tmp_path / "run"
+def done(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def test_metrics_tell_updates_gates_rate_and_memory(done):

@@ -73,7 +73,7 @@ def train(
     from interlace.runs.training import TrainingRun
     from interlace.train.corpus import check_inputs
     from interlace.train.estimate import estimate
-    from interlace.train.parallel.join import joined, own_device
+    from interlace.train.parallel.join import context_estimate, joined, own_device
     from interlace.train.parallel.machines import device_kind as device_kind_of
     from interlace.train.parallel.paper import plans
     from interlace.train.recipe import FIXED, filled, read_recipe
@@ -98,6 +98,8 @@ def train(
                 check_inputs(stage)
             TrainingRun(out / name, filled, FIXED).belongs_to(stage.to_dict(), changes)
             estimates[name] = estimate(stage, device).to_dict()
+            if context := context_estimate(stage, device):
+                estimates[name]["context_seconds"] = context
         _print_estimates(estimates, json)
         return
     logged, end = open_logger(log, out, plan.to_dict()) if log else (lambda _: None, lambda: None)
@@ -169,6 +171,9 @@ def _print_estimate(document: dict[str, Any], title: str) -> None:
         ],
         ["estimated time", duration(document["seconds"]) + f" (at {document['utilisation']:.0%} of that rate)"],
     ]
+    for way, seconds in document.get("context_seconds", {}).items():
+        name = "states handed on" if way == "state" else "heads traded"
+        rows.append([f"recurrent layers over the context, {name}", f"{1000 * seconds:.3g} ms a pass"])
     print_table(title, ["", ""], rows)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from interlace.base.errors import ConfigError, Failure, first_line
 from interlace.base.package import VERSION
-from interlace.train.parallel.plan import check_fits, laid_out, way
+from interlace.train.parallel.plan import NAMES, check_fits, costs, laid_out, way
 from interlace.train.recipe import Recipe
 from interlace.train.workers import Alone
 
@@ -87,9 +87,26 @@ def _by_heads(recipe: Recipe, sizes: dict[str, int], device: str) -> bool:
     places, how = sizes["context"], recipe.parallel.context_by
     if places == 1 or how != "auto":
         return how == "heads"
+    return way(recipe.model, stretch(recipe, sizes), places, RATES[torch.device(device).type]) == "heads"
+
+
+def stretch(recipe: Recipe, sizes: dict[str, int]) -> int:
+    """Return the tokens that a worker has of a part of a batch."""
     shares = sizes["replicate"] * sizes["shard"] * recipe.train.accumulate
-    tokens = recipe.data.rows * recipe.data.length // shares // places
-    return way(recipe.model, tokens, places, RATES[torch.device(device).type]) == "heads"
+    return recipe.data.rows * recipe.data.length // shares // sizes["context"]
+
+
+def context_estimate(recipe: Recipe, device: str = "cpu") -> dict[str, float]:
+    """Return about how long recurrent layers take to go on over the context in a forward pass, by "state" and "heads".
+
+    Empty without a context; a way that heads do not divide for is left out.
+    """
+    sizes = {name: 1 if (size := getattr(recipe.parallel, name)) == "auto" else int(size) for name in NAMES}
+    if sizes["context"] == 1:
+        return {}
+    found = costs(recipe.model, stretch(recipe, sizes), sizes["context"])
+    rates = RATES[torch.device(device).type]
+    return {name: cost.seconds(*rates) for name, cost in found.items() if cost.possible}
 
 
 def _agree(recipe: Recipe, workers: int) -> None:
