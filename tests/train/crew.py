@@ -130,7 +130,7 @@ def trained(job, workers):
     parameters = dict(trainer.model.named_parameters())
     numbers, gradients = [], {}
     for step in range(STEPS):
-        shares = trainer.shares(batch(step))
+        shares = trainer.shares(batch(step, job.get("rows", ROWS)))
         if not step:
             trainer._gradients(shares)
             gradients = {n: whole(workers, n, p.grad) for n, p in parameters.items() if p.grad is not None}

@@ -18,6 +18,7 @@ from interlace.layers.parts import Parts
 from interlace.model.presets import preset
 from interlace.train.average import Average
 from interlace.train.muon import Muon, direction, newton_schulz
+from interlace.train.objectives.base import Loss
 from interlace.train.objectives.next_token import next_token_losses
 from interlace.train.optimizer import routes
 from interlace.train.recipe import TrainSettings
@@ -172,6 +173,44 @@ def test_muon_trains_and_resumes_bit_for_bit(name, tmp_path):
         assert torch.equal(mean, again.average.tensors[key])
     opened = interlace.load(tmp_path / "step/average")
     assert opened.config.width == whole.model.config.width
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resuming_after_a_step_that_was_left_out_is_exact(optimizer, tmp_path):
+    """AdamW does not count such a step, and its bias corrections go on as if there had been none."""
+
+    def made():
+        trainer = trainer_of(optimizer=optimizer)
+        inner = trainer.objective
+
+        def objective(model, given):
+            loss = inner(model, given)
+            return Loss(loss.value, loss.minimised * (torch.nan if trainer.done == 2 else 1), loss.loads)
+
+        trainer.objective = objective
+        return trainer
+
+    whole, first, again = made(), made(), made()
+    losses = [whole.step(batch(i)).loss for i in range(7)]
+    for i in range(4):
+        first.step(batch(i))
+    (tmp_path / "step").mkdir()
+    first.write(tmp_path / "step")
+    again.resume(tmp_path / "step")
+    assert again.guard.to_dict() == first.guard.to_dict()
+    assert [again.step(batch(i)).loss for i in range(4, 7)] == losses[4:]
+    for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_average_that_was_not_kept_begins_with_the_weights(tmp_path):
+    first, again = trainer_of(), trainer_of(average=0.9)
+    first.step(batch(0))
+    (tmp_path / "step").mkdir()
+    first.write(tmp_path / "step")
+    again.resume(tmp_path / "step")
+    for name, p in first.model.named_parameters():
+        assert torch.equal(again.average.tensors[name], p)
 
 
 @pytest.mark.parametrize("lengths", [(16,) * 4, (3, 40, 1, 9, 11), (64,)])

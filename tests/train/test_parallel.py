@@ -59,7 +59,16 @@ EQUAL = {
     "context and shard": jobs_of(FAMILIES, 4, context=2, shard=2),
     "a document's middle": jobs_of(("olmo", "granite", "others"), 4, context=4),
     "muon": muon([*jobs_of(("olmo", "nemotron"), shard=2), *jobs_of(("kimi", "granite"), tensor=2)]),
-    "in parts": in_parts([*jobs_of(("olmo",), shard=2), *jobs_of(("nemotron",), context=2)]),
+    "tensor and others": muon(
+        [*jobs_of(("olmo", "nemotron"), 4, tensor=2, shard=2), *jobs_of(("kimi",), 4, tensor=2, context=2)]
+    ),
+    "packs that are short": [
+        {**job, "rows": rows, "settings": {"accumulate": parts}}
+        for job, rows, parts in zip(
+            jobs_of(("olmo", "others", "nemotron"), context=2), ([[3]], [[7, 1]], [[40], [5]]), (1, 2, 2), strict=True
+        )
+    ],
+    "in parts": in_parts([*jobs_of(("olmo", "granite"), shard=2), *jobs_of(("nemotron",), context=2)]),
     "compiled": compiled(
         [
             *jobs_of(("olmo",), shard=2),

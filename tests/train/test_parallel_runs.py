@@ -208,7 +208,7 @@ def test_workers_that_do_not_fit_are_refused(plan, tmp_path, capsys, words, said
     [
         (["parallel.shard=3"], 3, "data.rows: 4 cannot be divided among replicate 1 x shard 3 workers"),
         (["parallel.tensor=4"], 4, "model.gated_delta.heads: 2 cannot be divided among parallel.tensor = 4 workers"),
-        (["parallel.context=4", "parallel.context_by=heads"], 4, "2 heads cannot be traded among parallel.context = 4"),
+        (["parallel.context=4", "parallel.context_by=heads"], 4, "2 heads of values and 2 of keys cannot be traded"),
         (["parallel.replicate=3", "parallel.shard=auto"], 4, "made for a multiple of 3 workers, but there are 4"),
         (["train.accumulate=4", "parallel.shard=2"], 2, "in 4 parts each (train.accumulate); make it a multiple of 8"),
     ],

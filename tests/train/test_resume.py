@@ -240,6 +240,18 @@ def test_a_checkpoint_under_another_step_s_name_is_not_gone_on_with(made, stoppe
     assert weights(stopped) == made[2]
 
 
+def test_a_later_checkpoint_than_the_one_gone_on_with_goes(made, stopped):
+    """Else it would be taken for the newest once the log has passed it, or be written into."""
+    (stopped / "checkpoints/step-9/state").mkdir()
+    (stopped / "checkpoints/step-9/state/stray.safetensors").write_bytes(b"x")  # a file without a checksum
+    assert not is_whole(stopped / "checkpoints/step-9")
+    assert go_on(made[0], stopped, stop=7) == 6
+    assert not (stopped / "checkpoints/step-9").exists()
+    assert go_on(made[0], stopped) == 6
+    assert weights(stopped) == made[2]
+    assert not (stopped / "checkpoints/step-9/state").exists()
+
+
 def test_where_no_checkpoint_is_whole_training_does_not_begin_anew_in_silence(made, stopped):
     for step in (6, 9):
         damage(f"checkpoints/step-{step}/model.safetensors", flip)(stopped)

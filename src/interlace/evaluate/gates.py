@@ -16,11 +16,15 @@ MOST_TOKENS = 4096  # that are looked at
 
 
 @torch.no_grad()
-def gate_statistics(model: HybridLM, batch: Batch) -> dict[str, float]:
+def gate_statistics(
+    model: HybridLM, batch: Batch, everywhere: Callable[[Tensor], Tensor] = lambda x: x
+) -> dict[str, float]:
     """Return, of each table of recurrent layers with gates, the mean and the 5 % and 95 % quantiles of each gate.
 
     "decay" is what a token keeps of the state; "beta" the strength of its write, of which the share above 1 is told
     too; "step" Mamba-2's. Keys are such as "gated_delta.decay_p05".
+
+    everywhere: brings the heads of all workers together, where several divide a layer.
     """
     seen: dict[tuple[str, str], list[Tensor]] = {}
     hooks = []
@@ -44,7 +48,7 @@ def gate_statistics(model: HybridLM, batch: Batch) -> dict[str, float]:
         model.train(training)
     found: dict[str, float] = {}
     for (table, name), parts in seen.items():
-        values = torch.cat(parts)
+        values = torch.cat([everywhere(part).flatten() for part in parts])
         low, high = torch.quantile(values[:: max(1, values.numel() // (1 << 20))], values.new_tensor([0.05, 0.95]))
         found |= {
             f"{table}.{name}_mean": float(values.mean()),
@@ -59,6 +63,6 @@ def gate_statistics(model: HybridLM, batch: Batch) -> dict[str, float]:
 def _noting(seen: dict[tuple[str, str], list[Tensor]], table: str) -> Callable[..., None]:
     def note(mixer: Any, arguments: tuple[Any, ...]) -> None:
         for name, values in mixer.gates(arguments[0]).items():
-            seen.setdefault((table, name), []).append(values.float().flatten())
+            seen.setdefault((table, name), []).append(values.float())
 
     return note

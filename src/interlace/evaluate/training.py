@@ -76,7 +76,8 @@ def train_and_report(
 
     def evaluate(corpus: Corpus) -> Evaluate:
         held = HeldOut(corpus, recipe.data.length, recipe.train.evaluation_tokens)
-        return lambda model: held.score(model) | gate_statistics(model, held.batches[0])
+        heads = (workers or Alone()).heads
+        return lambda model: held.score(model) | gate_statistics(model, held.batches[0], heads)
 
     try:
         run = train(recipe, out, evaluate, told, device, workers, changes)

@@ -58,6 +58,8 @@ def _matches(checkpoint: Path) -> bool:
             return False
         if not any(all(any(re.fullmatch(k, name) for name in sums) for k in kinds) for kinds in WEIGHTS):
             return False
+        if sums.keys() | {SUMS} != {p.relative_to(checkpoint).as_posix() for p in checkpoint.rglob("*") if p.is_file()}:
+            return False
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in sums):
             return False
         if json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))["step"] != step_of(checkpoint):

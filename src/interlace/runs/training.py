@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ class TrainingRun(RunFolder):
             file.write(json.dumps(values) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drop lines of steps that a resumed run will do again."""
+        """Drop lines and checkpoints of steps that a resumed run will do again."""
+        for later in [p for p in self.checkpoints() if (step_of(p) or 0) > step]:
+            shutil.rmtree(later)
         kept = [json.dumps(m) for m in self.metrics() if m.get("step", 0) <= step]
         write_file(self.metrics_file, "".join(line + "\n" for line in kept))
 

@@ -110,7 +110,7 @@ def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
     tokens = steps * data.rows * length
     flops = model.training_flops_per_token[length] * tokens
     parts = footprint(recipe.model, length, place, precision)
-    step = parts.step(data.rows * length, recipe.train.recompute)
+    step = parts.step(data.rows * length, recipe.train.recompute, recipe.train.accumulate)
     return TrainingEstimate(
         parameters=model.total,
         non_embedding_parameters=model.non_embedding,
@@ -121,7 +121,7 @@ def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
         weight_bytes=16 * model.total,
         activation_bytes=step.activations,
         peak_memory_bytes=step.peak,
-        peak_memory_bytes_with_recompute=parts.step(data.rows * length, "block").peak,
+        peak_memory_bytes_with_recompute=parts.step(data.rows * length, "block", recipe.train.accumulate).peak,
         precision=precision,
         matmul_flops_per_second=rate,
         utilisation=UTILISATION,

@@ -26,6 +26,7 @@ class Gauge:
         flops_per_second: of a large matrix product in the run's precision.
         footprint: what the model's parts take; None where the GPU had too little memory to measure it.
         predicted_bytes: the peak of memory; 0 where it is not known.
+        workers: among which the tokens are divided.
     """
 
     device: torch.device
@@ -33,9 +34,10 @@ class Gauge:
     flops_per_second: float
     footprint: Footprint | None
     predicted_bytes: int
+    workers: int = 1
 
     @staticmethod
-    def of(recipe: Recipe, device: str) -> Gauge | None:
+    def of(recipe: Recipe, device: str, workers: int = 1) -> Gauge | None:
         """Measure a device before a run, a GPU's memory too; None where neither can be measured."""
         place = torch.device(device)
         if place.type not in ("cpu", "cuda"):
@@ -45,19 +47,21 @@ class Gauge:
         rate = matmul_flops_per_second(getattr(torch, precision), str(place), *more)
         flops = sizes(recipe.model, (length,)).training_flops_per_token[length]
         if place.type == "cpu":
-            return Gauge(place, flops, rate, None, 0)
+            return Gauge(place, flops, rate, None, 0, workers)
         parts: Footprint | None = None
         with suppress(torch.OutOfMemoryError):  # the run itself will say so
             parts = footprint(recipe.model, length, place, precision)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(place)
         tokens = recipe.data.rows * length
-        predicted = 0 if parts is None else parts.step(tokens, recipe.train.recompute).peak
-        return Gauge(place, flops, rate, parts, predicted)
+        plan = recipe.train
+        alone = parts is not None and workers == 1
+        predicted = parts.step(tokens, plan.recompute, plan.accumulate).peak if parts is not None and alone else 0
+        return Gauge(place, flops, rate, parts, predicted, workers)
 
     def row(self, tokens_per_second: float) -> dict[str, float]:
         """Return what a line of metrics.jsonl holds of these; the host does not wait for it."""
-        share = self.flops_per_token * tokens_per_second / self.flops_per_second
+        share = self.flops_per_token * tokens_per_second / self.workers / self.flops_per_second
         return {"flops_utilisation": share, "peak_memory_bytes": self.used_bytes}
 
     @property

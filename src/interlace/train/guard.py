@@ -49,11 +49,12 @@ class Guard:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for which the host waits."""
-        norms = [x for x in self._norms.tolist() if x == x]
+        norms = [x if x == x else None for x in self._norms.tolist()]
         return {"norms": norms, "good": int(self._good), "bad": int(self._bad)}
 
     def resume(self, known: dict[str, Any]) -> None:
         """Take up what `to_dict` returned."""
-        self._norms[: len(known["norms"])] = torch.tensor(known["norms"], dtype=torch.float32)
+        norms = [torch.nan if x is None else x for x in known["norms"]]
+        self._norms[: len(norms)] = torch.tensor(norms, dtype=torch.float32)
         self._good.fill_(known["good"])
         self._bad.fill_(known["bad"])

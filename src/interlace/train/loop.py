@@ -87,9 +87,9 @@ def _fresh(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
     if not tokens.eos and corpus.tokenizer.eos is not None:
         tokens = tokens.model_copy(update={"eos": (corpus.tokenizer.eos,)})
     torch.manual_seed(recipe.train.seed)
-    model = HybridLM(recipe.model.model_copy(update={"tokens": tokens}), device=device)
+    model = HybridLM(recipe.model.model_copy(update={"tokens": tokens}))  # drawn on the CPU: the same for any device
     model.tokenizer = corpus.tokenizer
-    return model
+    return model.to(resolve_device(device))
 
 
 def _started(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
@@ -138,6 +138,7 @@ def train(
     opened = ExitStack()
     with opened:
         workers.first_does(lambda: _open(recipe, run, device, opened, changes))
+        workers.check_common(run.path)
         gauge: Gauge | None = None
 
         def predict() -> Footprint:
@@ -146,7 +147,7 @@ def train(
 
         with explained(recipe, predict):
             try:
-                gauge = Gauge.of(recipe, device)
+                gauge = Gauge.of(recipe, device, workers.count)
                 trainer, corpus = _trainer(recipe, run, watch, device, workers)
             except BaseException:
                 if workers.first:
@@ -173,7 +174,10 @@ def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str, worker
     workers.first_does(lambda: _checked(recipe, run, watch))
     corpus = again(recipe.data, run.path / "data")
     precision = choose_precision(recipe.train.precision, resolve_device(device))
-    model = build_model(recipe, corpus, device)
+    workers.agree("text", corpus.fingerprint())
+    if recipe.train.start:
+        workers.agree("checkpoint to start from", fingerprint(recipe.train.start))
+    model = build_model(recipe, corpus, device if workers.count == 1 else "cpu")
     workers.first_does(lambda: run.remember(precision=precision))
     workers.prepare(model)
     trainer = Trainer.of(model, recipe.train, steps_of(recipe), precision, workers)

@@ -96,8 +96,9 @@ class Footprint:
     element_bytes: int
     logits: int
 
-    def step(self, tokens: int, recompute: str = "none") -> StepMemory:
-        """Predict a step on batches of so many tokens."""
+    def step(self, tokens: int, recompute: str = "none", accumulate: int = 1) -> StepMemory:
+        """Predict a step on batches of so many tokens, computed in so many parts."""
+        tokens = -(-tokens // accumulate)
         model, width = sizes(self.config, ()), self.config.width
         head, again = 4 * self.config.vocabulary * width, recompute == "block"
         residual = 4 if self.config.float32_residual else self.element_bytes
@@ -107,8 +108,9 @@ class Footprint:
         activations = sum(kept) + self.ends.kept.at(tokens) + 16 * tokens  # tokens and targets
         block, loss = max(whole), self._loss(tokens)
         weights, gradients = 12 * model.total, 4 * model.total
-        in_backward = activations + head + block
-        peak = weights + max(activations + loss, in_backward, gradients + whole[0])
+        held = gradients if accumulate > 1 else 0  # those of the parts before
+        in_backward = held + activations + head + block
+        peak = weights + max(held + activations + loss, in_backward, gradients + whole[0])
         return StepMemory(weights, gradients, activations, block, loss, peak)
 
     def _loss(self, tokens: int) -> int:
@@ -245,7 +247,7 @@ def out_of_memory(recipe: Recipe, said: str, parts: Footprint) -> str:
     asked, total, free = (_bytes(said, words) for words in (r"Tried to allocate", r"total capacity of", r"of which"))
     ours = sum(_bytes(said, words) or 0 for words in (r"Of the allocated memory", r"by PyTorch, and"))
     data, recompute = recipe.data, recipe.train.recompute
-    peak = parts.step(data.rows * data.length, recompute).peak
+    peak = parts.step(data.rows * data.length, recompute, recipe.train.accumulate).peak
     sentence = "out of memory"
     if asked is not None:
         sentence += f": {_size(asked)} were asked for"
@@ -265,12 +267,12 @@ def changes(recipe: Recipe, parts: Footprint, room: float | None) -> list[tuple[
     data, recompute = recipe.data, recipe.train.recompute
     found = []
     if recompute == "none":
-        peak = parts.step(data.rows * data.length, "block").peak
+        peak = parts.step(data.rows * data.length, "block", recipe.train.accumulate).peak
         if room is None or peak <= room:
             found.append(('train.recompute = "block"', peak))
     for name, value, least, other in (("rows", data.rows, 1, data.length), ("length", data.length, 2, data.rows)):
         while (value := value // 2) >= least:
-            peak = parts.step(value * other, recompute).peak
+            peak = parts.step(value * other, recompute, recipe.train.accumulate).peak
             if room is None or peak <= room:
                 found.append((f"data.{name} = {value}", peak))
                 break

@@ -338,14 +338,15 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.done, good)
         self.done += 1
-        return self._ratio(matrices, before) if measured else None
+        return self._ratio(matrices, before, good) if measured else None
 
     @torch.no_grad()
-    def _ratio(self, after: list[Tensor], before: list[Tensor]) -> Tensor:
+    def _ratio(self, after: list[Tensor], before: list[Tensor], good: Tensor | None) -> Tensor:
         changes = list(torch._foreach_sub(after, before))
         sums = [torch.stack(torch._foreach_norm(xs)).square().sum() for xs in (changes, before)]
         changed, whole = self.workers.over_model(torch.stack(sums)).unbind()
-        return (changed / whole.clamp(min=1e-30)).sqrt()
+        ratio = (changed / whole.clamp(min=1e-30)).sqrt()
+        return ratio if good is None else torch.where(good > 0, ratio, torch.nan)
 
     def _read(self, outcome: _Outcome) -> StepResult:
         found = outcome.result()
@@ -391,8 +392,8 @@ class Trainer:
         """Resume from a folder that `write` filled, bit for bit, or that another number of workers filled."""
         facts = saved.facts_of(folder)
         self.done = facts["step"]
-        if "guard" in facts:  # not in folders from before there was one
-            self.guard.resume(facts["guard"])
+        guard = facts.get("guard", {"norms": [], "good": self.done, "bad": 0})  # not in folders from before it
+        self.guard.resume(guard)
         average = None if self.average is None else self.average.tensors
         moments = self.workers.read(folder, Saved(self.model, {}, average, facts))
-        saved.take_moments(self.model, self.optimizer, moments, self.done)
+        saved.take_moments(self.model, self.optimizer, moments, guard["good"])  # AdamW does not count bad steps

@@ -25,9 +25,11 @@ class Alone:
 
     Attributes:
         first: whether this is the worker that logs and writes.
+        count: how many there are.
     """
 
     first = True
+    count = 1
 
     def prepare(self, model: HybridLM) -> None:
         """Cut a model's weights, which every worker has drawn or read alike, so that this worker holds its part."""
@@ -51,11 +53,22 @@ class Alone:
         """Return what the first worker finds, on all workers; raise its error on all."""
         return work()
 
+    def check_common(self, folder: Path) -> None:
+        """Raise RunError unless all workers see one folder."""
+
+    def agree(self, what: str, value: str) -> None:
+        """Raise ConfigError, naming the worker, unless all workers have the same."""
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Return what all workers have that divide a layer, side by side along the last axis."""
+        return x
+
     def write(self, run: TrainingRun, saved: Saved, step: int, background: Background, last: bool) -> None:
         """Write a checkpoint: from a copy while training goes on, where there is memory for one.
 
         last: whether it is the last one of its run, which is a model to load whoever wrote it.
         """
+        background.wait()
         if 2 * saved.nbytes > free_bytes():
             run.write_checkpoint(step, saved.write)
             return
@@ -69,8 +82,8 @@ class Alone:
 
             return state.read(saved, folder / STATE, state.layouts_alone(saved.model))
         read_weights(folder, dict(saved.model.named_parameters()))
-        if saved.average is not None:
-            read_weights(folder / AVERAGE, saved.average)
+        if saved.average is not None:  # one that was not kept before begins with the weights
+            read_weights(folder / AVERAGE if (folder / AVERAGE).is_dir() else folder, saved.average)
         return read_moments(saved.model, folder)
 
     def finish(self, model: HybridLM) -> None:

@@ -114,6 +114,9 @@ def load(state: Mapping[str, Box], folder: Path, group: Any = None) -> None:
     try:
         with _quiet():
             dcp.load(dict(state), storage_reader=HuggingFaceStorageReader(str(folder)), process_group=group)
+    except dcp.CheckpointException as error:  # which is no Exception
+        reasons = sorted({first_line(one[0]) for one in error.failures.values()})
+        raise CheckpointError(f"{folder}: cannot be resumed from: {'; '.join(reasons)}") from error
     except Exception as error:
         raise CheckpointError(f"{folder}: cannot be resumed from: {first_line(error)}") from error
 
@@ -173,8 +176,12 @@ def read(
         CheckpointError: a tensor is missing, or has another shape.
     """
     moments = moments_like(saved.model, folder, local)
-    into = Saved(saved.model, moments, saved.average, {})
+    kept = any(name.startswith("average/") for name in stored_names(folder))
+    into = Saved(saved.model, moments, saved.average if kept else None, {})
     load(all_boxes(tensors_of(into, local), layouts, at), folder, group)
+    if saved.average is not None and not kept:  # one that was not kept before begins with the weights
+        for name, p in saved.model.named_parameters():
+            saved.average[name].copy_(local(p.detach()))
     return moments
 
 

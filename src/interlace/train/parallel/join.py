@@ -8,11 +8,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 import torch
 
-from interlace.base.errors import ConfigError, Failure, first_line
+from interlace.base.errors import Failure, first_line
 from interlace.base.package import VERSION
 from interlace.train.parallel.plan import NAMES, check_fits, costs, laid_out, way
 from interlace.train.recipe import Recipe
@@ -59,10 +58,11 @@ def joined(recipe: Recipe, device: str = "cpu") -> Iterator[Alone]:
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
     )
-    alive = Alive(dist.PrefixStore("interlace", store), rank, workers)
+    start = os.environ.get("TORCHELASTIC_RUN_ID", "") + os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    alive = Alive(dist.PrefixStore(f"interlace {start}", store), rank, workers)  # the store outlives a restart
     reason = ""
     try:
-        _agree(recipe, workers)
+        _agree(recipe)
         alive.start()
         yield Workers(Grid(**sizes, by_heads=_by_heads(recipe, sizes, device)), device)
     except BaseException as error:
@@ -87,7 +87,8 @@ def _by_heads(recipe: Recipe, sizes: dict[str, int], device: str) -> bool:
     places, how = sizes["context"], recipe.parallel.context_by
     if places == 1 or how != "auto":
         return how == "heads"
-    return way(recipe.model, stretch(recipe, sizes), places, RATES[torch.device(device).type]) == "heads"
+    rates = RATES[torch.device(device).type]
+    return way(recipe.model, stretch(recipe, sizes), places, rates, tensor=sizes["tensor"]) == "heads"
 
 
 def stretch(recipe: Recipe, sizes: dict[str, int]) -> int:
@@ -104,23 +105,16 @@ def context_estimate(recipe: Recipe, device: str = "cpu") -> dict[str, float]:
     sizes = {name: 1 if (size := getattr(recipe.parallel, name)) == "auto" else int(size) for name in NAMES}
     if sizes["context"] == 1:
         return {}
-    found = costs(recipe.model, stretch(recipe, sizes), sizes["context"])
+    found = costs(recipe.model, stretch(recipe, sizes), sizes["context"], tensor=sizes["tensor"])
     rates = RATES[torch.device(device).type]
     return {name: cost.seconds(*rates) for name, cost in found.items() if cost.possible}
 
 
-def _agree(recipe: Recipe, workers: int) -> None:
+def _agree(recipe: Recipe) -> None:
     """Raise ConfigError unless all workers were given one recipe, and run one version."""
-    import torch.distributed as dist
+    from interlace.train.parallel.workers import agree
 
     text = json.dumps({**recipe.to_dict(), "parallel": recipe.parallel.model_dump()}, sort_keys=True)
-    mine = {"recipe": hashlib.sha256(text.encode()).hexdigest()[:16], "interlace": VERSION, "torch": torch.__version__}
-    found: list[Any] = [None] * workers
-    dist.all_gather_object(found, mine)
-    for rank, theirs in enumerate(found):
-        for what, value in found[0].items():
-            if theirs[what] != value:
-                raise ConfigError(
-                    f"worker {rank}: has another {what} than worker 0 ({theirs[what]} and not {value}); start all "
-                    "workers with one recipe, the same changes to it, and one version"
-                )
+    agree("recipe", hashlib.sha256(text.encode()).hexdigest()[:16])
+    agree("version of interlace", VERSION)
+    agree("version of torch", torch.__version__)

@@ -150,15 +150,15 @@ def _layout(
     flops = known.training_flops_per_token[length] * total / devices
     way, extra, ways = "", 0.0, dict[str, float]()
     if context > 1:
-        both = costs(model, tokens, context)
+        both = costs(model, tokens, context, tensor=tensor)
         rates = (_link(kind, tensor, context), kind.flops_per_second * kind.utilisation)
-        once = 3 * accumulate / tensor
+        once = 3 * accumulate
         ways = {n: once * cost.seconds(*rates) if cost.possible else math.inf for n, cost in both.items()}
         way = min(ways, key=lambda n: ways[n])
         way = recipe.parallel.context_by if recipe.parallel.context_by != "auto" else way
-        extra = 3 * both[way].extra_flops * accumulate / tensor
-        sent["context"] += 3 * both[way].received_bytes * accumulate / tensor
-        seconds += 3 * both[way].received_bytes * accumulate / tensor / rates[0]
+        extra = 3 * both[way].extra_flops * accumulate
+        sent["context"] += 3 * both[way].received_bytes * accumulate
+        seconds += 3 * both[way].received_bytes * accumulate / rates[0]
     heads = 6 * (tensor - 1) / tensor * model.vocabulary * width * total / (devices / tensor) / tensor
     compute = (flops * (1 + RECOMPUTED * again) + extra + heads) / (kind.flops_per_second * kind.utilisation)
     waiting = max(0.0, seconds - HIDDEN * compute)

@@ -7,6 +7,7 @@ from typing import Any
 
 from interlace.base.errors import ConfigError
 from interlace.layers.gated_delta import GatedDeltaConfig
+from interlace.layers.hyena import HyenaConfig
 from interlace.layers.kimi_delta import KimiDeltaConfig
 from interlace.layers.mamba import MambaConfig
 from interlace.layers.mamba2 import Mamba2Config
@@ -48,15 +49,26 @@ def _recurrence(kind: Any) -> tuple[int, int, int, int, int] | None:
     return None
 
 
-def costs(config: ModelConfig, tokens: int, places: int, element_bytes: int = 2) -> dict[str, Cost]:
-    """Estimate both ways for stretches of so many tokens on each of `places` workers.
+def cannot_trade(layer: Any, tensor: int, places: int) -> str:
+    """Return why a layer's heads, divided among `tensor` workers, cannot be traded among `places` others; or ""."""
+    if isinstance(layer, HyenaConfig):
+        own = layer.channels // tensor
+        return f"{own} channels" if own % places else ""
+    sizes = _recurrence(layer)
+    if sizes is None:
+        return ""
+    H, G = max(1, sizes[0] // tensor), sizes[1] // tensor
+    return f"{G} heads of values and {H} of keys" if G % places or (H % places and places % H) else ""
+
+
+def costs(config: ModelConfig, tokens: int, places: int, element_bytes: int = 2, tensor: int = 1) -> dict[str, Cost]:
+    """Estimate both ways for stretches of so many tokens on each of `places` workers, with heads divided by `tensor`.
 
     "state": each worker receives the others' (P, B), float32, whatever the length; it runs its stretch a second time,
     and once more with a key for each value where the rule mixes channels. "heads": everything that a recurrence reads
     and writes goes to other workers and back.
     """
     state = heads = extra = 0.0
-    possible = True
     for index in range(config.depth):
         sizes = _recurrence(config.kind(index))
         if sizes is None:
@@ -68,13 +80,21 @@ def costs(config: ModelConfig, tokens: int, places: int, element_bytes: int = 2)
         extra += once * (2 + K / V if mixes else 1)
         moved = 2 * H * K * element_bytes + 2 * G * V * element_bytes + G * (decays + 1) * 4
         heads += tokens * moved * (places - 1) / places
-        possible = possible and G % places == 0 and (H % places == 0 or places % H == 0)
-    return {"state": Cost(state, extra), "heads": Cost(heads, 0.0, possible)}
+    possible = not any(cannot_trade(config.kind(i), tensor, places) for i in range(config.depth))
+    return {"state": Cost(state / tensor, extra / tensor), "heads": Cost(heads / tensor, 0.0, possible)}
 
 
-def way(config: ModelConfig, tokens: int, places: int, rates: tuple[float, float], element_bytes: int = 2) -> str:
+def way(
+    config: ModelConfig,
+    tokens: int,
+    places: int,
+    rates: tuple[float, float],
+    element_bytes: int = 2,
+    tensor: int = 1,
+) -> str:
     """Return the faster way, "state" or "heads". rates: bytes and FLOPs per second of a worker."""
-    found = {name: cost for name, cost in costs(config, tokens, places, element_bytes).items() if cost.possible}
+    both = costs(config, tokens, places, element_bytes, tensor)
+    found = {name: cost for name, cost in both.items() if cost.possible}
     return min(found, key=lambda name: found[name].seconds(*rates))
 
 
@@ -122,11 +142,11 @@ def check_fits(recipe: Recipe, sizes: dict[str, int]) -> None:
             except ValueError as error:
                 raise ConfigError(f"model.{name}.{error}") from None
     places = sizes["context"]
-    if places > 1 and recipe.parallel.context_by == "heads":
-        for name in set(recipe.model.kinds):
-            found = _recurrence(recipe.model.layers[name])
-            if found and (found[1] // sizes["tensor"]) % places:
-                raise ConfigError(
-                    f"model.{name}: {found[1] // sizes['tensor']} heads cannot be traded among parallel.context = "
-                    f'{places} workers; set context_by = "state"'
-                )
+    for name in sorted(set(recipe.model.kinds)) if places > 1 else ():
+        layer = recipe.model.layers[name]
+        by_heads = recipe.parallel.context_by == "heads" or isinstance(layer, HyenaConfig)
+        if by_heads and (what := cannot_trade(layer, sizes["tensor"], places)):
+            remedy = "change one of them" if isinstance(layer, HyenaConfig) else 'set context_by = "state"'
+            raise ConfigError(
+                f"model.{name}: {what} cannot be traded among parallel.context = {places} workers; {remedy}"
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from interlace.base.files import new_folder
+from interlace.base.errors import ConfigError, RunError
+from interlace.base.files import PARTIAL, new_folder
 from interlace.base.segments import Segments
 from interlace.checkpoint.load import load
 from interlace.checkpoint.save import write_description, write_model
@@ -35,6 +37,7 @@ from interlace.train.saved import AVERAGE, FACTS, STATE, Saved, read_moments, wi
 from interlace.train.workers import Alone
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 DIMS = ("replicate", "shard", "context", "tensor")
 
 
@@ -78,11 +81,11 @@ class Workers(Alone):
 
     def __init__(self, grid: Grid, device: str = "cpu"):
         """Build the groups; every worker calls this."""
-        self.grid = grid
+        self.grid, self._device = grid, torch.device(device)
         mesh = self._mesh(device, grid.sizes, DIMS)
         self.place = {name: mesh.get_local_rank(name) for name in DIMS}
         self.rank = dist.get_rank()
-        self.first = self.rank == 0
+        self.first, self.count = self.rank == 0, dist.get_world_size()
         replicate, shard, context, tensor = grid.sizes
         cut = shard * context  # over which weights are cut
         self._weights = self._mesh(device, (replicate, cut, tensor), ("replicate", "cut", "tensor"))
@@ -94,6 +97,7 @@ class Workers(Alone):
         self.layouts: dict[str, Layout] = {}
         self._routes: dict[str, dict[str, Route]] = {}
         self._names: dict[nn.Parameter, str] = {}
+        self._history = 1  # tokens that the convolutions look back
         self._partial: list[tuple[str, Piece]] = []  # what several workers of a tensor group hold
 
     @staticmethod
@@ -112,12 +116,12 @@ class Workers(Alone):
         """Return what this worker reads of a step's batch, in so many parts: rows, and of each its own stretch."""
         share, shares = self.rows
         found = parts(batch, shares * accumulate) if shares * accumulate > 1 else [replace(batch, whole=batch.counted)]
-        own = found[share * accumulate : (share + 1) * accumulate]
+        own = found[share::shares]  # part by part, all workers together read what one alone reads
         return [self._stretch(part) for part in own] if self.grid.context > 1 else own
 
     def _stretch(self, batch: Batch) -> Batch:
         places, place = self.grid.context, self.place["context"]
-        batch = filled(batch, places)
+        batch = filled(batch, places, self._history)
         across = Across.of(batch.segments, self._context, place, places, self.grid.by_heads)
         size = batch.segments.total // places
         own = slice(place * size, (place + 1) * size)
@@ -137,6 +141,8 @@ class Workers(Alone):
         """Cut a model's weights, which every worker has drawn or read alike, so that this worker holds its part."""
         grid, tensor = self.grid, self.grid.tensor
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        taps = [getattr(model.config.kind(i), "convolution", 1) for i in range(model.config.depth)]
+        self._history = max(1, *(n - 1 for n in taps))
         self._routes = {optimizer: routes(model, optimizer) for optimizer in ("adamw", "muon")}
         cuts = cuts_of(model, tensor)
         if tensor > 1:
@@ -145,6 +151,9 @@ class Workers(Alone):
         shards = grid.shard * grid.context
         if grid.replicate * shards > 1:
             self._shard(model, frozen)
+        for p in model.parameters():  # those that no group has moved there
+            if not isinstance(p, DTensor):
+                p.data = p.data.to(self._device)
         for name, p in model.named_parameters():
             held = shards if isinstance(p, DTensor) else 1
             self.layouts[name] = Layout(shapes[name], cuts.get(name), tensor, held)
@@ -250,10 +259,36 @@ class Workers(Alone):
                 box[1] = error
         dist.broadcast_object_list(box, src=0)
         if box[1] is not None:
-            box[1].shared = True  # known to all: no worker tells it to another
-            raise box[1]
+            raise shared(box[1])
         found: T = box[0]
         return found
+
+    def check_common(self, folder: Path) -> None:
+        """Raise RunError unless all workers see one folder."""
+        mark = folder / f"common-{os.getpid()}{PARTIAL}"
+        name = self.first_does(lambda: (mark.write_text("seen"), mark.name)[1])
+        blind = torch.tensor([int(not (folder / name).is_file()) * (self.rank + 1)])
+        dist.all_reduce(blind, op=dist.ReduceOp.MAX, group=self._background)
+        self.first_does(mark.unlink)
+        if int(blind):
+            raise shared(
+                RunError(
+                    f"{folder}: worker {int(blind) - 1} does not see what worker 0 writes there; give all machines one "
+                    "disk, and name a folder on it as --out"
+                )
+            )
+
+    def agree(self, what: str, value: str) -> None:
+        """Raise ConfigError, naming the worker, unless all workers have the same."""
+        agree(what, value)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Return what all workers have that divide a layer, side by side along the last axis."""
+        if self.grid.tensor == 1:
+            return x
+        found = [torch.empty_like(x) for _ in range(self.grid.tensor)]
+        dist.all_gather(found, x.contiguous(), group=self._tensor)
+        return torch.cat(found, dim=-1)
 
     def write(self, run: TrainingRun, saved: Saved, step: int, background: Background, last: bool) -> None:
         """Write a checkpoint in the background, each worker what it holds; the first one gives it its name.
@@ -294,9 +329,12 @@ class Workers(Alone):
         if saved.average is not None:
             weights[AVERAGE] = saved.average
         for folder, tensors in weights.items():
-            whole = {name: self.whole(name, self.local(x)) for name, x in tensors.items()}
+            kept = {}
+            for name, x in tensors.items():  # one at a time is whole on the device
+                whole = self.whole(name, self.local(x))
+                if self.first and whole is not None:
+                    kept[name] = whole.to("cpu", copy=True)
             if self.first:
-                kept = {name: x.to("cpu", copy=True) for name, x in whole.items() if x is not None}
                 found[folder] = with_weights(saved.model, kept)
         return found
 
@@ -307,8 +345,9 @@ class Workers(Alone):
         whole = load(folder)
         model = dict(saved.model.named_parameters())
         self._fill({name: model[name] for name in model}, dict(whole.named_parameters()))
-        if saved.average is not None:
-            self._fill(saved.average, dict(load(folder / AVERAGE).named_parameters()))
+        if saved.average is not None:  # one that was not kept before begins with the weights
+            averaged = load(folder / AVERAGE) if (folder / AVERAGE).is_dir() else whole
+            self._fill(saved.average, dict(averaged.named_parameters()))
         moments = {}
         for key, tensor in read_moments(whole, folder).items():
             p = model[key.partition("/")[2]]
@@ -393,9 +432,33 @@ class Workers(Alone):
         return (cut if layout.shards > 1 else 0), tensor
 
 
-def filled(batch: Batch, places: int) -> Batch:
-    """Return a batch whose tokens can be cut into equal stretches, with single tokens that count for nothing."""
-    missing = -batch.segments.total % places
+def shared(error: E) -> E:
+    """Mark an error that all workers raise: none tells it to another, and the first one says it."""
+    error.shared = True  # type: ignore[attr-defined]
+    return error
+
+
+def agree(what: str, value: str) -> None:
+    """Raise ConfigError, naming the worker, unless all workers have the same value."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    for rank, theirs in enumerate(found):
+        if theirs != found[0]:
+            raise shared(
+                ConfigError(
+                    f"worker {rank}: has another {what} than worker 0 ({theirs!s:.40} and not {found[0]!s:.40}); give "
+                    "all workers the same recipe, changes, files and versions"
+                )
+            )
+
+
+def filled(batch: Batch, places: int, least: int = 1) -> Batch:
+    """Return a batch whose tokens can be cut into equal stretches, with single tokens that count for nothing.
+
+    least: tokens that a stretch must have, such as those that a convolution looks back.
+    """
+    total = max(batch.segments.total, places * least)
+    missing = total + -total % places - batch.segments.total
     if not missing:
         return batch
     more = torch.full((missing,), IGNORE)
