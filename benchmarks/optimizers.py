@@ -2,8 +2,10 @@
 
     python benchmarks/optimizers.py            # about half an hour on one core
 
-Each run has several horizons, at which its rate has fallen: one run tells the score of every number of tokens. "Tokens
-to the same score": where Muon's median reaches AdamW's last one, between horizons by a line, as a share of its tokens.
+The best rate of a sweep lies inside it: a sweep whose best rate is its first or last one is continued by a factor of
+two. Each run has several horizons, at which its rate has fallen: one run tells the score of every number of tokens.
+"Tokens to the same score": where Muon's median reaches AdamW's last one, between horizons by a line, as a share of its
+tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from interlace.train.schedule import horizon_steps
 from interlace.train.steps import take_steps
 from interlace.train.trainer import Trainer
 
-RATES = {"adamw": (2e-3, 4e-3, 8e-3, 16e-3), "muon": (4e-3, 8e-3, 16e-3, 32e-3)}
+RATES = {"adamw": (8e-3, 16e-3, 32e-3), "muon": (16e-3, 32e-3, 64e-3)}
 HORIZONS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -68,7 +70,6 @@ def reached(scores: list[list[float]], level: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--sweep-tokens", type=int, default=300_000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -77,19 +78,29 @@ def main() -> None:
         prepare(sources(None), "train:2048", Path(folder) / "data")
         corpus = Corpus.open(Path(folder) / "data")
         held = HeldOut(corpus, LENGTH, 32_768)
-        best = {}
+        best: dict[str, float] = {}
+        runs: dict[str, list[dict]] = {}
+
+        def one(optimizer: str, rate: float, seed: int) -> dict:
+            found = run(corpus, held, optimizer, rate, options.tokens, seed, HORIZONS)
+            print(json.dumps(found), flush=True)
+            return found
+
         for optimizer, rates in RATES.items():
-            for rate in rates:
-                found = run(corpus, held, optimizer, rate, options.sweep_tokens, 0)
-                print(json.dumps({"sweep": found}), flush=True)
-                if optimizer not in best or found["scores"][-1][1] < best[optimizer][1]:
-                    best[optimizer] = (rate, found["scores"][-1][1])
-        runs: dict[str, list[dict]] = {name: [] for name in RATES}
-        for seed in range(options.seeds):
-            for optimizer, (rate, _) in best.items():
-                found = run(corpus, held, optimizer, rate, options.tokens, seed, HORIZONS)
-                print(json.dumps({"run": found}), flush=True)
-                runs[optimizer].append(found)
+            swept = {rate: one(optimizer, rate, 0) for rate in rates}
+            while True:
+                best[optimizer] = min(swept, key=lambda rate: swept[rate]["scores"][-1][1])
+                if best[optimizer] == max(swept):
+                    rate = max(swept) * 2
+                elif best[optimizer] == min(swept):
+                    rate = min(swept) / 2
+                else:
+                    break
+                swept[rate] = one(optimizer, rate, 0)
+            runs[optimizer] = [swept[best[optimizer]]]
+        for seed in range(1, options.seeds):
+            for optimizer, rate in best.items():
+                runs[optimizer].append(one(optimizer, rate, seed))
     curves = {
         name: [
             [points[0][0], statistics.median(score for _, score in points)]
@@ -103,7 +114,7 @@ def main() -> None:
         print(f"{tokens:>10,} {a:8.4f} {m:8.4f}")
     seeds = {name: [r["scores"][-1][1] for r in some] for name, some in runs.items()}
     print("last scores by seed:", {name: [round(s, 4) for s in some] for name, some in seeds.items()})
-    print("rates:", {name: rate for name, (rate, _) in best.items()})
+    print("rates:", best)
     share = reached(curves["muon"], last[1]) / last[0]
     print(f"Muon reaches AdamW's last score with {share:.2f} of its tokens")
     times = {name: statistics.median(r["seconds"] for r in some) for name, some in runs.items()}

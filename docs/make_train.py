@@ -109,7 +109,7 @@ A line of `metrics.jsonl` has:
 
 | key | unit | |
 |---|---|---|
-| `step`, `tokens` | steps, tokens | done so far |
+| `step`, `tokens` | steps, tokens | done so far; a step counts as `rows` x `length`, also where packs hold less |
 | `loss` | nats per token | of this step's batch |
 | `grad_norm` | | before clipping |
 | `learning_rate` | | of this step |

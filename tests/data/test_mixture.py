@@ -96,6 +96,11 @@ def test_where_all_sources_end_so_does_the_mixture():
         read.batch(read.steps)
 
 
+def test_a_source_without_a_row_is_named():
+    with pytest.raises(DataError, match=r"data\.mixture\.s0\.epochs: 0.001 of 99 rows is none"):
+        mixture([1.0, 1.0], epochs=[0.001, None])
+
+
 def test_joined_splits_are_read_one_after_the_other():
     one, two = split(0, [5, 3]), split(100, [4])
     both = joined([one, two])
@@ -136,6 +141,8 @@ def test_a_long_document_is_refused_where_that_is_asked_for():
         ({}, "give one of them"),
         ({"mixture": {"a": {"source": "x"}}, "packing": "documents"}, "a mixture is of rows"),
         ({"mixture": {"a": {"source": "x", "epoch": 2}}}, "did you mean 'epochs'?"),
+        ({"mixture": {"../a": {"source": "x"}}}, "should match pattern"),
+        ({"source": "x", "long": "refuse"}, 'long: is for packing = "documents"'),
     ],
 )
 def test_bad_mixtures_are_named(change, words):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -16,10 +17,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from interlace.base.errors import DataError, Failure
+from interlace.base.errors import ConfigError, DataError, Failure
 from interlace.cli.main import run
 from interlace.data import prepare as module
-from interlace.data.prepare import prepare
+from interlace.data.prepare import Chat, prepare
 from interlace.data.sources import Sources
 from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
@@ -276,3 +277,102 @@ def test_a_worker_that_is_killed_is_named(tmp_path, tokenizer, small_pieces):
     killer.join()
     assert not (tmp_path / "out").exists()
     prepare(Sources([tmp_path / "rows.jsonl"]), tokenizer, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_started_them(tmp_path, tokenizer, small_pieces):
+    """Killed with its workers in the middle, the same command goes on at once, and nobody disturbs it."""
+    file = rows_file(tmp_path / "rows.jsonl", 3000)
+    code = KILLED.replace("watch=watch,", "watch=watch, workers=2,")
+    code = code.replace("module.prepare", "if __name__ == '__main__':\n    module.prepare")
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    words = [sys.executable, str(script), str(file), tokenizer, str(tmp_path / "out")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("encoding") and float(line.split()[1]) > 0:
+            break
+    children = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    handles = [os.pidfd_open(p) for p in children]
+    process.kill()
+    process.stdout.close()
+    process.wait()
+    for handle in handles:
+        assert select.select([handle], [], [], 20)[0]
+        os.close(handle)
+    prepare(Sources([file]), tokenizer, tmp_path / "out", drop_duplicates=True)
+    assert sum(len(x) for x in documents(tmp_path / "out").values()) == 3000
+
+
+def test_what_is_being_written_is_not_read(tmp_path, tokenizer, monkeypatch):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(f"text {i} " * 50)
+    encode, calls = module.encode_piece, []
+
+    def stops(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            (folder / "out.pieces.partial/note.txt").write_text("mine")
+            raise KeyboardInterrupt
+        encode(*arguments)
+
+    monkeypatch.setattr(module, "encode_piece", stops)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Sources([folder]), tokenizer, folder / "out")
+    manifest = prepare(Sources([folder]), tokenizer, folder / "out")
+    assert sum(s["documents"] for s in manifest["splits"].values()) == 12
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, tokenizer, monkeypatch):
+    file = rows_file(tmp_path / "rows.jsonl")
+    encode = module.encode_piece
+
+    def grows(*arguments):
+        file.write_text(file.read_text() + json.dumps(row(7)) + "\n")
+        encode(*arguments)
+
+    monkeypatch.setattr(module, "encode_piece", grows)
+    with pytest.raises(DataError, match=r"rows\.jsonl: changed while it was read"):
+        prepare(Sources([file]), tokenizer, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_recursive_glob_reads_each_file_once(tmp_path):
+    (tmp_path / "t/sub").mkdir(parents=True)
+    for name in ("a", "sub/b", "sub/c"):
+        (tmp_path / f"t/{name}.txt").write_text(f"text of {name} " * 4000)
+    by_glob = [d.text for d in Sources([tmp_path / "t/**"])]
+    assert sorted(by_glob) == sorted(d.text for d in Sources([tmp_path / "t"]))
+    (tmp_path / "h").mkdir()
+    (tmp_path / "h/.hidden").write_text("x")
+    with pytest.raises(DataError, match="matches no file"):
+        list(Sources([tmp_path / "h/.*"]))
+
+
+def test_a_conversation_that_its_template_refuses_is_put_aside(tmp_path, tokenizer):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    rows = [{"messages": turns if i != 5 else [{"role": "user", "content": "bad"}, turns[1]]} for i in range(12)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    template = (
+        "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('bad words') }}{% endif %}"
+        "{{ m.content }}<|endoftext|>{% endfor %}"
+    )
+    with pytest.raises((ConfigError, DataError), match="bad words"):
+        prepare(Sources([file]), tokenizer, tmp_path / "strict", chat=Chat(template), held_out_share=0.3)
+    assert not list(tmp_path.glob("strict*"))
+    sources = Sources([file], aside=[])
+    manifest = prepare(sources, tokenizer, tmp_path / "out", chat=Chat(template), held_out_share=0.3)
+    assert sum(s["documents"] for s in manifest["splits"].values()) == 11
+    assert sources.aside[0]["where"] == "rows.jsonl:6"
+    assert "bad words" in sources.aside[0]["why"]
+
+
+def test_what_is_said_of_texts_that_are_the_same(tmp_path, tokenizer):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("the same words")
+    sources = Sources([tmp_path / "a.txt", tmp_path / "b.txt"])
+    with pytest.raises(DataError, match="after 1 with the same text as an earlier one were left out"):
+        prepare(sources, tokenizer, tmp_path / "out", drop_duplicates=True)

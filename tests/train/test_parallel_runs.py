@@ -192,8 +192,15 @@ def test_workers_that_were_given_different_recipes_say_so(plan, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["parallel.shard=2"], "made for 2 workers, but there is 1; start as many with torchrun --nproc-per-node 2"),
-        (["parallel.shard=0"], "parallel.shard"),
+        (
+            ["parallel.shard=2"],
+            "made for 2 workers, but there is 1; start as many with torchrun --nproc-per-node 2",
+        ),
+        (["parallel.shard=0"], "parallel.shard: must be a number of workers from 1 on"),
+        (
+            ["--allow-changes", "train.token"],
+            "there is no key 'train.token' in the recipe; did you mean 'train.tokens'",
+        ),
         (["parallel.shards=2"], "did you mean 'shard'?"),
     ],
 )

@@ -82,6 +82,52 @@ def test_a_stage_that_was_interrupted_is_gone_on_with(staged, tmp_path, monkeypa
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+def test_a_fault_of_a_later_stage_is_found_before_the_first_begins(staged, tmp_path, capsys):
+    file = written(staged, tmp_path / "plan.toml")
+    for words, said in (
+        (["stage.long.data.source=nowhere"], "nowhere: no such file"),
+        (["stage.long.data.length=97"], "data.length: 97 is past the model's max_positions"),
+        (["stage.frozen.train.accumulate=3"], "data.rows = 4 cannot be computed in 3 equal parts"),
+        (["stage.long.train.horizons=[0.001]"], "fall on the steps [0]"),
+    ):
+        for more in ([], ["--dry-run"]):
+            assert run(["train", str(file), "--out", str(tmp_path / "run"), *words, *more]) == 2
+            assert said in capsys.readouterr().err
+            assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_that_another_began_from_is_not_changed(staged, texts, tmp_path, capsys):
+    file, out = written(staged, tmp_path / "plan.toml"), tmp_path / "run"
+    assert run(["train", str(file), "--out", str(out)]) == 0
+    words = ["stage.first.train.tokens=1920", "--allow-changes", "train.tokens"]
+    capsys.readouterr()
+    assert run(["train", str(file), "--out", str(out), *words]) == 2
+    assert "cannot be changed, as stage frozen began from it" in capsys.readouterr().err
+    assert run(["replay", str(out), "--step", "1"]) == 2
+    assert "holds several runs; name one of them" in capsys.readouterr().err
+    assert run(["train", str(file), "--out", str(out / "first")]) == 2
+    assert "is the run of one recipe" in capsys.readouterr().err
+
+
+def test_a_prepared_folder_gives_later_stages_its_tokenizer(staged, texts, tmp_path):
+    assert run(["data", "prepare", str(texts), "--tokenizer", "train:300", "--out", str(tmp_path / "data")]) == 0
+    staged["data"] = {"source": str(tmp_path / "data"), "length": 48, "rows": 4}
+    staged["stage"] = [staged["stage"][0], {"name": "second", "data": {"source": str(texts)}, "train": {"tokens": 192}}]
+    file = written(staged, tmp_path / "plan.toml")
+    assert run(["train", str(file), "--out", str(tmp_path / "run")]) == 0
+
+
+def test_a_start_may_be_changed_where_attention_stands(staged, tmp_path):
+    staged.pop("stage")
+    file = written(staged, tmp_path / "plan.toml")
+    assert run(["train", str(file), "--out", str(tmp_path / "run")]) == 0
+    more = {"data": {"source": staged["data"]["source"], "length": 96, "rows": 2}, "train": dict(staged["train"])}
+    more["train"]["start"] = str(tmp_path / "run")
+    more["model"] = {"max_positions": 96, "attention": {"rope": {"theta": 1e6}}}
+    assert run(["train", str(written(more, tmp_path / "more.toml")), "--out", str(tmp_path / "more")]) == 0
+    assert interlace.load(tmp_path / "more").config.layers["attention"].rope.theta == 1e6
+
+
 def test_a_dry_run_shows_every_stage(staged, tmp_path, capsys):
     file = written(staged, tmp_path / "plan.toml")
     assert run(["train", str(file), "--dry-run", "--out", str(tmp_path / "run")]) == 0
@@ -111,7 +157,11 @@ def test_stages_are_changed_by_their_names(staged, tmp_path):
         ({"name": "long", "train": {"token": 5}}, r"stage\.long: train\.token: unknown key; did you mean 'tokens'"),
         ({"name": "first"}, "two stages are called 'first'"),
         ({"name": "a/b"}, "string should match pattern"),
-        ({"name": "long", "train": {"freeze": ["mamba"]}}, "there is no 'mamba' in the model"),
+        ({"name": "long", "train": {"freeze": "mamba"}}, "there is no 'mamba' in the model"),
+        (
+            {"name": "long", "train": {"freeze": ["embedding", "head", "norms", "attention", "gated_delta", "mlp"]}},
+            "leaves nothing to train",
+        ),
         ({"name": "long", "data": {"length": 0}}, r"stage\.long: data\.length"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from interlace.cli.output import Meter, err, print_json, print_table, say, size
-from interlace.cli.values import Named, Place
+from interlace.cli.values import Named, Place, Whole
 
 app = App(name="data", help="Text to token folders, and a look into them.")
 
@@ -20,7 +20,7 @@ def prepare(
     out: Place,
     field: str = "text",
     held_out: float = 0.05,
-    workers: int = 1,
+    workers: Whole = 1,
     keep_duplicates: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:

@@ -17,9 +17,18 @@ from rich.text import Text
 from interlace.base.text import finite
 from interlace.runs.progress import Progress as Moment
 
-out = Console(highlight=False, markup=False)  # what a model wrote may hold what looks like markup
+
+class Plain(Console):
+    """A console that lets whoever runs a verb know when its reader has left."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error again; rich would end the process with exit code 1."""
+        raise BrokenPipeError
+
+
+out = Plain(highlight=False, markup=False)  # what a model wrote may hold what looks like markup
 WIDE = 10_000  # columns of a pipe, which wraps nothing
-err = Console(stderr=True, highlight=False, markup=False)
+err = Plain(stderr=True, highlight=False, markup=False)
 
 
 def say(text: str | Text, style: str = "", console: Console | None = None, whole: bool = False) -> None:
@@ -54,7 +63,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
             table.add_column(name, justify=side, min_width=width, no_wrap=not out.is_terminal)
         for row in rows:
             table.add_row(*row)
-        console = out if out.is_terminal else Console(file=out.file, highlight=False, markup=False, width=WIDE)
+        console = out if out.is_terminal else Plain(file=out.file, highlight=False, markup=False, width=WIDE)
         console.print(table, crop=False)
     out.print()
 

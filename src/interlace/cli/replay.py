@@ -7,13 +7,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from interlace.cli.output import Meter, print_json, print_table, say
-from interlace.cli.values import Place
+from interlace.cli.values import Place, Whole
 
 
 def replay(
     run: Place,
     *,
-    step: int,
+    step: Whole,
     device: str = "cpu",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -51,4 +51,6 @@ def replay(
     say(f"loss {found.loss:g}, gradient norm {found.grad_norm:g}")
     if found.skipped:
         say(f"The step changes no weight: {found.skipped}.")
+    if found.logged:
+        say(f"This is another step than was taken: {found.logged}.")
     say(f"The first bad value is in: {found.first_bad}." if found.first_bad else "Every value is finite.", style="bold")

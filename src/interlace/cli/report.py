@@ -48,8 +48,12 @@ def report(
 
     if not runs:
         raise RunError("RUN: required, and not given; name run folders")
-    if every_seconds <= 0:
-        raise RunError(f"--every-seconds: must be above 0, got {every_seconds}")
+    if not 1 <= every_seconds < 1e6:
+        raise RunError(f"--every-seconds: must lie from 1 to 1,000,000, got {every_seconds}")
+    if watch and json:
+        raise RunError("--json: is for one table; leave --watch out")
+    if out.suffix == ".png":
+        raise RunError(f"--out: {out} is the picture's name; name a page, such as {out.with_suffix('.html')}")
     found: dict[str, TrainingRun] = {}
     for given in runs:
         folder = user_path(given, RunError)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from interlace.cli.output import Meter, count, duration, err, print_json, print_table, quantity, say, size
-from interlace.cli.values import Place
+from interlace.cli.values import Place, Whole
 
 
 def train(
@@ -19,7 +19,7 @@ def train(
     log: str = "",
     allow_changes: str = "",
     dry_run: Annotated[bool, Parameter(negative="")] = False,
-    devices: int = 0,
+    devices: Whole = 0,
     device_kind: str = "h100",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -63,9 +63,9 @@ def train(
     import math
     from contextlib import nullcontext
 
-    from interlace.base.errors import ConfigError, RunError
+    from interlace.base.errors import ConfigError, RunError, nearest
     from interlace.base.files import user_path
-    from interlace.evaluate.training import train_in_stages
+    from interlace.evaluate.training import check_stages, train_in_stages
     from interlace.model.device import check_device
     from interlace.ops.core import kernels
     from interlace.runs.loggers import open_logger
@@ -76,14 +76,19 @@ def train(
     from interlace.train.parallel.join import context_estimate, joined, own_device
     from interlace.train.parallel.machines import device_kind as device_kind_of
     from interlace.train.parallel.paper import plans
-    from interlace.train.recipe import FIXED, filled, read_recipe
+    from interlace.train.recipe import FIXED, filled, known_keys, read_recipe
 
     device = own_device(device)
     check_device(device)
     plan = read_recipe(recipe, overrides)
     out = user_path(out or Path("runs") / recipe.stem, RunError)
     changes = [key.strip() for key in allow_changes.split(",") if key.strip()]
+    keys = known_keys(plan.to_dict())
+    if wrong := next((key for key in changes if key not in keys), None):
+        raise ConfigError(f"--allow-changes: there is no key '{wrong}' in the recipe; {nearest(wrong, keys)}")
     stages = plan.stages(out) or [("", plan)]
+    if devices < 0:
+        raise ConfigError(f"--devices: must be at least 1, got {devices}")
     if devices and not dry_run:
         raise ConfigError("--devices: is for --dry-run; torchrun starts workers, and [parallel] lays them out")
     if devices:
@@ -93,10 +98,12 @@ def train(
         return
     if dry_run:
         estimates = {}
-        for number, (name, stage) in enumerate(stages):
-            if not number:
-                check_inputs(stage)
-            TrainingRun(out / name, filled, FIXED).belongs_to(stage.to_dict(), changes)
+        if plan.stage:
+            check_stages(stages, out, changes)
+        else:
+            check_inputs(plan)
+            TrainingRun(out, filled, FIXED).belongs_to(plan.to_dict(), changes)
+        for name, stage in stages:
             estimates[name] = estimate(stage, device).to_dict()
             if context := context_estimate(stage, device):
                 estimates[name]["context_seconds"] = context

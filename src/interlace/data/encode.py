@@ -18,6 +18,7 @@ from interlace.base.files import new_folder
 from interlace.data.chat import Part
 from interlace.data.sources import Document, HeldOutNames, Sources, Unit
 from interlace.data.tokenizer import Tokenizer
+from interlace.text.rows import KEPT
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 18, 1024  # text encoded at a time
 DIGEST = 16  # bytes that a document is known by
@@ -142,11 +143,12 @@ def encode_piece(
         for unit in piece.units:
             told = 0
             for batch in in_batches(read.read(unit)):
-                written = [[Part(d.text, True)] if parts is None else parts(d) for d in batch]
+                batch, written = _written(batch, parts, read.aside)
+                if not batch:
+                    continue
                 encoded = model.encode_pieces([[p.text for p in pieces] for pieces in written])
                 lengths, sizes = [], []
                 for document, pieces, ids in zip(batch, written, encoded, strict=True):
-                    _check_kind(document, parts is not None)
                     split = SPLITS[document.name in encoding.held]
                     if parts is None:
                         tokens = model.begun(ids[0]) + ends
@@ -165,9 +167,30 @@ def encode_piece(
                 more = min(sum(map(size_bytes, batch)), max(0, unit.size - told)) if unit.size else 0
                 told += more
                 tell(more)
+            unit.check_unchanged()
             tell(unit.size - told)
         about = {"documents": documents, "skipped": read.skipped, "aside": read.aside or [], "ignored": dict(ignored)}
         (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+
+
+def _written(
+    batch: list[Document], parts: Callable[[Document], list[Part]] | None, aside: list[dict[str, str]] | None
+) -> tuple[list[Document], list[list[Part]]]:
+    """Return documents with what is written of each; conversations that their template refuses are put aside."""
+    kept, written = [], []
+    for document in batch:
+        _check_kind(document, parts is not None)
+        try:
+            found = [Part(document.text, True)] if parts is None else parts(document)
+        except (ConfigError, DataError) as error:
+            if aside is None:
+                raise
+            why = str(error).removeprefix(f"{document.name}: ")
+            aside.append({"where": document.name, "why": why, "row": json.dumps(document.messages)[:KEPT]})
+            continue
+        kept.append(document)
+        written.append(found)
+    return kept, written
 
 
 def _check_kind(document: Document, conversations: bool) -> None:

@@ -60,6 +60,12 @@ class Mixture:
             None if one.epochs is None else int(one.epochs * source.rows_per_epoch)
             for one, source in zip(self.ingredients, self._sources, strict=True)
         ]
+        for one, source, limit in zip(self.ingredients, self._sources, limits, strict=True):
+            if limit == 0:
+                raise DataError(
+                    f"data.mixture.{one.name}.epochs: {one.epochs:g} of {source.rows_per_epoch:,} rows is none; "
+                    "raise it"
+                )
         self._limits = np.array([np.iinfo(np.int64).max if n is None else n for n in limits])
         self._weights = np.array([one.weight for one in self.ingredients], dtype=np.float64)
         self._taken = [np.zeros(len(limits), dtype=np.int64)]  # rows of each source before each block

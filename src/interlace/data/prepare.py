@@ -194,10 +194,11 @@ def _prepare(
         raise DataError(f"{out}: exists and is not an empty folder; name another --out, or remove it")
     if not 0 < held_out_share < 1:
         raise DataError(f"held_out: must lie between 0 and 1, got {held_out_share}")
+    work = out.with_name(f"{out.name}.pieces{PARTIAL}")
+    sources = replace(sources, leave_out=(*sources.leave_out, out, work, beside(out)))
     units = list(sources.units(PIECE_BYTES))
     total, few = sum(unit.size for unit in units), sum(unit.size for unit in units) <= SMALL_BYTES
     held, kinds = _looked_at(sources if few else replace(sources), held_out_share, watch, few)
-    work = out.with_name(f"{out.name}.pieces{PARTIAL}")
     plan = _plan_of(sources, tokenizer, held, chat, units)
     with disk_errors(out):
         model = _begun(work, plan, lambda: _model(sources, tokenizer, held, chat, total, kinds, watch))
@@ -206,7 +207,7 @@ def _prepare(
         pieces = _pieces(units, work)
         _encode_all(sources, pieces, encoding, model, total, watch, workers)
         manifest = _merge(sources, pieces, encoding, model, out, drop_duplicates, made_for)
-    except DataError:
+    except (ConfigError, DataError):
         shutil.rmtree(work)  # nothing of it serves once the sources are mended
         raise
     shutil.rmtree(work)
@@ -254,7 +255,10 @@ def _model(
 
 def _plan_of(sources: Sources, tokenizer: str, held: HeldOutNames, chat: Chat, units: Sequence[Unit]) -> dict[str, Any]:
     """Return what the pieces of an earlier start must have been made for, to be used again."""
-    spec = tokenizer if new_entries(tokenizer) is not None else sha256(user_path(tokenizer))
+    spec: Any = tokenizer
+    if new_entries(tokenizer) is None:
+        model = Tokenizer.from_file(user_path(tokenizer))
+        spec = [model.hash(), model.eos, model.bos, model.chat_template]
     stamps = []
     for unit in units:
         status = unit.path.stat() if unit.hub is None else None
@@ -364,7 +368,9 @@ def _merge(
             if not split.tokens:
                 what = "no document" if not split.documents else f"{split.documents:,} documents without a token"
                 share = encoding.held.share
-                raise DataError(f"held_out: {share:g} leaves {what} to {name}; give more text, or another share")
+                twice = int((~kept).sum())
+                why = f", after {twice:,} with the same text as an earlier one were left out" if twice else ""
+                raise DataError(f"held_out: {share:g} leaves {what} to {name}{why}; give more text, or another share")
         manifest = {
             "format": 1,
             "dtype": dtype.name,

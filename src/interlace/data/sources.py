@@ -113,6 +113,7 @@ class Unit:
         first: the number of the first row.
         size: bytes, about; 0 where it is not known.
         hub: the data set, where it is one of the hub.
+        stamp: size and time of the file when it was found.
     """
 
     path: Path
@@ -124,6 +125,12 @@ class Unit:
     first: int = 1
     size: int = 0
     hub: HubData | None = None
+    stamp: tuple[int, int] | None = None
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if the file is another than when it was found."""
+        if self.stamp is not None and self.stamp != stamp_of(self.path):
+            raise DataError(f"{self.path}: changed while it was read; run the command again")
 
     @property
     def whole(self) -> bool:
@@ -134,6 +141,15 @@ class Unit:
 def hidden(path: Path) -> bool:
     """Return whether a file or folder is passed over where it was not named itself."""
     return path.name.startswith(".") or path.name == "__pycache__"
+
+
+def stamp_of(path: Path) -> tuple[int, int] | None:
+    """Return size and time of a file; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def everything(_: PurePath) -> bool:
@@ -152,6 +168,7 @@ class Sources:
         cut: whether a text file that stands alone is cut into parts, each a document.
         skipped: reason by path, filled while reading.
         aside: rows that cannot be used are put here, and left out; None to refuse them.
+        leave_out: files and folders that are passed over in folders, such as what is being written.
 
     A document has at most LONGEST characters, and no more than about two are in memory at once. Where files of two
     sources have the same name, the later one's is told apart by the number of its source: book.txt and book.txt@2.
@@ -163,6 +180,7 @@ class Sources:
     cut: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
     aside: list[dict[str, str]] | None = None
+    leave_out: tuple[Path, ...] = ()
     _checked: set[tuple[str, int, int]] = field(default_factory=set)
     _renamed: dict[Path, str] | None = None
 
@@ -199,6 +217,8 @@ class Sources:
                 yield self._of_folder(source, every)
             elif source.is_file():
                 yield _cut_file(source, self._renamed.get(source, source.name), source, True, every)
+            elif source.exists():
+                raise DataError(f"{source}: is no regular file; write it to one first")
             else:
                 raise DataError(f"{source}: no such file or folder")
 
@@ -212,9 +232,11 @@ class Sources:
             path = user_path(given)
             if not path.exists() and any(c in text for c in "*?["):
                 matched = sorted(glob.glob(str(path), recursive=True))
-                if not matched:
+                if not any(not hidden(Path(one)) for one in matched):
                     raise DataError(f"{path}: matches no file")
-                found += [Path(one) for one in matched if not hidden(Path(one))]
+                paths = [Path(one) for one in matched if not hidden(Path(one))]
+                folders = {one for one in paths if one.is_dir()}  # which are read whole
+                found += [one for one in paths if not folders.intersection(one.parents)]
             else:
                 found.append(path)
         return found
@@ -226,6 +248,8 @@ class Sources:
             return
         for path in sorted(source.rglob("*")):
             name = path.relative_to(source)
+            if any(path.is_relative_to(out) for out in self.leave_out):
+                continue
             if not any(hidden(Path(part)) for part in name.parts) and self.keep(name) and path.is_file():
                 yield path, name.as_posix()
 
@@ -246,7 +270,10 @@ class Sources:
     def read(self, unit: Unit) -> Iterator[Document]:
         """Yield the documents of a unit; what is no text in a folder is skipped and noted."""
         try:
-            yield from self._read(unit)
+            try:
+                yield from self._read(unit)
+            except OSError as error:
+                raise DataError(f"{unit.path}: cannot be read: {error.strerror or error}") from None
         except DataError as error:
             if unit.alone or is_lines(unit.path) or is_table(unit.path):
                 raise
@@ -318,7 +345,10 @@ class Sources:
             return
         if not isinstance(row, dict) or not isinstance(row.get(self.text_field), str):
             keys = clean(", ".join(row)) if isinstance(row, dict) else type(row).__name__
-            wrong = DataError(f"{where}: has no text under '{self.text_field}' (found: {keys}); set --field")
+            there = isinstance(row, dict) and self.text_field in row
+            said = f"it is {json.dumps(row[self.text_field], default=str)[:40]}" if there else f"found: {keys}"
+            what = f"has no text under '{self.text_field}' ({said})" + ("" if there else "; set --field")
+            wrong = DataError(f"{where}: {what}")
             self._put_aside(where, json.dumps(row, default=str), wrong)
             return
         if text := clean(row[self.text_field]):
@@ -334,9 +364,10 @@ class Sources:
 
 def _cut_file(path: Path, name: str, source: Path, alone: bool, every: int | None) -> Iterator[Unit]:
     """Yield a file as one unit, or a large one of rows as several."""
-    size = path.stat().st_size
+    stamp = stamp_of(path)
+    size = stamp[0] if stamp else 0
     if every is None or size <= every or (is_packed(path) and not is_table(path)):
-        yield Unit(path, name, source, alone, size=size)
+        yield Unit(path, name, source, alone, size=size, stamp=stamp)
     elif is_table(path):
         row, begin, held = 1, 0, 0
         groups = table_groups(path)
@@ -344,13 +375,13 @@ def _cut_file(path: Path, name: str, source: Path, alone: bool, every: int | Non
         for index, (group_bytes, group_rows) in enumerate(groups, start=1):
             held, rows = held + group_bytes, rows + group_rows
             if held >= every or index == len(groups):
-                yield Unit(path, name, source, alone, begin, index, row, held)
+                yield Unit(path, name, source, alone, begin, index, row, held, stamp=stamp)
                 begin, row, held, rows = index, row + rows, 0, 0
     elif is_lines(path):
         for (start, line), (stop, _) in itertools.pairwise(line_starts(path, every)):
-            yield Unit(path, name, source, alone, start, stop, line, stop - start)
+            yield Unit(path, name, source, alone, start, stop, line, stop - start, stamp=stamp)
     else:
-        yield Unit(path, name, source, alone, size=size)
+        yield Unit(path, name, source, alone, size=size, stamp=stamp)
 
 
 def _same_names(sources: Sequence[Iterator[tuple[Path, str]]]) -> dict[Path, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -70,8 +72,17 @@ def _threads(count: int) -> Any:
             del os.environ[THREADS]
 
 
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
 def _work(sources: Sources, encoding: Encoding, given: Any, said: Any) -> None:
-    """Encode pieces until there are none."""
+    """Encode pieces until there are none; end with the process that started this one, however that ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this is told, and ends it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     model = Tokenizer.from_file(encoding.tokenizer / TOKENIZER)
     while (piece := given.get()) is not None:
         try:

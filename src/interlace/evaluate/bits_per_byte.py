@@ -34,7 +34,10 @@ class HeldOut:
         split = corpus.splits["held_out"]
         length = min(length, split.count - 1)
         rows = max(1, min(rows, (split.count - 1) // length, tokens // length))
-        read = batches(split, rows, length, seed=0)
+        try:
+            read = batches(split, rows, length, seed=0)
+        except DataError as error:
+            raise DataError(f"held-out text: {error}") from None
         self.batches = [read.batch(i) for i in range(max(1, min(read.per_epoch, tokens // read.tokens)))]
         self.byte_lengths = corpus.tokenizer.byte_lengths()
         begin = corpus.tokenizer.begin

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from interlace.base.errors import InterlaceError
+from interlace.base.errors import InterlaceError, RunError
 from interlace.base.files import write_file
 from interlace.checkpoint.load import load
 from interlace.data.tokens import Corpus
 from interlace.evaluate.bits_per_byte import HeldOut
 from interlace.evaluate.gates import gate_statistics
 from interlace.generation.text import generate
+from interlace.runs.folder import CONFIG, differences
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
-from interlace.train.corpus import again
+from interlace.train.corpus import again, check_inputs
 from interlace.train.loop import Evaluate, train
-from interlace.train.recipe import DataSettings, Recipe
+from interlace.train.recipe import FIXED, DataSettings, Recipe, filled
 from interlace.train.report import SAMPLES, write_report
 from interlace.train.workers import Alone
 
@@ -39,13 +40,36 @@ def train_in_stages(
     """
     if not recipe.stage:
         return train_and_report(recipe, out, watch, device, say, workers, changes)
-    found = None
-    for name, stage in recipe.stages(out):
+    stages, found = recipe.stages(out), None
+    (workers or Alone()).first_does(lambda: check_stages(stages, out, changes))
+    for name, stage in stages:
         if workers is None or workers.first:
             say(f"stage {name}")
         found = train_and_report(stage, out / name, watch, device, say, workers, changes)
     assert found is not None
     return found
+
+
+def check_stages(stages: Sequence[tuple[str, Recipe]], out: Path, changes: Collection[str] = ()) -> None:
+    """Check whether all stages could begin or go on, before any does.
+
+    Raises:
+        RunError: `out` is a run itself, or a stage was changed whose end a later one has begun with.
+        DataError, ConfigError: as `check_inputs`.
+    """
+    if (out / CONFIG).is_file():
+        raise RunError(f"{out}: is the run of one recipe, not a folder for stages; name another --out")
+    runs = [TrainingRun(out / name, filled, FIXED) for name, _ in stages]
+    for number, ((_, stage), run) in enumerate(zip(stages, runs, strict=True)):
+        known = run.belongs_to(stage.to_dict(), changes)
+        if known and run.has_begun():
+            later = next((other.path.name for other in runs[number + 1 :] if other.has_begun()), None)
+            if later and list(differences(filled(run.config()), stage.to_dict())):
+                raise RunError(
+                    f"{run.path}: cannot be changed, as stage {later} began from its end; name another --out"
+                )
+            continue
+        check_inputs(stage, later=number > 0)
 
 
 def train_and_report(

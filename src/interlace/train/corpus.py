@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 from interlace.runs.progress import Watch, silent
 from interlace.train.recipe import DataSettings, Recipe
+from interlace.train.schedule import horizon_steps
 
 LOG = logging.getLogger("interlace")
 
@@ -188,11 +190,12 @@ def _made_for(data: DataSettings, text: Sources) -> dict[str, Any]:
     return {**settings, **hashes, "text": stamp(text)}
 
 
-def check_inputs(recipe: Recipe, text: Sources | None = None) -> None:
+def check_inputs(recipe: Recipe, text: Sources | None = None, later: bool = False) -> None:
     """Check whether a run could begin, before anything is written.
 
     Args:
         text: read in the place of data.source.
+        later: whether it is a stage whose checkpoint and tokenizer may be those of a stage before.
 
     Raises:
         DataError, ConfigError, CheckpointError: a source, the tokenizer, the template or the checkpoint to start from
@@ -200,15 +203,26 @@ def check_inputs(recipe: Recipe, text: Sources | None = None) -> None:
     """
     data = recipe.data
     _check_length(recipe)
+    _check_steps(recipe)
     if data.template:
         read_template(data.template)
-    if recipe.train.start:
+    if recipe.train.start and not later:
         describe(resolve(recipe.train.start, weights=False))
     if data.mixture:
+        prepared = 0
         for name, one in data.mixture.items():
-            for path in one.source:
-                if not user_path(path).exists():
-                    raise DataError(f"data.mixture.{name}: {path}: no such file or folder")
+            settings = data.model_copy(update={"source": one.source, "mixture": {}})
+            try:
+                if folder := prepared_folder(settings):
+                    check_fit(recipe, Corpus.open(folder))
+                    prepared += 1
+                else:
+                    next(iter(sources_of(settings)))
+            except DataError as error:
+                raise DataError(f"data.mixture.{name}: {error}") from None
+        if prepared == len(data.mixture):
+            corpus = again(data, Path())
+            check_mixture(batches_of(data, corpus, recipe.train.seed), steps_of(recipe))
         return
     folder = None if text is not None else prepared_folder(data)
     if folder is not None:
@@ -219,7 +233,26 @@ def check_inputs(recipe: Recipe, text: Sources | None = None) -> None:
     if text is None:
         for path in data.source:
             next(iter(Sources([user_path(path)], data.field)))
-    _check_vocabulary(recipe, _entries(data.tokenizer))
+    if not later or new_entries(data.tokenizer) is not None or user_path(data.tokenizer).is_file():
+        _check_vocabulary(recipe, _entries(data.tokenizer))
+
+
+def steps_of(recipe: Recipe) -> int:
+    """Return how many whole batches hold the tokens asked for."""
+    return -(-recipe.train.tokens // (recipe.data.rows * recipe.data.length))
+
+
+def _check_steps(recipe: Recipe) -> None:
+    """Raise ConfigError for horizons between which no step lies, and rows that cannot be computed in parts."""
+    ends = horizon_steps(steps_of(recipe), recipe.train.horizons)
+    if ends[0] < 1 or any(b <= a for a, b in itertools.pairwise(ends)):
+        raise ConfigError(
+            f"train.horizons: {list(recipe.train.horizons)} of {ends[-1]:,} steps fall on the steps {ends[:-1]}; they "
+            "must be different ones, from 1"
+        )
+    rows, parts = recipe.data.rows, recipe.train.accumulate
+    if recipe.data.packing == "rows" and rows % parts:
+        raise ConfigError(f"train.accumulate: data.rows = {rows} cannot be computed in {parts} equal parts; change one")
 
 
 def check_fit(recipe: Recipe, corpus: Corpus) -> None:

@@ -25,7 +25,7 @@ from interlace.runs.background import Background
 from interlace.runs.lock import hold_folder
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
-from interlace.train.corpus import again, batches_of, check_fit, check_inputs, check_mixture, open_corpus
+from interlace.train.corpus import again, batches_of, check_fit, check_inputs, check_mixture, open_corpus, steps_of
 from interlace.train.gauge import Gauge
 from interlace.train.memory import Footprint, explained, footprint
 from interlace.train.recipe import FIXED, Recipe, filled, moved
@@ -41,11 +41,6 @@ STOPPED = "stopped"  # folder of the batch that ended a run
 Evaluate = Callable[[HybridLM], dict[str, float]]
 
 
-def steps_of(recipe: Recipe) -> int:
-    """Return how many whole batches hold the tokens asked for."""
-    return -(-recipe.train.tokens // (recipe.data.rows * recipe.data.length))
-
-
 def due(step: int, steps: int, times: int) -> bool:
     """Return whether work done `times` times over the run, the end included, is due after `step` steps."""
     return step * times // steps > (step - 1) * times // steps
@@ -59,6 +54,8 @@ def build_model(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
     """
     model = _started(recipe, corpus, device) if recipe.train.start else _fresh(recipe, corpus, device)
     freeze(model, recipe.train.freeze)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError("train.freeze: leaves nothing to train; name fewer parts")
     return model
 
 
@@ -149,13 +146,14 @@ def train(
             try:
                 gauge = Gauge.of(recipe, device, workers.count)
                 trainer, corpus = _trainer(recipe, run, watch, device, workers)
+                score = evaluate(corpus)
             except BaseException:
                 if workers.first:
                     run.withdraw()
                 raise
             if gauge is not None and workers.first:
                 run.remember(**gauge.facts())
-            _steps(recipe, run, trainer, corpus, evaluate(corpus), watch, gauge)
+            _steps(recipe, run, trainer, corpus, score, watch, gauge)
         return run
 
 

@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from interlace.base.errors import ConfigError, nearest
+from interlace.base.files import user_path
 from interlace.base.schema import Closed, read_toml, validate
 from interlace.checkpoint.folder import resolve
 from interlace.checkpoint.load import describe
+from interlace.data.prepare import new_entries
 from interlace.model.config import ModelConfig
 from interlace.runs.folder import differences
 
@@ -65,7 +67,7 @@ class DataSettings(Closed):
     rows: int = Field(default=8, gt=0)
     packing: Literal["rows", "documents"] = "rows"
     long: Literal["cut", "refuse"] = "cut"
-    mixture: dict[str, MixtureSource] = Field(default_factory=dict)
+    mixture: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], MixtureSource] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _from_somewhere(self) -> DataSettings:
@@ -74,6 +76,8 @@ class DataSettings(Closed):
             raise ValueError(f"source: text comes from source or from mixture; {what}")
         if self.mixture and not sum(one.weight for one in self.mixture.values()):
             raise ValueError("mixture: the weights sum to nothing; give at least one source a weight above 0")
+        if self.long == "refuse" and self.packing == "rows":
+            raise ValueError('long: is for packing = "documents"; rows go on in another row')
         if self.mixture and self.packing != "rows":
             raise ValueError("packing: a mixture is of rows; leave packing out")
         return self
@@ -175,6 +179,11 @@ class TrainSettings(Closed):
             raise ValueError("must be shares of the tokens between 0 and 1, rising, such as [0.25, 0.5]")
         return value
 
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
     @field_validator("spike")
     @classmethod
     def _above_one(cls, value: float) -> float:
@@ -198,8 +207,6 @@ FIXED = (
     *(f"train.{name}" for name in ("start", "optimizer")),
 )
 
-Size = Annotated[int, Field(gt=0)] | Literal["auto"]
-
 
 class ParallelSettings(Closed):
     """How many workers there are in each direction; the product is what torchrun starts. "auto" takes what is left.
@@ -213,11 +220,18 @@ class ParallelSettings(Closed):
             tokens, "auto" takes what an estimate finds faster; `--dry-run` prints it.
     """
 
-    replicate: Size = 1
-    shard: Size = 1
-    tensor: Size = 1
-    context: Size = 1
+    replicate: int | str = 1
+    shard: int | str = 1
+    tensor: int | str = 1
+    context: int | str = 1
     context_by: Literal["auto", "state", "heads"] = "auto"
+
+    @field_validator("replicate", "shard", "tensor", "context", mode="before")
+    @classmethod
+    def _a_number_or_auto(cls, value: Any) -> Any:
+        if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f'must be a number of workers from 1 on, or "auto", got {value!r}')
+        return value
 
 
 class Stage(Closed):
@@ -253,6 +267,9 @@ class Recipe(Closed):
         if self.stage and self.train.start:
             raise ValueError("train.start: a run of stages starts afresh; set it in the first stage")
         tables = {*FROZEN, *self.model.layers}
+        used = {*self.model.kinds, *(self.model.mlp_name(i) for i in range(self.model.depth))} - {None}
+        if {*self.train.freeze} >= {*FROZEN, *used}:
+            raise ValueError("train.freeze: leaves nothing to train; name fewer parts")
         if wrong := next((name for name in self.train.freeze if name not in tables), None):
             raise ValueError(f"train.freeze: there is no '{wrong}' in the model; {nearest(wrong, tables)}")
         return self
@@ -278,8 +295,8 @@ class Recipe(Closed):
             data = laid_over(base["data"], stage.data)
             data = _one_kind_of_source(data, stage.data)
             train = laid_over(base["train"], {**({"start": start} if start else {}), **stage.train})
-            if start and not stage.data.get("tokenizer"):
-                data["tokenizer"] = str(out / self.stage[0].name / "data" / "tokenizer.json")
+            if found and not stage.data.get("tokenizer"):
+                data["tokenizer"] = _tokenizer_of(found[0][1].data, out / found[0][0])
             try:
                 recipe = validate(Recipe, {**base, "model": model, "data": data, "train": train}, where="")
             except ConfigError as error:
@@ -294,6 +311,15 @@ class Recipe(Closed):
 FROZEN = ("embedding", "head", "norms")
 DRAWN = {"decay_range", "step_range", "step_floor", "mlp"}  # of a layer: initial values; and a name
 MOVABLE = ("position", "max_positions", "window")  # keys of a model that a stage may change; and all of rope
+
+
+def _tokenizer_of(data: DataSettings, run: Path) -> str:
+    """Return the tokenizer's file of a run: that of a prepared folder that it reads, or the one that it makes."""
+    named = [*data.source, *(path for one in data.mixture.values() for path in one.source)]
+    for source in named:
+        if not source.startswith("hf:") and (user_path(source) / "manifest.json").is_file():
+            return str(Path(source) / "tokenizer.json")
+    return data.tokenizer if new_entries(data.tokenizer) is None else str(run / "data" / "tokenizer.json")
 
 
 def laid_over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -352,6 +378,16 @@ def _check_positions(old: ModelConfig, new: ModelConfig, where: str) -> None:
         )
 
 
+def known_keys(config: dict[str, Any], before: str = "") -> set[str]:
+    """Return the dotted keys of a recipe's plain data, its tables among them."""
+    found = set()
+    for key, value in config.items():
+        found.add(f"{before}{key}")
+        if isinstance(value, dict):
+            found |= known_keys(value, f"{before}{key}.")
+    return found
+
+
 def filled(config: dict[str, Any]) -> dict[str, Any]:
     """Return the plain data of a recipe with defaults written out, of keys that it may be older than."""
     try:
@@ -376,7 +412,9 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 def _from_start(data: dict[str, Any], start: str) -> None:
     """Fill in what a checkpoint says: its config, and its tokenizer."""
     folder = resolve(start, weights=False)
-    data.setdefault("model", describe(folder)[1].to_dict())
+    known, own = describe(folder)[1].to_dict(), data.get("model", {})
+    if isinstance(own, dict) and "width" not in own:  # then it says only what changes
+        data["model"] = laid_over(known, own)
     table = data.setdefault("data", {})
     if isinstance(table, dict) and (folder / "tokenizer.json").is_file():
         table.setdefault("tokenizer", str(folder / "tokenizer.json"))

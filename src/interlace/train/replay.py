@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Replay:
         first_bad: the first part whose output is not finite; else the part whose gradient is not finite that the
             backward pass met first; "" if all is finite.
         looks: every part in the order of the forward pass.
+        logged: how the run logged it otherwise, as after a changed recipe; "" where it did not.
     """
 
     step: int
@@ -62,6 +64,7 @@ class Replay:
     skipped: str
     first_bad: str
     looks: tuple[Look, ...]
+    logged: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -92,7 +95,12 @@ def replay(run: TrainingRun, step: int, device: str = "cpu", watch: Watch = sile
     while trainer.done < step - 1:
         watch(Progress("replaying", trainer.done - begun, step - 1 - begun))
         trainer.step(*trainer.shares(batches.batch(trainer.done)))
-    return examined(trainer, batches.batch(step - 1))
+    found = examined(trainer, batches.batch(step - 1))
+    line = next((m for m in run.metrics() if m["step"] == step), {})
+    if "loss" in line and not math.isclose(line["loss"], found.loss, rel_tol=1e-6):
+        said = f"the run logged the loss {line['loss']:g}: its recipe was changed since, or it ran elsewhere"
+        found = replace(found, logged=said)
+    return found
 
 
 def examined(trainer: Trainer, batch: Batch) -> Replay:
@@ -159,5 +167,8 @@ def find_run(folder: Path) -> TrainingRun:
     """
     run = TrainingRun(folder)
     if not run.file.is_file():
+        inner = sorted(str(p.parent) for p in folder.glob("*/run.toml")) if folder.is_dir() else []
+        if inner:
+            raise RunError(f"{folder}: holds several runs; name one of them: {', '.join(inner)}")
         raise RunError(f"{folder}: is no run folder; name one that `interlace train` made")
     return run
