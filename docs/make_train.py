@@ -127,7 +127,7 @@ A line of `metrics.jsonl` has:
 | `diverged` | | why a run ended: three steps in a row were bad |
 
 A step changes no weight if its loss or gradient is not finite, or if its gradient norm is a spike: more than
-`train.spike` times the median of the last 64 good norms, once 16 are known. Its batch is not read again, and the
+`train.spike` times the 90th percentile of the last 64 good norms, once 16 are known. Its batch is not read again, and the
 learning rate goes on as if it had been taken. Three in a row end the run; the last one's batch is kept in `stopped/`.
 
 ## On a GPU
@@ -316,7 +316,7 @@ UNITS = {
     "weight_decay": "per step, times the learning rate",
     "betas": "per step",
     "clip": "norm of the gradient",
-    "spike": "times the median norm",
+    "spike": "times the 90th percentile",
     "z_loss": "times the loss",
     "accumulate": "parts",
     "average": "per step",

@@ -117,8 +117,8 @@ class TrainSettings(Closed):
         weight_decay: of both optimizers, on matrices other than the embedding.
         betas: AdamW's betas, for the means of gradients and of their squares.
         clip: the largest gradient norm; a longer gradient is scaled down to it.
-        spike: a step whose gradient norm is more than so many times the median of the last 64 good ones changes no
-            weight, nor does one that is not finite; three in a row end the run. 0 for no limit.
+        spike: a step whose gradient norm is more than so many times the 90th percentile of the last 64 good ones
+            changes no weight, nor does one that is not finite; three in a row end the run. 0 for no limit.
         z_loss: weight of the squared logarithm of the softmax's sum, which keeps logits small.
         accumulate: in how many parts a batch is computed, one after the other, to save memory.
         average: a moving average of the weights keeps so much of itself at each step, such as 0.999; it is scored and
@@ -188,7 +188,9 @@ class TrainSettings(Closed):
     @classmethod
     def _above_one(cls, value: float) -> float:
         if 0 < value <= 1:
-            raise ValueError("must be above 1, since half of the norms lie above their median, or 0 for no limit")
+            raise ValueError(
+                "must be above 1, since a tenth of the norms lies above their 90th percentile, or 0 for no limit"
+            )
         return value
 
     @model_validator(mode="after")
