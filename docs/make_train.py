@@ -127,8 +127,9 @@ A line of `metrics.jsonl` has:
 | `diverged` | | why a run ended: three steps in a row were bad |
 
 A step changes no weight if its loss or gradient is not finite, or if its gradient norm is a spike: more than
-`train.spike` times the 90th percentile of the last 64 good norms, once 16 are known. Its batch is not read again, and the
-learning rate goes on as if it had been taken. Three in a row end the run; the last one's batch is kept in `stopped/`.
+`train.spike` times the 90th percentile of the last 64 good norms, once 16 are known. Its batch is not read again, and
+the learning rate goes on as if it had been taken. Three in a row end the run; the last one's batch is kept in
+`stopped/`.
 
 ## On a GPU
 

@@ -143,7 +143,7 @@ def test_a_spike_of_the_gradient_is_left_out(deferred):
 
 
 def test_norms_that_vary_widely_are_no_spikes():
-    """Gradient norms of small batches, as they were measured while a model learnt: three high ones in a row are good."""
+    """Gradient norms of small batches, as measured while a model learnt: three high ones in a row are good."""
     usual = [0.7, 1.0, 0.5, 1.2, 0.8, 4.3, 0.6, 2.4, 0.9, 1.4] * 7
     guard = Guard(10.0, torch.device("cpu"))
     norms = [*usual, 13.7, 14.6, 15.3, 0.8, 60.0]

@@ -188,9 +188,7 @@ class TrainSettings(Closed):
     @classmethod
     def _above_one(cls, value: float) -> float:
         if 0 < value <= 1:
-            raise ValueError(
-                "must be above 1, since a tenth of the norms lies above their 90th percentile, or 0 for no limit"
-            )
+            raise ValueError("must be above 1, since a tenth of the norms lies above it, or 0 for no limit")
         return value
 
     @model_validator(mode="after")
