@@ -109,12 +109,12 @@ A line of `metrics.jsonl` has:
 
 | key | unit | |
 |---|---|---|
-| `step`, `tokens` | steps, tokens | done so far; a step counts as `rows` x `length`, also where packs hold less |
+| `step`, `tokens` | steps, tokens | done so far; a step counts `data.rows` x `data.length`, whatever packs hold |
 | `loss` | nats per token | of this step's batch |
 | `grad_norm` | | before clipping |
 | `learning_rate` | | of this step |
 | `tokens_per_second` | tokens/s | of this step |
-| `seconds` | seconds | of this step, checkpoint and scores included |
+| `seconds` | seconds | since the line before: step, batch, scores, and the start of a checkpoint |
 | `held_out_bits_per_byte`, `held_out_loss` | bits per byte, nats per token | where the held-out text was scored |
 | `horizon` | share of the steps | where the rate has fallen to 0 |
 | `busiest_expert` | times its even share | with experts |

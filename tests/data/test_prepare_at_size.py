@@ -366,8 +366,9 @@ def test_a_conversation_that_its_template_refuses_is_put_aside(tmp_path, tokeniz
     sources = Sources([file], aside=[])
     manifest = prepare(sources, tokenizer, tmp_path / "out", chat=Chat(template), held_out_share=0.3)
     assert sum(s["documents"] for s in manifest["splits"].values()) == 11
-    assert sources.aside[0]["where"] == "rows.jsonl:6"
-    assert "bad words" in sources.aside[0]["why"]
+    row = json.loads((tmp_path / "out" / "aside.jsonl").read_text())
+    assert row["where"] == "rows.jsonl:6"
+    assert "bad words" in row["why"]
 
 
 def test_what_is_said_of_texts_that_are_the_same(tmp_path, tokenizer):

@@ -43,7 +43,7 @@ def test_plans_of_a_7b_hybrid(recipe, devices):
     assert best.memory_bytes < KINDS["h100"].memory_bytes
     total = sizes(recipe["pretrain"].model, ()).total
     cut = best.sizes["shard"] * best.sizes["context"] * best.sizes["tensor"]
-    assert best.memory["weights, gradients and moments"] == pytest.approx(16 * total / cut, rel=0.1)
+    assert best.part_bytes["weights, gradients and optimizer state"] == pytest.approx(16 * total / cut, rel=0.1)
     assert all(p.tokens_per_second <= best.tokens_per_second * 1.02 for p in found if p.fits)
     for plan in found:
         assert recipe["pretrain"].data.rows % (plan.sizes["replicate"] * plan.sizes["shard"] * plan.accumulate) == 0
@@ -51,14 +51,14 @@ def test_plans_of_a_7b_hybrid(recipe, devices):
 
 def test_more_of_everything_costs_more(recipe):
     pretrain = recipe["pretrain"]
-    slow = device_kind("h100").__class__(**{**vars(device_kind("h100")), "across": 5e9})
+    slow = device_kind("h100").__class__(**{**vars(device_kind("h100")), "across_bytes_per_second": 5e9})
     fast = plans(pretrain, 8, device_kind("h100"))[0]
     assert plans(pretrain, 8, slow)[0].tokens_per_second <= fast.tokens_per_second
     of = {(tuple(p.sizes.values()), p.accumulate, p.recompute): p for p in plans(pretrain, 8, device_kind("h100"))}
     for (layout, parts, again), plan in of.items():
         if again:
             other = of[layout, parts, False]
-            assert plan.memory["activations"] < other.memory["activations"]
+            assert plan.part_bytes["activations"] < other.part_bytes["activations"]
             assert plan.compute_seconds > other.compute_seconds
 
 

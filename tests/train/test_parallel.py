@@ -65,10 +65,12 @@ EQUAL = {
     "packs that are short": [
         {**job, "rows": rows, "settings": {"accumulate": parts}}
         for job, rows, parts in zip(
-            jobs_of(("olmo", "others", "nemotron"), context=2), ([[3]], [[7, 1]], [[40], [5]]), (1, 2, 2), strict=True
+            jobs_of(("olmo", "others", "nemotron"), context=2), ([[3]], [[7, 1]], [[40], [6]]), (1, 2, 2), strict=True
         )
     ],
-    "in parts": in_parts([*jobs_of(("olmo", "granite"), shard=2), *jobs_of(("nemotron",), context=2)]),
+    "in parts": in_parts(
+        [*jobs_of(("granite",), shard=2), *jobs_of(("olmo",), replicate=2), *jobs_of(("nemotron",), context=2)]
+    ),
     "compiled": compiled(
         [
             *jobs_of(("olmo",), shard=2),

@@ -177,7 +177,7 @@ def test_a_worker_that_dies_is_named(plan, tmp_path):
     assert time.monotonic() - began < 60
     assert code == 1
     assert "worker 1 (" in said
-    assert "has stopped: no sign of it" in said
+    assert "has stopped: no heartbeat" in said
 
 
 @pytest.mark.slow

@@ -22,9 +22,15 @@ from collections.abc import Iterable
 
 
 class InterlaceError(Exception):
-    """The root of the tree; `exit_code` is what the command line ends with."""
+    """The root of the tree.
+
+    Attributes:
+        exit_code: what the command line ends with.
+        shared: whether all workers of a run raise it, so that none tells it to another, and the first one says it.
+    """
 
     exit_code = 2
+    shared = False
 
 
 class ConfigError(InterlaceError):
@@ -67,6 +73,8 @@ class Failure(InterlaceError):
 
 class Diverged(Failure):
     """A training step's loss or gradient is not finite."""
+
+    shared = True
 
 
 def nearest(word: str, known: Iterable[str], alike: float = 0.5) -> str:

@@ -15,7 +15,7 @@ app = App(name="data", help="Text to token folders, and a look into them.")
 
 @app.command
 def prepare(
-    *sources: Place,
+    *sources: Named,
     tokenizer: Named,
     out: Place,
     field: str = "text",
@@ -41,14 +41,14 @@ def prepare(
 
     Parameters
     ----------
-    sources: Path
+    sources: str
         Files and folders of text, globs in quotes, or hf:OWNER/NAME for a data set of the hub (extra `datasets`).
     tokenizer: str
         A tokenizer.json, or train:N to learn a byte-level BPE of N entries from the train split.
     out: Path
         The folder to make.
     field: str
-        The key that holds the text in JSONL.
+        The key, or the column, that holds the text of a row: of JSONL, Parquet and data sets of the hub.
     held_out: float
         Share of documents to hold out, chosen by a hash of their name.
     workers: int
@@ -58,8 +58,11 @@ def prepare(
     json: bool
         Print the manifest as JSON.
     """
+    from json import loads
+
     from interlace.base.errors import DataError
     from interlace.base.files import user_path
+    from interlace.data.encode import ASIDE
     from interlace.data.prepare import prepare as run
     from interlace.data.sources import Sources
 
@@ -83,9 +86,10 @@ def prepare(
         say(f"skipped {name}: {reason}", console=err)
     if len(read.skipped) > 3:
         say(f"and {len(read.skipped) - 3} more, listed in {out / 'manifest.json'}", console=err)
-    if read.aside:
-        first = read.aside[0]
-        say(f"{len(read.aside):,} rows cannot be used, and are kept in {out / 'aside.jsonl'}", console=err)
+    if manifest["aside"]:
+        with open(out / ASIDE, encoding="utf-8") as file:
+            first = loads(next(file))
+        say(f"{manifest['aside']:,} rows cannot be used, and are kept in {out / ASIDE}", console=err)
         say(f"the first is {first['where']}: {first['why']}", console=err)
     if manifest["duplicates"]:
         say(f"{manifest['duplicates']:,} documents were left out, since an earlier one has the same text", console=err)

@@ -88,7 +88,7 @@ def run(arguments: list[str]) -> int:
     except InterlaceError as error:
         if traceback:
             raise
-        shared = getattr(error, "shared", False) and os.environ.get("RANK", "0") != "0"  # the first worker says it
+        shared = error.shared and os.environ.get("RANK", "0") != "0"  # the first worker says it
         return error.exit_code if shared else _say(str(error), error.exit_code)
     except KeyboardInterrupt as pressed:
         rest = str(pressed) or _goes_on(arguments)

@@ -17,7 +17,7 @@ def replay(
     device: str = "cpu",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Take one step of a run again, by itself, and name the first layer with a bad value.
+    """Take one step of a run again, by itself, and name the first layer with a NaN or an infinity.
 
     The run is left as it is: steps from the checkpoint before are taken in memory.
 
@@ -46,11 +46,12 @@ def replay(
     if json:
         print_json(found.to_dict())
         return
-    rows = [[x.part, f"{x.largest:.4g}", "" if x.finite else "not finite", f"{x.grad_norm:.4g}"] for x in found.looks]
-    print_table(f"step {found.step}", ["part", "largest output", "", "gradient norm"], rows)
+    rows = [[x.part, f"{x.largest:.4g}", "yes" if x.finite else "no", f"{x.grad_norm:.4g}"] for x in found.looks]
+    print_table(f"step {found.step}", ["part", "largest output", "finite", "gradient norm"], rows)
     say(f"loss {found.loss:g}, gradient norm {found.grad_norm:g}")
     if found.skipped:
         say(f"The step changes no weight: {found.skipped}.")
     if found.logged:
-        say(f"This is another step than was taken: {found.logged}.")
-    say(f"The first bad value is in: {found.first_bad}." if found.first_bad else "Every value is finite.", style="bold")
+        say(f"The loss differs from the logged one: {found.logged}.")
+    bad = found.first_bad
+    say(f"The first NaN or infinity is in: {bad}." if bad else "Every value is finite.", style="bold")

@@ -68,7 +68,7 @@ def train(
     from interlace.evaluate.training import check_stages, train_in_stages
     from interlace.model.device import check_device
     from interlace.ops.core import kernels
-    from interlace.runs.loggers import open_logger
+    from interlace.runs.loggers import Logger
     from interlace.runs.progress import Progress
     from interlace.runs.training import TrainingRun
     from interlace.train.corpus import check_inputs
@@ -83,7 +83,7 @@ def train(
     plan = read_recipe(recipe, overrides)
     out = user_path(out or Path("runs") / recipe.stem, RunError)
     changes = [key.strip() for key in allow_changes.split(",") if key.strip()]
-    keys = known_keys(plan.to_dict())
+    keys = known_keys(plan)
     if wrong := next((key for key in changes if key not in keys), None):
         raise ConfigError(f"--allow-changes: there is no key '{wrong}' in the recipe; {nearest(wrong, keys)}")
     stages = plan.stages(out) or [("", plan)]
@@ -109,17 +109,21 @@ def train(
                 estimates[name]["context_seconds"] = context
         _print_estimates(estimates, json)
         return
-    logged, end = open_logger(log, out, plan.to_dict()) if log else (lambda _: None, lambda: None)
+    logger = Logger(log) if log else None
     meter = Meter()
     last: dict[str, Any] = {}
 
     def watch(now: Progress) -> None:
         if now.label == "starting":
+            if logger:  # of the first worker, one for each stage
+                path = now.detail["run"]
+                logger.begin(path, path.relative_to(out.parent).as_posix(), TrainingRun(path).config())
             if now.done:
                 say(f"going on from step {now.done:.0f} of {now.total:.0f}", console=err)
         elif now.label == "training":
             last.update(row := now.detail)
-            logged(row)
+            if logger:
+                logger.log(row)
             score = last.get("held_out_bits_per_byte")
             if "skipped" in row:
                 say(f"step {row['step']} changed no weight: {row['skipped']}", console=err)
@@ -133,7 +137,8 @@ def train(
         try:
             run = train_in_stages(plan, out, watch, device, lambda text: say(text, console=err), workers, changes)
         finally:
-            end()
+            if logger:
+                logger.end()
     if not workers.first:
         return
     scored = [m for m in run.metrics() if "held_out_bits_per_byte" in m]
@@ -168,7 +173,7 @@ def _print_estimate(document: dict[str, Any], title: str) -> None:
         ["tokens", f"{document['tokens']:,}"],
         ["training FLOPs per token", count(document["training_flops_per_token"])],
         ["training FLOPs in all", count(document["training_flops"])],
-        ["memory: weights, gradients, AdamW", size(document["weight_bytes"])],
+        ["memory: weights, gradients, optimizer", size(document["weight_bytes"])],
         ["memory: activations of one batch", size(document["activation_bytes"])],
         ["memory: most at once, predicted", size(document["peak_memory_bytes"])],
         ['the same with train.recompute = "block"', size(document["peak_memory_bytes_with_recompute"])],
@@ -208,12 +213,12 @@ def _print_plans(found: dict[str, Any], devices: int, kind: str, json: bool) -> 
         return
     for name, ways in found.items():
         best = ways[0]
-        rows = [[f"memory: {part}", size(value)] for part, value in best.memory.items() if value]
+        rows = [[f"memory: {part}", size(value)] for part, value in best.part_bytes.items() if value]
         rows.append(
             ["memory of each device, all together", size(best.memory_bytes) + ("" if best.fits else ": too much")]
         )
-        rows += [[f"sent by each device for a step: {k}", size(v)] for k, v in best.sent.items() if v]
-        for name_, seconds in best.ways.items():
+        rows += [[f"sent by each device for a step: {k}", size(v)] for k, v in best.sent_bytes.items() if v]
+        for name_, seconds in best.way_seconds.items():
             rows.append([f"recurrent layers over the context by {name_}", f"{1000 * seconds:.1f} ms of a step"])
         rows += [
             ["a step's computation", f"{best.compute_seconds:.2f} s"],

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,13 +16,13 @@ import numpy as np
 from interlace.base.errors import ConfigError, DataError
 from interlace.base.files import new_folder
 from interlace.data.chat import Part
-from interlace.data.sources import Document, HeldOutNames, Sources, Unit
+from interlace.data.sources import Aside, Document, HeldOutNames, Sources, Unit
 from interlace.data.tokenizer import Tokenizer
 from interlace.text.rows import KEPT
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 18, 1024  # text encoded at a time
 DIGEST = 16  # bytes that a document is known by
-ABOUT = "piece.json"
+ABOUT, ASIDE = "piece.json", "aside.jsonl"  # the rows that could not be used
 SPLITS = ("train", "held_out")
 
 
@@ -48,6 +48,28 @@ class Column:
             self._file.close()
             self._file = None
         return {"file": self.path.name, "sha256": self._digest.hexdigest()}
+
+
+class Lines:
+    """A file of rows as JSON, one for each line, that is written as they come."""
+
+    def __init__(self, path: Path):
+        """path: the file; it is made when the first row comes."""
+        self.path, self.count = path, 0
+        self._file: IO[str] | None = None
+
+    def append(self, row: dict[str, str]) -> None:
+        """Write a row."""
+        if self._file is None:
+            self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._file.write(json.dumps(row) + "\n")
+        self.count += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 @dataclass(frozen=True)
@@ -124,17 +146,18 @@ def encode_piece(
     """Encode a piece into its folder, which appears whole or not at all.
 
     Files: tokens of each split (NAME.tokens) and marks of what is learnt (NAME.learnt); of each document in order, its
-    digest, its split, its tokens and its bytes (digests, splits, lengths, bytes); piece.json.
+    digest, its split, its tokens and its bytes (digests, splits, lengths, bytes); aside.jsonl; piece.json.
 
     Args:
         sources: that the units come from; what it skips and puts aside is noted.
         tell: told of bytes that were read, as they are.
     """
-    read = replace(sources, skipped={}, aside=None if sources.aside is None else [], _checked=set())
     ends = [] if model.eos is None else [model.eos]
     ignored: Counter[str] = Counter()
     with new_folder(piece.folder) as folder, contextlib.ExitStack() as opened:
         parts = _writer(model, encoding, ignored, opened)
+        aside = opened.enter_context(contextlib.closing(Lines(folder / ASIDE)))
+        read = sources.fresh(aside)
         names = ("digests", "splits", "lengths", "bytes", *(f"{s}.{k}" for s in SPLITS for k in ("tokens", "learnt")))
         columns = {name: Column(folder / name) for name in names}
         for column in columns.values():
@@ -146,10 +169,11 @@ def encode_piece(
                 batch, written = _written(batch, parts, read.aside)
                 if not batch:
                     continue
+                places = [document.name in encoding.held for document in batch]
                 encoded = model.encode_pieces([[p.text for p in pieces] for pieces in written])
                 lengths, sizes = [], []
-                for document, pieces, ids in zip(batch, written, encoded, strict=True):
-                    split = SPLITS[document.name in encoding.held]
+                for place, pieces, ids in zip(places, written, encoded, strict=True):
+                    split = SPLITS[place]
                     if parts is None:
                         tokens = model.begun(ids[0]) + ends
                     else:
@@ -160,7 +184,7 @@ def encode_piece(
                     lengths.append(len(tokens))
                     sizes.append(sum(len(p.text.encode()) for p in pieces))
                 columns["digests"].add(np.frombuffer(b"".join(map(digest, batch)), dtype=np.uint8))
-                columns["splits"].add(np.asarray([d.name in encoding.held for d in batch], dtype=np.uint8))
+                columns["splits"].add(np.asarray(places, dtype=np.uint8))
                 columns["lengths"].add(np.asarray(lengths, dtype="<u4"))
                 columns["bytes"].add(np.asarray(sizes, dtype="<u4"))
                 documents += len(batch)
@@ -169,12 +193,13 @@ def encode_piece(
                 tell(more)
             unit.check_unchanged()
             tell(unit.size - told)
-        about = {"documents": documents, "skipped": read.skipped, "aside": read.aside or [], "ignored": dict(ignored)}
+        aside.close()
+        about = {"documents": documents, "skipped": read.skipped, "aside": aside.count, "ignored": dict(ignored)}
         (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
 
 def _written(
-    batch: list[Document], parts: Callable[[Document], list[Part]] | None, aside: list[dict[str, str]] | None
+    batch: list[Document], parts: Callable[[Document], list[Part]] | None, aside: Aside | None
 ) -> tuple[list[Document], list[list[Part]]]:
     """Return documents with what is written of each; conversations that their template refuses are put aside."""
     kept, written = [], []

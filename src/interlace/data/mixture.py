@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from interlace.data.batches import Batch, Batches, of_rows
 from interlace.data.tokens import TokenSplit
 
 BLOCK = 64  # rows that are shared out at a time, as the weights say
+UNLIMITED = int(np.iinfo(np.int64).max)  # rows
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,27 @@ class Ingredient:
     epochs: float | None = None
 
 
+@dataclass(frozen=True)
+class _Era:
+    """A time in which the same sources are read.
+
+    Attributes:
+        first: its first block.
+        before: rows of each source that were taken before, int64 [sources].
+        weights: of each source, 0 for one that has ended.
+    """
+
+    first: int
+    before: np.ndarray
+    weights: Sequence[Fraction]
+
+
 class Mixture:
     """Rows of `length` tokens from several sources.
 
-    Rows are shared out in blocks of 64: in each, every source has as many as its weight says, to a row, counted from
-    the beginning; their order is shuffled. A source's rows are those of `Batches`, epoch by epoch. One that has been
-    read as often as it may ends, and its weight goes to the others.
+    Rows are shared out in blocks of 64: after each, every source has had as many as its weight says, to a row or two,
+    counted from the beginning; the order in a block is shuffled. A source's rows are those of `Batches`, epoch by
+    epoch. One that has been read as often as it may ends, and its weight goes to the others.
     """
 
     def __init__(self, ingredients: Sequence[Ingredient], rows: int, length: int, seed: int):
@@ -56,20 +74,17 @@ class Mixture:
                     "more text, or lower data.length"
                 )
             self._sources.append(Batches(one.split, 1, length, _seed(seed, number)))
-        limits = [
-            None if one.epochs is None else int(one.epochs * source.rows_per_epoch)
-            for one, source in zip(self.ingredients, self._sources, strict=True)
-        ]
-        for one, source, limit in zip(self.ingredients, self._sources, limits, strict=True):
-            if limit == 0:
+        limits = []
+        for one, source in zip(self.ingredients, self._sources, strict=True):
+            limits.append(UNLIMITED if one.epochs is None else int(one.epochs * source.rows_per_epoch))
+            if not limits[-1]:
                 raise DataError(
                     f"data.mixture.{one.name}.epochs: {one.epochs:g} of {source.rows_per_epoch:,} rows is none; "
                     "raise it"
                 )
-        self._limits = np.array([np.iinfo(np.int64).max if n is None else n for n in limits])
-        self._weights = np.array([one.weight for one in self.ingredients], dtype=np.float64)
-        self._taken = [np.zeros(len(limits), dtype=np.int64)]  # rows of each source before each block
-        self._due = np.zeros(len(limits))  # what the weights have promised so far
+        self._limits = np.array(limits)
+        self._weights = [Fraction(one.weight) for one in self.ingredients]
+        self._eras = list(self._all_eras())
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
 
     @property
@@ -101,9 +116,7 @@ class Mixture:
 
     def _drawn(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the source of each row of a block, and which of that source's rows it is."""
-        while len(self._taken) <= block + 1:
-            self._share_out()
-        before, after = self._taken[block], self._taken[block + 1]
+        before, after = self._taken(block), self._taken(block + 1)
         order = np.repeat(np.arange(len(before)), after - before)
         np.random.default_rng([self.seed, block]).shuffle(order)
         places = np.zeros(len(order), dtype=np.int64)
@@ -112,46 +125,79 @@ class Mixture:
             places[own] = first + np.arange(own.sum())
         return order, places
 
-    def _share_out(self) -> None:
-        """Share the rows of the next block out among the sources that have not ended."""
-        taken = self._taken[-1].copy()
-        left = BLOCK
-        while left and (open_ := (taken < self._limits) & (self._weights > 0)).any():
-            shares = np.where(open_, self._weights, 0)
-            wanted = shares / shares.sum() * left
-            self._due += wanted
-            more = np.clip(np.floor(self._due - taken + 1e-9), 0, self._limits - taken).astype(np.int64)
-            rest = left - int(more.sum())
-            for source in np.argsort(-(self._due - taken - more), kind="stable"):  # the largest remainders first
-                if rest > 0 and open_[source] and taken[source] + more[source] < self._limits[source]:
-                    more[source] += 1
-                    rest -= 1
-            taken += more
-            left -= int(more.sum())
-            self._due = np.where(taken < self._limits, self._due, taken)
-            if not more.any():
-                break
-        self._taken.append(taken)
+    def _taken(self, block: int) -> np.ndarray:
+        """Return how many rows of each source lie before a block, int64 [sources]."""
+        return self._at(next(era for era in reversed(self._eras) if era.first <= block), block)
+
+    def _all_eras(self) -> Iterator[_Era]:
+        """Yield the eras one by one; in the block between two of them a source ends, and others fill it."""
+        era = _Era(0, np.zeros(len(self._weights), dtype=np.int64), self._weights)
+        while True:
+            yield era
+            if not any(era.weights):
+                return
+            last = self._last_block(era)
+            if last is None:
+                return
+            before, weights = self._at(era, last), era.weights
+            taken = np.minimum(self._at(era, last + 1), self._limits)
+            while any(weights):
+                ended = taken >= self._limits
+                weights = [Fraction(0) if end else w for w, end in zip(weights, ended, strict=True)]
+                if not (left := BLOCK - int((taken - before).sum())):
+                    break
+                taken = np.minimum(taken + shared_out(left, weights), self._limits)
+            era = _Era(last + 1, taken, weights)
+
+    @staticmethod
+    def _at(era: _Era, block: int) -> np.ndarray:
+        return era.before + shared_out((block - era.first) * BLOCK, era.weights)
+
+    def _last_block(self, era: _Era) -> int | None:
+        """Return the block of an era in which its first source ends; None if none does."""
+        limits = np.array([m if w else UNLIMITED for m, w in zip(self._limits, era.weights, strict=True)])
+        if (limits == UNLIMITED).all():
+            return None
+        low, high = era.first, era.first + 1
+        while not (self._at(era, high) >= limits).any():
+            low, high = high, 2 * high - era.first
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if (self._at(era, middle) >= limits).any() else (middle, high)
+        return low
 
     @property
     def steps(self) -> int:
         """How many batches there are, where every source ends; a very large number else."""
-        open_ = (self._limits == np.iinfo(np.int64).max) & (self._weights > 0)
-        rows = int(self._limits[self._weights > 0].sum()) if not open_.any() else np.iinfo(np.int64).max
-        return int(rows // self.rows)
+        read = [int(most) for most, weight in zip(self._limits, self._weights, strict=True) if weight]
+        return (UNLIMITED if UNLIMITED in read else sum(read)) // self.rows
 
     def ends(self, steps: int) -> list[tuple[str, int]]:
         """(name, step) of each source whose last row is in that step, counted from 1, of so many."""
-        self._drawn(max(0, steps * self.rows - 1) // BLOCK)
         found = []
-        for source, limit in enumerate(self._limits):
-            block = next((b for b, taken in enumerate(self._taken[1:]) if taken[source] >= limit), None)
-            if block is None or not self._weights[source]:
-                continue
-            last = block * BLOCK + int(np.flatnonzero(self._drawn(block)[0] == source)[-1])
-            if last < steps * self.rows:
-                found.append((self.ingredients[source].name, last // self.rows + 1))
+        for before, after in pairwise(self._eras):
+            order = self._drawn(after.first - 1)[0]
+            for source, (then, now) in enumerate(zip(before.weights, after.weights, strict=True)):
+                last = (after.first - 1) * BLOCK + int(np.flatnonzero(order == source)[-1]) if then and not now else -1
+                if 0 <= last < steps * self.rows:
+                    found.append((self.ingredients[source].name, last // self.rows + 1))
         return found
+
+
+def shared_out(rows: int, weights: Sequence[Fraction]) -> np.ndarray:
+    """Return how many of the first `rows` rows each source has, int64 [sources]: its share, to a row or two.
+
+    The first source has its share rounded, the second its share of what that leaves, and so on: no number falls as
+    rows are added.
+    """
+    found = np.zeros(len(weights), dtype=np.int64)
+    rest = sum(weights, Fraction(0))
+    for source, weight in enumerate(weights):
+        if weight:
+            share = weight / rest
+            found[source] = (2 * rows * share.numerator + share.denominator) // (2 * share.denominator)
+            rows, rest = rows - int(found[source]), rest - weight
+    return found
 
 
 def _seed(seed: int, number: int) -> int:

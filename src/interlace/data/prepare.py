@@ -19,7 +19,18 @@ import numpy as np
 from interlace.base.errors import ConfigError, DataError
 from interlace.base.files import PARTIAL, disk_errors, new_folder, sha256, user_path, write_file
 from interlace.data.chat import DEFAULT, ChatTemplate
-from interlace.data.encode import DIGEST, SPLITS, Column, Encoding, Piece, about, as_text, encode_piece, size_bytes
+from interlace.data.encode import (
+    ASIDE,
+    DIGEST,
+    SPLITS,
+    Column,
+    Encoding,
+    Piece,
+    about,
+    as_text,
+    encode_piece,
+    size_bytes,
+)
 from interlace.data.sources import HeldOutNames, Sources, Unit, split_point
 from interlace.data.tokenizer import END_OF_TEXT, TOKENIZER, Tokenizer
 from interlace.data.workers import run_pieces
@@ -30,9 +41,9 @@ LOG = logging.getLogger("interlace")
 SHARD_TOKENS = 1 << 28
 PIECE_BYTES = 32 << 20  # of sources that are encoded together, by one worker
 SMALL_BYTES = 256 << 20  # of sources that are looked through before anything is written
-ASIDE = "aside.jsonl"  # the rows that could not be used
+MERGED_TOKENS = 1 << 22  # that are copied at a time
 LEARNT_BYTES = 12 << 20  # of text that a new tokenizer is learnt from
-PIECE = 1 << 16  # characters of it at a time
+LEARNT_CHARACTERS = 1 << 16  # of it at a time
 LEAST_ENTRIES = 257  # of a new tokenizer: every byte, and the end of a text
 MANIFEST, MADE_FOR = "manifest.json", "made_for"
 
@@ -129,8 +140,9 @@ def prepare(
 ) -> dict[str, Any]:
     """Write `out` with train and held-out token shards, borders, the tokenizer and a manifest; return the manifest.
 
-    Takes about 1 GiB of memory at most, however long a text, a row or a file is. A preparation that was killed goes on
-    with the pieces that it had finished.
+    Takes about 1 GiB of memory at most, however long a text, a row or a file is, and some tens of bytes for each
+    document. A preparation that was killed goes on with the pieces that it had finished; a compressed file, and a data
+    set of the hub, is one piece.
 
     Args:
         sources: the text.
@@ -197,8 +209,9 @@ def _prepare(
     work = out.with_name(f"{out.name}.pieces{PARTIAL}")
     sources = replace(sources, leave_out=(*sources.leave_out, out, work, beside(out)))
     units = list(sources.units(PIECE_BYTES))
-    total, few = sum(unit.size for unit in units), sum(unit.size for unit in units) <= SMALL_BYTES
-    held, kinds = _looked_at(sources if few else replace(sources), held_out_share, watch, few)
+    total = sum(unit.size for unit in units)
+    few = total <= SMALL_BYTES and all(unit.hub is None for unit in units)
+    held, kinds = _looked_at(sources, held_out_share, watch, few)
     plan = _plan_of(sources, tokenizer, held, chat, units)
     with disk_errors(out):
         model = _begun(work, plan, lambda: _model(sources, tokenizer, held, chat, total, kinds, watch))
@@ -217,8 +230,7 @@ def _prepare(
 def _looked_at(sources: Sources, share: float, watch: Watch, all_of_it: bool) -> tuple[HeldOutNames, bool]:
     """Return which documents are held out, and whether they are conversations; of much text only the first is read."""
     held, total, kinds = HeldOutNames(share), 0, set()
-    looked = replace(sources, skipped={}, aside=None if sources.aside is None else [], _checked=set())
-    for document in looked:
+    for document in sources.fresh():
         held.see(document.name)
         kinds.add(document.messages is not None)
         total += size_bytes(document)
@@ -236,8 +248,7 @@ def _model(
 ) -> Tokenizer:
     """Return the tokenizer: the one that is named, or one that is learnt from the train split."""
     watch(Progress("tokenizer", 0, total))
-    quiet = replace(sources, skipped={}, aside=None if sources.aside is None else [], _checked=set())
-    learnt_from = _sample(quiet, held, total)
+    learnt_from = _sample(sources.fresh(), held, total)
     if not conversations:
         model = _tokenizer(tokenizer, learnt_from)
         if model.eos is None:
@@ -259,11 +270,7 @@ def _plan_of(sources: Sources, tokenizer: str, held: HeldOutNames, chat: Chat, u
     if new_entries(tokenizer) is None:
         model = Tokenizer.from_file(user_path(tokenizer))
         spec = [model.hash(), model.eos, model.bos, model.chat_template]
-    stamps = []
-    for unit in units:
-        status = unit.path.stat() if unit.hub is None else None
-        stamp = [] if status is None else [status.st_size, status.st_mtime_ns]
-        stamps.append([str(unit.path), unit.name, unit.start, unit.stop, *stamp])
+    stamps = [[str(unit.path), unit.name, unit.start, unit.stop, unit.stamp] for unit in units]
     return {
         "format": 1,
         "tokenizer": spec,
@@ -350,8 +357,6 @@ def _merge(
     for note in notes:
         sources.skipped.update(note["skipped"])
         ignored.update(note["ignored"])
-        if sources.aside is not None:
-            sources.aside += note["aside"]
     if out.is_dir():
         out.rmdir()
     with new_folder(out) as folder, contextlib.ExitStack() as opened:
@@ -381,12 +386,14 @@ def _merge(
             "skipped": dict(sorted(sources.skipped.items())),
             "ignored": dict(sorted(ignored.items())),
             "duplicates": int((~kept).sum()),
-            "aside": len(sources.aside or ()),
+            "aside": sum(note["aside"] for note in notes),
             **({} if made_for is None else {MADE_FOR: dict(made_for)}),
         }
-        if sources.aside:
-            lines = "".join(json.dumps(row) + "\n" for row in sources.aside)
-            (folder / ASIDE).write_text(lines, encoding="utf-8")
+        if manifest["aside"]:
+            with open(folder / ASIDE, "wb") as file:
+                for piece, note in zip(pieces, notes, strict=True):
+                    if note["aside"]:
+                        file.write((piece.folder / ASIDE).read_bytes())
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     if ignored:
         said = ", ".join(f"{key} ({count})" for key, count in sorted(ignored.items()))
@@ -420,14 +427,27 @@ def _add_piece(
         if not own.any():
             continue
         wanted, mine = kept[own], lengths[own]
-        tokens = np.fromfile(folder / f"{name}.tokens", dtype=dtype)
-        learnt = np.fromfile(folder / f"{name}.learnt", dtype=np.uint8) if conversations else None
-        if not wanted.all():
-            each = np.repeat(wanted, mine)
-            tokens, mine = tokens[each], mine[wanted]
-            learnt = None if learnt is None else learnt[each]
-        splits[name].add(tokens, mine, learnt)
+        ends = np.cumsum(mine)
+        all_tokens = _mapped(folder / f"{name}.tokens", dtype)
+        all_learnt = _mapped(folder / f"{name}.learnt", np.dtype(np.uint8)) if conversations else None
+        first = begin = 0
+        while first < len(mine):  # some documents at a time: a compressed file is one piece, however large
+            last = max(first + 1, int(np.searchsorted(ends, begin + MERGED_TOKENS)))
+            end, some = int(ends[last - 1]), wanted[first:last]
+            tokens, learnt = all_tokens[begin:end], None if all_learnt is None else all_learnt[begin:end]
+            if not some.all():
+                each = np.repeat(some, mine[first:last])
+                tokens, learnt = tokens[each], None if learnt is None else learnt[each]
+            splits[name].add(tokens, mine[first:last][some], learnt)
+            first, begin = last, end
         splits[name].bytes += int(sizes[own][wanted].sum())
+
+
+def _mapped(file: Path, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return the numbers of a file, which are read where they are looked at."""
+    return (
+        np.memmap(file, dtype=dtype, mode="r") if file.is_file() and file.stat().st_size else np.zeros(0, dtype=dtype)
+    )
 
 
 def _dtype(model: Tokenizer) -> str:
@@ -463,16 +483,18 @@ def _sample(sources: Sources, held: HeldOutNames, total: int) -> Iterator[str]:
 
     Pieces are cut before a space, which changes no word of a byte-level tokenizer.
     """
-    share = LEARNT_BYTES / max(total, 1)
+    share, left = LEARNT_BYTES / max(total, 1), 2 * LEARNT_BYTES  # sizes of compressed files say little
     for document in sources:
         if document.name in held or (share < 1 and split_point(f"{document.name} tokenizer") >= share):
             continue
         text = document.text or as_text(document)
-        while len(text) > PIECE:
-            stop = max(text.rfind(" ", PIECE // 2, PIECE), text.rfind("\n", PIECE // 2, PIECE))
-            stop = (
-                stop if stop > 0 and not text[stop - 1].isspace() and not text[stop + 1 : stop + 2].isspace() else PIECE
-            )
+        left -= len(text)
+        if left < 0:
+            return
+        while len(text) > LEARNT_CHARACTERS:
+            stop = max(text.rfind(mark, LEARNT_CHARACTERS // 2, LEARNT_CHARACTERS) for mark in " \n")
+            if stop <= 0 or text[stop - 1].isspace() or text[stop + 1 : stop + 2].isspace():
+                stop = LEARNT_CHARACTERS
             yield text[:stop]
             text = text[stop:]
         yield text

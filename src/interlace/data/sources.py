@@ -7,10 +7,11 @@ import hashlib
 import itertools
 import json
 import urllib.parse
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Protocol
 
 from interlace.base.errors import DataError, first_line
 from interlace.base.files import user_path
@@ -138,6 +139,11 @@ class Unit:
         return self.start == 0 and self.stop is None
 
 
+def is_hub(source: str) -> bool:
+    """Return whether a source is a data set of the hub."""
+    return source.startswith(HUB)
+
+
 def hidden(path: Path) -> bool:
     """Return whether a file or folder is passed over where it was not named itself."""
     return path.name.startswith(".") or path.name == "__pycache__"
@@ -157,32 +163,45 @@ def everything(_: PurePath) -> bool:
     return True
 
 
+class Aside(Protocol):
+    """Takes rows that cannot be used: where they stand, why, and their first characters."""
+
+    def append(self, row: dict[str, str], /) -> None:
+        """Take one."""
+
+
 @dataclass
 class Sources:
     """The documents of some files and folders, in a fixed order; can be read more than once.
 
     Attributes:
-        paths: files and folders. Folders are walked; what in them is not text is skipped and noted.
-        text_field: the key that holds the text in JSONL.
+        paths: files, folders, globs, and data sets of the hub as text. Folders are walked; what in them is not text is
+            skipped and noted.
+        text_field: the key, or the column, that holds the text of a row.
         keep: whether a file of a folder is wanted, given its path below the folder.
         cut: whether a text file that stands alone is cut into parts, each a document.
         skipped: reason by path, filled while reading.
-        aside: rows that cannot be used are put here, and left out; None to refuse them.
+        aside: is given the rows that cannot be used, which are left out; None to refuse them.
         leave_out: files and folders that are passed over in folders, such as what is being written.
 
     A document has at most LONGEST characters, and no more than about two are in memory at once. Where files of two
     sources have the same name, the later one's is told apart by the number of its source: book.txt and book.txt@2.
     """
 
-    paths: Sequence[Path]
+    paths: Sequence[Path | str]
     text_field: str = "text"
     keep: Callable[[PurePath], bool] = everything
     cut: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
-    aside: list[dict[str, str]] | None = None
+    aside: Aside | None = None
     leave_out: tuple[Path, ...] = ()
     _checked: set[tuple[str, int, int]] = field(default_factory=set)
     _renamed: dict[Path, str] | None = None
+
+    def fresh(self, aside: Aside | None = None) -> Sources:
+        """Return the same documents to be read anew, with notes of their own; rows go to `aside`, or are forgotten."""
+        kept = None if self.aside is None else deque(maxlen=0) if aside is None else aside
+        return replace(self, skipped={}, aside=kept, _checked=set())
 
     def __iter__(self) -> Iterator[Document]:
         """Yield documents.
@@ -226,7 +245,7 @@ class Sources:
         found: list[Path | HubData] = []
         for given in self.paths:
             text = str(given)
-            if text.startswith(HUB):
+            if is_hub(text):
                 found.append(HubData.of(text))
                 continue
             path = user_path(given)
@@ -284,7 +303,8 @@ class Sources:
         if unit.hub is not None:
             yield from self._rows(unit, unit.hub.rows())
         elif is_table(path):
-            yield from self._rows(unit, table_rows(path, slice(unit.start, unit.stop), unit.first))
+            columns = (self.text_field, MESSAGES, "tools")
+            yield from self._rows(unit, table_rows(path, slice(unit.start, unit.stop), unit.first, columns))
         elif is_lines(path):
             yield from self._lines(unit)
         elif path.stat().st_size <= LONGEST and not is_packed(path):
@@ -333,7 +353,8 @@ class Sources:
     def _rows(self, unit: Unit, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[Document]:
         for number, row in rows:
             size = sum(len(str(value)) for value in row.values())
-            yield from self._documents(row, f"{unit.name}:{number}", f"{unit.path}:{number}", size)
+            where = f"{unit.path if unit.hub is None else unit.name}:{number}"
+            yield from self._documents(row, f"{unit.name}:{number}", where, size)
 
     def _documents(self, row: Any, name: str, where: str, size: int) -> Iterator[Document]:
         """Yield the documents of a row: a text, in pieces if it is long, or a conversation."""
@@ -366,18 +387,15 @@ def _cut_file(path: Path, name: str, source: Path, alone: bool, every: int | Non
     """Yield a file as one unit, or a large one of rows as several."""
     stamp = stamp_of(path)
     size = stamp[0] if stamp else 0
-    if every is None or size <= every or (is_packed(path) and not is_table(path)):
-        yield Unit(path, name, source, alone, size=size, stamp=stamp)
-    elif is_table(path):
-        row, begin, held = 1, 0, 0
+    if every is not None and size > every and is_table(path):
+        row, begin, held_bytes, rows = 1, 0, 0, 0
         groups = table_groups(path)
-        rows = 0
         for index, (group_bytes, group_rows) in enumerate(groups, start=1):
-            held, rows = held + group_bytes, rows + group_rows
-            if held >= every or index == len(groups):
-                yield Unit(path, name, source, alone, begin, index, row, held, stamp=stamp)
-                begin, row, held, rows = index, row + rows, 0, 0
-    elif is_lines(path):
+            held_bytes, rows = held_bytes + group_bytes, rows + group_rows
+            if held_bytes >= every or index == len(groups):
+                yield Unit(path, name, source, alone, begin, index, row, held_bytes, stamp=stamp)
+                begin, row, held_bytes, rows = index, row + rows, 0, 0
+    elif every is not None and size > every and is_lines(path) and not is_packed(path):
         for (start, line), (stop, _) in itertools.pairwise(line_starts(path, every)):
             yield Unit(path, name, source, alone, start, stop, line, stop - start, stamp=stamp)
     else:

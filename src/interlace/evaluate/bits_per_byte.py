@@ -15,6 +15,7 @@ from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 from interlace.model.model import HybridLM
 from interlace.text.rows import text_blocks
+from interlace.train.workers import Alone
 
 BLOCK = 1024  # tokens whose logits exist at a time
 CHARACTERS = (8, 256)  # of a text that are read for each token that is scored: at first, at most
@@ -44,17 +45,25 @@ class HeldOut:
         self.leads = [_lead_bytes(corpus.tokenizer, batch, begin[-1]) if begin else 0 for batch in self.batches]
 
     @torch.no_grad()
-    def score(self, model: HybridLM) -> dict[str, float]:
+    def score(self, model: HybridLM, workers: Alone | None = None) -> dict[str, float]:
         """Return {"held_out_bits_per_byte", "held_out_loss" in nats per token}, over tokens that stand for text.
 
         The first token of a row's piece of a document has no context in its row and is not scored. Of conversations,
         only the assistant's turns are scored.
+
+        workers: who share the batches among them; each calls this, and has the score of all.
         """
+        workers = workers or Alone()
         training = model.training
         model.eval()
         nats, size_bytes, count = 0.0, 0, 0
-        for batch, lead in zip(self.batches, self.leads, strict=True):
+        reader, readers = workers.reader
+        for turn in range(-(-len(self.batches) // readers)):
+            place = turn * readers + reader
+            batch, lead = self.batches[place % len(self.batches)], self.leads[place % len(self.batches)]
             hidden, _, _ = model.hidden(batch.tokens.to(model.device), batch.segments)
+            if place >= len(self.batches):  # which another scores; all workers pass through the model as often
+                continue
             lengths = self.byte_lengths[batch.targets.clamp(min=0)]
             scored = (batch.targets != IGNORE) & (lengths > 0)
             for rows in torch.arange(hidden.shape[0]).split(BLOCK):
@@ -63,6 +72,8 @@ class HeldOut:
             size_bytes += int(lengths[scored].sum()) - lead
             count += int(scored.sum())
         model.train(training)
+        sums = torch.tensor([nats, size_bytes, count], dtype=torch.float64, device=model.device)
+        nats, size_bytes, count = workers.total(sums).tolist()
         return {
             "held_out_bits_per_byte": nats / math.log(2) / max(1, size_bytes),
             "held_out_loss": nats / max(1, count),

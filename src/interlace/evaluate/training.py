@@ -38,12 +38,13 @@ def train_in_stages(
 
     A recipe without stages is one, in `out` itself. Args and Raises as for `train_and_report`.
     """
+    workers = workers or Alone()
     if not recipe.stage:
         return train_and_report(recipe, out, watch, device, say, workers, changes)
     stages, found = recipe.stages(out), None
-    (workers or Alone()).first_does(lambda: check_stages(stages, out, changes))
+    workers.first_does(lambda: check_stages(stages, out, changes))
     for name, stage in stages:
-        if workers is None or workers.first:
+        if workers.first:
             say(f"stage {name}")
         found = train_and_report(stage, out / name, watch, device, say, workers, changes)
     assert found is not None
@@ -91,6 +92,7 @@ def train_and_report(
     Raises:
         As `train`. KeyboardInterrupt names the checkpoint that the same command resumes from.
     """
+    workers = workers or Alone()
     begun = False
 
     def told(now: Progress) -> None:
@@ -100,12 +102,11 @@ def train_and_report(
 
     def evaluate(corpus: Corpus) -> Evaluate:
         held = HeldOut(corpus, recipe.data.length, recipe.train.evaluation_tokens)
-        heads = (workers or Alone()).heads
-        return lambda model: held.score(model) | gate_statistics(model, held.batches[0], heads)
+        return lambda model: held.score(model, workers) | gate_statistics(model, held.batches[0], workers.heads)
 
     try:
         run = train(recipe, out, evaluate, told, device, workers, changes)
-        if workers is None or workers.first:
+        if workers.first:
             _write_samples(run.path, run.checkpoints()[-1])
     except KeyboardInterrupt:
         kept = TrainingRun(out).checkpoints() if begun else []

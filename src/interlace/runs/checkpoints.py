@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from interlace.base.files import new_folder, sha256
@@ -64,7 +66,7 @@ def _matches(checkpoint: Path) -> bool:
             return False
         if json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))["step"] != step_of(checkpoint):
             return False
-        return all(sha256(checkpoint / name) == value for name, value in sums.items())
+        return _hashes(checkpoint, list(sums)) == sums
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
         return False
 
@@ -91,8 +93,13 @@ def checkpoint_path(run: Path, step: int) -> Path:
 def write_sums(folder: Path) -> None:
     """Write the checksums of all files of a checkpoint into it."""
     names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
-    sums = {name: sha256(folder / name) for name in names}
-    (folder / SUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+    (folder / SUMS).write_text(json.dumps(_hashes(folder, names), indent=2) + "\n", encoding="utf-8")
+
+
+def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the hashes of files by name; several are read at a time."""
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return dict(zip(names, pool.map(lambda name: sha256(folder / name), names), strict=True))
 
 
 def drop_old(run: Path) -> None:

@@ -14,23 +14,39 @@ Log = Callable[[Row], None]
 PACKAGES = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard", "trackio": "trackio"}
 
 
-def open_logger(kind: str, run: Path, config: Mapping[str, Any]) -> tuple[Log, Callable[[], None]]:
-    """Return what takes a row of a run, and what ends the log.
+class Logger:
+    """Hands rows on, to a run of the logger's own for each run folder."""
 
-    Raises:
-        ConfigError: there is no such logger, or it is not installed.
-        Failure: it refuses to begin.
-    """
-    if kind not in PACKAGES:
-        raise ConfigError(f"--log: there is no logger '{kind}'; {nearest(kind, PACKAGES)}")
-    try:
-        package = import_module(PACKAGES[kind])
-    except ImportError:
-        raise ConfigError(f"--log: {kind} is not installed; install it with: pip install {kind}") from None
-    try:
-        return _tensorboard(package, run) if kind == "tensorboard" else _like_wandb(package, run, config)
-    except Exception as error:
-        raise Failure(f"--log {kind}: cannot begin: {first_line(error)}") from error
+    def __init__(self, kind: str):
+        """Load a logger by its name.
+
+        Raises:
+            ConfigError: there is no such logger, or it is not installed.
+        """
+        if kind not in PACKAGES:
+            raise ConfigError(f"--log: there is no logger '{kind}'; {nearest(kind, PACKAGES)}")
+        try:
+            self._package = import_module(PACKAGES[kind])
+        except ImportError:
+            raise ConfigError(f"--log: {kind} is not installed; install it with: pip install {kind}") from None
+        self._kind = kind
+        self.log: Log = lambda row: None
+        self.end: Callable[[], None] = lambda: None
+
+    def begin(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+        """Begin the log of a run, after the end of the one before; a run that goes on has a log for each start.
+
+        Raises:
+            Failure: the logger refuses.
+        """
+        self.end()
+        try:
+            if self._kind == "tensorboard":
+                self.log, self.end = _tensorboard(self._package, folder)
+            else:
+                self.log, self.end = _like_wandb(self._package, name, config)
+        except Exception as error:
+            raise Failure(f"--log {self._kind}: cannot begin: {first_line(error)}") from error
 
 
 def numbers(row: Row) -> dict[str, float]:
@@ -38,8 +54,8 @@ def numbers(row: Row) -> dict[str, float]:
     return {k: v for k, v in row.items() if k != "step" and isinstance(v, int | float) and not isinstance(v, bool)}
 
 
-def _tensorboard(package: Any, run: Path) -> tuple[Log, Callable[[], None]]:
-    writer = package.SummaryWriter(str(run / "tensorboard"))
+def _tensorboard(package: Any, folder: Path) -> tuple[Log, Callable[[], None]]:
+    writer = package.SummaryWriter(str(folder / "tensorboard"))
 
     def log(row: Row) -> None:
         for name, value in numbers(row).items():
@@ -48,7 +64,7 @@ def _tensorboard(package: Any, run: Path) -> tuple[Log, Callable[[], None]]:
     return log, writer.close
 
 
-def _like_wandb(package: Any, run: Path, config: Mapping[str, Any]) -> tuple[Log, Callable[[], None]]:
+def _like_wandb(package: Any, name: str, config: Mapping[str, Any]) -> tuple[Log, Callable[[], None]]:
     """Return the functions of wandb, and of trackio, which has the same."""
-    package.init(project="interlace", name=run.name, config=dict(config))
+    package.init(project="interlace", name=name, config=dict(config))
     return lambda row: package.log(numbers(row), step=row["step"]), package.finish

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -101,16 +101,22 @@ def table_groups(path: Path) -> list[tuple[int, int]]:
         return [(group.total_byte_size, group.num_rows) for group in groups]
 
 
-def table_rows(path: Path, groups: slice, first: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, row) of some groups of rows of a Parquet file; `first` is the number of the first.
+def table_rows(
+    path: Path, groups: slice, first: int = 1, columns: Collection[str] = ()
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, row) of some groups of rows of a Parquet file.
+
+    Args:
+        first: the number of the first row.
+        columns: those that are read where the file has one of them; else, all.
 
     Raises:
         DataError: it is no such file.
     """
     with _table(path) as table:
         wanted = range(table.metadata.num_row_groups)[groups]
-        number = first
-        for batch in table.iter_batches(batch_size=ROWS, row_groups=list(wanted)) if wanted else ():
+        number, own = first, [name for name in table.schema_arrow.names if name in columns]
+        for batch in table.iter_batches(ROWS, list(wanted), columns=own or None) if wanted else ():
             for row in batch.to_pylist():
                 yield number, row
                 number += 1

@@ -18,7 +18,7 @@ from interlace.data.batches import Batches, Packs, batches
 from interlace.data.chat import read_template
 from interlace.data.mixture import Ingredient, Mixture, joined
 from interlace.data.prepare import MADE_FOR, MANIFEST, Chat, new_entries, prepare
-from interlace.data.sources import Sources
+from interlace.data.sources import Sources, is_hub
 from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 from interlace.runs.progress import Watch, silent
@@ -89,7 +89,7 @@ def _mixed(data: DataSettings, cache: Path, open_one: Callable[[DataSettings, st
             raise ConfigError(
                 f"data.mixture.{name}: was prepared with another tokenizer than {parts[0][0]}; prepare both with one"
             )
-    splits = {name: joined([corpus.splits[name] for _, corpus in parts]) for name in first.splits}
+    splits = {"held_out": joined([corpus.splits["held_out"] for _, corpus in parts])}
     known = {name: corpus.fingerprint() for name, corpus in parts}
     manifest = {"dtype": first.manifest["dtype"], "tokenizer": first.manifest["tokenizer"], "splits": known}
     return Corpus(cache, manifest, first.tokenizer, splits, tuple(parts))
@@ -173,7 +173,7 @@ def stamp(text: Sources) -> str:
 
 def sources_of(data: DataSettings) -> Sources:
     """Return the text that a recipe names."""
-    return Sources([user_path(p) for p in data.source], data.field)
+    return Sources([p if is_hub(p) else user_path(p) for p in data.source], data.field)
 
 
 def prepared_folder(data: DataSettings) -> Path | None:
@@ -232,7 +232,7 @@ def check_inputs(recipe: Recipe, text: Sources | None = None, later: bool = Fals
         return
     if text is None:
         for path in data.source:
-            next(iter(Sources([user_path(path)], data.field)))
+            next(iter(sources_of(data.model_copy(update={"source": (path,)}))))
     if not later or new_entries(data.tokenizer) is not None or user_path(data.tokenizer).is_file():
         _check_vocabulary(recipe, _entries(data.tokenizer))
 

@@ -11,7 +11,7 @@ from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 from interlace.model.precision import choose_precision, matmul_flops_per_second
 from interlace.model.sizes import sizes
-from interlace.train.loop import steps_of
+from interlace.train.corpus import steps_of
 from interlace.train.memory import footprint
 from interlace.train.optimizer import routes
 from interlace.train.recipe import Recipe
@@ -63,7 +63,7 @@ class TrainingEstimate:
     """The cost of a run: counts, FLOPs, bytes and seconds.
 
     Attributes:
-        weight_bytes: of weights, gradients and AdamW's moments.
+        weight_bytes: of weights, gradients, the optimizer's moments and the moving average.
         activation_bytes: what the blocks keep for the backward pass of one batch.
         peak_memory_bytes: the most that a step takes at once, with the recipe's train.recompute.
         peak_memory_bytes_with_recompute: the same with train.recompute = "block".
@@ -110,7 +110,7 @@ def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
     tokens = steps * data.rows * length
     flops = model.training_flops_per_token[length] * tokens
     parts = footprint(recipe.model, length, place, precision)
-    step = parts.step(data.rows * length, recipe.train.recompute, recipe.train.accumulate)
+    step = parts.of(recipe)
     return TrainingEstimate(
         parameters=model.total,
         non_embedding_parameters=model.non_embedding,
@@ -118,10 +118,10 @@ def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
         tokens=tokens,
         training_flops_per_token=model.training_flops_per_token[length],
         training_flops=flops,
-        weight_bytes=16 * model.total,
+        weight_bytes=step.weights + step.gradients,
         activation_bytes=step.activations,
         peak_memory_bytes=step.peak,
-        peak_memory_bytes_with_recompute=parts.step(data.rows * length, "block", recipe.train.accumulate).peak,
+        peak_memory_bytes_with_recompute=parts.of(recipe, recompute="block").peak,
         precision=precision,
         matmul_flops_per_second=rate,
         utilisation=UTILISATION,

@@ -53,10 +53,7 @@ class Gauge:
             parts = footprint(recipe.model, length, place, precision)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(place)
-        tokens = recipe.data.rows * length
-        plan = recipe.train
-        alone = parts is not None and workers == 1
-        predicted = parts.step(tokens, plan.recompute, plan.accumulate).peak if parts is not None and alone else 0
+        predicted = parts.of(recipe).peak if parts is not None and workers == 1 else 0
         return Gauge(place, flops, rate, parts, predicted, workers)
 
     def row(self, tokens_per_second: float) -> dict[str, float]:

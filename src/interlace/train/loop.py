@@ -147,6 +147,7 @@ def train(
                 gauge = Gauge.of(recipe, device, workers.count)
                 trainer, corpus = _trainer(recipe, run, watch, device, workers)
                 score = evaluate(corpus)
+                workers.first_does(lambda: run.take_up(recipe.to_dict(), changes))  # what was changed can be used
             except BaseException:
                 if workers.first:
                     run.withdraw()
@@ -159,15 +160,18 @@ def train(
 
 def _open(recipe: Recipe, run: TrainingRun, device: str, opened: ExitStack, changes: Collection[str]) -> None:
     """Check whether a run can begin or go on, hold its folder, and record what runs."""
-    if not run.belongs_to(recipe.to_dict(), changes) or not run.has_begun():
+    begun = run.belongs_to(recipe.to_dict(), changes) and run.has_begun()
+    if not begun:
         check_inputs(recipe)
     opened.enter_context(hold_folder(run.path, wait_seconds=ORPHAN_SECONDS if os.environ.get(PARENT) else 0.0))
-    run.take_up(recipe.to_dict(), changes)
+    if not begun:
+        run.take_up(recipe.to_dict())
     run.remember(machine=facts(device))
 
 
 def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str, workers: Alone) -> tuple[Trainer, Corpus]:
     """Return the trainer that takes the next step of a run, after all that it reads was checked."""
+    workers.begin(recipe)
     newest = workers.first_does(run.newest_good)
     workers.first_does(lambda: _checked(recipe, run, watch))
     corpus = again(recipe.data, run.path / "data")
@@ -208,16 +212,16 @@ def _steps(
     batches = batches_of(recipe.data, corpus, plan.seed)
     if workers.first:
         run.forget_after(trainer.done)
-        watch(Progress("starting", trainer.done, steps))
+        watch(Progress("starting", trainer.done, steps, detail={"run": run.path}))
     ends = horizon_steps(steps, plan.horizons)
-    started = time.perf_counter()
-
+    started = time.perf_counter()  # of what the next line counts
     background = Background()
     waiting: list[tuple[int, StepResult, float]] = []  # steps that a GPU may still work on: (number, results, seconds)
 
-    def before(_: int) -> None:
+    def spent() -> float:
         nonlocal started
-        started = time.perf_counter()
+        before, started = started, time.perf_counter()
+        return started - before
 
     def after(_: Trainer, step: StepResult) -> None:
         done = trainer.done
@@ -226,16 +230,16 @@ def _steps(
         waiting.clear()
         checkpoint, score = due(done, steps, plan.checkpoints), done in ends or due(done, steps, plan.evaluations)
         if step.waits and not (checkpoint or score):
-            waiting.append((done, step, time.perf_counter() - started))
+            waiting.append((done, step, spent()))
             return
         trainer.settle()
         background.check()
-        if checkpoint:  # before evaluating: a failing score loses nothing
-            workers.write(run, trainer.saved(), done, background, done == steps)
         more: dict[str, Any] = {"horizon": done / steps} if done in ends else {}
         if score:
             more |= scores()
-        log(done, step, time.perf_counter() - started, **more)
+        log(done, step, spent(), **more)
+        if checkpoint:
+            workers.write(run, trainer.saved(), done, background, done == steps)
 
     def scores() -> dict[str, float]:
         found = evaluate(trainer.model)
@@ -278,7 +282,7 @@ def _steps(
             run.log(step=trainer.done, tokens=trainer.done * batches.tokens, diverged=str(error))
 
     try:
-        take_steps([trainer], batches.batch, after, before=before, diverged=diverged)
+        take_steps([trainer], batches.batch, after, diverged=diverged)
     finally:
         background.wait()
 

@@ -25,6 +25,7 @@ from interlace.model.config import ModelConfig
 from interlace.model.memory import Alive
 from interlace.model.sizes import sizes
 from interlace.train.objectives.next_token import BLOCK_ELEMENTS, GPU_ELEMENTS
+from interlace.train.optimizer import held_bytes
 from interlace.train.recipe import Recipe
 
 USABLE = 0.95  # share of the memory that is there; the rest is lost between blocks of the allocator
@@ -58,7 +59,7 @@ class StepMemory:
     """The predicted peak of a training step, in bytes.
 
     Attributes:
-        weights: with AdamW's moments, in float32.
+        weights: with the optimizer's moments and the moving average, in float32.
         gradients: of all weights, in float32.
         activations: what all blocks keep for the backward.
         block: what the block that needs most takes beside that, while its gradients are computed.
@@ -96,8 +97,20 @@ class Footprint:
     element_bytes: int
     logits: int
 
-    def step(self, tokens: int, recompute: str = "none", accumulate: int = 1) -> StepMemory:
-        """Predict a step on batches of so many tokens, computed in so many parts."""
+    def of(self, recipe: Recipe, **changed: Any) -> StepMemory:
+        """Predict a step of a recipe. changed: "rows", "length" or "recompute" in the place of the recipe's."""
+        data, train = recipe.data, recipe.train
+        tokens = changed.get("rows", data.rows) * changed.get("length", data.length)
+        held = held_bytes(recipe.model, train)
+        return self.step(tokens, changed.get("recompute", train.recompute), train.accumulate, held)
+
+    def step(
+        self, tokens: int, recompute: str = "none", accumulate: int = 1, held_bytes: int | None = None
+    ) -> StepMemory:
+        """Predict a step on batches of so many tokens, computed in so many parts.
+
+        held_bytes: of weights, moments and average; those of AdamW without an average if None.
+        """
         tokens = -(-tokens // accumulate)
         model, width = sizes(self.config, ()), self.config.width
         head, again = 4 * self.config.vocabulary * width, recompute == "block"
@@ -107,7 +120,7 @@ class Footprint:
         whole = [b.working.at(tokens) + more for b, more in zip(self.blocks, inside, strict=True)]
         activations = sum(kept) + self.ends.kept.at(tokens) + 16 * tokens  # tokens and targets
         block, loss = max(whole), self._loss(tokens)
-        weights, gradients = 12 * model.total, 4 * model.total
+        weights, gradients = 12 * model.total if held_bytes is None else held_bytes, 4 * model.total
         held = gradients if accumulate > 1 else 0  # those of the parts before
         in_backward = held + activations + head + block
         peak = weights + max(held + activations + loss, in_backward, gradients + whole[0])
@@ -246,8 +259,7 @@ def out_of_memory(recipe: Recipe, said: str, parts: Footprint) -> str:
     """
     asked, total, free = (_bytes(said, words) for words in (r"Tried to allocate", r"total capacity of", r"of which"))
     ours = sum(_bytes(said, words) or 0 for words in (r"Of the allocated memory", r"by PyTorch, and"))
-    data, recompute = recipe.data, recipe.train.recompute
-    peak = parts.step(data.rows * data.length, recompute, recipe.train.accumulate).peak
+    data, recompute, peak = recipe.data, recipe.train.recompute, parts.of(recipe).peak
     sentence = "out of memory"
     if asked is not None:
         sentence += f": {_size(asked)} were asked for"
@@ -264,15 +276,14 @@ def out_of_memory(recipe: Recipe, said: str, parts: Footprint) -> str:
 
 def changes(recipe: Recipe, parts: Footprint, room: float | None) -> list[tuple[str, int]]:
     """Return (change of the recipe, predicted peak) for each that fits into `room` bytes; half if that is unknown."""
-    data, recompute = recipe.data, recipe.train.recompute
-    found = []
-    if recompute == "none":
-        peak = parts.step(data.rows * data.length, "block", recipe.train.accumulate).peak
+    data, found = recipe.data, []
+    if recipe.train.recompute == "none":
+        peak = parts.of(recipe, recompute="block").peak
         if room is None or peak <= room:
             found.append(('train.recompute = "block"', peak))
-    for name, value, least, other in (("rows", data.rows, 1, data.length), ("length", data.length, 2, data.rows)):
+    for name, value, least in (("rows", data.rows, 1), ("length", data.length, 2)):
         while (value := value // 2) >= least:
-            peak = parts.step(value * other, recompute, recipe.train.accumulate).peak
+            peak = parts.of(recipe, **{name: value}).peak
             if room is None or peak <= room:
                 found.append((f"data.{name} = {value}", peak))
                 break

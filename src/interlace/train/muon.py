@@ -7,7 +7,7 @@ can be float32. On a plain matrix in bfloat16 both do the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,10 @@ RMS = 0.2  # of an update's elements, as of AdamW's. Source: Liu et al., "Muon i
 
 Orthogonalise = Callable[[nn.Parameter, Tensor], Tensor]
 """(parameter, its momentum) to its direction, in the shape of the parameter."""
-Through = Callable[[Sequence[nn.Parameter], Sequence[Tensor], Orthogonalise], Sequence[Tensor]]
-"""(parameters, their momenta, what is done to a whole one) to the directions of what lies here."""
+Momentum = Callable[[nn.Parameter], Tensor]
+"""A parameter to the momentum of what lies here of it; asked once."""
+Through = Callable[[Sequence[nn.Parameter], Momentum, Orthogonalise], Iterator[tuple[nn.Parameter, Tensor]]]
+"""(parameters, their momenta, what is done to a whole one) to each parameter with the direction of what lies here."""
 
 
 def newton_schulz(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -52,9 +54,12 @@ def direction(momentum: Tensor, parts: Parts | None, dtype: torch.dtype) -> Tens
     return done[0] if parts is None else parts.join(done)
 
 
-def here(parameters: Sequence[nn.Parameter], momenta: Sequence[Tensor], whole: Orthogonalise) -> list[Tensor]:
-    """Orthogonalise matrices that lie here whole."""
-    return [whole(p, m) for p, m in zip(parameters, momenta, strict=True)]
+def here(
+    parameters: Sequence[nn.Parameter], momentum: Momentum, whole: Orthogonalise
+) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Orthogonalise matrices that lie here whole, one at a time."""
+    for p in parameters:
+        yield p, whole(p, momentum(p))
 
 
 class Muon(torch.optim.Optimizer):
@@ -98,17 +103,19 @@ class Muon(torch.optim.Optimizer):
         """Take one step; the momentum is changed by gradients alone."""
         group = self.param_groups[0]
         weights = [p for p in group["params"] if p.grad is not None]
-        ahead = []
-        for p in weights:
-            state = self.state[p]
-            if "momentum" not in state:
-                state["momentum"] = torch.zeros_like(self.local(p))
-            gradient, sum_ = self.local(p.grad), state["momentum"]
-            sum_.lerp_(gradient, 1 - group["momentum"])
-            ahead.append(gradient.lerp(sum_, group["momentum"]))
-        for p, update in zip(weights, self.through(weights, ahead, self._whole), strict=True):
+        for p, update in self.through(weights, self._ahead, self._whole):
             self.local(p).mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
         self.rest.step()
+
+    def _ahead(self, parameter: nn.Parameter) -> Tensor:
+        """Take a gradient into the momentum; return Nesterov's look ahead."""
+        assert parameter.grad is not None
+        state, keep = self.state[parameter], self.param_groups[0]["momentum"]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(self.local(parameter))
+        gradient, sum_ = self.local(parameter.grad), state["momentum"]
+        sum_.lerp_(gradient, 1 - keep)
+        return gradient.lerp(sum_, keep)
 
     def _whole(self, parameter: nn.Parameter, momentum: Tensor) -> Tensor:
         return direction(momentum, self.parts[parameter], self.dtype)

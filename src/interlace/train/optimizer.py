@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections
+from interlace.model.config import ModelConfig
+from interlace.model.model import HybridLM
 from interlace.train.muon import Muon, Through, here
 from interlace.train.recipe import TrainSettings
 
@@ -53,6 +55,15 @@ def routes(model: nn.Module, optimizer: str = "adamw") -> dict[str, Route]:
         route = Route(kind, id(p) in decaying, fused.get(name) if kind == "muon" else None)
         found[name] = route if p.requires_grad else Route("none", False)
     return found
+
+
+def held_bytes(config: ModelConfig, settings: TrainSettings) -> int:
+    """Return the bytes of a model's weights, the optimizer's moments and the moving average, in float32."""
+    model = HybridLM(config, device="meta")
+    moments = {"adamw": 2, "muon": 1, "none": 0}
+    copies = 2 if settings.average else 1
+    found = routes(model, settings.optimizer)
+    return sum(4 * p.numel() * (copies + moments[found[name].optimizer]) for name, p in model.named_parameters())
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

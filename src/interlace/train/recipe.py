@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_validator, model_validator
 
 from interlace.base.errors import ConfigError, nearest
 from interlace.base.files import user_path
 from interlace.base.schema import Closed, read_toml, validate
 from interlace.checkpoint.folder import resolve
 from interlace.checkpoint.load import describe
-from interlace.data.prepare import new_entries
+from interlace.data.prepare import MANIFEST, new_entries
+from interlace.data.sources import is_hub
+from interlace.data.tokenizer import TOKENIZER
 from interlace.model.config import ModelConfig
 from interlace.runs.folder import differences
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _none_empty(value: Any) -> Any:
+    if any(not name.strip() for name in ([value] if isinstance(value, str) else value)):  # "" would be here
+        raise ValueError("must not be empty; is a variable of the shell not set?")
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), AfterValidator(_none_empty)]
 
 
 class MixtureSource(Closed):
@@ -28,23 +43,19 @@ class MixtureSource(Closed):
             given.
     """
 
-    source: tuple[str, ...] = Field(strict=False, min_length=1)
+    source: Names = Field(strict=False, min_length=1)
     weight: float = Field(default=1.0, ge=0)
     epochs: float | None = Field(default=None, gt=0)
-
-    @field_validator("source", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
 
 class DataSettings(Closed):
     """Where the tokens come from and how they are cut.
 
     Attributes:
-        source: text files and folders, one or a list of them, or one folder that `interlace data prepare` wrote.
-        field: the key that holds the text in JSONL; rows with a list of `messages` instead are conversations, of
-            which the assistant's turns are learnt.
+        source: one or a list of text files (plain, JSONL, Parquet, gzip, zstd), folders, globs, and data sets of the
+            hub (hf:OWNER/NAME), or one folder that `interlace data prepare` wrote.
+        field: the key, or the column, that holds the text of a row; rows with a list of `messages` instead are
+            conversations, of which the assistant's turns are learnt.
         template: a file with the chat template that writes conversations; the tokenizer's own, or a plain one.
         turns: which of a conversation's answers are learnt: "all", or "last".
         tokenizer: a tokenizer.json, or "train:N" to learn one of N entries from the text that is trained on.
@@ -57,11 +68,11 @@ class DataSettings(Closed):
         mixture: sources by name, in the place of `source`, each with a weight; see below.
     """
 
-    source: tuple[str, ...] = Field(default=(), strict=False)
+    source: Names = Field(default=(), strict=False)
     field: str = "text"
     template: str = ""
     turns: Literal["all", "last"] = "all"
-    tokenizer: str = "train:4096"
+    tokenizer: Annotated[str, AfterValidator(_none_empty)] = "train:4096"
     held_out: float = Field(default=0.05, gt=0, lt=1)
     length: int = Field(default=512, gt=1)
     rows: int = Field(default=8, gt=0)
@@ -82,18 +93,6 @@ class DataSettings(Closed):
             raise ValueError("packing: a mixture is of rows; leave packing out")
         return self
 
-    @field_validator("source", "tokenizer")
-    @classmethod
-    def _named(cls, value: Any) -> Any:
-        if any(not name.strip() for name in ([value] if isinstance(value, str) else value)):  # "" would be here
-            raise ValueError("must not be empty; is a variable of the shell not set?")
-        return value
-
-    @field_validator("source", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
 
 class TrainSettings(Closed):
     """How the model is trained.
@@ -105,8 +104,9 @@ class TrainSettings(Closed):
         freeze: what is not trained: "embedding", "head", "norms" (all outside of layers), or tables of [model].
         optimizer: "adamw" for all parameters, or "muon" for matrices and AdamW for the rest; `--dry-run` prints which.
         learning_rate: the learning rate after warm-up, before it falls.
-        matrix_learning_rate: Muon's, whose updates are as large as AdamW's; that of AdamW if not given.
-        momentum: of Muon, Nesterov's.
+        matrix_learning_rate: Muon's learning rate; learning_rate if not given, since Muon's updates are scaled to
+            AdamW's size.
+        momentum: Muon's Nesterov momentum.
         schedule: "wsd" (warm-up, plateau, decay), "cosine" or "linear": warm-up, then a fall over all other steps.
         warmup: share of the steps, up to the first horizon, in which the rate rises from 0.
         decay: share of the steps, at the end, in which the rate of "wsd" falls.
@@ -120,8 +120,8 @@ class TrainSettings(Closed):
         spike: a step whose gradient norm is more than so many times the 90th percentile of the last 64 good ones
             changes no weight, nor does one that is not finite; three in a row end the run. 0 for no limit.
         z_loss: weight of the squared logarithm of the softmax's sum, which keeps logits small.
-        accumulate: in how many parts a batch is computed, one after the other, to save memory.
-        average: a moving average of the weights keeps so much of itself at each step, such as 0.999; it is scored and
+        accumulate: gradient accumulation: the number of parts of a batch, computed one after the other.
+        average: decay of an exponential moving average (EMA) of the weights, such as 0.999; the average is scored and
             saved beside the weights. 0 for none.
         seed: the seed of the weights and of the data order.
         precision: "float32", "bfloat16" (float32 master weights), or "auto": bfloat16 where it is faster here.
@@ -131,13 +131,13 @@ class TrainSettings(Closed):
         balance_loss: weight of the loss that evens the load of experts, where they have no correction.
         balance_rate: by how much a step moves the corrections, where they have some.
         compile: whether torch.compile makes one graph of each kind of block; the first steps are slow.
-        recompute: "none", or "block": a block keeps its input alone and is run again in the backward pass, which saves
-            memory and costs a third more time.
+        recompute: "none", or "block" (activation checkpointing): a block keeps its input alone and is run again in the
+            backward pass, which saves memory and costs a third more time.
     """
 
     tokens: int = Field(gt=0)
     start: str = ""
-    freeze: tuple[str, ...] = Field(default=(), strict=False)
+    freeze: Names = Field(default=(), strict=False)
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=2e-3, gt=0)
     matrix_learning_rate: float | None = Field(default=None, gt=0)
@@ -179,11 +179,6 @@ class TrainSettings(Closed):
             raise ValueError("must be shares of the tokens between 0 and 1, rising, such as [0.25, 0.5]")
         return value
 
-    @field_validator("freeze", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
     @field_validator("spike")
     @classmethod
     def _above_one(cls, value: float) -> float:
@@ -212,12 +207,14 @@ class ParallelSettings(Closed):
     """How many workers there are in each direction; the product is what torchrun starts. "auto" takes what is left.
 
     Attributes:
-        replicate: groups of workers that hold the same weights, and read different rows.
-        shard: workers that cut weights, gradients and moments among them, and read different rows.
-        tensor: workers that cut heads and hidden columns among them, and read the same tokens.
-        context: workers that cut each row into stretches; weights are cut over them too.
-        context_by: how recurrent layers go on over the context: "state" hands states on, "heads" trades heads for
-            tokens, "auto" takes what an estimate finds faster; `--dry-run` prints it.
+        replicate: data parallelism (the outer dimension of HSDP): groups of workers that hold the same weights, and
+            read different rows.
+        shard: fully sharded data parallelism (FSDP2, ZeRO-3): workers that divide weights, gradients and moments, and
+            read different rows.
+        tensor: tensor parallelism: workers that divide heads and hidden columns, and read the same tokens.
+        context: context parallelism: workers that divide each row into equal stretches; weights are divided too.
+        context_by: how recurrent layers cross the stretches: "state" passes states on, "heads" exchanges heads for
+            tokens by all-to-all (DeepSpeed-Ulysses), "auto" takes what an estimate finds faster; `--dry-run` prints it.
     """
 
     replicate: int | str = 1
@@ -266,6 +263,10 @@ class Recipe(Closed):
             raise ValueError(f"stage: two stages are called '{twice}'; their run folders need different names")
         if self.stage and self.train.start:
             raise ValueError("train.start: a run of stages starts afresh; set it in the first stage")
+        return self
+
+    @model_validator(mode="after")
+    def _freeze_known(self) -> Recipe:
         tables = {*FROZEN, *self.model.layers}
         used = {*self.model.kinds, *(self.model.mlp_name(i) for i in range(self.model.depth))} - {None}
         if {*self.train.freeze} >= {*FROZEN, *used}:
@@ -317,9 +318,9 @@ def _tokenizer_of(data: DataSettings, run: Path) -> str:
     """Return the tokenizer's file of a run: that of a prepared folder that it reads, or the one that it makes."""
     named = [*data.source, *(path for one in data.mixture.values() for path in one.source)]
     for source in named:
-        if not source.startswith("hf:") and (user_path(source) / "manifest.json").is_file():
-            return str(Path(source) / "tokenizer.json")
-    return data.tokenizer if new_entries(data.tokenizer) is None else str(run / "data" / "tokenizer.json")
+        if not is_hub(source) and (user_path(source) / MANIFEST).is_file():
+            return str(Path(source) / TOKENIZER)
+    return data.tokenizer if new_entries(data.tokenizer) is None else str(run / "data" / TOKENIZER)
 
 
 def laid_over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -378,14 +379,29 @@ def _check_positions(old: ModelConfig, new: ModelConfig, where: str) -> None:
         )
 
 
-def known_keys(config: dict[str, Any], before: str = "") -> set[str]:
-    """Return the dotted keys of a recipe's plain data, its tables among them."""
-    found = set()
+def known_keys(recipe: Recipe) -> set[str]:
+    """Return the dotted keys that a run of a recipe may have, set or not; tables among them."""
+    found = set[str]()
+
+    def see(model: BaseModel, before: str) -> None:
+        for name in type(model).model_fields:
+            found.add(f"{before}{name}")
+            if isinstance(inner := getattr(model, name), BaseModel):
+                see(inner, f"{before}{name}.")
+
+    for _, stage in [("", recipe), *recipe.stages(Path())]:
+        see(stage.train, "train.")
+        see(stage.data, "data.")
+        found.update(_dotted(stage.to_dict()))
+    return found | {"model", "data", "train"}
+
+
+def _dotted(config: dict[str, Any], before: str = "") -> Iterator[str]:
+    """Yield the dotted keys of plain data, its tables among them."""
     for key, value in config.items():
-        found.add(f"{before}{key}")
+        yield f"{before}{key}"
         if isinstance(value, dict):
-            found |= known_keys(value, f"{before}{key}.")
-    return found
+            yield from _dotted(value, f"{before}{key}.")
 
 
 def filled(config: dict[str, Any]) -> dict[str, Any]:
@@ -416,5 +432,5 @@ def _from_start(data: dict[str, Any], start: str) -> None:
     if isinstance(own, dict) and "width" not in own:  # then it says only what changes
         data["model"] = laid_over(known, own)
     table = data.setdefault("data", {})
-    if isinstance(table, dict) and (folder / "tokenizer.json").is_file():
-        table.setdefault("tokenizer", str(folder / "tokenizer.json"))
+    if isinstance(table, dict) and (folder / TOKENIZER).is_file():
+        table.setdefault("tokenizer", str(folder / TOKENIZER))

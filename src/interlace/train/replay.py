@@ -1,4 +1,4 @@
-"""Take one step of a run again, by itself, and find the first layer with a bad value."""
+"""Take one step of a run again, by itself, and find the first layer with a NaN or an infinity."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from interlace.model.precision import choose_precision
 from interlace.runs.checkpoints import is_whole, step_of
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
-from interlace.train.corpus import again, batches_of
-from interlace.train.loop import build_model, steps_of
+from interlace.train.corpus import again, batches_of, steps_of
+from interlace.train.loop import build_model
 from interlace.train.recipe import Recipe
-from interlace.train.trainer import Trainer
+from interlace.train.trainer import StepResult, Trainer
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def examined(trainer: Trainer, batch: Batch) -> Replay:
     parts = parts_of(model)
     hooks = [module.register_forward_hook(_noting(outputs, name)) for name, module in parts]
     try:
-        loss = trainer._gradients(trainer.shares(batch))
+        loss = trainer.gradients(trainer.shares(batch))
     finally:
         for hook in hooks:
             hook.remove()
@@ -129,9 +129,8 @@ def examined(trainer: Trainer, batch: Batch) -> Replay:
     looks.append(Look("loss", abs(value), bool(torch.isfinite(loss.value))))
     first = next((x.part for x in looks if not x.finite), "")
     first = first or next((x.part for x in reversed(looks) if not x.gradient_finite), "")
-    fault = "a spike of the gradient" if torch.isfinite(loss.value + norm) else "not finite"
-    said = f"{fault}: loss {value:g}, gradient norm {float(norm):g}" if bad else ""
-    return Replay(trainer.done + 1, value, float(norm), said, first, tuple(looks))
+    found = StepResult(value, float(norm), 0.0, 0.0, bad=bad)
+    return Replay(trainer.done + 1, found.loss, found.grad_norm, found.skipped, first, tuple(looks))
 
 
 def parts_of(model: HybridLM) -> list[tuple[str, torch.nn.Module]]:

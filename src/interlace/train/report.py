@@ -122,25 +122,25 @@ def lead(run: TrainingRun, config: Mapping[str, Any]) -> str:
     if not steps:
         return f"Nothing was trained yet. {parameters}"
     last = steps[-1]
-    seconds = sum(m.get("seconds", 0.0) for m in steps)
+    seconds = sum(m.get("seconds", 0.0) for m in rows)
     rate = last["tokens"] / seconds if seconds else last["tokens_per_second"]
     done = f"{last['tokens']:,} tokens ({last['step']:,} steps, {seconds:,.0f} s, {rate:,.0f} tokens/s)"
     scored = [m["held_out_bits_per_byte"] for m in rows if "held_out_bits_per_byte" in m]
     said = f"{scored[-1]:.3f} held-out bits per byte after {done}" if scored else f"{done}, not scored yet"
     wanted = -(-config["train"]["tokens"] // (config["data"]["rows"] * config["data"]["length"]))
+    done_steps = rows[-1]["step"]  # the last ones may have changed no weight
     if diverged := next((m["diverged"] for m in rows if "diverged" in m), ""):
         said = f"The run diverged: {diverged}. Before that: {said}"
-    elif last["step"] < wanted:
-        said = f"Not finished: step {last['step']:,} of {wanted:,}. {said}"
+    elif done_steps < wanted:
+        said = f"Not finished: step {done_steps:,} of {wanted:,}. {said}"
     return f"{said}. {parameters}"
 
 
 def about_text(run: TrainingRun, config: Mapping[str, Any]) -> str:
     """Return HTML on the text that a run was trained on."""
     if mixture := config["data"].get("mixture"):
-        said = [
-            f"{name} ({one['weight']:g} of the weight): {', '.join(one['source'])}" for name, one in mixture.items()
-        ]
+        whole = sum(one["weight"] for one in mixture.values())
+        said = [f"{name} ({one['weight'] / whole:.0%}): {', '.join(one['source'])}" for name, one in mixture.items()]
         return f"Text: a mixture of {'; '.join(said)}."
     source = ", ".join(config["data"]["source"])
     manifests = [run.path / "data" / MANIFEST, *(user_path(p) / MANIFEST for p in config["data"]["source"])]
@@ -223,7 +223,7 @@ COMPARED = [
     "tokens",
     "loss, smoothed",
     "held-out bits/byte",
-    "the lowest",
+    "lowest bits/byte",
     "tokens/s",
-    "steps left out",
+    "skipped steps",
 ]

@@ -30,6 +30,7 @@ from interlace.train.schedule import Schedule
 from interlace.train.workers import Alone
 
 MEASURED_EVERY = 10  # steps: how far the weights moved
+SAMPLED, LARGE = 16, 1 << 20  # every so many rows are looked at, of matrices with more elements
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ class Trainer:
         rate = self.schedule.rate(self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("share", 1.0)
-        loss = self._gradients(parts)
+        loss = self.gradients(parts)
         norm = self.workers.norm(self.model)
         bad = self.guard.judge(loss.value, norm)
         if self.deferred:
@@ -285,10 +286,11 @@ class Trainer:
         busiest = max((experts.busiest for experts in loss.loads if experts is not None), default=None)
         return replace(found, seconds=time.perf_counter() - start, busiest=busiest)
 
-    def _gradients(self, parts: Sequence[Batch]) -> Loss:
+    def gradients(self, parts: Sequence[Batch]) -> Loss:
         """Compute the gradients of a step, part by part; return the loss of the whole batch of all workers."""
         total: Loss | None = None
-        for part in parts:
+        for number, part in enumerate(parts, start=1):
+            self.workers.before_part(self.model, number == len(parts))
             loss = self.objective(self.model, part)
             loss.minimised.backward()
             value, loads = loss.value.detach(), [x and Load(x.counts, x.scores.detach()) for x in loss.loads]
@@ -328,6 +330,7 @@ class Trainer:
         measured = self.done % MEASURED_EVERY == 0
         local = self.workers.local
         matrices = [local(p.detach()) for p in self.model.parameters() if p.ndim > 1] if measured else []
+        matrices = [x[:: SAMPLED if x.numel() > LARGE else 1] for x in matrices]
         before = [x.clone() for x in matrices]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -342,9 +345,10 @@ class Trainer:
 
     @torch.no_grad()
     def _ratio(self, after: list[Tensor], before: list[Tensor], good: Tensor | None) -> Tensor:
-        changes = list(torch._foreach_sub(after, before))
-        sums = [torch.stack(torch._foreach_norm(xs)).square().sum() for xs in (changes, before)]
-        changed, whole = self.workers.over_model(torch.stack(sums)).unbind()
+        whole = torch.stack(torch._foreach_norm(before)).square().sum()
+        torch._foreach_sub_(before, after)
+        changed = torch.stack(torch._foreach_norm(before)).square().sum()
+        changed, whole = self.workers.over_model(torch.stack((changed, whole))).unbind()
         ratio = (changed / whole.clamp(min=1e-30)).sqrt()
         return ratio if good is None else torch.where(good > 0, ratio, torch.nan)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,8 +13,9 @@ from interlace.model.model import HybridLM
 from interlace.runs.background import Background
 from interlace.runs.machine import free_bytes
 from interlace.runs.training import TrainingRun
-from interlace.train.muon import Orthogonalise, here
+from interlace.train.muon import Momentum, Orthogonalise, here
 from interlace.train.optimizer import Route, routes
+from interlace.train.recipe import Recipe
 from interlace.train.saved import AVERAGE, STATE, Saved, read_moments, read_weights
 
 T = TypeVar("T")
@@ -26,10 +27,12 @@ class Alone:
     Attributes:
         first: whether this is the worker that logs and writes.
         count: how many there are.
+        reader: (which of those that read different tokens this worker is, how many they are).
     """
 
     first = True
     count = 1
+    reader: tuple[int, int] = (0, 1)
 
     def prepare(self, model: HybridLM) -> None:
         """Cut a model's weights, which every worker has drawn or read alike, so that this worker holds its part."""
@@ -45,6 +48,12 @@ class Alone:
     def routes(self, model: nn.Module, optimizer: str) -> dict[str, Route]:
         """Return which optimizer moves which parameter."""
         return routes(model, optimizer)
+
+    def begin(self, recipe: Recipe) -> None:
+        """Take up a recipe, before its model is prepared."""
+
+    def before_part(self, model: nn.Module, last: bool) -> None:
+        """Prepare for the forward and backward pass of a part of a batch; `last` of its parts or not."""
 
     def reshard(self, model: nn.Module) -> None:
         """Give up what a pass without gradients has gathered."""
@@ -102,7 +111,7 @@ class Alone:
         return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
     def orthogonalise(
-        self, weights: Sequence[nn.Parameter], momenta: Sequence[Tensor], whole: Orthogonalise
-    ) -> Sequence[Tensor]:
-        """Orthogonalise whole matrices; return what lies here of each."""
-        return here(weights, momenta, whole)
+        self, weights: Sequence[nn.Parameter], momentum: Momentum, whole: Orthogonalise
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Orthogonalise whole matrices; yield each with what lies here of its direction."""
+        return here(weights, momentum, whole)

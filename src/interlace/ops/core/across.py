@@ -206,9 +206,10 @@ def handed_on(mine: Summary, segments: Segments, mixes: bool) -> Tensor:
     both = gather(torch.cat(mine, dim=-1)[None], across)  # one collective, of which every worker uses a part
     P, B = both.split((mine.P.shape[-1], mine.B.shape[-1]), dim=-1)
     state = B[0] * 0
-    for place in range(across.place):
-        state = (P[place] @ state if mixes else P[place] * state) + B[place]
-    if not across.before:
+    with torch.autocast(B.device.type, enabled=False):  # states stay float32
+        for place in range(across.place):
+            state = (P[place] @ state if mixes else P[place] * state) + B[place]
+    if not across.before:  # zeros that are a result of the gather: every worker takes part in its backward
         state = torch.where(torch.zeros_like(state, dtype=torch.bool), state, 0.0)
     return torch.cat((state[None], state.new_zeros(segments.count - 1, *state.shape)))
 

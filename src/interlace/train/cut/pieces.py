@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -92,14 +91,3 @@ class Layout(NamedTuple):
             shape[self.cut.axis] = sum(size for _, _, size in self.cut.places(tensor, self.tensor))
         first, last = held_rows(shape[0], shard, self.shards)
         return (last - first, *shape[1:])
-
-
-def count(pieces: Sequence[Piece]) -> int:
-    """Return the elements of some boxes."""
-    total = 0
-    for piece in pieces:
-        n = 1
-        for size in piece.size:
-            n *= size
-        total += n
-    return total

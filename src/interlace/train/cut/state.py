@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
@@ -27,6 +27,7 @@ from interlace.train.cut.tensor import cuts_of
 from interlace.train.saved import MOMENTS, Saved
 
 At = Callable[[Layout], tuple[int, int]]
+FILE_BYTES = 256 << 20
 
 
 class Box(torch.Tensor):
@@ -88,10 +89,29 @@ def boxes(key: str, layout: Layout, local: Tensor, shard: int, tensor: int) -> I
         yield f"{key}/{part}", Box.of(piece.of(local), tuple(start), tuple(whole))
 
 
-def save(state: Mapping[str, Box], folder: Path, group: Any = None) -> None:
-    """Write the boxes of all workers of a group into a folder; every worker calls this."""
+def files_of(tensors: Mapping[str, Tensor], layouts: Mapping[str, Layout]) -> dict[str, int]:
+    """Return in which file, counted from 1, a worker writes each stored tensor: FILE_BYTES or a tensor at a time.
+
+    A file is made in memory, and nothing else runs in Python meanwhile.
+    """
+    found: dict[str, int] = {}
+    file, held_bytes = 1, 0
+    for key, tensor in tensors.items():
+        if held_bytes and held_bytes + tensor.nbytes > FILE_BYTES:
+            file, held_bytes = file + 1, 0
+        held_bytes += tensor.nbytes
+        count = len(layouts[key.partition("/")[2]].parts)
+        found |= dict.fromkeys([key] if count == 1 else [f"{key}/{part}" for part in range(count)], file)
+    return found
+
+
+def save(state: Mapping[str, Box], folder: Path, group: Any = None, files: dict[str, int] | None = None) -> None:
+    """Write the boxes of all workers of a group into a folder; every worker calls this.
+
+    files: of all stored tensors, on the first worker, the file of each; one for all if None.
+    """
     with _quiet():
-        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True, fqn_to_index_mapping=files)
         try:
             dcp.save(dict(state), storage_writer=writer, process_group=group)
         except dcp.CheckpointException as error:
@@ -151,15 +171,9 @@ def all_boxes(tensors: Mapping[str, Tensor], layouts: Mapping[str, Layout], at: 
     return found
 
 
-def moments_like(model: nn.Module, folder: Path, local: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Return empty moments, as "key/parameter", of those that a folder holds: AdamW's like parameters, Muon's local."""
-    stored = {key for name in stored_names(folder) for key in (name, name.rpartition("/")[0])}
-    found = {}
-    for name, p in model.named_parameters():
-        for key in MOMENTS:
-            if f"{key}/{name}" in stored:
-                found[f"{key}/{name}"] = torch.zeros_like(local(p) if key == "momentum" else p).detach()
-    return found
+def empty_moment(kind: str, parameter: Tensor, local: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return zeros for a moment: AdamW's are like parameters, Muon's are of what lies here."""
+    return torch.zeros_like(local(parameter) if kind == "momentum" else parameter).detach()
 
 
 def read(
@@ -175,8 +189,15 @@ def read(
     Raises:
         CheckpointError: a tensor is missing, or has another shape.
     """
-    moments = moments_like(saved.model, folder, local)
-    kept = any(name.startswith("average/") for name in stored_names(folder))
+    names = stored_names(folder)
+    stored = {key for name in names for key in (name, name.rpartition("/")[0])}  # of parts too
+    moments = {
+        f"{kind}/{name}": empty_moment(kind, p, local)
+        for name, p in saved.model.named_parameters()
+        for kind in MOMENTS
+        if f"{kind}/{name}" in stored
+    }
+    kept = any(name.startswith("average/") for name in names)
     into = Saved(saved.model, moments, saved.average if kept else None, {})
     load(all_boxes(tensors_of(into, local), layouts, at), folder, group)
     if saved.average is not None and not kept:  # one that was not kept before begins with the weights

@@ -156,11 +156,11 @@ def divide(model: HybridLM, group: str, place: int, workers: int) -> None:
             _share_statistic(getattr(small, norm), group, workers)
         if division.summed:
             small.project = _summed(small.project, division.summed, group)
-        small.forward = (_mixer if held.name == "mixer" else _feed)(small.forward, group, workers)
+        small.forward = _mixer(small.forward, group) if held.name == "mixer" else _feed(small.forward, group, workers)
         setattr(held.block, held.name, small)
 
 
-def _mixer(inner: Callable[..., Any], group: str, workers: int) -> Callable[..., Any]:
+def _mixer(inner: Callable[..., Any], group: str) -> Callable[..., Any]:
     def forward(x: Tensor, stream: Stream, state: Any) -> tuple[Tensor, Any]:
         out, after = inner(_Enter.apply(x, group), stream, state)
         return _Leave.apply(out, group), after

@@ -64,10 +64,17 @@ class Alive:
             if sign != seen or sign == "done":
                 seen, since = sign, time.monotonic()
             elif time.monotonic() - since > self._silent:
-                name = self._store.get(f"name/{self._next}").decode()
-                reason = f"{name} has stopped: no sign of it for {self._silent:.0f} seconds; it was killed, or hangs"
-                self._store.set("stopped", f"{self._next}:{reason}")
-                self._end(f"{self._next}:{reason}")
+                self._accuse()
+
+    def _accuse(self) -> None:
+        """Tell all workers that the next one is silent."""
+        try:
+            name = self._store.get(f"name/{self._next}").decode()
+            reason = f"{name} has stopped: no heartbeat for {self._silent:.0f} seconds; it was killed, or hangs"
+            self._store.set("stopped", f"{self._next}:{reason}")
+        except RuntimeError:
+            return
+        self._end(f"{self._next}:{reason}")
 
     def _end(self, said: str) -> None:
         """End this process, whatever its other threads wait for."""

@@ -8,17 +8,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 
-from interlace.base.errors import Failure, first_line
+from interlace.base.errors import ConfigError, Failure, InterlaceError, first_line
 from interlace.base.package import VERSION
-from interlace.train.parallel.plan import NAMES, check_fits, costs, laid_out, way
+from interlace.train.parallel.plan import NAMES, RATES, check_fits, costs, laid_out, stretch
 from interlace.train.recipe import Recipe
 from interlace.train.workers import Alone
 
-PATIENCE = timedelta(days=7)  # of a collective: who has died is known by its signs of life
-RATES = {"cpu": (1e9, 5e10), "cuda": (5e10, 2e14)}  # bytes and FLOPs per second, about, of one worker
+GPU_PATIENCE = timedelta(minutes=30)  # of a collective between GPUs, which waits for no reading of text
 
 
 def started_workers() -> int:
@@ -27,8 +27,18 @@ def started_workers() -> int:
 
 
 def own_device(device: str) -> str:
-    """Return the device of this worker, where several share a machine."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and started_workers() > 1 else device
+    """Return the device of this worker, where several share a machine.
+
+    Raises:
+        ConfigError: several workers would share a GPU.
+    """
+    if started_workers() == 1 or not device.startswith("cuda"):
+        return device
+    if device != "cuda":
+        raise ConfigError(f"--device: {device} is one GPU, and there are {started_workers()} workers; write cuda")
+    if "LOCAL_RANK" not in os.environ:
+        raise ConfigError("--device: LOCAL_RANK is not set, which says whose GPU is whose; start workers by torchrun")
+    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 @contextmanager
@@ -41,60 +51,58 @@ def joined(recipe: Recipe, device: str = "cpu") -> Iterator[Alone]:
     """
     workers = started_workers()
     sizes = laid_out(recipe.parallel, workers)
-    check_fits(recipe, sizes)
+    for name, stage in recipe.stages(Path()) or [("", recipe)]:
+        try:
+            check_fits(stage, sizes)
+        except ConfigError as error:
+            raise ConfigError(f"stage.{name}: {error}" if name else str(error)) from None
     if workers == 1:
         yield Alone()
         return
     import torch.distributed as dist
 
     from interlace.train.parallel.alive import Alive
-    from interlace.train.parallel.workers import Grid, Workers
+    from interlace.train.parallel.workers import PATIENCE, Grid, Workers
 
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    if on_gpu:
+        dist.group.WORLD._get_backend(torch.device("cuda"))._set_default_timeout(GPU_PATIENCE)  # type: ignore[union-attr]
     rank = dist.get_rank()
     store = dist.TCPStore(
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
     )
     start = os.environ.get("TORCHELASTIC_RUN_ID", "") + os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
     alive = Alive(dist.PrefixStore(f"interlace {start}", store), rank, workers)  # the store outlives a restart
-    reason = ""
+    reason, failed = "", True
     try:
         _agree(recipe)
         alive.start()
-        yield Workers(Grid(**sizes, by_heads=_by_heads(recipe, sizes, device)), device)
+        yield Workers(Grid(sizes["replicate"], sizes["shard"], sizes["context"], sizes["tensor"]), device)
+        failed = False
     except BaseException as error:
+        reason = first_line(error)
         if _lost_another(error):  # its name and reason are known in a moment
             alive.wait()
-            reason = first_line(error)
-            raise Failure(f"worker {rank}: has lost the others: {reason}") from error
-        reason = "" if getattr(error, "shared", False) else first_line(error)  # of which all workers know already
+            reason = str(error).rpartition("Last error:")[2].strip()[:300] or reason  # NCCL's own words
+            raise Failure(f"worker {rank}: has lost the connection to the other workers: {reason}") from error
+        if isinstance(error, InterlaceError) and error.shared:
+            reason = ""  # all workers know it already
         raise
     finally:
         alive.stop(reason)
-        dist.destroy_process_group()
+        if not (failed and on_gpu):  # which would wait for kernels that may never end
+            dist.destroy_process_group()
 
 
 def _lost_another(error: BaseException) -> bool:
     """Return whether a collective failed because another worker has gone; torch has no one class for it."""
     words = ("gloo", "NCCL", "Connection reset", "Connection closed")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
-def _by_heads(recipe: Recipe, sizes: dict[str, int], device: str) -> bool:
-    places, how = sizes["context"], recipe.parallel.context_by
-    if places == 1 or how != "auto":
-        return how == "heads"
-    rates = RATES[torch.device(device).type]
-    return way(recipe.model, stretch(recipe, sizes), places, rates, tensor=sizes["tensor"]) == "heads"
-
-
-def stretch(recipe: Recipe, sizes: dict[str, int]) -> int:
-    """Return the tokens that a worker has of a part of a batch."""
-    shares = sizes["replicate"] * sizes["shard"] * recipe.train.accumulate
-    return recipe.data.rows * recipe.data.length // shares // sizes["context"]
+    own = ("out of memory", "invalid usage", "invalid argument")  # faults of this worker
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(w in said for w in words) and not any(w in said for w in own)
 
 
 def context_estimate(recipe: Recipe, device: str = "cpu") -> dict[str, float]:

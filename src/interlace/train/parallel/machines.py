@@ -14,17 +14,18 @@ class DeviceKind:
     Attributes:
         flops_per_second: of dense matrix products in bfloat16.
         memory_bytes: that programs can have.
-        inside, across: bytes per second and direction that a device sends to others, of its own machine and of others.
-        per_machine: devices of a machine.
+        inside_bytes_per_second, across_bytes_per_second: that a device sends, in one direction, to others of its own
+            machine and of other machines.
+        devices_per_machine: how many share a machine.
         utilisation: share of the rate that a step's products reach, about, while nothing waits for other devices.
     """
 
     name: str
     flops_per_second: float
     memory_bytes: float
-    inside: float
-    across: float
-    per_machine: int
+    inside_bytes_per_second: float
+    across_bytes_per_second: float
+    devices_per_machine: int
     utilisation: float = 0.40
 
 

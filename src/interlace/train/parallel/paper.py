@@ -16,14 +16,14 @@ import torch
 
 from interlace.base.errors import ConfigError
 from interlace.layers.attention import AttentionConfig
-from interlace.layers.base import FeedForwardConfig
 from interlace.layers.latent_attention import LatentAttentionConfig
 from interlace.model.config import ModelConfig
 from interlace.model.sizes import sizes
 from interlace.train.memory import Footprint, footprint
 from interlace.train.objectives.next_token import GPU_ELEMENTS
+from interlace.train.optimizer import held_bytes
 from interlace.train.parallel.machines import DeviceKind
-from interlace.train.parallel.plan import NAMES, costs
+from interlace.train.parallel.plan import NAMES, check_fits, costs
 from interlace.train.recipe import Recipe
 
 HIDDEN = 0.8  # share of the computation behind which communication is hidden
@@ -32,7 +32,7 @@ RECOMPUTED = 1 / 3  # more computation where blocks are run again
 
 
 @dataclass(frozen=True)
-class Layout:
+class PaperLayout:
     """One way to lay devices out, and what it comes to.
 
     Attributes:
@@ -40,9 +40,9 @@ class Layout:
         accumulate: parts of a batch, one after the other.
         recompute: whether blocks are run again in the backward pass.
         context_by: how recurrent layers go on over the context; "" without one.
-        ways: of both ways that they may, seconds of a step; an infinite number where heads do not divide.
-        memory: bytes on each device, by part.
-        sent: bytes that each device sends for a step, by direction.
+        way_seconds: of both ways that they may, of a step; an infinite number where heads do not divide.
+        part_bytes: of memory on each device, by part.
+        sent_bytes: of each device for a step, by direction.
         seconds: of a step: computation, and communication that is waited for.
         tokens_per_second: of one device.
         fits: whether the memory suffices.
@@ -52,9 +52,9 @@ class Layout:
     accumulate: int
     recompute: bool
     context_by: str
-    ways: dict[str, float]
-    memory: dict[str, float]
-    sent: dict[str, float]
+    way_seconds: dict[str, float]
+    part_bytes: dict[str, float]
+    sent_bytes: dict[str, float]
     compute_seconds: float
     waiting_seconds: float
     tokens_per_second: float
@@ -64,21 +64,22 @@ class Layout:
     @property
     def memory_bytes(self) -> float:
         """All parts together."""
-        return sum(self.memory.values())
+        return sum(self.part_bytes.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
         return asdict(self)
 
 
-def plans(recipe: Recipe, devices: int, kind: DeviceKind) -> list[Layout]:
+def plans(recipe: Recipe, devices: int, kind: DeviceKind) -> list[PaperLayout]:
     """Return all ways that divide, the fastest that fit first.
 
     Raises:
         ConfigError: no way divides rows and heads.
     """
     parts = footprint(recipe.model, min(recipe.data.length, 1024), torch.device("meta"))
-    found = [_layout(recipe, kind, parts, *one) for one in _ways(recipe, devices, kind)]
+    state_bytes = 4.0 + held_bytes(recipe.model, recipe.train) / sizes(recipe.model, ()).total
+    found = [_layout(recipe, kind, parts, state_bytes, *one) for one in _ways(recipe, devices, kind)]
     if not found:
         raise ConfigError(
             f"--devices: {devices} cannot be laid out: data.rows = {recipe.data.rows} must be a multiple of "
@@ -87,7 +88,7 @@ def plans(recipe: Recipe, devices: int, kind: DeviceKind) -> list[Layout]:
     return sorted(found, key=lambda p: (not p.fits, -round(100 * math.log(p.tokens_per_second)), _simple(p)))
 
 
-def _simple(plan: Layout) -> tuple[int, int, int, float]:
+def _simple(plan: PaperLayout) -> tuple[int, int, int, float]:
     """Return what decides among plans that are as fast, to a hundredth: whole rows and layers, then few parts."""
     directions = sum(size > 1 for size in plan.sizes.values())
     return plan.sizes["context"] * plan.sizes["tensor"], plan.accumulate, directions, plan.memory_bytes
@@ -95,19 +96,16 @@ def _simple(plan: Layout) -> tuple[int, int, int, float]:
 
 def _ways(recipe: Recipe, devices: int, kind: DeviceKind) -> Iterator[tuple[dict[str, int], int, bool]]:
     fixed = {name: getattr(recipe.parallel, name) for name in NAMES}
-    given = any(size not in (1, "auto") for size in fixed.values())
-    for tensor in _divisors(min(devices, kind.per_machine)):
+    given = any(size != 1 for size in fixed.values())
+    for tensor in _divisors(min(devices, kind.devices_per_machine)):
         for context in _divisors(devices // tensor) if devices % tensor == 0 else ():
             for shard in _divisors(devices // tensor // context):
                 sizes_ = dict(zip(NAMES, (devices // tensor // context // shard, shard, context, tensor), strict=True))
                 if given and any(fixed[n] not in ("auto", sizes_[n]) for n in NAMES):
                     continue
-                rows = recipe.data.rows / (sizes_["replicate"] * shard)
-                if rows != int(rows) or not _divides(recipe.model, tensor):
+                if not _fits(recipe, sizes_) or (recipe.data.length // context < 1024 and context > 1):
                     continue
-                if recipe.data.length // context < 1024 and context > 1:
-                    continue
-                for accumulate in _divisors(int(rows)):
+                for accumulate in _divisors(recipe.data.rows // (sizes_["replicate"] * shard)):
                     for again in (False, True):
                         yield sizes_, accumulate, again
 
@@ -116,19 +114,26 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _divides(model: ModelConfig, tensor: int) -> bool:
-    used = {model.kind(i) for i in range(model.depth)} | {model.mlp_of(i) for i in range(model.depth)} - {None}
+def _fits(recipe: Recipe, sizes_: dict[str, int]) -> bool:
+    """Return whether training would take this layout, a batch in one part."""
+    train = recipe.train.model_copy(update={"accumulate": 1})
     try:
-        for layer in used if tensor > 1 else ():
-            layer.divided(model.width, tensor)
-    except ValueError:
+        check_fits(recipe.model_copy(update={"train": train}), sizes_)
+    except ConfigError:
         return False
     return True
 
 
 def _layout(
-    recipe: Recipe, kind: DeviceKind, parts: Footprint, sizes_: dict[str, int], accumulate: int, again: bool
-) -> Layout:
+    recipe: Recipe,
+    kind: DeviceKind,
+    parts: Footprint,
+    state_bytes: float,
+    sizes_: dict[str, int],
+    accumulate: int,
+    again: bool,
+) -> PaperLayout:
+    """Return what a layout comes to. state_bytes: of a weight, its gradient, its moments and its average."""
     model, length, width = recipe.model, recipe.data.length, recipe.model.width
     replicate, shard, context, tensor = (sizes_[name] for name in NAMES)
     devices, cut = replicate * shard * context * tensor, shard * context
@@ -140,7 +145,7 @@ def _layout(
     own = ends + layers / tensor  # weights of one tensor worker
     block = layers / tensor / model.depth
     memory = {
-        "weights, gradients and moments": 16 * own / cut,
+        "weights, gradients and optimizer state": state_bytes * own / cut,
         "gathered weights of two blocks": 2 * 4 * block if cut > 1 else 0,
         "embedding and head, gathered, and their gradients": 8 * ends if cut > 1 else 0,
         "activations": _activations(parts, tokens, tensor, again),
@@ -159,11 +164,11 @@ def _layout(
         extra = 3 * both[way].extra_flops * accumulate
         sent["context"] += 3 * both[way].received_bytes * accumulate
         seconds += 3 * both[way].received_bytes * accumulate / rates[0]
-    heads = 6 * (tensor - 1) / tensor * model.vocabulary * width * total / (devices / tensor) / tensor
-    compute = (flops * (1 + RECOMPUTED * again) + extra + heads) / (kind.flops_per_second * kind.utilisation)
+    head_flops = 6 * (tensor - 1) * model.vocabulary * width * total / devices  # every tensor worker has the whole head
+    compute = (flops * (1 + RECOMPUTED * again) + extra + head_flops) / (kind.flops_per_second * kind.utilisation)
     waiting = max(0.0, seconds - HIDDEN * compute)
     whole = compute + waiting
-    return Layout(
+    return PaperLayout(
         sizes_,
         accumulate,
         again,
@@ -197,7 +202,7 @@ def _logits(model: ModelConfig, tokens: int) -> float:
 
 def _link(kind: DeviceKind, inner: int, size: int) -> float:
     """Return the rate of a group of `size` workers that lie `inner` apart: of its slowest link."""
-    return kind.inside if inner * size <= kind.per_machine else kind.across
+    return kind.inside_bytes_per_second if inner * size <= kind.devices_per_machine else kind.across_bytes_per_second
 
 
 def _communication(
@@ -221,8 +226,6 @@ def _communication(
 
 def _kept_size(kind: Any) -> int:
     """Return the elements of keys and values that a token has in a layer."""
-    if isinstance(kind, FeedForwardConfig):
-        return 0
     if isinstance(kind, AttentionConfig):
         return 2 * kind.groups * (kind.head_dim or 0)
     if isinstance(kind, LatentAttentionConfig):

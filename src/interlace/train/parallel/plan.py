@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from interlace.base.errors import ConfigError
 from interlace.layers.gated_delta import GatedDeltaConfig
@@ -15,6 +19,8 @@ from interlace.model.config import ModelConfig
 from interlace.train.recipe import ParallelSettings, Recipe
 
 NAMES = ("replicate", "shard", "context", "tensor")
+ELEMENT_BYTES = 2  # of what is traded, in bfloat16
+RATES = {"cpu": (1e9, 5e10), "cuda": (5e10, 2e14)}  # bytes and FLOPs per second, about, of one worker
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ def cannot_trade(layer: Any, tensor: int, places: int) -> str:
     return f"{G} heads of values and {H} of keys" if G % places or (H % places and places % H) else ""
 
 
-def costs(config: ModelConfig, tokens: int, places: int, element_bytes: int = 2, tensor: int = 1) -> dict[str, Cost]:
+def costs(config: ModelConfig, tokens: int, places: int, tensor: int = 1) -> dict[str, Cost]:
     """Estimate both ways for stretches of so many tokens on each of `places` workers, with heads divided by `tensor`.
 
     "state": each worker receives the others' (P, B), float32, whatever the length; it runs its stretch a second time,
@@ -78,7 +84,7 @@ def costs(config: ModelConfig, tokens: int, places: int, element_bytes: int = 2,
         state += (places - 1) * 4 * G * K * (V + (K if mixes else 1))
         once = 6.0 * G * K * V * tokens
         extra += once * (2 + K / V if mixes else 1)
-        moved = 2 * H * K * element_bytes + 2 * G * V * element_bytes + G * (decays + 1) * 4
+        moved = 2 * H * K * ELEMENT_BYTES + 2 * G * V * ELEMENT_BYTES + G * (decays + 1) * 4
         heads += tokens * moved * (places - 1) / places
     possible = not any(cannot_trade(config.kind(i), tensor, places) for i in range(config.depth))
     return {"state": Cost(state / tensor, extra / tensor), "heads": Cost(heads / tensor, 0.0, possible)}
@@ -89,13 +95,27 @@ def way(
     tokens: int,
     places: int,
     rates: tuple[float, float],
-    element_bytes: int = 2,
     tensor: int = 1,
 ) -> str:
     """Return the faster way, "state" or "heads". rates: bytes and FLOPs per second of a worker."""
-    both = costs(config, tokens, places, element_bytes, tensor)
+    both = costs(config, tokens, places, tensor)
     found = {name: cost for name, cost in both.items() if cost.possible}
     return min(found, key=lambda name: found[name].seconds(*rates))
+
+
+def trades_heads(recipe: Recipe, sizes: Mapping[str, int], device: str) -> bool:
+    """Return whether recurrent layers trade heads over the context, or hand on states."""
+    places, how = sizes["context"], recipe.parallel.context_by
+    if places == 1 or how != "auto":
+        return how == "heads"
+    rates = RATES[torch.device(device).type]
+    return way(recipe.model, stretch(recipe, sizes), places, rates, tensor=sizes["tensor"]) == "heads"
+
+
+def stretch(recipe: Recipe, sizes: Mapping[str, int]) -> int:
+    """Return the tokens that a worker has of a part of a batch."""
+    shares = sizes["replicate"] * sizes["shard"] * recipe.train.accumulate
+    return recipe.data.rows * recipe.data.length // shares // sizes["context"]
 
 
 def laid_out(settings: ParallelSettings, workers: int) -> dict[str, int]:
@@ -105,9 +125,7 @@ def laid_out(settings: ParallelSettings, workers: int) -> dict[str, int]:
         ConfigError: the sizes do not give this number of workers.
     """
     sizes = {name: getattr(settings, name) for name in NAMES}
-    known = 1
-    for size in sizes.values():
-        known *= 1 if size == "auto" else size
+    known = math.prod(size for size in sizes.values() if size != "auto")
     said = " x ".join(f"{name} = {size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == "auto"]
     if (workers % known if free else known != workers) or not workers:
@@ -125,7 +143,7 @@ def laid_out(settings: ParallelSettings, workers: int) -> dict[str, int]:
 def check_fits(recipe: Recipe, sizes: dict[str, int]) -> None:
     """Raise ConfigError unless rows and heads divide among the workers; the message names both."""
     shares = sizes["replicate"] * sizes["shard"] * recipe.train.accumulate
-    if recipe.data.rows % shares:
+    if sizes["replicate"] * sizes["shard"] > 1 and recipe.data.rows % shares:
         raise ConfigError(
             f"data.rows: {recipe.data.rows} cannot be divided among replicate {sizes['replicate']} x shard "
             f"{sizes['shard']} workers in {recipe.train.accumulate} parts each (train.accumulate); make it a multiple "

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from interlace.base.errors import ConfigError, RunError
+from interlace.base.errors import ConfigError, InterlaceError, RunError
 from interlace.base.files import PARTIAL, new_folder
 from interlace.base.segments import Segments
 from interlace.checkpoint.load import load
@@ -27,18 +29,22 @@ from interlace.data.batches import IGNORE, Batch, parts
 from interlace.model.model import HybridLM
 from interlace.ops.core.across import Across
 from interlace.runs.background import Background
+from interlace.runs.machine import free_bytes
 from interlace.runs.training import TrainingRun
 from interlace.train.cut.pieces import Layout, Piece
-from interlace.train.cut.state import all_boxes, read, save, tensors_of
+from interlace.train.cut.state import all_boxes, empty_moment, files_of, read, save, tensors_of
 from interlace.train.cut.tensor import cuts_of, divide
-from interlace.train.muon import Orthogonalise
+from interlace.train.muon import Momentum, Orthogonalise
 from interlace.train.optimizer import Route, routes
+from interlace.train.parallel.plan import NAMES, trades_heads
+from interlace.train.recipe import Recipe
 from interlace.train.saved import AVERAGE, FACTS, STATE, Saved, read_moments, with_weights
 from interlace.train.workers import Alone
 
 T = TypeVar("T")
-E = TypeVar("E", bound=BaseException)
-DIMS = ("replicate", "shard", "context", "tensor")
+E = TypeVar("E", bound=InterlaceError)
+PATIENCE = timedelta(days=7)  # of a collective on the CPU: who has died is known by its signs of life
+SEEN_SECONDS = 40.0  # in which a network disk shows what another machine wrote
 
 
 @dataclass(frozen=True)
@@ -61,13 +67,8 @@ class Grid:
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
-        """In the order of DIMS."""
+        """In the order of NAMES."""
         return self.replicate, self.shard, self.context, self.tensor
-
-    @property
-    def workers(self) -> int:
-        """All together."""
-        return self.replicate * self.shard * self.context * self.tensor
 
 
 class Workers(Alone):
@@ -82,17 +83,18 @@ class Workers(Alone):
     def __init__(self, grid: Grid, device: str = "cpu"):
         """Build the groups; every worker calls this."""
         self.grid, self._device = grid, torch.device(device)
-        mesh = self._mesh(device, grid.sizes, DIMS)
-        self.place = {name: mesh.get_local_rank(name) for name in DIMS}
+        mesh = self._mesh(device, grid.sizes, NAMES)
+        self.place = {name: mesh.get_local_rank(name) for name in NAMES}
         self.rank = dist.get_rank()
         self.first, self.count = self.rank == 0, dist.get_world_size()
         replicate, shard, context, tensor = grid.sizes
         cut = shard * context  # over which weights are cut
         self._weights = self._mesh(device, (replicate, cut, tensor), ("replicate", "cut", "tensor"))
         self._data = self._mesh(device, (replicate * cut, tensor), ("data", "tensor")).get_group("data")
+        self.reader = dist.get_rank(self._data), dist.get_world_size(self._data)
         self._model = self._mesh(device, (replicate, cut * tensor), ("replicate", "model")).get_group("model")
         self._tensor = mesh.get_group("tensor")
-        self._background = dist.new_group(backend="gloo")  # of what is written while training goes on
+        self._background = dist.new_group(backend="gloo", timeout=PATIENCE)  # of what is written while training goes on
         self._context = mesh.get_group("context").group_name
         self.layouts: dict[str, Layout] = {}
         self._routes: dict[str, dict[str, Route]] = {}
@@ -106,15 +108,10 @@ class Workers(Alone):
 
     # What is read
 
-    @property
-    def rows(self) -> tuple[int, int]:
-        """(which share of a batch's rows is read here, into how many they are cut)."""
-        place, shard = self.place, self.grid.shard
-        return place["replicate"] * shard + place["shard"], self.grid.replicate * shard
-
     def shares(self, batch: Batch, accumulate: int) -> list[Batch]:
         """Return what this worker reads of a step's batch, in so many parts: rows, and of each its own stretch."""
-        share, shares = self.rows
+        share = self.place["replicate"] * self.grid.shard + self.place["shard"]
+        shares = self.grid.replicate * self.grid.shard
         found = parts(batch, shares * accumulate) if shares * accumulate > 1 else [replace(batch, whole=batch.counted)]
         own = found[share::shares]  # part by part, all workers together read what one alone reads
         return [self._stretch(part) for part in own] if self.grid.context > 1 else own
@@ -137,9 +134,15 @@ class Workers(Alone):
 
     # What is held
 
+    def begin(self, recipe: Recipe) -> None:
+        """Choose how recurrent layers go on over the context, which depends on the lengths of a stage."""
+        sizes = {name: getattr(self.grid, name) for name in NAMES}
+        self.grid = replace(self.grid, by_heads=trades_heads(recipe, sizes, self._device.type))
+
     def prepare(self, model: HybridLM) -> None:
         """Cut a model's weights, which every worker has drawn or read alike, so that this worker holds its part."""
         grid, tensor = self.grid, self.grid.tensor
+        self.layouts, self._names, self._partial = {}, {}, []  # of a stage before
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         taps = [getattr(model.config.kind(i), "convolution", 1) for i in range(model.config.depth)]
         self._history = max(1, *(n - 1 for n in taps))
@@ -157,7 +160,7 @@ class Workers(Alone):
         for name, p in model.named_parameters():
             held = shards if isinstance(p, DTensor) else 1
             self.layouts[name] = Layout(shapes[name], cuts.get(name), tensor, held)
-            assert self.layouts[name].local_shape(*self._at(held)) == tuple(self.local(p).shape), name
+            assert self.layouts[name].local_shape(*self._at(self.layouts[name])) == tuple(self.local(p).shape), name
             self._names[p] = name
             if name in cuts and p.requires_grad:
                 self._partial += [(name, piece) for piece in self.pieces(name) if piece.copies > 1]
@@ -173,14 +176,13 @@ class Workers(Alone):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
-    def _at(self, shards: int) -> tuple[int, int]:
-        place = self.place
-        return (place["shard"] * self.grid.context + place["context"] if shards > 1 else 0), place["tensor"]
+    def _at(self, layout: Layout) -> tuple[int, int]:
+        """Return the place, (cut, tensor), of this worker in a layout."""
+        return self._held(layout, dist.get_rank(self._model))
 
-    def pieces(self, name: str, place: tuple[int, int] | None = None) -> list[Piece]:
-        """Return the boxes of a parameter that this worker, or the one at (cut, tensor), holds."""
-        layout = self.layouts[name]
-        return layout.pieces(*(place or self._at(layout.shards)))
+    def pieces(self, name: str) -> list[Piece]:
+        """Return the boxes of a parameter that this worker holds."""
+        return self.layouts[name].pieces(*self._at(self.layouts[name]))
 
     def local(self, x: Tensor) -> Tensor:
         """Return what lies here of a parameter, a gradient or a moment; the same memory."""
@@ -189,6 +191,13 @@ class Workers(Alone):
     def routes(self, model: nn.Module, optimizer: str) -> dict[str, Route]:
         """Return which optimizer moves which parameter, as for the whole model."""
         return self._routes[optimizer]
+
+    def before_part(self, model: nn.Module, last: bool) -> None:
+        """Keep what the backward of a part needs not send; the last part of a batch sends the sum of all."""
+        if isinstance(model, FSDPModule):
+            model.set_requires_all_reduce(last)
+            model.set_is_last_backward(last)
+            model.set_reshard_after_backward(last, recurse=False)  # embedding and head, which the next part reads first
 
     def reshard(self, model: nn.Module) -> None:
         """Give up weights of others that a pass without gradients has gathered."""
@@ -244,8 +253,8 @@ class Workers(Alone):
             everywhere = self.grid.shard * self.grid.context // layout.shards
             for piece in self.pieces(name):
                 total += piece.of(gradient).square().sum() / (piece.copies * everywhere)
-        dist.all_reduce(total, group=self._model)
-        return total.sqrt()
+        dist.all_reduce(total)  # of all copies, so that none of them drifts from the others
+        return (total / self.grid.replicate).sqrt()
 
     # What is written and read
 
@@ -259,7 +268,7 @@ class Workers(Alone):
                 box[1] = error
         dist.broadcast_object_list(box, src=0)
         if box[1] is not None:
-            raise shared(box[1])
+            raise shared(box[1]) if isinstance(box[1], InterlaceError) else box[1]
         found: T = box[0]
         return found
 
@@ -267,7 +276,10 @@ class Workers(Alone):
         """Raise RunError unless all workers see one folder."""
         mark = folder / f"common-{os.getpid()}{PARTIAL}"
         name = self.first_does(lambda: (mark.write_text("seen"), mark.name)[1])
-        blind = torch.tensor([int(not (folder / name).is_file()) * (self.rank + 1)])
+        until = time.monotonic() + SEEN_SECONDS
+        while not (seen := name in os.listdir(folder) if folder.is_dir() else False) and time.monotonic() < until:
+            time.sleep(0.5)
+        blind = torch.tensor([int(not seen) * (self.rank + 1)])
         dist.all_reduce(blind, op=dist.ReduceOp.MAX, group=self._background)
         self.first_does(mark.unlink)
         if int(blind):
@@ -296,22 +308,31 @@ class Workers(Alone):
         The last one of a run holds the whole model as well, as any other checkpoint does.
         """
         background.wait()
-        boxes = all_boxes(tensors_of(saved, self.local), self.layouts, self._here)
-        copies = {name: box.copied() for name, box in boxes.items()}
+        tensors = tensors_of(saved, self.local)
+        boxes = all_boxes(tensors, self.layouts, self._at)
+        files = files_of(tensors, self.layouts)
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * sum(x.nbytes for x in tensors.values())
+        room = 2 * here < free_bytes()  # on this machine, for the copies of all its workers
+        if room:
+            boxes = {name: box.copied() for name, box in boxes.items()}
         models = self._whole_models(saved) if last else {}
         path = run.checkpoint_path(step)
         opened = ExitStack()
         partial = self.first_does(lambda: opened.enter_context(new_folder(path)))
 
         def work() -> None:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)  # a thread begins on the first one
             with opened:
-                save(copies, partial / STATE, self._background)
+                save(boxes, partial / STATE, self._background, files)
                 if self.first:
                     run.fill_checkpoint(partial, lambda folder: self._describe(folder, saved, models))
             if self.first:
                 run.drop_old_checkpoints()
 
         background.start(work)
+        if not room:
+            background.wait()
 
     def _describe(self, folder: Path, saved: Saved, models: dict[str, HybridLM]) -> None:
         """Write what is beside the state: config, tokenizer and facts; at the end, whole models."""
@@ -341,19 +362,18 @@ class Workers(Alone):
     def read(self, folder: Path, saved: Saved) -> dict[str, Tensor]:
         """Fill what lies here of a model, and of the average, from a checkpoint; return the moments that lie here."""
         if (folder / STATE).is_dir():
-            return read(saved, folder / STATE, self.layouts, self._here, self.local)
+            return read(saved, folder / STATE, self.layouts, self._at, self.local)
         whole = load(folder)
         model = dict(saved.model.named_parameters())
-        self._fill({name: model[name] for name in model}, dict(whole.named_parameters()))
+        self._fill(model, dict(whole.named_parameters()))
         if saved.average is not None:  # one that was not kept before begins with the weights
             averaged = load(folder / AVERAGE) if (folder / AVERAGE).is_dir() else whole
             self._fill(saved.average, dict(averaged.named_parameters()))
         moments = {}
         for key, tensor in read_moments(whole, folder).items():
-            p = model[key.partition("/")[2]]
-            like = torch.zeros_like(self.local(p) if key.startswith("momentum") else p).detach()
-            self._fill({key.partition("/")[2]: like}, {key.partition("/")[2]: tensor})
-            moments[key] = like
+            kind, _, name = key.partition("/")
+            moments[key] = empty_moment(kind, model[name], self.local)
+            self._fill({name: moments[key]}, {name: tensor})
         return moments
 
     @torch.no_grad()
@@ -361,9 +381,6 @@ class Workers(Alone):
         for name, x in into.items():
             for piece in self.pieces(name):
                 piece.of(self.local(x)).copy_(piece.within(whole[name]))
-
-    def _here(self, layout: Layout) -> tuple[int, int]:
-        return self._at(layout.shards)
 
     # What is brought together
 
@@ -374,32 +391,24 @@ class Workers(Alone):
         """
         workers, me = dist.get_world_size(self._model), dist.get_rank(self._model)
         layout, local = self.layouts[name], local.detach().contiguous()
-        shapes = [layout.local_shape(*self._held(layout, r)) for r in range(workers)]
+        shapes = self._shapes(layout)
         due = [math.prod(shape) if me == 0 else 0 for shape in shapes]
         came = local.new_empty(sum(due))
         sent = [local.numel()] + [0] * (workers - 1)
         dist.all_to_all_single(came, local.flatten(), due, sent, group=self._model)
-        if me:
-            return None
-        full = local.new_empty(layout.shape)
-        for r, (part, shape) in enumerate(zip(came.split(due), shapes, strict=True)):
-            for piece in layout.pieces(*self._held(layout, r)):
-                piece.within(full).copy_(piece.of(part.view(shape)))
-        return full
+        return None if me else self._assembled(layout, self._parts(came, shapes))
 
     def orthogonalise(
-        self, weights: Sequence[nn.Parameter], momenta: Sequence[Tensor], whole: Orthogonalise
-    ) -> Sequence[Tensor]:
-        """Bring each matrix to one worker, which orthogonalises it whole; return what lies here of each.
+        self, weights: Sequence[nn.Parameter], momentum: Momentum, whole: Orthogonalise
+    ) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """Bring each matrix to one worker, which orthogonalises it whole; yield each with what lies here of it.
 
         As many matrices as there are workers are on their way at a time, so each holds one of them whole.
         """
-        found: list[Tensor] = []
         workers = dist.get_world_size(self._model)
         for first in range(0, len(weights), workers):
-            some = slice(first, first + workers)
-            found += self._owned(weights[some], momenta[some], whole)
-        return found
+            some = weights[first : first + workers]
+            yield from zip(some, self._owned(some, [momentum(p) for p in some], whole), strict=True)
 
     def _owned(self, weights: Sequence[nn.Parameter], momenta: Sequence[Tensor], whole: Orthogonalise) -> list[Tensor]:
         """Orthogonalise at most one matrix on each worker: its pieces come, and those of its direction go back."""
@@ -407,24 +416,37 @@ class Workers(Alone):
         layouts = [self.layouts[self._names[p]] for p in weights]
         sent = [m.numel() for m in momenta] + [0] * (workers - len(weights))
         mine = layouts[me] if me < len(weights) else None
-        shapes = [] if mine is None else [mine.local_shape(*self._held(mine, r)) for r in range(workers)]
+        shapes = [] if mine is None else self._shapes(mine)
         due = [math.prod(shape) for shape in shapes] or [0] * workers
         given = torch.cat([m.flatten() for m in momenta])
         came = given.new_empty(sum(due))
         dist.all_to_all_single(came, given, due, sent, group=self._model)
         if mine is not None:
-            full = given.new_empty(mine.shape)
-            locals_ = [x.view(shape) for x, shape in zip(came.split(due), shapes, strict=True)]
-            for r, local in enumerate(locals_):
-                for piece in mine.pieces(*self._held(mine, r)):
-                    piece.within(full).copy_(piece.of(local))
-            direction = whole(weights[me], full)
-            for r, local in enumerate(locals_):  # views of `came`, which goes back
-                for piece in mine.pieces(*self._held(mine, r)):
-                    piece.of(local).copy_(piece.within(direction))
+            parts = self._parts(came, shapes)
+            direction = whole(weights[me], self._assembled(mine, parts))
+            for rank, part in enumerate(parts):  # views of `came`, which goes back
+                for piece in mine.pieces(*self._held(mine, rank)):
+                    piece.of(part).copy_(piece.within(direction))
         back = torch.empty_like(given)
         dist.all_to_all_single(back, came, sent, due, group=self._model)
         return [x.view(m.shape) for x, m in zip(back.split(sent[: len(weights)]), momenta, strict=True)]
+
+    def _shapes(self, layout: Layout) -> list[tuple[int, ...]]:
+        """Return the shapes of what each worker of a model holds of a parameter."""
+        return [layout.local_shape(*self._held(layout, rank)) for rank in range(dist.get_world_size(self._model))]
+
+    @staticmethod
+    def _parts(came: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Return what came from each worker, the same memory."""
+        return [x.view(shape) for x, shape in zip(came.split([math.prod(s) for s in shapes]), shapes, strict=True)]
+
+    def _assembled(self, layout: Layout, parts: Sequence[Tensor]) -> Tensor:
+        """Return a whole parameter from what all workers of a model hold of it."""
+        full = parts[0].new_empty(layout.shape)
+        for rank, part in enumerate(parts):
+            for piece in layout.pieces(*self._held(layout, rank)):
+                piece.within(full).copy_(piece.of(part))
+        return full
 
     def _held(self, layout: Layout, rank: int) -> tuple[int, int]:
         """Return the place, (cut, tensor), of a rank of the group that holds a model."""
@@ -434,7 +456,7 @@ class Workers(Alone):
 
 def shared(error: E) -> E:
     """Mark an error that all workers raise: none tells it to another, and the first one says it."""
-    error.shared = True  # type: ignore[attr-defined]
+    error.shared = True
     return error
 
 
