@@ -204,7 +204,7 @@ decay = 1.0
 ```
 
 On the command line a stage goes by its name: `stage.long.train.tokens=50_000`. `interlace recipes stages-small`
-copies a whole one.
+copies a whole one. Several workers can be laid out otherwise for a stage: `stage.long.parallel.context=2`.
 
 ## Several workers
 

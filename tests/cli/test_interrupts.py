@@ -33,7 +33,9 @@ def test_train_says_that_it_goes_on(terminal, recipe, tmp_path):
     recipe["train"] |= {"tokens": 200_000 * 192, "checkpoints": 200_000}  # one a step
     (tmp_path / "r.toml").write_text(tomli_w.dumps(recipe))
     screen = terminal("train", "r.toml", "--out", "run", cwd=tmp_path)
-    screen.until(r"training .*loss")
+    place = screen.until(r"training .*loss")
+    while not any((tmp_path / "run/checkpoints").glob("step-*")):
+        place = screen.until(r"tokens/s", place)
     screen.press(CTRL_C)
     ends_well(screen, screen.end(), last=r"interrupted; the same command goes on from step-\d+$")
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 1

@@ -96,6 +96,28 @@ def test_where_all_sources_end_so_does_the_mixture():
         read.batch(read.steps)
 
 
+@pytest.mark.parametrize(
+    ("weights", "epochs"),
+    [
+        ([1.0, 0.001, 5.0], [2, 0.02, None]),  # a share of a row in 1,000, which ends after two
+        ([3.0, 0.0, 1.0], [1, 1, 1]),
+        ([1.0, 1.0, 1.0], [0.5, 0.5, 3]),  # two that end at once
+        ([0.3, 0.7, 1e-9], [7, 0.3, 0.5]),
+    ],
+)
+def test_each_source_ends_where_it_is_said_to(weights, epochs):
+    read = mixture(weights, epochs)
+    steps = min(read.steps, 600)
+    drawn = torch.cat([sources_of(read.batch(step)) for step in range(steps)])
+    said = dict(read.ends(steps))
+    for number, (weight, most) in enumerate(zip(weights, epochs, strict=True)):
+        places = torch.nonzero(drawn == number)
+        limit = int(most * 99) if most and weight else None
+        assert limit is None or len(places) <= limit
+        assert said.get(f"s{number}") == (int(places[-1]) // 4 + 1 if len(places) == limit else None)
+        assert weight or not len(places)
+
+
 def test_a_source_without_a_row_is_named():
     with pytest.raises(DataError, match=r"data\.mixture\.s0\.epochs: 0.001 of 99 rows is none"):
         mixture([1.0, 1.0], epochs=[0.001, None])
@@ -169,7 +191,7 @@ def test_a_run_on_a_mixture(recipe, texts, tmp_path, capsys, caplog):
     file = tmp_path / "plan.toml"
     file.write_text(tomli_w.dumps(recipe))
     assert run(["train", str(file), "--out", str(tmp_path / "run")]) == 0
-    assert "mixture of one (3 of the weight)" in (tmp_path / "run/report.html").read_text()
+    assert "mixture of one (75%)" in (tmp_path / "run/report.html").read_text()
     assert run(["train", str(file), "--out", str(tmp_path / "run")]) == 0
     few = ["train", str(file), "data.mixture.two.epochs=0.5", "--out"]
     caplog.clear()

@@ -12,13 +12,13 @@ import pytest
 CREW = Path(__file__).with_name("crew.py")
 FAMILIES = ("olmo", "kimi", "nemotron", "granite")
 EXPERTS = FAMILIES[1:]
-# Relative, after ten steps. Gradients of A_log and dt_bias are sums that nearly cancel, whatever their order is.
+# Relative, after ten steps. A gradient of one parameter, and the norm at a later step, are sums that nearly cancel.
 MOST = {
     "loss": 1e-5,
-    "norm": 1e-5,
     "gradients": 1e-5,
     "weights": 1e-5,
-    "each of weights": 1e-5,
+    "each of weights": 2e-5,
+    "norm": 5e-5,
     "each of gradients": 5e-5,
 }
 

@@ -121,6 +121,36 @@ def test_two_workers_one_and_two_again(plan, tmp_path):
 
 
 @pytest.mark.slow
+def test_stages_of_two_workers_are_those_of_one(plan, tmp_path):
+    """Each stage lays them out otherwise; a frozen part stays, and attention loses its rope."""
+    changes = {"attention": {"heads": 2, "norm": "output", "position": "rope"}}
+    stages = [
+        {"name": "first", "train": {"tokens": 6 * 192}},
+        {"name": "frozen", "train": {"tokens": 4 * 192, "freeze": ["mamba2"]}, "parallel": {"shard": 1, "tensor": 2}},
+        {
+            "name": "long",
+            "model": {"attention": {"position": "none"}},
+            "data": {"length": 96, "rows": 1},
+            "train": {"tokens": 4 * 96},
+            "parallel": {"shard": 1, "context": 2},
+        },
+    ]
+    recipe = {**_toml(plan), "stage": stages}
+    recipe["model"] |= changes
+    plan.write_text(tomli_w.dumps(recipe))
+    assert [code for code, _ in ended(start(plan, tmp_path / "two", "parallel.shard=2"))] == [0, 0]
+    plan.write_text(tomli_w.dumps(recipe | {"stage": [{**stage, "parallel": {}} for stage in stages]}))
+    assert verb(["train", str(plan), "--out", str(tmp_path / "one")]) == 0
+    for stage in ("first", "frozen", "long"):
+        for a, b in zip(lines(tmp_path / "two" / stage), lines(tmp_path / "one" / stage), strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        found, alone = (dict(interlace.load(tmp_path / n / stage).named_parameters()) for n in ("two", "one"))
+        for name, p in alone.items():
+            torch.testing.assert_close(found[name], p, rtol=1e-5, atol=1e-5)
+    assert verb(["train", str(plan), "--out", str(tmp_path / "two")]) == 0  # one worker finds all of it done
+
+
+@pytest.mark.slow
 def test_damage_to_what_several_workers_wrote_is_found(plan, tmp_path, caplog):
     out = tmp_path / "run"
     kill_after(start(plan, out, "parallel.shard=2"), out, 9)

@@ -139,6 +139,20 @@ def test_a_dry_run_shows_every_stage(staged, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_layout_of_a_stage_is_checked_before_the_first_begins(staged, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    file = written(staged, tmp_path / "plan.toml")
+    for words, said in (
+        (["parallel.shard=2", "stage.long.parallel.shard=1"], "stage.long: parallel: replicate = 1 x shard = 1"),
+        (
+            ["parallel.tensor=2", "stage.long.data.rows=1", "stage.long.parallel={tensor=1, shard=2}"],
+            "data.rows: 1 cannot",
+        ),
+    ):
+        assert run(["train", str(file), "--out", str(tmp_path / "run"), *words]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_stages_are_changed_by_their_names(staged, tmp_path):
     file = written(staged, tmp_path / "plan.toml")
     plan = read_recipe(file, ["stage.long.train.tokens=960", "train.seed=3"])
@@ -163,6 +177,10 @@ def test_stages_are_changed_by_their_names(staged, tmp_path):
             "leaves nothing to train",
         ),
         ({"name": "long", "data": {"length": 0}}, r"stage\.long: data\.length"),
+        (
+            {"name": "long", "parallel": {"shards": 2}},
+            r"stage\.long: parallel\.shards: unknown key; did you mean 'shard'",
+        ),
     ],
 )
 def test_bad_stages_are_named(staged, tmp_path, stage, words):

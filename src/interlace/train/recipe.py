@@ -239,12 +239,14 @@ class Stage(Closed):
         data: keys of [data].
         train: keys of [train].
         model: keys of [model] that say where attention stands; they hold for later stages too.
+        parallel: keys of [parallel], such as a context for long rows; the number of workers stays.
     """
 
     name: str = Field(pattern=r"^[\w-]+$")
     data: dict[str, Any] = Field(default_factory=dict)
     train: dict[str, Any] = Field(default_factory=dict)
     model: dict[str, Any] = Field(default_factory=dict)
+    parallel: dict[str, Any] = Field(default_factory=dict)
 
 
 class Recipe(Closed):
@@ -278,8 +280,8 @@ class Recipe(Closed):
     def to_dict(self) -> dict[str, Any]:
         """Plain data that builds the same run, whatever the number of workers."""
         rest = self.model_dump(mode="json", exclude={"model", "parallel", "stage"}, exclude_none=True)
-        stages = {"stage": [stage.model_dump(exclude_defaults=True) for stage in self.stage]} if self.stage else {}
-        return {"model": self.model.to_dict(), **rest, **stages}
+        stages = [stage.model_dump(exclude_defaults=True, exclude={"parallel"}) for stage in self.stage]
+        return {"model": self.model.to_dict(), **rest, **({"stage": stages} if stages else {})}
 
     def stages(self, out: Path) -> list[tuple[str, Recipe]]:
         """Return the recipe of each stage by name; one starts from where the one before ends, below `out`.
@@ -289,7 +291,7 @@ class Recipe(Closed):
         """
         base, found = self.to_dict(), list[tuple[str, Recipe]]()
         base.pop("stage", None)
-        base["parallel"] = self.parallel.model_dump(mode="json")
+        workers = self.parallel.model_dump(mode="json")
         start, model = "", base["model"]
         for stage in self.stage:
             model = laid_over(model, stage.model)
@@ -298,8 +300,9 @@ class Recipe(Closed):
             train = laid_over(base["train"], {**({"start": start} if start else {}), **stage.train})
             if found and not stage.data.get("tokenizer"):
                 data["tokenizer"] = _tokenizer_of(found[0][1].data, out / found[0][0])
+            own = {"model": model, "data": data, "train": train, "parallel": laid_over(workers, stage.parallel)}
             try:
-                recipe = validate(Recipe, {**base, "model": model, "data": data, "train": train}, where="")
+                recipe = validate(Recipe, {**base, **own}, where="")
             except ConfigError as error:
                 raise ConfigError(f"stage.{stage.name}: {error}") from None
             if found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -50,10 +50,10 @@ def joined(recipe: Recipe, device: str = "cpu") -> Iterator[Alone]:
             were given different recipes or run different versions.
     """
     workers = started_workers()
-    sizes = laid_out(recipe.parallel, workers)
-    for name, stage in recipe.stages(Path()) or [("", recipe)]:
+    stages = recipe.stages(Path()) or [("", recipe)]
+    for name, stage in stages:
         try:
-            check_fits(stage, sizes)
+            check_fits(stage, laid_out(stage.parallel, workers))
         except ConfigError as error:
             raise ConfigError(f"stage.{name}: {error}" if name else str(error)) from None
     if workers == 1:
@@ -78,9 +78,9 @@ def joined(recipe: Recipe, device: str = "cpu") -> Iterator[Alone]:
     alive = Alive(dist.PrefixStore(f"interlace {start}", store), rank, workers)  # the store outlives a restart
     reason, failed = "", True
     try:
-        _agree(recipe)
+        _agree([stage for _, stage in stages])
         alive.start()
-        yield Workers(Grid(sizes["replicate"], sizes["shard"], sizes["context"], sizes["tensor"]), device)
+        yield Workers(Grid(**laid_out(stages[0][1].parallel, workers), by_heads=False), device)
         failed = False
     except BaseException as error:
         reason = first_line(error)
@@ -118,11 +118,11 @@ def context_estimate(recipe: Recipe, device: str = "cpu") -> dict[str, float]:
     return {name: cost.seconds(*rates) for name, cost in found.items() if cost.possible}
 
 
-def _agree(recipe: Recipe) -> None:
+def _agree(stages: Sequence[Recipe]) -> None:
     """Raise ConfigError unless all workers were given one recipe, and run one version."""
     from interlace.train.parallel.workers import agree
 
-    text = json.dumps({**recipe.to_dict(), "parallel": recipe.parallel.model_dump()}, sort_keys=True)
-    agree("recipe", hashlib.sha256(text.encode()).hexdigest()[:16])
+    given = [{**stage.to_dict(), "parallel": stage.parallel.model_dump()} for stage in stages]
+    agree("recipe", hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16])
     agree("version of interlace", VERSION)
     agree("version of torch", torch.__version__)

@@ -36,7 +36,7 @@ from interlace.train.cut.state import all_boxes, empty_moment, files_of, read, s
 from interlace.train.cut.tensor import cuts_of, divide
 from interlace.train.muon import Momentum, Orthogonalise
 from interlace.train.optimizer import Route, routes
-from interlace.train.parallel.plan import NAMES, trades_heads
+from interlace.train.parallel.plan import NAMES, laid_out, trades_heads
 from interlace.train.recipe import Recipe
 from interlace.train.saved import AVERAGE, FACTS, STATE, Saved, read_moments, with_weights
 from interlace.train.workers import Alone
@@ -82,29 +82,33 @@ class Workers(Alone):
 
     def __init__(self, grid: Grid, device: str = "cpu"):
         """Build the groups; every worker calls this."""
-        self.grid, self._device = grid, torch.device(device)
-        mesh = self._mesh(device, grid.sizes, NAMES)
-        self.place = {name: mesh.get_local_rank(name) for name in NAMES}
+        self._device = torch.device(device)
         self.rank = dist.get_rank()
         self.first, self.count = self.rank == 0, dist.get_world_size()
-        replicate, shard, context, tensor = grid.sizes
-        cut = shard * context  # over which weights are cut
-        self._weights = self._mesh(device, (replicate, cut, tensor), ("replicate", "cut", "tensor"))
-        self._data = self._mesh(device, (replicate * cut, tensor), ("data", "tensor")).get_group("data")
-        self.reader = dist.get_rank(self._data), dist.get_world_size(self._data)
-        self._model = self._mesh(device, (replicate, cut * tensor), ("replicate", "model")).get_group("model")
-        self._tensor = mesh.get_group("tensor")
         self._background = dist.new_group(backend="gloo", timeout=PATIENCE)  # of what is written while training goes on
-        self._context = mesh.get_group("context").group_name
+        self._lay_out(grid)
         self.layouts: dict[str, Layout] = {}
         self._routes: dict[str, dict[str, Route]] = {}
         self._names: dict[nn.Parameter, str] = {}
         self._history = 1  # tokens that the convolutions look back
         self._partial: list[tuple[str, Piece]] = []  # what several workers of a tensor group hold
 
-    @staticmethod
-    def _mesh(device: str, sizes: tuple[int, ...], names: tuple[str, ...]) -> DeviceMesh:
-        return init_device_mesh(torch.device(device).type, sizes, mesh_dim_names=names)
+    def _lay_out(self, grid: Grid) -> None:
+        """Build the groups of a grid; every worker calls this."""
+        self.grid = grid
+        mesh = self._mesh(grid.sizes, NAMES)
+        self.place = {name: mesh.get_local_rank(name) for name in NAMES}
+        replicate, shard, context, tensor = grid.sizes
+        cut = shard * context  # over which weights are cut
+        self._weights = self._mesh((replicate, cut, tensor), ("replicate", "cut", "tensor"))
+        self._data = self._mesh((replicate * cut, tensor), ("data", "tensor")).get_group("data")
+        self.reader = dist.get_rank(self._data), dist.get_world_size(self._data)
+        self._model = self._mesh((replicate, cut * tensor), ("replicate", "model")).get_group("model")
+        self._tensor = mesh.get_group("tensor")
+        self._context = mesh.get_group("context").group_name
+
+    def _mesh(self, sizes: tuple[int, ...], names: tuple[str, ...]) -> DeviceMesh:
+        return init_device_mesh(self._device.type, sizes, mesh_dim_names=names)
 
     # What is read
 
@@ -135,9 +139,12 @@ class Workers(Alone):
     # What is held
 
     def begin(self, recipe: Recipe) -> None:
-        """Choose how recurrent layers go on over the context, which depends on the lengths of a stage."""
-        sizes = {name: getattr(self.grid, name) for name in NAMES}
-        self.grid = replace(self.grid, by_heads=trades_heads(recipe, sizes, self._device.type))
+        """Lay the workers out as a stage says, and choose how its recurrent layers go on over the context."""
+        sizes = laid_out(recipe.parallel, self.count)
+        grid = Grid(**sizes, by_heads=trades_heads(recipe, sizes, self._device.type))
+        if grid.sizes != self.grid.sizes:
+            self._lay_out(grid)
+        self.grid = grid
 
     def prepare(self, model: HybridLM) -> None:
         """Cut a model's weights, which every worker has drawn or read alike, so that this worker holds its part."""
