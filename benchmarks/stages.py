@@ -70,7 +70,8 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--passages", type=int, default=24)
     options = parser.parse_args()
-    stages = sorted((p for p in options.run.iterdir() if (p / "run.toml").is_file()), key=lambda p: p.stat().st_ctime)
+    ended = {p.parent: p.stat().st_mtime for p in options.run.glob("*/metrics.jsonl")}
+    stages = sorted(ended, key=lambda folder: ended[folder])
     first = TrainingRun(stages[0])
     data = DataSettings.model_validate(first.config()["data"])
     corpus = again(data, stages[0] / "data")

@@ -146,7 +146,7 @@ blocks are small; a kind of layer that cannot be compiled is named.
 ## Data of any size
 
 `interlace data prepare` streams text, JSONL, Parquet, gzip, zstd, folders and globs that are larger than memory, with
-`--workers N`. The work is cut into pieces of 32 MiB: a preparation that was killed goes on with those that are left,
+`--workers N`. The work is cut into pieces of 8 MiB: a preparation that was killed goes on with those that are left,
 and the result is the same for any number of workers. Documents with the same text are kept once. Rows that cannot be
 used are counted, and kept in `aside.jsonl` with their file, line and fault.
 

@@ -39,7 +39,7 @@ from interlace.runs.progress import Progress, Watch, silent
 
 LOG = logging.getLogger("interlace")
 SHARD_TOKENS = 1 << 28
-PIECE_BYTES = 32 << 20  # of sources that are encoded together, by one worker
+PIECE_BYTES = 8 << 20  # of sources that are encoded together, by one worker
 SMALL_BYTES = 256 << 20  # of sources that are looked through before anything is written
 MERGED_TOKENS = 1 << 22  # that are copied at a time
 LEARNT_BYTES = 12 << 20  # of text that a new tokenizer is learnt from

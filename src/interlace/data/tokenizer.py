@@ -21,10 +21,12 @@ from interlace.base.text import clean
 from interlace.data.chat import ChatTemplate
 from interlace.data.decoding import Decoding
 from interlace.data.strangers import guarded, open_fast
+from interlace.data.word_cache import WordCache
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 TEMPLATE, PROCESSOR_TEMPLATE = "chat_template.jinja", "chat_template.json"
+MANY_CHARACTERS = 1 << 14  # for which the ids of words are kept
 CONFIGS, EOS_ID = ("config.json", "generation_config.json"), "eos_token_id"  # of the model, beside its tokenizer
 TOKENIZER_FILES = (
     TOKENIZER,
@@ -68,6 +70,7 @@ class Tokenizer:
         self.files = dict(files or {})
         self._as_read = (eos, chat_template, bos)
         self._own = (-1, 0)
+        self._words: tuple[int, WordCache | None] = (-1, None)
         self._says_end = True  # whether its own files name an end of text, or say that it has none
 
     def chat(self) -> ChatTemplate:
@@ -215,9 +218,22 @@ class Tokenizer:
         return ids if ids[: len(begin)] == begin else begin + ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Return the ids of many texts, on all cores, with nothing added."""
-        read = self.fast.encode_batch_fast
-        return guarded(lambda: [e.ids for e in read(texts, add_special_tokens=False)], "tokenizer: cannot read a text")
+        """Return the ids of many texts, with nothing added."""
+        return guarded(lambda: self._encoded(texts), "tokenizer: cannot read a text")
+
+    def _encoded(self, texts: list[str]) -> list[list[int]]:
+        words = self._words_of() if sum(map(len, texts)) >= MANY_CHARACTERS else None
+        found = [None] * len(texts) if words is None else [words.encode(text) for text in texts]
+        rest = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        others = iter(self.fast.encode_batch_fast(rest, add_special_tokens=False) if rest else ())
+        return [next(others).ids if ids is None else ids for ids in found]
+
+    def _words_of(self) -> WordCache | None:
+        """Return the ids of words, as long as the tokenizer has the tokens that it had."""
+        count = self.fast.get_vocab_size()
+        if self._words[0] != count:
+            self._words = (count, WordCache.of(self.fast))
+        return self._words[1]
 
     def encode_pieces(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """Return the ids of each piece of each text, cut where the text is cut.
