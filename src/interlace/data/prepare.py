@@ -153,7 +153,8 @@ def prepare(
         watch: told how far the work is.
         made_for: settings that the folder is made for, kept in the manifest.
         held: whether the caller holds the folder that `out` lies in.
-        workers: processes that encode at the same time; the result is the same for any number.
+        workers: processes that encode at the same time; the result is the same for any number. More than one are
+            spawned: a script needs `if __name__ == "__main__":`.
         drop_duplicates: whether of documents with the same text only the first is kept.
 
     Raises:
