@@ -201,7 +201,7 @@ def _ceilings(facts: Facts, here: torch.device) -> Iterator[Facts]:
     count, size = (1 << 20, 128) if facts["pretend"] else (1 << 31, 8192)
     source = torch.randn(count // 8, device=here).bfloat16().repeat(8)
     target = torch.empty_like(source)
-    t = timed(facts, [lambda: target.copy_(source)])
+    t = timed(facts, [lambda: target.copy_(source)])  # noqa: F821 - deleted after the last use
     rate = 2 * source.nbytes / t.seconds
     text = f"{rate / 1e12:.3f} TB/s, {2 * source.nbytes / 1e9:.1f} GB read and written"
     row = {"copy_bytes_per_second": rate}

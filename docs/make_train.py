@@ -239,8 +239,8 @@ interlace train mine.toml train.evaluations=20 --allow-changes train.evaluations
 ```
 
 Each worker draws or reads the whole model once, in its host's memory, before it keeps its part. A pack of whole
-documents that the workers of a context cannot divide is filled up with single tokens, whose loss does not count; experts
-count them in their load.
+documents that the workers of a context cannot divide is filled up with single tokens, whose loss does not count;
+experts count them in their load.
 
 ## Watching
 
