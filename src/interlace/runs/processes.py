@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-POLL_SECONDS = 0.5
+POLL_SECONDS, TELL_SECONDS = 0.05, 0.5
 PARENT = "INTERLACE_PARENT"
 
 
@@ -42,7 +43,7 @@ def die_with_parent() -> None:
 
     def watch() -> None:
         while os.getppid() == int(parent):
-            time.sleep(POLL_SECONDS)
+            time.sleep(TELL_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -57,11 +58,12 @@ def run_all(
     """Run what is pending, at most `jobs` at once, until nothing is.
 
     Args:
-        pending: the jobs that can be run now and have no result, asked again each time.
+        pending: the jobs that can be run now and have no result, asked again when one has ended.
         check: (a job that ended, its exit status); raises if it must not go on.
         tell: (names of the jobs that run), every half second.
     """
     running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
+    told = -math.inf
     try:
         while True:
             for job in pending():
@@ -69,8 +71,11 @@ def run_all(
                     running[job.name] = (job, start(job))
             if not running:
                 return
-            tell(list(running))
-            time.sleep(POLL_SECONDS)
+            while all(process.poll() is None for _, process in running.values()):
+                if time.monotonic() - told > TELL_SECONDS:
+                    told = time.monotonic()
+                    tell(list(running))
+                time.sleep(POLL_SECONDS)
             for name, (job, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[name]
