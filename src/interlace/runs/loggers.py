@@ -44,7 +44,8 @@ class Logger:
             if self._kind == "tensorboard":
                 self.log, self.end = _tensorboard(self._package, folder)
             else:
-                self.log, self.end = _like_wandb(self._package, name, config)
+                place = {"dir": str(folder)} if self._kind == "wandb" else {}  # trackio has a place of its own
+                self.log, self.end = _like_wandb(self._package, name, config, place)
         except Exception as error:
             raise Failure(f"--log {self._kind}: cannot begin: {first_line(error)}") from error
 
@@ -64,7 +65,9 @@ def _tensorboard(package: Any, folder: Path) -> tuple[Log, Callable[[], None]]:
     return log, writer.close
 
 
-def _like_wandb(package: Any, name: str, config: Mapping[str, Any]) -> tuple[Log, Callable[[], None]]:
-    """Return the functions of wandb, and of trackio, which has the same."""
-    package.init(project="interlace", name=name, config=dict(config))
+def _like_wandb(
+    package: Any, name: str, config: Mapping[str, Any], place: Mapping[str, str]
+) -> tuple[Log, Callable[[], None]]:
+    """Return the functions of wandb, and of trackio, which has the same. place: where its files go."""
+    package.init(project="interlace", name=name, config=dict(config), **place)
     return lambda row: package.log(numbers(row), step=row["step"]), package.finish
