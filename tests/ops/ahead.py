@@ -3,6 +3,9 @@
     python tests/ops/ahead.py 90            print what each kernel takes on compute capability 9.0, as JSON
     python tests/ops/ahead.py 80 100        the same of 8.0 and 10.0, for a choice of kernels
     python tests/ops/ahead.py --write       write budgets.json anew: all kernels, for all architectures
+    python tests/ops/ahead.py --seen        compile what the tests do; note in budgets.sha256 that it is within
+
+The tests compile nothing while operators, table and compiler are those that budgets.sha256 was written for.
 
 Run in a process of its own: TRITON_INTERPRET must not be set when the kernels are imported.
 """
@@ -10,8 +13,11 @@ Run in a process of its own: TRITON_INTERPRET must not be set when the kernels a
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
+import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -115,6 +121,8 @@ def _run(tool: str, *arguments: str) -> str:
 SEGMENTS = Segments.from_lengths([4200, 5])
 ARCHITECTURES = (90, 80, 100)
 BUDGETS = Path(__file__).parent / "budgets.json"
+SEEN = Path(__file__).parent / "budgets.sha256"
+MORE = 1.05  # instructions, and 8 registers: what another build of the same compiler may differ by
 
 
 def rule(name: str, heads: tuple[int, int, int, int], dtype: torch.dtype = torch.bfloat16) -> Callable[[], None]:
@@ -299,8 +307,45 @@ def reports(architecture: int, everything: bool) -> dict[str, Report]:
     return found
 
 
+def digest() -> str:
+    """Return a hash of all that the table depends on: operators, this script, the table, the compiler."""
+    operators = sorted(Path(gpu.__file__).parents[1].rglob("*.py"))
+    raw = [
+        importlib.metadata.version("triton").encode(),
+        *(p.read_bytes() for p in (*operators, Path(__file__), BUDGETS)),
+    ]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in raw)).hexdigest()
+
+
+def compiled(architecture: int) -> dict[str, list[int]]:
+    """Return what the kernels take that the tests compile, from a process of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, __file__, str(architecture)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return {name: list(row) for name, row in json.loads(done.stdout).items()}
+
+
+def worse(found: dict[str, list[int]]) -> list[tuple[str, list[int], list[int]]]:
+    """Return the kernels that take more than the table says: (name, what it takes, what the table says)."""
+    budgets = {n: row for n, row in json.loads(BUDGETS.read_text(encoding="utf-8")).items() if tested(n)}
+    assert set(found) == set(budgets), "python tests/ops/ahead.py --write makes the table anew"
+    beyond = []
+    for name, (registers, spilled, shared, instructions, matrix) in found.items():
+        allowed = budgets[name]
+        within = registers <= allowed[0] + 8 and spilled <= allowed[1] and shared <= allowed[2]
+        if not (within and instructions <= MORE * allowed[3] and bool(matrix) == bool(allowed[4])):
+            beyond.append((name, found[name], allowed))
+    return beyond
+
+
 def main(arguments: list[str]) -> None:
     """Print or write what the kernels take."""
+    if arguments == ["--seen"]:
+        found = {name: row for arch in ARCHITECTURES for name, row in compiled(arch).items()}
+        if beyond := worse(found):
+            raise SystemExit(f"beyond the table: {beyond}")
+        SEEN.write_text(f"{digest()}\n", encoding="utf-8")
+        return
     delta_kernels.FEW = 1 << 30  # what goes through stretches of a sequence at once is compiled too
     everything = arguments == ["--write"]
     wanted = ARCHITECTURES if everything else [int(a) for a in arguments]
@@ -308,6 +353,7 @@ def main(arguments: list[str]) -> None:
     if not everything:
         print(json.dumps(found))
         return
+    SEEN.unlink(missing_ok=True)
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in found.items())
     BUDGETS.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
