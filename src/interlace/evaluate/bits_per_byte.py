@@ -72,7 +72,8 @@ class HeldOut:
             size_bytes += int(lengths[scored].sum()) - lead
             count += int(scored.sum())
         model.train(training)
-        sums = torch.tensor([nats, size_bytes, count], dtype=torch.float64, device=model.device)
+        here = model.device if workers.count > 1 else "cpu"  # some devices have no float64
+        sums = torch.tensor([nats, size_bytes, count], dtype=torch.float64, device=here)
         nats, size_bytes, count = workers.total(sums).tolist()
         return {
             "held_out_bits_per_byte": nats / math.log(2) / max(1, size_bytes),

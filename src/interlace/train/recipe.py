@@ -396,7 +396,7 @@ def known_keys(recipe: Recipe) -> set[str]:
         see(stage.train, "train.")
         see(stage.data, "data.")
         found.update(_dotted(stage.to_dict()))
-    return found | {"model", "data", "train"}
+    return found
 
 
 def _dotted(config: dict[str, Any], before: str = "") -> Iterator[str]:
