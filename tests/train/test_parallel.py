@@ -17,8 +17,8 @@ MOST = {
     "loss": 1e-5,
     "gradients": 1e-5,
     "weights": 1e-5,
-    "each of weights": 2e-5,
-    "norm": 5e-5,
+    "each of weights": 1e-5,
+    "norm": 3e-5,
     "each of gradients": 5e-5,
 }
 
