@@ -24,8 +24,9 @@ from interlace.base.errors import CheckpointError, DataError
 from interlace.base.files import PARTIAL, disk_errors, read_json, sync, user_path, write_file
 from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.checkpoint.folder import INDEX, alongside, read_entries, resolve
-from interlace.checkpoint.load import check_sizes, describe, match, published_shape, row_count
+from interlace.checkpoint.load import check_sizes, describe, match
 from interlace.checkpoint.quantised import refuse_quantised
+from interlace.checkpoint.rows import published_shape, row_count
 from interlace.checkpoint.save import SHARD_BYTES, document, in_shards, index_of
 from interlace.checkpoint.tensors import WEIGHTS, Entry, Planned, read_header, read_into, write_planned
 from interlace.layers.projection import Projections

@@ -45,6 +45,9 @@ class Family:
         kept_keys: keys of config.json that belong to them.
         ignored: pattern of tensors that belong to another model in the same file (a vision tower).
         also: other `model_type`s that hold such a model.
+        renames: (pattern, replacement) of released names that `transformers` gives otherwise to its modules.
+        experts: path of a layer's experts inside `transformers`, with {} for the layer; "" where ours are stored so.
+        peft_fuses: pattern of the modules that `peft` takes for experts of this family, wherever they stand.
         text: the part of config.json that describes the text model; all of it unless the family says otherwise.
     """
 
@@ -59,7 +62,16 @@ class Family:
     kept_keys: tuple[str, ...] = ()
     ignored: str | None = None
     also: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    experts: str = ""
+    peft_fuses: str | None = None
     text: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=lambda config: config)
+
+    def inside(self, name: str) -> str:
+        """Return the name that a released tensor has inside `transformers`."""
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
 
     def keeps(self, name: str) -> bool:
         """Return whether a tensor is not used and is carried along."""

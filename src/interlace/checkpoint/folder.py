@@ -24,7 +24,7 @@ OTHER_FORMATS = {
 }
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 GENERATION = "generation_config.json"
-ADAPTER = "adapter_config.json"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BESIDE = (GENERATION, *TOKENIZER_FILES)  # what lies beside config and weights: loaded, saved and converted alike
 WEIGHTS = (SINGLE, INDEX, "model-*-of-*.safetensors", "model.safetensors-*-of-*.safetensors")
 SHARD = re.compile(r"(?P<name>model(\.safetensors)?)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.safetensors")
@@ -34,6 +34,8 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def resolve(source: str | Path, weights: bool = True) -> Path:
     """Return the checkpoint folder that a path or hub id means: itself, or the newest whole checkpoint of a run folder.
 
+    A folder with a LoRA adapter is one too.
+
     Args:
         weights: whether they are fetched too, where `source` is a hub id.
 
@@ -42,10 +44,10 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
     """
     path = user_path(source, CheckpointError)
     if path.is_dir():
-        if os.path.lexists(path / CONFIG):
+        if os.path.lexists(path / CONFIG) or is_adapter(path):
             return path
         if steps := step_folders(path):
-            complete = [p for p in steps if any(next(p.glob(name), None) for name in WEIGHTS)]
+            complete = [p for p in steps if any(next(p.glob(name), None) for name in (*WEIGHTS, ADAPTER_WEIGHTS))]
             if not complete:
                 raise CheckpointError(
                     f"{path}: several workers wrote its checkpoints, to go on with; a model is written at the run's end"
@@ -74,6 +76,11 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
     if beside or not HUB_ID.fullmatch(str(source)):
         raise CheckpointError(f"{path}: no such folder")
     return _fetch(str(source), weights)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds a LoRA adapter and no model."""
+    return os.path.lexists(folder / ADAPTER) and not os.path.lexists(folder / CONFIG)
 
 
 def _fetch(hub_id: str, weights: bool) -> Path:

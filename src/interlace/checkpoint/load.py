@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from interlace.base.errors import CheckpointError, InterlaceError, nearest
+from interlace.checkpoint.adapter import base_of, known_base, merge_stored
 from interlace.checkpoint.families.registry import FAMILIES
 from interlace.checkpoint.family import Family, Slot, Slots
-from interlace.checkpoint.folder import GENERATION, alongside, read_config, read_entries, resolve
+from interlace.checkpoint.fingerprint import fingerprint
+from interlace.checkpoint.folder import GENERATION, alongside, is_adapter, read_config, read_entries, resolve
 from interlace.checkpoint.names import unknown_name
 from interlace.checkpoint.quantised import refuse_quantised
+from interlace.checkpoint.rows import published_shape, row_count, rows_of
 from interlace.checkpoint.special import generation_config, special_tokens
 from interlace.checkpoint.tensors import WEIGHTS, Entry, read_into, same_values
 from interlace.data.tokenizer import TOKENIZER, Tokenizer
@@ -44,6 +46,8 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
     device = resolve_device(device)
     check_dtype(dtype)
     folder = resolve(source)
+    if is_adapter(folder):
+        return load_merged(base_of(folder), folder, dtype, device)
     family, config, raw = describe(folder)
     files = alongside(folder)
     tokenizer = (
@@ -78,6 +82,30 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
         generation_config(folder),
     )
     return model.eval()
+
+
+def load_merged(base: str | Path, adapter: Path, dtype: torch.dtype | None = None, device: Any = None) -> HybridLM:
+    """Return the model in `base` with the weights that an adapter adds to it, and the adapter's tokenizer.
+
+    Raises:
+        CheckpointError: one of the two is damaged, or the adapter was trained beside another model.
+    """
+    folder = resolve(base)
+    known = known_base(adapter)
+    if known and known != fingerprint(folder):
+        raise CheckpointError(
+            f"{adapter}: was trained beside another checkpoint than {folder} (its hash differs); name that one: "
+            f"interlace merge CHECKPOINT {adapter}"
+        )
+    model = load(folder, dtype, device)
+    assert model.source is not None
+    family = next(f for f in FAMILIES if f.model_type == model.source.model_type)
+    merge_stored(model, family, adapter)
+    files = alongside(adapter)
+    if TOKENIZER in files:
+        model.tokenizer = Tokenizer.from_files({n: p for n, p in files.items() if n != GENERATION})
+        check_vocabulary(adapter, model.tokenizer, model.config)
+    return model
 
 
 def check_vocabulary(folder: Path, tokenizer: Tokenizer | None, config: ModelConfig) -> None:
@@ -126,15 +154,13 @@ def _read_kept(entry: Entry, name: str, dtype: torch.dtype | None) -> Tensor:
     return target
 
 
-def rows_of(parameter: Tensor, slot: Slot) -> Tensor:
-    """Return the part of a parameter that a slot means, as [rows, last axis] unless it is all of it."""
-    if slot.rows is None:
-        return parameter
-    return (parameter.flatten(0, -2) if parameter.ndim > 1 else parameter)[slice(*slot.rows)]
-
-
 def describe(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
-    """Return the family of a folder, our config of it and the part of config.json that it is, without its weights."""
+    """Return the family of a folder, our config of it and the part of config.json that it is, without its weights.
+
+    Of an adapter: those of the model that it stands beside.
+    """
+    if is_adapter(folder):
+        return describe(resolve(base_of(folder), weights=False))
     raw = read_config(folder)
     families = {kind: f for f in FAMILIES for kind in (f.model_type, *f.also)}
     kind = raw.get("model_type")
@@ -224,18 +250,3 @@ def match(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> 
             fault = f"tensor '{name}' is missing" if rows < wanted else f"'{parameter}' is given twice"
             raise CheckpointError(f"{next(iter(entries.values())).path.parent}: {fault}")
     return plan
-
-
-def row_count(slot: Slot, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Return how many rows of its parameter a slot means."""
-    first, *rest = shapes[slot.name]
-    return math.prod((first, *rest[:-1])) if slot.rows is None else slot.rows[1] - slot.rows[0]
-
-
-def published_shape(slots: tuple[Slot, ...], shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Return the shape under which the tensor of these slots is stored."""
-    if len(slots) == 1 and slots[0].shape is not None:
-        return slots[0].shape
-    if len(slots) == 1 and slots[0].rows is None:
-        return shapes[slots[0].name]
-    return (sum(row_count(slot, shapes) for slot in slots), *shapes[slots[0].name][1:][-1:])

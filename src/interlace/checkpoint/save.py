@@ -16,7 +16,7 @@ from interlace.base.files import new_folder, user_path
 from interlace.checkpoint.families.registry import FAMILIES
 from interlace.checkpoint.family import Family
 from interlace.checkpoint.folder import BESIDE, GENERATION, INDEX, SINGLE, WEIGHTS
-from interlace.checkpoint.load import published_shape, rows_of
+from interlace.checkpoint.rows import published_shape, rows_of
 from interlace.checkpoint.tensors import Planned, planned, write_planned
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM, Source
@@ -97,6 +97,11 @@ def index_of(shards: Mapping[str, Sequence[Planned]]) -> dict[str, Any]:
     where = {p.name: name for name, shard in shards.items() for p in shard}
     total = sum(p.nbytes for shard in shards.values() for p in shard)
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+
+
+def family_of_model(model: HybridLM) -> Family:
+    """Return the family that saves a model."""
+    return family_of(model.config, None if model.source is None else model.source.model_type)[0]
 
 
 def family_of(config: ModelConfig, preferred: str | None = None) -> tuple[Family, dict[str, object]]:

@@ -32,6 +32,7 @@ VERBS = {
     "report": "Compare any runs of training on one page: their curves against tokens, and a table.",
     "replay": "Take one step of a run again, by itself, and name the first layer with a bad value.",
     "average": "Write the mean of the weights of several checkpoints of one model.",
+    "merge": "Write a model with the weights that a LoRA adapter adds to it.",
     "recipes": "List the recipes that come with interlace, or copy one to start from.",
     "completion": "Print what completes verbs and options in a shell.",
 }

@@ -169,6 +169,7 @@ def _print_estimate(document: dict[str, Any], title: str) -> None:
     rows = [
         ["parameters", f"{document['parameters']:,}"],
         ["without embeddings", f"{document['non_embedding_parameters']:,}"],
+        ["that are trained", f"{document['trained_parameters']:,}"],
         ["steps", f"{document['steps']:,}"],
         ["tokens", f"{document['tokens']:,}"],
         ["training FLOPs per token", count(document["training_flops_per_token"])],

@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 
 from interlace.base.errors import BackendUnavailable
 from interlace.layers.base import MixerConfig, Stream
+from interlace.layers.low_rank import with_adapter
 from interlace.layers.norm import GatedRMSNorm, NormStyle
 from interlace.layers.parts import Division, check_divides, columns, rows
 from interlace.layers.projection import Projections
@@ -175,8 +176,8 @@ class GatedDelta(Projections):
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """Return what each token keeps and writes, [total, G] each, of the layer's input [total, D]."""
-        decay = nn.functional.linear(x, self.decay.weight.to(x.dtype)).to(self.dt_bias.dtype)
-        beta = nn.functional.linear(x, self.beta.weight.to(x.dtype)).sigmoid()
+        decay = nn.functional.linear(x, with_adapter(self.decay).to(x.dtype)).to(self.dt_bias.dtype)
+        beta = nn.functional.linear(x, with_adapter(self.beta).to(x.dtype)).sigmoid()
         doubled = 2 if self.config.negative_eigenvalues else 1
         return {"decay": (-self.A_log.exp() * softplus(decay + self.dt_bias)).exp(), "beta": beta * doubled}
 

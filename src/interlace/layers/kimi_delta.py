@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from interlace.layers.base import MixerConfig, Stream
+from interlace.layers.low_rank import with_adapter
 from interlace.layers.norm import GatedRMSNorm, NormStyle
 from interlace.layers.parts import Division, check_divides, columns, rows
 from interlace.layers.projection import Projections
@@ -147,10 +148,10 @@ class KimiDelta(Projections):
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """Return what each token keeps [total, H K] and writes [total, H], of the layer's input [total, D]."""
         c, dtype = self.config, self.dt_bias.dtype
-        down = nn.functional.linear(x, self.decay_down.weight.to(x.dtype))
-        decay = nn.functional.linear(down, self.decay_up.weight.to(x.dtype)).to(dtype)
+        down = nn.functional.linear(x, with_adapter(self.decay_down).to(x.dtype))
+        decay = nn.functional.linear(down, with_adapter(self.decay_up).to(x.dtype)).to(dtype)
         rate = self.A_log.exp().repeat_interleave(c.key_dim)
-        beta = nn.functional.linear(x, self.beta.weight.to(x.dtype)).sigmoid()
+        beta = nn.functional.linear(x, with_adapter(self.beta).to(x.dtype)).sigmoid()
         decay = (-rate * nn.functional.softplus(decay + self.dt_bias)).exp()
         return {"decay": decay, "beta": beta * (2 if c.negative_eigenvalues else 1)}
 

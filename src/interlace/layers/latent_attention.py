@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from interlace.layers.base import MixerConfig, Stream
+from interlace.layers.low_rank import with_adapter
 from interlace.layers.norm import NormStyle, RMSNorm
 from interlace.layers.parts import Division, Parts, check_divides, check_no_bias, columns, rows
 from interlace.layers.projection import Projections
@@ -98,6 +99,8 @@ class LatentAttention(Projections):
     Source: DeepSeek-V2, arXiv 2405.04434, section 2.1; without RoPE as in Kimi Linear, arXiv 2510.26692.
     """
 
+    READ_WHOLE = ("expand",)
+
     def __init__(self, width: int, config: LatentAttentionConfig):
         """width: the width of the model."""
         super().__init__()
@@ -152,7 +155,7 @@ class LatentAttention(Projections):
         c = self.config
         latent, shared = kept.split((c.latent, c.shared_dim), dim=-1)
         rows = c.key_dim + c.value_dim
-        weight = self.expand.weight[heads.start * rows : heads.stop * rows]
+        weight = with_adapter(self.expand)[heads.start * rows : heads.stop * rows]
         both = nn.functional.linear(latent, weight.to(latent.dtype))
         key, value = both.unflatten(-1, (len(heads), -1)).split((c.key_dim, c.value_dim), dim=-1)
         return torch.cat((key, shared.unsqueeze(1).expand(-1, len(heads), -1)), dim=-1), value
@@ -180,7 +183,7 @@ class LatentAttention(Projections):
         All have seen equally much, or how much is known on the device.
         """
         c = self.config
-        weight = self.expand.weight.to(query.dtype).unflatten(0, (c.heads, -1))
+        weight = with_adapter(self.expand).to(query.dtype).unflatten(0, (c.heads, -1))
         to_keys, to_values = weight.split((c.key_dim, c.value_dim), dim=1)
         own, shared = query.split((c.key_dim, c.shared_dim), dim=-1)
         taken = torch.bmm(own.transpose(0, 1), to_keys).transpose(0, 1)  # [N, heads, latent]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from interlace.base.segments import Segments
 from interlace.layers.base import MixerConfig, Stream
+from interlace.layers.low_rank import with_adapter
 from interlace.layers.norm import NormStyle
 from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections, without_autocast
@@ -73,6 +74,7 @@ class LSTM(Projections):
     """
 
     GROUPS = (("output",),)
+    READ_WHOLE = ("input", "recurrent")
 
     def __init__(self, width: int, config: LSTMConfig):
         """width: the width of the model."""
@@ -100,7 +102,12 @@ class LSTM(Projections):
         wide = torch.promote_types(x.dtype, torch.float32)
         before = self.initial_state(segments.count, x) if state is None else state
         sizes, order, back, rows, at = placed_order(segments, x.device)
-        weights = [self.input.weight, self.recurrent.weight, self.input.bias, torch.zeros_like(self.input.bias)]
+        weights = [
+            with_adapter(self.input),
+            with_adapter(self.recurrent),
+            self.input.bias,
+            torch.zeros_like(self.input.bias),
+        ]
         with without_autocast(x):
             out, hidden, cell = torch.lstm(
                 x.to(wide)[order],

@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from interlace.layers.base import MixerConfig, Stream
+from interlace.layers.low_rank import with_adapter
 from interlace.layers.norm import GroupedGatedRMSNorm, NormStyle
 from interlace.layers.parts import Division, Parts, check_divides, check_no_bias, columns, rows
 from interlace.layers.projection import Projections
@@ -154,7 +155,7 @@ class Mamba2(Projections):
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """Return what each token keeps and its step, [total, G] each, of the layer's input [total, D]."""
         c = self.config
-        weight = self.input.weight[-c.heads :].to(x.dtype)
+        weight = with_adapter(self.input)[-c.heads :].to(x.dtype)
         bias = None if self.input.bias is None else self.input.bias[-c.heads :].to(x.dtype)
         dt = nn.functional.linear(x, weight, bias).to(self.dt_bias.dtype)
         step = nn.functional.softplus(dt + self.dt_bias).clamp(c.min_step, c.max_step)

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from interlace.layers.base import FeedForwardConfig
+from interlace.layers.low_rank import with_adapter
 from interlace.layers.mlp import MLP, Activation, MLPConfig
 from interlace.layers.norm import NormStyle
 from interlace.layers.parts import Cut, Division, Parts, check_divides, check_no_bias
@@ -154,6 +155,7 @@ class MoE(Projections):
     """
 
     FLOAT32 = ("correction",)
+    READ_WHOLE = ("router",)
     MATRICES = ("first", "second")  # as nn.Linear's weights: drawn with init_std, decayed
 
     def __init__(self, width: int, config: MoEConfig):
@@ -188,7 +190,7 @@ class MoE(Projections):
         wide = torch.promote_types(x.dtype, torch.float32)
         dtype = wide if c.wide_router else compute_dtype(x)
         with without_autocast(x):
-            logits = nn.functional.linear(x.to(dtype), self.router.weight.to(dtype)).to(wide)
+            logits = nn.functional.linear(x.to(dtype), with_adapter(self.router).to(dtype)).to(wide)
         scores = logits.softmax(-1) if c.scores == "softmax" else logits.sigmoid()
         ranking = scores if self.correction is None else scores + self.correction
         if c.groups > 1:
@@ -215,7 +217,8 @@ class MoE(Projections):
             load = Load(counts, shares.mean(0))
         x = x.to(compute_dtype(x))
         inner = x if c.latent is None else self.project("compress", x)
-        out = experts(inner, chosen, weights, self.first, self.second, activation=c.activation)
+        first, second = with_adapter(self, "first"), with_adapter(self, "second")
+        out = experts(inner, chosen, weights, first, second, activation=c.activation)
         out = out if c.latent is None else self.project("expand", out)
         if c.shared_width:
             shared, _ = self.shared(x)

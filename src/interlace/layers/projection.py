@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from interlace.base.errors import ConfigError
+from interlace.layers.low_rank import adapter_of, added_by_adapters
 from interlace.layers.parts import Parts
 from interlace.ops.linear.dispatch import linear
 
@@ -71,11 +72,13 @@ class Projections(nn.Module):
     Attributes:
         GROUPS: names of the linear layers that read the same input.
         FLOAT32: parameters that stay in float32 at least, whatever the model is cast to.
+        READ_WHOLE: names of other linear layers, whose weights are read through `with_adapter`.
         packed: by group, once `pack` was called.
     """
 
     GROUPS: tuple[tuple[str, ...], ...] = ()
     FLOAT32: ClassVar[tuple[str, ...]] = ()
+    READ_WHOLE: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         """Begin with nothing packed."""
@@ -111,10 +114,13 @@ class Projections(nn.Module):
         weights = [layer.weight.to(dtype) for layer in layers]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         bias = _side_by_side([layer.bias for layer in layers], weights)
+        x = x.to(dtype)
         if bias is not None:
-            out = torch.nn.functional.linear(x.to(dtype), weight, bias.to(dtype))
-            return out if residual is None else residual + out
-        return linear(x.to(dtype), weight, residual)
+            out = torch.nn.functional.linear(x, weight, bias.to(dtype))
+            out = out if residual is None else residual + out
+        else:
+            out = linear(x, weight, residual)
+        return added_by_adapters(layers, x, out)
 
     def pack(self, int8: bool = False) -> None:
         """Pack the weights for decoding; with int8 the layers' own weights are dropped."""
@@ -123,6 +129,10 @@ class Projections(nn.Module):
 
     def _pack_group(self, group: str, int8: bool) -> None:
         layers = self._layers(group)
+        if any(adapter_of(layer) is not None for layer in layers):
+            raise ConfigError(
+                "model: has LoRA adapters; merge them with `merge_adapters` before it is packed to decode"
+            )
         given_up = [layer.weight.shape[0] == 0 for layer in layers]
         if any(given_up):
             name = self._names(group)[given_up.index(True)]

@@ -13,6 +13,7 @@ from interlace.base.errors import ConfigError, ShapeError
 from interlace.base.segments import Segments
 from interlace.layers.base import Stream
 from interlace.layers.block import Block
+from interlace.layers.low_rank import with_adapter
 from interlace.layers.projection import Packed, Projections, compute_dtype
 from interlace.model.config import ModelConfig
 from interlace.model.device import check_dtype, resolve_device
@@ -70,6 +71,8 @@ class HybridLM(nn.Module):
         kinds: the width and the layers' configs, by which a state of another model is known.
         tokenizer: the tokenizer that came with it, or None.
         source: the checkpoint that it was loaded from, or None.
+        base: of a model with adapters, the folder or hub id of the checkpoint that its other weights are; else "".
+        base_hash: the fingerprint of that checkpoint.
         through: how a pass that trains, and starts from no state, runs each block; None to call it. Such a pass keeps
             no state: the one it returns is used up.
     """
@@ -88,6 +91,7 @@ class HybridLM(nn.Module):
         self.config = config
         self.tokenizer: Any = None
         self.source: Source | None = None
+        self.base = self.base_hash = ""
         self.through: Through | None = None
         self.packed_head: Packed | None = None
         self._packed_from: tuple[int, int] = (0, 0)
@@ -169,7 +173,7 @@ class HybridLM(nn.Module):
         if self.packed_head is not None and not torch.is_grad_enabled():
             self._check_packed_head()
             return self.packed_head(hidden)
-        return linear(hidden, self.head.weight)
+        return linear(hidden, with_adapter(self.head))
 
     @property
     def rounded(self) -> bool:

@@ -14,8 +14,12 @@ from interlace.base.files import new_folder, sha256
 
 FOLDER, SUMS = "checkpoints", "checksums.json"
 KEPT = 2  # checkpoints
-NEEDED = {"config.json", "training.json"}
-WEIGHTS = (r"model.*\.safetensors", r"optimizer\.safetensors"), (r"state/.+\.safetensors",)  # of one worker; of several
+NEEDED = "training.json"
+KINDS = (  # of a checkpoint, by the files that it has: of one worker, of adapters alone, of several workers
+    (r"config\.json", r"model.*\.safetensors", r"optimizer\.safetensors"),
+    (r"adapter_config\.json", r"adapter_model\.safetensors", r"optimizer\.safetensors"),
+    (r"config\.json", r"state/.+\.safetensors"),
+)
 
 _checked: dict[Path, tuple[object, bool]] = {}  # what was found, until a file changes: hashing reads every byte
 
@@ -56,15 +60,15 @@ def is_whole(checkpoint: Path) -> bool:
 def _matches(checkpoint: Path) -> bool:
     try:
         sums = json.loads((checkpoint / SUMS).read_text(encoding="utf-8"))
-        if not isinstance(sums, dict) or not sums.keys() >= NEEDED:
+        if not isinstance(sums, dict) or NEEDED not in sums:
             return False
-        if not any(all(any(re.fullmatch(k, name) for name in sums) for k in kinds) for kinds in WEIGHTS):
+        if not any(all(any(re.fullmatch(k, name) for name in sums) for k in kinds) for kinds in KINDS):
             return False
         if sums.keys() | {SUMS} != {p.relative_to(checkpoint).as_posix() for p in checkpoint.rglob("*") if p.is_file()}:
             return False
         if any(Path(name).is_absolute() or ".." in Path(name).parts for name in sums):
             return False
-        if json.loads((checkpoint / "training.json").read_text(encoding="utf-8"))["step"] != step_of(checkpoint):
+        if json.loads((checkpoint / NEEDED).read_text(encoding="utf-8"))["step"] != step_of(checkpoint):
             return False
         return _hashes(checkpoint, list(sums)) == sums
     except (OSError, ValueError, RecursionError, TypeError, KeyError):

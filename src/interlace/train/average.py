@@ -8,19 +8,21 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from interlace.layers.low_rank import kept_parameters
+
 
 class Average:
     """The average of each weight over the last steps, a later one counting more.
 
     Attributes:
         keep: how much of itself it keeps at a step; less in the first ones, so that the start is soon forgotten.
-        tensors: the averages, by parameter.
+        tensors: the averages, by parameter; of a model with adapters, of the adapters alone.
     """
 
     def __init__(self, model: nn.Module, keep: float, local: Callable[[Tensor], Tensor] = lambda x: x):
         """Begin with the weights as they are. local: returns what lies here of a parameter."""
         self.keep = keep
-        self._weights = {name: local(p.detach()) for name, p in model.named_parameters()}
+        self._weights = {name: local(p.detach()) for name, p in kept_parameters(model).items()}
         self.tensors = {name: p.clone() for name, p in self._weights.items()}
 
     @torch.no_grad()

@@ -18,13 +18,14 @@ from interlace.model.model import Through
 RECOMPILES = 64  # of one function: kinds of block, equal and ragged sequences, a first size and any size
 
 
-def through(compile: bool, recompute: str, backend: str = "inductor") -> Through | None:
+def through(compile: bool, recompute: str, backend: str = "inductor", draws: bool = False) -> Through | None:
     """Return how a model's blocks are run; None to call them.
 
     Args:
         compile: whether torch.compile makes one graph of each kind of block.
         recompute: "none", or "block": a block keeps its input alone, and is run again in the backward pass.
         backend: of torch.compile.
+        draws: whether layers draw random numbers (the dropout of adapters), which a second run must draw again.
 
     Raises, when the result is called:
         ConfigError: a block cannot be compiled here.
@@ -42,7 +43,7 @@ def through(compile: bool, recompute: str, backend: str = "inductor") -> Through
                 x.detach(), stream, None
             )  # backends are loaded, and kernels checked on a GPU, where nothing is traced
             warm.add(id(block))
-        return _again(run, block, x, stream) if again else run(block, x, stream)
+        return _again(run, block, x, stream, draws) if again else run(block, x, stream)
 
     return one
 
@@ -52,10 +53,8 @@ def _plain(block: Block, x: Tensor, stream: Stream) -> tuple[Tensor, Load | None
     return x, load
 
 
-def _again(run: Through, block: Block, x: Tensor, stream: Stream) -> tuple[Tensor, Load | None]:
-    found: tuple[Tensor, Load | None] = checkpoint(
-        run, block, x, stream, use_reentrant=False, preserve_rng_state=False
-    )  # no layer draws random numbers
+def _again(run: Through, block: Block, x: Tensor, stream: Stream, draws: bool) -> tuple[Tensor, Load | None]:
+    found: tuple[Tensor, Load | None] = checkpoint(run, block, x, stream, use_reentrant=False, preserve_rng_state=draws)
     return found
 
 

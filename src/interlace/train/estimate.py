@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from interlace.model.config import ModelConfig
-from interlace.model.model import HybridLM
 from interlace.model.precision import choose_precision, matmul_flops_per_second
 from interlace.model.sizes import sizes
 from interlace.train.corpus import steps_of
 from interlace.train.memory import footprint
 from interlace.train.optimizer import routes
-from interlace.train.recipe import Recipe
+from interlace.train.recipe import Recipe, TrainSettings
+from interlace.train.trained import by_table, laid_out_model
 
 UTILISATION = 0.35  # share of the matrix-product rate that training reached here, CPU (docs/LOG.md)
 
@@ -40,21 +41,18 @@ class Routed:
     decays: bool
 
 
-def routed(config: ModelConfig, optimizer: str) -> tuple[Routed, ...]:
+def routed(config: ModelConfig, settings: TrainSettings) -> tuple[Routed, ...]:
     """Return which optimizer moves which parameters, layers of a kind together."""
-    model = HybridLM(config, device="meta")
+    model = laid_out_model(config, settings)
     found: dict[tuple[Any, ...], int] = {}
-    for name, route in routes(model, optimizer).items():
+    for name, route in routes(model, settings.optimizer).items():
         p = model.get_parameter(name)
-        words = name.split(".")
-        if words[0] == "blocks":
-            index = int(words[1])
-            mlp = words[2].startswith("mlp") and config.mlp_name(index)
-            name = ".".join([mlp or config.kinds[index], *words[2 + (words[2] in ("mixer", "mlp")) :]])
+        name = by_table(config, name)
         parts = 1 if route.parts is None else len(route.parts.sizes)
         matrices = parts * p.shape[:-2].numel() if route.optimizer == "muon" else 0
         key = (name, tuple(p.shape), route.optimizer, matrices, route.decays)
-        found[key] = found.get(key, 0) + 1
+        if settings.lora is None or route.optimizer != "none":  # frozen weights beside adapters are all the rest
+            found[key] = found.get(key, 0) + 1
     return tuple(Routed(k[0], k[1], count, *k[2:]) for k, count in found.items())
 
 
@@ -67,7 +65,8 @@ class TrainingEstimate:
         activation_bytes: what the blocks keep for the backward pass of one batch.
         peak_memory_bytes: the most that a step takes at once, with the recipe's train.recompute.
         peak_memory_bytes_with_recompute: the same with train.recompute = "block".
-        optimizers: which optimizer moves which parameters.
+        optimizers: which optimizer moves which parameters; of a run with adapters, the adapters alone.
+        trained_parameters: those that an optimizer moves.
     """
 
     parameters: int
@@ -85,6 +84,7 @@ class TrainingEstimate:
     utilisation: float
     seconds: float
     optimizers: tuple[Routed, ...] = ()
+    trained_parameters: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -109,8 +109,8 @@ def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
     steps = steps_of(recipe)
     tokens = steps * data.rows * length
     flops = model.training_flops_per_token[length] * tokens
-    parts = footprint(recipe.model, length, place, precision)
-    step = parts.of(recipe)
+    parts = footprint(recipe.model, length, place, precision, recipe.train)
+    step, moved = parts.of(recipe), routed(recipe.model, recipe.train)
     return TrainingEstimate(
         parameters=model.total,
         non_embedding_parameters=model.non_embedding,
@@ -126,5 +126,6 @@ def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
         matmul_flops_per_second=rate,
         utilisation=UTILISATION,
         seconds=flops / (rate * UTILISATION),
-        optimizers=routed(recipe.model, recipe.train.optimizer),
+        optimizers=moved,
+        trained_parameters=sum(math.prod(r.shape) * r.count for r in moved if r.optimizer != "none"),
     )

@@ -50,7 +50,7 @@ class Gauge:
             return Gauge(place, flops, rate, None, 0, workers)
         parts: Footprint | None = None
         with suppress(torch.OutOfMemoryError):  # the run itself will say so
-            parts = footprint(recipe.model, length, place, precision)
+            parts = footprint(recipe.model, length, place, precision, recipe.train)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(place)
         predicted = parts.of(recipe).peak if parts is not None and workers == 1 else 0

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from interlace.base.errors import ConfigError, Diverged
-from interlace.base.files import disk_errors
+from interlace.base.files import disk_errors, user_path
 from interlace.checkpoint.fingerprint import fingerprint
+from interlace.checkpoint.folder import resolve
 from interlace.checkpoint.load import load
 from interlace.checkpoint.tensors import write
 from interlace.data.batches import Batch
@@ -32,6 +33,7 @@ from interlace.train.recipe import FIXED, Recipe, filled, moved
 from interlace.train.saved import with_weights
 from interlace.train.schedule import horizon_steps
 from interlace.train.steps import take_steps
+from interlace.train.trained import set_trained
 from interlace.train.trainer import StepResult, Trainer
 from interlace.train.workers import Alone
 
@@ -46,37 +48,21 @@ def due(step: int, steps: int, times: int) -> bool:
     return step * times // steps > (step - 1) * times // steps
 
 
-def build_model(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
+def build_model(recipe: Recipe, corpus: Corpus, device: str, precision: str = "float32") -> HybridLM:
     """Fresh weights from the recipe's seed, or those of the checkpoint it starts from, with the corpus' tokenizer.
+
+    precision: of the training. Weights that stay as they are, beside adapters, are stored in it; others in float32.
 
     Raises:
         ConfigError: the checkpoint's config or tokenizer is not the recipe's.
     """
-    model = _started(recipe, corpus, device) if recipe.train.start else _fresh(recipe, corpus, device)
-    freeze(model, recipe.train.freeze)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise ConfigError("train.freeze: leaves nothing to train; name fewer parts")
+    model = _started(recipe, corpus, device, precision) if recipe.train.start else _fresh(recipe, corpus, device)
+    set_trained(model, recipe.train)
+    if recipe.train.lora is not None:
+        folder = resolve(recipe.train.start)
+        local = user_path(recipe.train.start).exists()
+        model.base, model.base_hash = str(folder.resolve()) if local else recipe.train.start, fingerprint(folder)
     return model
-
-
-def freeze(model: HybridLM, names: Collection[str]) -> None:
-    """Let no gradient move some parts of a model, as `TrainSettings.freeze` names them."""
-    for name, p in model.named_parameters():
-        part = part_of(model, name)
-        if part in names:
-            p.requires_grad_(False)
-
-
-def part_of(model: HybridLM, parameter: str) -> str:
-    """Return the part that a parameter belongs to: "embedding", "head", "norms", or the table of its layer."""
-    words = parameter.split(".")
-    if words[0] != "blocks":
-        return words[0] if words[0] in ("embedding", "head") else "norms"
-    if words[2] not in ("mixer", "mlp"):
-        return "norms"
-    index = int(words[1])
-    after = model.config.mlp_name(index) if words[2] == "mlp" else None
-    return after or model.config.kinds[index]
 
 
 def _fresh(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
@@ -89,9 +75,10 @@ def _fresh(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
     return model.to(resolve_device(device))
 
 
-def _started(recipe: Recipe, corpus: Corpus, device: str) -> HybridLM:
+def _started(recipe: Recipe, corpus: Corpus, device: str, precision: str) -> HybridLM:
     start = recipe.train.start
-    model = load(start, dtype=torch.float32, device=device)
+    dtype = torch.float32 if recipe.train.lora is None else getattr(torch, precision)
+    model = load(start, dtype=dtype, device=device)
     if wrong := moved(model.config, recipe.model):
         raise ConfigError(
             f"model: is not what {start} holds ({', '.join(wrong)}); leave [model] out where train.start is given"
@@ -140,7 +127,7 @@ def train(
 
         def predict() -> Footprint:
             known = None if gauge is None else gauge.footprint
-            return known or footprint(recipe.model, recipe.data.length, torch.device("meta"))
+            return known or footprint(recipe.model, recipe.data.length, torch.device("meta"), settings=recipe.train)
 
         with explained(recipe, predict):
             try:
@@ -179,7 +166,7 @@ def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str, worker
     workers.agree("text", corpus.fingerprint())
     if recipe.train.start:
         workers.agree("checkpoint to start from", fingerprint(recipe.train.start))
-    model = build_model(recipe, corpus, device if workers.count == 1 else "cpu")
+    model = build_model(recipe, corpus, device if workers.count == 1 else "cpu", precision)
     workers.first_does(lambda: run.remember(precision=precision))
     workers.prepare(model)
     trainer = Trainer.of(model, recipe.train, steps_of(recipe), precision, workers)

@@ -25,8 +25,9 @@ from interlace.model.config import ModelConfig
 from interlace.model.memory import Alive
 from interlace.model.sizes import sizes
 from interlace.train.objectives.next_token import BLOCK_ELEMENTS, GPU_ELEMENTS
-from interlace.train.optimizer import held_bytes
-from interlace.train.recipe import Recipe
+from interlace.train.optimizer import HeldBytes, held_bytes
+from interlace.train.recipe import Recipe, TrainSettings
+from interlace.train.trained import laid_out_model, trained_alike
 
 USABLE = 0.95  # share of the memory that is there; the rest is lost between blocks of the allocator
 
@@ -89,6 +90,8 @@ class Footprint:
         ends: the last norm.
         element_bytes: of an element of the products: 4, or 2 in bfloat16.
         logits: elements of the logits that exist at a time.
+        settings: what is trained; all of it if None.
+        frozen_bytes: of an element of a weight that adapters stand beside.
     """
 
     config: ModelConfig
@@ -96,51 +99,72 @@ class Footprint:
     ends: BlockMemory
     element_bytes: int
     logits: int
+    settings: TrainSettings | None = None
+    frozen_bytes: int = 4
 
     def of(self, recipe: Recipe, **changed: Any) -> StepMemory:
         """Predict a step of a recipe. changed: "rows", "length" or "recompute" in the place of the recipe's."""
         data, train = recipe.data, recipe.train
         tokens = changed.get("rows", data.rows) * changed.get("length", data.length)
-        held = held_bytes(recipe.model, train)
+        held = held_bytes(recipe.model, train, self.frozen_bytes)
         return self.step(tokens, changed.get("recompute", train.recompute), train.accumulate, held)
 
     def step(
-        self, tokens: int, recompute: str = "none", accumulate: int = 1, held_bytes: int | None = None
+        self, tokens: int, recompute: str = "none", accumulate: int = 1, held: HeldBytes | None = None
     ) -> StepMemory:
         """Predict a step on batches of so many tokens, computed in so many parts.
 
-        held_bytes: of weights, moments and average; those of AdamW without an average if None.
+        held: of weights, moments, average and gradients; those of AdamW without an average if None.
         """
         tokens = -(-tokens // accumulate)
         model, width = sizes(self.config, ()), self.config.width
-        head, again = 4 * self.config.vocabulary * width, recompute == "block"
+        head, again = 4 * self.config.vocabulary * width * self._head_trained, recompute == "block"
         residual = 4 if self.config.float32_residual else self.element_bytes
         kept = [residual * width * tokens if again else b.kept.at(tokens) for b in self.blocks]
         inside = [b.kept.at(tokens) - residual * width * tokens if again else 0 for b in self.blocks]
         whole = [b.working.at(tokens) + more for b, more in zip(self.blocks, inside, strict=True)]
         activations = sum(kept) + self.ends.kept.at(tokens) + 16 * tokens  # tokens and targets
         block, loss = max(whole), self._loss(tokens)
-        weights, gradients = 12 * model.total if held_bytes is None else held_bytes, 4 * model.total
-        held = gradients if accumulate > 1 else 0  # those of the parts before
-        in_backward = held + activations + head + block
-        peak = weights + max(held + activations + loss, in_backward, gradients + whole[0])
+        weights, gradients = held or (12 * model.total, 4 * model.total)
+        before = gradients if accumulate > 1 else 0  # of the parts before
+        in_backward = before + activations + head + block
+        peak = weights + max(before + activations + loss, in_backward, gradients + whole[0])
         return StepMemory(weights, gradients, activations, block, loss, peak)
 
     def _loss(self, tokens: int) -> int:
         """Return the bytes of the loss: a block of logits, the head's gradient, and that of what the head reads."""
         rows = max(1, min(tokens, self.logits // self.config.vocabulary))
-        head, low = self.config.vocabulary * self.config.width, self.element_bytes < 4
+        head = self.config.vocabulary * self.config.width
+        low = self.element_bytes < 4
         several = tokens > rows  # then a block's part of the head's gradient lies beside the sum
         copies = low * self.element_bytes + several * self.element_bytes
         hidden = self.element_bytes * (tokens + low * rows) * self.config.width
-        return self.element_bytes * rows * self.config.vocabulary + hidden + (4 + copies) * head
+        gradient = (4 + copies) * head if self._head_trained else 0
+        return self.element_bytes * rows * self.config.vocabulary + hidden + gradient
+
+    @property
+    def _head_trained(self) -> bool:
+        if self.settings is None:
+            return True
+        return "head" not in self.settings.freeze and (
+            self.settings.lora is None or "head" in self.settings.lora.layers
+        )
 
 
-def footprint(config: ModelConfig, length: int, device: torch.device, precision: str = "float32") -> Footprint:
+def footprint(
+    config: ModelConfig,
+    length: int,
+    device: torch.device,
+    precision: str = "float32",
+    settings: TrainSettings | None = None,
+) -> Footprint:
     """Measure what the parts of a model take, for rows of `length` tokens; on a GPU each kind of block is run there.
 
     Every row counts as one sequence. On the meta device all is float32.
+
+    settings: what is trained; all of it if None.
     """
+    planned = None if settings is None else laid_out_model(config, settings).blocks
     on_gpu = device.type not in ("cpu", "meta")
     place = device if on_gpu else torch.device("meta")
     low = precision == "bfloat16" and on_gpu
@@ -153,13 +177,17 @@ def footprint(config: ModelConfig, length: int, device: torch.device, precision:
             if key not in known:
                 with place:
                     block = Block(config.width, *kinds, config.norm_style, config.residual_multiplier).train()
+                if planned is not None:
+                    trained_alike(planned[index], block, torch.bfloat16 if low else None)
                 known[key] = _measured(config, block, _through(block), length, place, low)
                 del block
             blocks.append(known[key])
         with place:
             norm = config.norm_style.build(config.width)
         ends = _measured(config, norm, lambda x, _: norm(x), length, place, low)
-    return Footprint(config, tuple(blocks), ends, 2 if low else 4, GPU_ELEMENTS if on_gpu else BLOCK_ELEMENTS)
+    logits = GPU_ELEMENTS if on_gpu else BLOCK_ELEMENTS
+    frozen = 2 if precision == "bfloat16" else 4
+    return Footprint(config, tuple(blocks), ends, 2 if low else 4, logits, settings, frozen)
 
 
 def _through(block: Block) -> Callable[[Tensor, Stream], Tensor]:

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from interlace.layers.low_rank import LowRank
 from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections
 from interlace.model.config import ModelConfig
-from interlace.model.model import HybridLM
 from interlace.train.muon import Muon, Through, here
 from interlace.train.recipe import TrainSettings
+from interlace.train.trained import laid_out_model
 
 
 class Route(NamedTuple):
@@ -39,6 +40,7 @@ def routes(model: nn.Module, optimizer: str = "adamw") -> dict[str, Route]:
     ends = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     decaying = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
     decaying |= {id(getattr(m, name)) for m in model.modules() for name in getattr(m, "MATRICES", ())}
+    decaying |= {id(p) for m in model.modules() if isinstance(m, LowRank) for p in m.parameters()}
     decaying -= ends
     if isinstance(head := getattr(model, "head", None), nn.Linear):
         ends.add(id(head.weight))
@@ -57,13 +59,34 @@ def routes(model: nn.Module, optimizer: str = "adamw") -> dict[str, Route]:
     return found
 
 
-def held_bytes(config: ModelConfig, settings: TrainSettings) -> int:
-    """Return the bytes of a model's weights, the optimizer's moments and the moving average, in float32."""
-    model = HybridLM(config, device="meta")
+class HeldBytes(NamedTuple):
+    """What a model's parameters take in training, in bytes.
+
+    Attributes:
+        weights: with the optimizer's moments and the moving average.
+        gradients: of what is trained.
+    """
+
+    weights: int
+    gradients: int
+
+
+def held_bytes(config: ModelConfig, settings: TrainSettings, frozen_bytes: int = 4) -> HeldBytes:
+    """Count the bytes of a model's parameters in training; all but frozen weights are float32.
+
+    frozen_bytes: of an element of a weight that adapters stand beside.
+    """
+    model = laid_out_model(config, settings)
     moments = {"adamw": 2, "muon": 1, "none": 0}
-    copies = 2 if settings.average else 1
     found = routes(model, settings.optimizer)
-    return sum(4 * p.numel() * (copies + moments[found[name].optimizer]) for name, p in model.named_parameters())
+    weights = gradients = 0
+    for name, p in model.named_parameters():
+        trained = found[name].optimizer != "none"
+        element = 4 if trained or settings.lora is None else frozen_bytes
+        copies = 2 if settings.average and trained else 1
+        weights += p.numel() * (element * copies + 4 * moments[found[name].optimizer])
+        gradients += 4 * p.numel() * trained
+    return HeldBytes(weights, gradients)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

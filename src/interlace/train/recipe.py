@@ -94,6 +94,23 @@ class DataSettings(Closed):
         return self
 
 
+class LoraSettings(Closed):
+    """Low-rank adapters beside frozen weights (LoRA): only they are trained, and only they are in checkpoints.
+
+    Attributes:
+        rank: of each adapter's product B A.
+        alpha: what an adapter adds is multiplied by alpha / rank.
+        dropout: share of a layer's inputs that its adapter does not see at a step; experts have none.
+        layers: "all" linear layers but head and routers, or a list of tables of [model] such as "attention", of layers
+            in them such as "gated_delta.query" or "moe.first", and "head".
+    """
+
+    rank: int = Field(gt=0)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    layers: Names = Field(default=("all",), strict=False, min_length=1)
+
+
 class TrainSettings(Closed):
     """How the model is trained.
 
@@ -102,6 +119,7 @@ class TrainSettings(Closed):
         start: a checkpoint to start from; its weights, and its config and tokenizer where [model] and data.tokenizer
             are not given. Fresh weights if empty. Attention's positions, its window and max_positions may change.
         freeze: what is not trained: "embedding", "head", "norms" (all outside of layers), or tables of [model].
+        lora: a table that trains adapters beside the weights of `start`, which stay as they are; see below.
         optimizer: "adamw" for all parameters, or "muon" for matrices and AdamW for the rest; `--dry-run` prints which.
         learning_rate: the learning rate after warm-up, before it falls.
         matrix_learning_rate: Muon's learning rate; learning_rate if not given, since Muon's updates are scaled to
@@ -138,6 +156,7 @@ class TrainSettings(Closed):
     tokens: int = Field(gt=0)
     start: str = ""
     freeze: Names = Field(default=(), strict=False)
+    lora: LoraSettings | None = None
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=2e-3, gt=0)
     matrix_learning_rate: float | None = Field(default=None, gt=0)
@@ -192,14 +211,24 @@ class TrainSettings(Closed):
             raise ValueError(f'horizons: are of schedule = "wsd", not of "{self.schedule}"; leave one of them out')
         if self.matrix_learning_rate is not None and self.optimizer != "muon":
             raise ValueError('matrix_learning_rate: is Muon\'s; set optimizer = "muon", or leave it out')
+        if self.lora is not None:
+            self._check_lora()
         return self
+
+    def _check_lora(self) -> None:
+        if not self.start:
+            raise ValueError("lora: adapts a checkpoint; set start to one")
+        if self.freeze:
+            raise ValueError("freeze: with lora all weights are frozen; leave freeze out")
+        if self.optimizer != "adamw":
+            raise ValueError('optimizer: adapters are trained by "adamw"; leave optimizer out')
 
 
 # Keys that a run which has begun cannot change: what it has learnt from, and what its checkpoints hold.
 FIXED = (
     "model",
     *(f"data.{name}" for name in ("source", "field", "template", "turns", "tokenizer", "held_out")),
-    *(f"train.{name}" for name in ("start", "optimizer")),
+    *(f"train.{name}" for name in ("start", "optimizer", "lora")),
 )
 
 

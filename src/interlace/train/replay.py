@@ -82,10 +82,10 @@ def replay(run: TrainingRun, step: int, device: str = "cpu", watch: Watch = sile
     if not 1 <= step <= steps:
         raise RunError(f"--step: must lie from 1 to {steps:,}, the run's last step, got {step}")
     corpus = again(recipe.data, run.path / "data")
-    model = build_model(recipe, corpus, device)
     precision = run.tables().get("machine", {}).get("precision") or choose_precision(
-        recipe.train.precision, model.device
+        recipe.train.precision, torch.device(device)
     )
+    model = build_model(recipe, corpus, device, precision)
     trainer = Trainer.of(model, recipe.train, steps, precision)
     before = [p for p in run.checkpoints() if (step_of(p) or 0) < step and is_whole(p)]
     if before:

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interlace.checkpoint.adapter import read_adapters, write_adapter
+from interlace.checkpoint.folder import is_adapter
 from interlace.checkpoint.load import load
-from interlace.checkpoint.save import write_model
+from interlace.checkpoint.save import family_of_model, write_model
 from interlace.checkpoint.tensors import read_header, read_into, write
+from interlace.layers.low_rank import kept_parameters
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 
@@ -27,38 +30,51 @@ class Saved:
     """What a checkpoint of one worker holds.
 
     Attributes:
-        model: its weights are written.
+        model: its weights are written; of a model with adapters, the adapters.
         moments: of the optimizer, as "key/parameter".
         average: the moving average of the weights by parameter; None for none.
         facts: plain data, such as how many steps were taken.
+        adapters: A and B of the model's adapters by parameter, where they are not those in the model.
     """
 
     model: HybridLM
     moments: Mapping[str, Tensor]
     average: Mapping[str, Tensor] | None
     facts: Mapping[str, Any]
+    adapters: Mapping[str, Tensor] | None = None
 
     def copied(self) -> Saved:
         """Return a copy on the CPU, which the next steps do not change."""
-        weights = {name: copy_of(p) for name, p in self.model.named_parameters()}
+        weights = {name: copy_of(p) for name, p in kept_parameters(self.model).items()}
         average = None if self.average is None else {k: copy_of(x) for k, x in self.average.items()}
         moments = {name: copy_of(x) for name, x in self.moments.items()}
+        if self.model.base:
+            return Saved(self.model, moments, average, self.facts, weights)
         return Saved(with_weights(self.model, weights), moments, average, self.facts)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         average = {} if self.average is None else self.average
-        return sum(x.nbytes for x in (*self.model.parameters(), *self.moments.values(), *average.values()))
+        kept = kept_parameters(self.model).values()
+        return sum(x.nbytes for x in (*kept, *self.moments.values(), *average.values()))
 
     def write(self, folder: Path) -> None:
         """Write all into a folder that exists."""
-        write_model(self.model, folder)
+        self._write_model(folder, self.adapters)
         if self.average is not None:
             (folder / AVERAGE).mkdir()
-            write_model(with_weights(self.model, self.average), folder / AVERAGE)
+            self._write_model(folder / AVERAGE, self.average)
         write(folder / OPTIMIZER, [(name, tuple(x.shape), x) for name, x in self.moments.items()])
         (folder / FACTS).write_text(json.dumps(dict(self.facts)) + "\n", encoding="utf-8")
+
+    def _write_model(self, folder: Path, weights: Mapping[str, Tensor] | None) -> None:
+        """Write the model, or its adapters, with these weights; None for its own."""
+        if self.model.base:
+            weights = kept_parameters(self.model) if weights is None else weights
+            write_adapter(self.model, family_of_model(self.model), folder, weights)
+        else:
+            write_model(self.model if weights is None else with_weights(self.model, weights), folder)
 
 
 def copy_of(x: Tensor) -> Tensor:
@@ -112,8 +128,11 @@ def facts_of(folder: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def read_weights(folder: Path, into: Mapping[str, Tensor]) -> None:
+def read_weights(model: HybridLM, folder: Path, into: Mapping[str, Tensor]) -> None:
     """Read a checkpoint's weights, float32 as they were written, into tensors by parameter."""
+    if is_adapter(folder):
+        read_adapters(model, family_of_model(model), folder, into)
+        return
     for name, theirs in load(folder).named_parameters():
         into[name].copy_(theirs)
 

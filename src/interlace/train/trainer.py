@@ -43,7 +43,8 @@ class StepResult:
         seconds: that the step took on its device.
         busiest: how many times its even share the busiest expert of all layers got; None without experts.
         bad: how many bad steps there are in a row with this one, which then changed no weight; 0 for a good step.
-        update_ratio: the length of what was added to the matrices, beside theirs; None where it was not measured.
+        update_ratio: the length of what was added to the matrices that are trained, beside theirs; None where it was
+            not measured.
     """
 
     loss: float
@@ -177,11 +178,15 @@ class Trainer:
         balance_rate: float = 1e-3,
         accumulate: int = 1,
         workers: Alone | None = None,
+        dropout_seed: int | None = None,
     ):
-        """Prepare to train; see `TrainSettings` for the numbers."""
+        """Prepare to train; see `TrainSettings` for the numbers.
+
+        dropout_seed: from which each step's dropout is drawn; None where there is none.
+        """
         self.model, self.optimizer, self.objective, self.schedule = model, optimizer, objective, schedule
         self.clip, self.balance_rate, self.accumulate, self.done = clip, balance_rate, accumulate, 0
-        self.workers = workers or Alone()
+        self.workers, self.dropout_seed = workers or Alone(), dropout_seed
         self.guard = Guard(spike, model.device)
         self.average = Average(model, average, self.workers.local) if average else None
         self._deferred: bool | None = None
@@ -197,7 +202,8 @@ class Trainer:
     ) -> Trainer:
         """Return the trainer of a recipe: its optimizer on float32 master weights, next tokens, its schedule."""
         plan, workers = settings, workers or Alone()
-        model.through = through(plan.compile, plan.recompute)
+        drops = plan.lora is not None and plan.lora.dropout > 0
+        model.through = through(plan.compile, plan.recompute, draws=drops)
         schedule = Schedule(
             steps,
             plan.learning_rate,
@@ -226,6 +232,7 @@ class Trainer:
             balance_rate=plan.balance_rate,
             accumulate=plan.accumulate,
             workers=workers,
+            dropout_seed=plan.seed if drops else None,
         )
 
     @property
@@ -264,6 +271,8 @@ class Trainer:
         start = time.perf_counter()
         began = _event(self.model.device) if self.deferred else None
         self.model.train()
+        if self.dropout_seed is not None:  # a function of the step, so that a run goes on as it would have
+            torch.manual_seed(((self.dropout_seed << 24) + (self.done << 8) + self.workers.reader[0]) % (1 << 63))
         rate = self.schedule.rate(self.done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("share", 1.0)
@@ -329,7 +338,8 @@ class Trainer:
         """Change the weights; return the length of the change beside theirs, at every tenth step."""
         measured = self.done % MEASURED_EVERY == 0
         local = self.workers.local
-        matrices = [local(p.detach()) for p in self.model.parameters() if p.ndim > 1] if measured else []
+        trained = [p for p in self.model.parameters() if p.ndim > 1 and p.requires_grad] if measured else []
+        matrices = [local(p.detach()) for p in trained]
         matrices = [x[:: SAMPLED if x.numel() > LARGE else 1] for x in matrices]
         before = [x.clone() for x in matrices]
         self.optimizer.step()

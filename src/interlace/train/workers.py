@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from interlace.data.batches import Batch, parts
+from interlace.layers.low_rank import kept_parameters
 from interlace.model.model import HybridLM
 from interlace.runs.background import Background
 from interlace.runs.machine import free_bytes
@@ -90,9 +91,9 @@ class Alone:
             from interlace.train.cut import state
 
             return state.read(saved, folder / STATE, state.layouts_alone(saved.model))
-        read_weights(folder, dict(saved.model.named_parameters()))
+        read_weights(saved.model, folder, kept_parameters(saved.model))
         if saved.average is not None:  # one that was not kept before begins with the weights
-            read_weights(folder / AVERAGE if (folder / AVERAGE).is_dir() else folder, saved.average)
+            read_weights(saved.model, folder / AVERAGE if (folder / AVERAGE).is_dir() else folder, saved.average)
         return read_moments(saved.model, folder)
 
     def finish(self, model: HybridLM) -> None:

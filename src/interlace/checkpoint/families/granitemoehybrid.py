@@ -187,5 +187,12 @@ def slots(config: ModelConfig) -> Slots:
 
 
 FAMILY = Family(
-    "granitemoehybrid", "GraniteMoeHybridForCausalLM", read_config, write_config, slots, optional=parts.tied_head
+    "granitemoehybrid",
+    "GraniteMoeHybridForCausalLM",
+    read_config,
+    write_config,
+    slots,
+    optional=parts.tied_head,
+    renames=((r"\.router\.layer\.", ".router."),),
+    experts="model.layers.{}.block_sparse_moe.experts",
 )

@@ -245,4 +245,13 @@ def aliases(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> Slots
     return found
 
 
-FAMILY = Family("kimi_linear", "KimiLinearForCausalLM", read_config, write_config, slots, aliases)
+FAMILY = Family(
+    "kimi_linear",
+    "KimiLinearForCausalLM",
+    read_config,
+    write_config,
+    slots,
+    aliases,
+    renames=((r"\.block_sparse_moe\.", ".mlp."), (r"\.self_attn\.(f_[ab]_proj)\.", r".self_attn.forget_gate.\1.")),
+    experts="model.layers.{}.mlp.experts",
+)

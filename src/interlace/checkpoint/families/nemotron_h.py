@@ -226,6 +226,8 @@ FAMILY = Family(
     write_config,
     slots,
     aliases,
+    renames=((r"^backbone\.", "model."),),
+    experts="model.layers.{}.mixer.experts",
     kept=r"mtp\.",
     kept_keys=("num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern"),
 )

@@ -115,6 +115,7 @@ DENSE = Family(
     parts.tied_head,
     kept=MTP,
     kept_keys=MTP_KEYS,
+    experts="model.layers.{}.mlp.experts",
     ignored=r"model\.visual\.",
     also=("qwen3_5",),
     text=_text,

@@ -232,6 +232,8 @@ FAMILY = Family(
     write_config,
     slots,
     optional=parts.tied_head,
+    experts="model.layers.{}.mlp.experts",
+    peft_fuses=r"\.(gate|gate_proj|up_proj|down_proj)$",
     kept=MTP,
     kept_keys=MTP_KEYS,
 )

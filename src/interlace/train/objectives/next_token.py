@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from interlace.base.errors import ShapeError
 from interlace.data.batches import IGNORE, Batch, few
+from interlace.layers.low_rank import with_adapter
 from interlace.layers.moe import Load
 from interlace.model.model import HybridLM
 from interlace.ops.core.tables import on_device
@@ -26,7 +27,7 @@ GPU_ELEMENTS = 1 << 28  # the same on a GPU: products of 1,024 rows and more, fo
 class _Loss(torch.autograd.Function):
     """Sum of (-log p(target) + z (log of the softmax's sum)^2) / count, and of the first alone.
 
-    Gradients are formed beside the loss, since a softmax has them at hand.
+    Gradients are formed beside the loss, since a softmax has them at hand; that of a fixed head is left out.
     """
 
     @staticmethod
@@ -39,6 +40,7 @@ class _Loss(torch.autograd.Function):
         shares: Tensor | None,
         whole: float | None,
         z: float,
+        fixed: bool,
     ) -> tuple[Tensor, Tensor]:
         on_cpu = hidden.device.type == "cpu"
         if shares is None and not on_cpu:  # the host does not wait for the count
@@ -69,8 +71,10 @@ class _Loss(torch.autograd.Function):
                 logits.mul_((1 + 2 * z * sums).to(dtype)[:, None])
                 logits.scatter_add_(1, at, (2 * z * each / count).to(dtype)[:, None])
             torch.mm(logits, cast, out=d_hidden[rows])
-            d_weight = _added(d_weight, logits.T, h, weight.dtype)
-        d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
+            if not fixed:
+                d_weight = _added(d_weight, logits.T, h, weight.dtype)
+        if not fixed:
+            d_weight = torch.zeros_like(weight) if d_weight is None else d_weight.to(weight.dtype)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtype = hidden.dtype
         value = total / count
@@ -83,8 +87,8 @@ class _Loss(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         if d_loss.device.type != "cpu" or d_loss != 1:
-            d_hidden, d_weight = d_hidden * d_loss, d_weight * d_loss
-        return d_hidden.to(ctx.dtype), d_weight, None, None, None, None, None
+            d_hidden, d_weight = d_hidden * d_loss, None if d_weight is None else d_weight * d_loss
+        return d_hidden.to(ctx.dtype), d_weight, None, None, None, None, None, None
 
 
 def _added(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -146,7 +150,10 @@ def next_token_losses(
     if weights is not None:
         shares = on_device(_shares(torch.where(on_device(kept, weights.device), weights, 0.0), whole), device)
     targets = on_device(targets, device)
-    found: tuple[Tensor, Tensor] = _Loss.apply(hidden, weight, targets, dtype or hidden.dtype, shares, whole, z_loss)
+    fixed = not weight.requires_grad
+    found: tuple[Tensor, Tensor] = _Loss.apply(
+        hidden, weight, targets, dtype or hidden.dtype, shares, whole, z_loss, fixed
+    )
     return found
 
 
@@ -195,7 +202,7 @@ class NextToken:
             read = model.read(on_device(batch.tokens, device), batch.segments)
         minimised, value = next_token_losses(
             read.hidden,
-            model.head.weight,
+            with_adapter(model.head),
             batch.targets,
             dtype if low else None,
             batch.weights,

@@ -77,8 +77,9 @@ def plans(recipe: Recipe, devices: int, kind: DeviceKind) -> list[PaperLayout]:
     Raises:
         ConfigError: no way divides rows and heads.
     """
-    parts = footprint(recipe.model, min(recipe.data.length, 1024), torch.device("meta"))
-    state_bytes = 4.0 + held_bytes(recipe.model, recipe.train) / sizes(recipe.model, ()).total
+    parts = footprint(recipe.model, min(recipe.data.length, 1024), torch.device("meta"), settings=recipe.train)
+    held = held_bytes(recipe.model, recipe.train)
+    state_bytes = (held.weights + held.gradients) / sizes(recipe.model, ()).total
     found = [_layout(recipe, kind, parts, state_bytes, *one) for one in _ways(recipe, devices, kind)]
     if not found:
         raise ConfigError(

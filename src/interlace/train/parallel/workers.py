@@ -148,6 +148,8 @@ class Workers(Alone):
 
     def prepare(self, model: HybridLM) -> None:
         """Cut a model's weights, which every worker has drawn or read alike, so that this worker holds its part."""
+        if model.base:
+            raise ConfigError("train.lora: adapters are trained by one worker; start one, without torchrun")
         grid, tensor = self.grid, self.grid.tensor
         self.layouts, self._names, self._partial = {}, {}, []  # of a stage before
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
