@@ -67,7 +67,11 @@ def test_peft_opens_an_adapter_of_ours(pair, name):
 def test_an_adapter_of_peft_is_merged(pair, name):
     theirs, _, folder = pair
     tokens = torch.randint(VOCABULARY, (2, 33))
-    some = {"olmo_hybrid": ["g_proj", "o_proj"], "qwen3_next": ["in_proj_qkvz", "q_proj"], "granitemoehybrid": ["in_proj"]}
+    some = {
+        "olmo_hybrid": ["g_proj", "o_proj"],
+        "qwen3_next": ["in_proj_qkvz", "q_proj"],
+        "granitemoehybrid": ["in_proj"],
+    }
     wanted = LoraConfig(r=4, lora_alpha=6, target_modules=some.get(name, ["q_proj", "down_proj"]), use_rslora=True)
     model = get_peft_model(copy.deepcopy(theirs), wanted)
     with torch.no_grad():

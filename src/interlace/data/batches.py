@@ -14,6 +14,7 @@ from interlace.base.errors import DataError
 from interlace.base.segments import Segments
 from interlace.data.tokens import TokenSplit
 
+SEGMENTS_OF_A_PAIR = 3  # its prompt, its better answer, its worse one
 IGNORE = -100  # target of a token that has no next token in its document
 
 
@@ -29,6 +30,9 @@ class Batch:
         whole: where this is a part of a step's batch, the targets of all its parts, or the sum of their weights; None
             where this is all of it.
         share: of the tokens of the step's batch.
+        pairs: int64 [pairs], where the batch is of pairs of answers: their places in the split. `tokens` holds the
+            prompt, the better and the worse answer of each, three segments in turn; `targets` are the tokens themselves
+            where an assistant wrote them, and IGNORE elsewhere.
     """
 
     tokens: Tensor
@@ -37,16 +41,19 @@ class Batch:
     weights: Tensor | None = None
     whole: float | None = None
     share: float = 1.0
+    pairs: Tensor | None = None
 
     @property
     def counted(self) -> float:
-        """How many targets stand for a token, or the sum of their weights."""
+        """How many targets stand for a token, or the sum of their weights; of pairs, how many they are."""
+        if self.pairs is not None:
+            return float(len(self.pairs))
         kept = self.targets != IGNORE
         return float(kept.sum() if self.weights is None else self.weights.double()[kept].sum())
 
 
 def parts(batch: Batch, count: int) -> list[Batch]:
-    """Cut a batch, which lies on the CPU, into parts of about equally many tokens; sequences stay whole.
+    """Cut a batch, which lies on the CPU, into parts of about equally many tokens; sequences and pairs stay whole.
 
     A part that would be empty gets one token that is no target. Rows of one length are cut where rows end if `count`
     divides their number.
@@ -54,19 +61,21 @@ def parts(batch: Batch, count: int) -> list[Batch]:
     if count == 1:
         return [batch]
     offsets, total, whole = batch.segments.offsets, batch.segments.total, batch.counted
-    cuts = [int((offsets - total * i // count).abs().argmin()) for i in range(count + 1)]
+    group = 1 if batch.pairs is None else SEGMENTS_OF_A_PAIR
+    cuts = [group * int((offsets[::group] - total * i // count).abs().argmin()) for i in range(count + 1)]
     found = []
     for a, b in pairwise(cuts):
+        pairs = None if batch.pairs is None else batch.pairs[a // group : b // group]
         if a == b:
             nothing = torch.full((1,), IGNORE), Segments.from_lengths([1])
             weights = None if batch.weights is None else torch.zeros(1)
-            found.append(Batch(batch.tokens[:1], *nothing, weights, whole, 0.0))
+            found.append(Batch(batch.tokens[:1], *nothing, weights, whole, 0.0, pairs))
             continue
         own = slice(int(offsets[a]), int(offsets[b]))
         segments = Segments.from_offsets(offsets[a : b + 1] - offsets[a])
         weights = None if batch.weights is None else batch.weights[own]
         share = (own.stop - own.start) / total
-        found.append(Batch(batch.tokens[own], batch.targets[own], segments, weights, whole, share))
+        found.append(Batch(batch.tokens[own], batch.targets[own], segments, weights, whole, share, pairs))
     return found
 
 
@@ -78,12 +87,14 @@ def few(targets: Tensor) -> bool:
 def batches(
     split: TokenSplit, rows: int, length: int, seed: int, packing: str = "rows", long: str = "cut"
 ) -> Batches | Packs:
-    """Return batches of texts, or of conversations, as the split holds them.
+    """Return batches of texts, of conversations, or of pairs of answers, as the split holds them.
 
     Args:
         packing: "rows" of one length, or whole "documents"; conversations are always whole.
         long: what happens to a document of more than `length` tokens where documents are packed: "cut" or "refuse".
     """
+    if split.pairs is not None:
+        return Pairs(split, rows, length, seed)
     if split.learnt is not None:
         return Packs(split, *_conversations(split, length), rows, length, seed)
     if packing == "documents":
@@ -146,13 +157,8 @@ class Packs:
 
     def batch(self, step: int) -> Batch:
         """The batch of this step, counted from 0."""
-        epoch = 0
-        while step >= (count := self._count(epoch)):
-            step -= count
-            epoch += 1
-        self._pack(epoch)
         tokens, targets, lengths = [], [], []
-        for document in self._order[self._ends[step - 1] if step else 0 : self._ends[step]]:
+        for document in self.chosen(step):
             read, goal = self._document(int(self.starts[document]), int(self.sizes[document]))
             tokens.append(read)
             targets.append(goal)
@@ -162,6 +168,15 @@ class Packs:
             torch.from_numpy(np.concatenate(targets)),
             Segments.from_lengths(lengths),
         )
+
+    def chosen(self, step: int) -> np.ndarray:
+        """Return which documents the batch of this step holds."""
+        epoch = 0
+        while step >= (count := self._count(epoch)):
+            step -= count
+            epoch += 1
+        self._pack(epoch)
+        return self._order[self._ends[step - 1] if step else 0 : self._ends[step]]
 
     def _document(self, start: int, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Return tokens and targets."""
@@ -193,6 +208,55 @@ class Packs:
             ends.append(end)
             before = int(reached[end - 1])
         self._ends, self._epoch = np.array(ends), epoch
+
+
+class Pairs(Packs):
+    """Pairs of answers, packed: a batch holds as many as fit into rows x length tokens, a prompt counted twice.
+
+    A pair of which a prompt with an answer has more than `length` tokens is left out.
+
+    Attributes:
+        left_out: how many are.
+        documents: int64, the places in the split of those that are read.
+    """
+
+    def __init__(self, split: TokenSplit, rows: int, length: int, seed: int):
+        """Prepare batches.
+
+        Raises:
+            DataError: no pair is short enough.
+        """
+        assert split.pairs is not None
+        starts, sizes = np.asarray(split.borders[:-1]), np.diff(split.borders)
+        prompts, better = split.pairs.astype(np.int64).T
+        fits = np.maximum(prompts + better, sizes - better) <= length
+        if not fits.any():
+            raise DataError(f"data: no pair has a prompt and an answer within {length} tokens; raise data.length")
+        self.left_out, self.documents = int((~fits).sum()), np.flatnonzero(fits)
+        super().__init__(split, starts[fits], (sizes + prompts)[fits], rows, length, seed)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of this step, counted from 0."""
+        return self.of(self.documents[self.chosen(step)])
+
+    def of(self, places: np.ndarray) -> Batch:
+        """The batch of some pairs, by their places in the split."""
+        assert self.split.pairs is not None
+        assert self.split.learnt is not None
+        tokens, targets, lengths = [], [], []
+        for place in places.tolist():
+            start, stop = (int(x) for x in self.split.borders[place : place + 2])
+            prompt, better = (int(x) for x in self.split.pairs[place])
+            read = self.split.read(start, stop)
+            tokens.append(read)
+            targets.append(np.where(self.split.learnt[start:stop], read, IGNORE))
+            lengths += [prompt, better, stop - start - prompt - better]
+        return Batch(
+            torch.from_numpy(np.concatenate(tokens)),
+            torch.from_numpy(np.concatenate(targets)),
+            Segments.from_lengths(lengths),
+            pairs=torch.from_numpy(places.astype(np.int64)),
+        )
 
 
 def of_rows(rows: Iterable[Sequence[tuple[np.ndarray, np.ndarray]]]) -> Batch:

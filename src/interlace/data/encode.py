@@ -24,6 +24,7 @@ BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 18, 1024  # text encoded at a time
 DIGEST = 16  # bytes that a document is known by
 ABOUT, ASIDE = "piece.json", "aside.jsonl"  # the rows that could not be used
 SPLITS = ("train", "held_out")
+MARKS = ("tokens", "learnt", "pairs")  # of a split
 
 
 class Column:
@@ -72,18 +73,26 @@ class Lines:
             self._file = None
 
 
+Writer = Callable[[Document], list[list[Part]]]
+"""Writes a conversation, or both sides of a pair, in parts."""
+
+MIXED = "source: holds documents of several kinds (texts, conversations, pairs of answers); prepare them apart"
+
+
 @dataclass(frozen=True)
 class Encoding:
     """How documents become tokens, the same for every piece.
 
     Attributes:
         tokenizer: a folder with the tokenizer, its chat template among its files.
-        turns: which answers of conversations are learnt; "" where the documents are texts.
+        kind: of all documents: "text", "conversation" or "pair".
+        turns: which answers of conversations are learnt.
         held: which documents are held out.
         dtype: of the tokens, "<u2" or "<u4".
     """
 
     tokenizer: Path
+    kind: str
     turns: str
     held: HeldOutNames
     dtype: str
@@ -112,7 +121,8 @@ def digest(document: Document) -> bytes:
     if document.messages is None:
         raw = document.text.encode("utf-8", "surrogatepass")
     else:
-        raw = json.dumps([document.messages, document.tools], sort_keys=True).encode("utf-8", "surrogatepass")
+        turns = [document.messages, document.tools, *([document.rejected] if document.rejected is not None else [])]
+        raw = json.dumps(turns, sort_keys=True).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(raw, digest_size=DIGEST).digest()
 
 
@@ -123,7 +133,8 @@ def size_bytes(document: Document) -> int:
 
 def as_text(document: Document) -> str:
     """Return a conversation roughly as it will be written, to learn a tokenizer from."""
-    return "\n".join(f"<|{m['role']}|>\n{m.get('content') or ''}" for m in document.messages or ())
+    turns = [*(document.messages or ()), *(document.rejected or ())[document.common :]]
+    return "\n".join(f"<|{m['role']}|>\n{m.get('content') or ''}" for m in turns)
 
 
 def in_batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -146,7 +157,8 @@ def encode_piece(
     """Encode a piece into its folder, which appears whole or not at all.
 
     Files: tokens of each split (NAME.tokens) and marks of what is learnt (NAME.learnt); of each document in order, its
-    digest, its split, its tokens and its bytes (digests, splits, lengths, bytes); aside.jsonl; piece.json.
+    digest, its split, its tokens and its bytes (digests, splits, lengths, bytes); of each pair in a split, the tokens
+    of its prompt and of its better answer, which the worse one follows (NAME.pairs); aside.jsonl; piece.json.
 
     Args:
         sources: that the units come from; what it skips and puts aside is noted.
@@ -158,7 +170,7 @@ def encode_piece(
         parts = _writer(model, encoding, ignored, opened)
         aside = opened.enter_context(contextlib.closing(Lines(folder / ASIDE)))
         read = sources.fresh(aside)
-        names = ("digests", "splits", "lengths", "bytes", *(f"{s}.{k}" for s in SPLITS for k in ("tokens", "learnt")))
+        names = ("digests", "splits", "lengths", "bytes", *(f"{s}.{k}" for s in SPLITS for k in MARKS))
         columns = {name: Column(folder / name) for name in names}
         for column in columns.values():
             opened.callback(column.close)
@@ -166,23 +178,29 @@ def encode_piece(
         for unit in piece.units:
             told = 0
             for batch in in_batches(read.read(unit)):
-                batch, written = _written(batch, parts, read.aside)
+                batch, written = _written(batch, parts, encoding.kind, read.aside)
                 if not batch:
                     continue
                 places = [document.name in encoding.held for document in batch]
-                encoded = model.encode_pieces([[p.text for p in pieces] for pieces in written])
+                encoded = iter(model.encode_pieces([[p.text for p in side] for sides in written for side in sides]))
                 lengths, sizes = [], []
-                for place, pieces, ids in zip(places, written, encoded, strict=True):
-                    split = SPLITS[place]
+                for place, sides in zip(places, written, strict=True):
+                    split, found = SPLITS[place], [next(encoded) for _ in sides]
                     if parts is None:
-                        tokens = model.begun(ids[0]) + ends
+                        tokens = model.begun(found[0][0]) + ends
                     else:
-                        tokens = [i for part in ids for i in part]
-                        learnt = [p.learnt for p, part in zip(pieces, ids, strict=True) for _ in part]
+                        prompt = len(found[0][0])  # of a pair: stored once, before both answers
+                        pieces = [*zip(sides[0], found[0], strict=True)]
+                        if len(sides) > 1:
+                            pieces += [*zip(sides[1], found[1], strict=True)][1:]
+                            better = sum(map(len, found[0])) - prompt
+                            columns[f"{split}.pairs"].add(np.asarray([prompt, better], dtype="<u4"))
+                        tokens = [i for _, ids in pieces for i in ids]
+                        learnt = [p.learnt for p, ids in pieces for _ in ids]
                         columns[f"{split}.learnt"].add(np.asarray(learnt, dtype=np.uint8))
                     columns[f"{split}.tokens"].add(np.asarray(tokens, dtype=encoding.dtype))
                     lengths.append(len(tokens))
-                    sizes.append(sum(len(p.text.encode()) for p in pieces))
+                    sizes.append(sum(len(p.text.encode()) for side in sides for p in side))
                 columns["digests"].add(np.frombuffer(b"".join(map(digest, batch)), dtype=np.uint8))
                 columns["splits"].add(np.asarray(places, dtype=np.uint8))
                 columns["lengths"].add(np.asarray(lengths, dtype="<u4"))
@@ -199,14 +217,15 @@ def encode_piece(
 
 
 def _written(
-    batch: list[Document], parts: Callable[[Document], list[Part]] | None, aside: Aside | None
-) -> tuple[list[Document], list[list[Part]]]:
+    batch: list[Document], parts: Writer | None, kind: str, aside: Aside | None
+) -> tuple[list[Document], list[list[list[Part]]]]:
     """Return documents with what is written of each; conversations that their template refuses are put aside."""
     kept, written = [], []
     for document in batch:
-        _check_kind(document, parts is not None)
+        if document.kind != kind:
+            raise DataError(MIXED)
         try:
-            found = [Part(document.text, True)] if parts is None else parts(document)
+            found = [[Part(document.text, True)]] if parts is None else parts(document)
         except (ConfigError, DataError) as error:
             if aside is None:
                 raise
@@ -218,23 +237,24 @@ def _written(
     return kept, written
 
 
-def _check_kind(document: Document, conversations: bool) -> None:
-    if (document.messages is not None) != conversations:
-        raise DataError("source: holds texts and conversations; prepare them apart")
-
-
-def _writer(
-    model: Tokenizer, encoding: Encoding, ignored: Counter[str], opened: contextlib.ExitStack
-) -> Callable[[Document], list[Part]] | None:
-    """Return what writes a conversation, and counts what its template leaves out; None for texts."""
-    if not encoding.turns:
+def _writer(model: Tokenizer, encoding: Encoding, ignored: Counter[str], opened: contextlib.ExitStack) -> Writer | None:
+    """Return what writes a conversation, or both of a pair, and counts what its template leaves out; None for texts."""
+    if encoding.kind == "text":
         return None
     writer = opened.enter_context(contextlib.closing(model.chat()))
 
-    def parts(document: Document) -> list[Part]:
+    def parts(document: Document) -> list[list[Part]]:
+        pair = document.rejected is not None
         try:
-            found = writer.parts(document.messages or (), encoding.turns, document.tools)
-            ignored.update(writer.ignored(document.messages or (), "".join(p.text for p in found), document.tools))
+            found = []
+            for turns in (document.messages or (), *(() if document.rejected is None else (document.rejected,))):
+                asked = [{**turn, "weight": 0} for turn in turns[: document.common]]  # the prompt of a pair
+                answers = "all" if pair else encoding.turns
+                own = writer.parts([*asked, *turns[document.common :]], answers, document.tools)
+                ignored.update(writer.ignored(turns, "".join(p.text for p in own), document.tools))
+                found.append(own)
+            if pair and (found[0][0] != found[1][0] or found[0][0].learnt):
+                raise DataError("the chat template writes the prompt of the two answers differently")
             return found
         except (ConfigError, DataError) as error:
             raise type(error)(f"{document.name}: {error}") from None

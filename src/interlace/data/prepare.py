@@ -22,6 +22,7 @@ from interlace.data.chat import DEFAULT, ChatTemplate
 from interlace.data.encode import (
     ASIDE,
     DIGEST,
+    MIXED,
     SPLITS,
     Column,
     Encoding,
@@ -72,9 +73,15 @@ class _Split:
         self._borders = Column(folder / f"{name}.documents")
         self._borders.add(np.zeros(1, dtype="<i8"))
         self._learnt: Column | None = None  # one byte for each token: 1 where an assistant wrote it
+        self._pairs: Column | None = None  # of each pair, the tokens of its prompt and of its better answer
 
-    def add(self, tokens: np.ndarray, lengths: np.ndarray, learnt: np.ndarray | None) -> None:
+    def add(
+        self, tokens: np.ndarray, lengths: np.ndarray, learnt: np.ndarray | None, pairs: np.ndarray | None = None
+    ) -> None:
         """Append documents that lie end to end; a shard begins anew before one that it has no room for."""
+        if pairs is not None:
+            self._pairs = self._pairs or Column(self.folder / f"{self.name}.pairs")
+            self._pairs.add(pairs)
         ends = np.cumsum(lengths, dtype=np.int64)
         begin = first = 0
         while first < len(lengths):
@@ -107,7 +114,7 @@ class _Split:
 
     def close(self) -> None:
         """Close what is open, also where writing did not end."""
-        for column in (self._shard, self._borders, self._learnt):
+        for column in (self._shard, self._borders, self._learnt, self._pairs):
             if column is not None:
                 column.close()
 
@@ -122,6 +129,8 @@ class _Split:
         }
         if self._learnt is not None:
             about |= {"learnt": self._learnt.close(), "learnt_tokens": self.learnt_tokens}
+        if self._pairs is not None:
+            about |= {"pairs": self._pairs.close()}
         return about
 
 
@@ -212,11 +221,11 @@ def _prepare(
     units = list(sources.units(PIECE_BYTES))
     total = sum(unit.size for unit in units)
     few = total <= SMALL_BYTES and all(unit.hub is None for unit in units)
-    held, kinds = _looked_at(sources, held_out_share, watch, few)
+    held, kind = _looked_at(sources, held_out_share, watch, few)
     plan = _plan_of(sources, tokenizer, held, chat, units)
     with disk_errors(out):
-        model = _begun(work, plan, lambda: _model(sources, tokenizer, held, chat, total, kinds, watch))
-    encoding = Encoding(work / "tokenizer", chat.turns if kinds else "", held, _dtype(model))
+        model = _begun(work, plan, lambda: _model(sources, tokenizer, held, chat, total, kind != "text", watch))
+    encoding = Encoding(work / "tokenizer", kind, chat.turns, held, _dtype(model))
     try:
         pieces = _pieces(units, work)
         _encode_all(sources, pieces, encoding, model, total, watch, workers)
@@ -228,20 +237,20 @@ def _prepare(
     return manifest
 
 
-def _looked_at(sources: Sources, share: float, watch: Watch, all_of_it: bool) -> tuple[HeldOutNames, bool]:
-    """Return which documents are held out, and whether they are conversations; of much text only the first is read."""
-    held, total, kinds = HeldOutNames(share), 0, set()
+def _looked_at(sources: Sources, share: float, watch: Watch, all_of_it: bool) -> tuple[HeldOutNames, str]:
+    """Return which documents are held out, and of what kind all are; of much text only the first is read."""
+    held, total, kinds = HeldOutNames(share), 0, set[str]()
     for document in sources.fresh():
         held.see(document.name)
-        kinds.add(document.messages is not None)
+        kinds.add(document.kind)
         total += size_bytes(document)
         watch(Progress("reading", total, 0))
         if not all_of_it:
-            return HeldOutNames.of_many(share), True in kinds
+            return HeldOutNames.of_many(share), document.kind
     if len(kinds) > 1:
-        raise DataError("source: holds texts and conversations; prepare them apart")
+        raise DataError(MIXED)
     held.check()
-    return held, True in kinds
+    return held, kinds.pop()
 
 
 def _model(
@@ -368,7 +377,7 @@ def _merge(
             opened.callback(split.close)
         first = 0
         for piece, count in zip(pieces, counts, strict=True):
-            _add_piece(piece.folder, kept[first : first + count], splits, dtype, bool(encoding.turns))
+            _add_piece(piece.folder, kept[first : first + count], splits, dtype, encoding.kind)
             first += count
         for name, split in splits.items():
             if not split.tokens:
@@ -415,9 +424,7 @@ def _first_ones(pieces: Sequence[Piece]) -> np.ndarray:
     return kept
 
 
-def _add_piece(
-    folder: Path, kept: np.ndarray, splits: Mapping[str, _Split], dtype: np.dtype[Any], conversations: bool
-) -> None:
+def _add_piece(folder: Path, kept: np.ndarray, splits: Mapping[str, _Split], dtype: np.dtype[Any], kind: str) -> None:
     """Append the documents of a piece that are kept to their splits."""
     if not len(kept):
         return
@@ -430,7 +437,8 @@ def _add_piece(
         wanted, mine = kept[own], lengths[own]
         ends = np.cumsum(mine)
         all_tokens = _mapped(folder / f"{name}.tokens", dtype)
-        all_learnt = _mapped(folder / f"{name}.learnt", np.dtype(np.uint8)) if conversations else None
+        all_learnt = _mapped(folder / f"{name}.learnt", np.dtype(np.uint8)) if kind != "text" else None
+        all_pairs = np.fromfile(folder / f"{name}.pairs", dtype="<u4").reshape(-1, 2) if kind == "pair" else None
         first = begin = 0
         while first < len(mine):  # some documents at a time: a compressed file is one piece, however large
             last = max(first + 1, int(np.searchsorted(ends, begin + MERGED_TOKENS)))
@@ -439,7 +447,8 @@ def _add_piece(
             if not some.all():
                 each = np.repeat(some, mine[first:last])
                 tokens, learnt = tokens[each], None if learnt is None else learnt[each]
-            splits[name].add(tokens, mine[first:last][some], learnt)
+            pairs = None if all_pairs is None else all_pairs[first:last][some]
+            splits[name].add(tokens, mine[first:last][some], learnt, pairs)
             first, begin = last, end
         splits[name].bytes += int(sizes[own][wanted].sum())
 

@@ -32,6 +32,7 @@ from interlace.text.rows import (
 
 HUB = "hf:"
 MESSAGES = "messages"  # the key that holds a conversation in JSONL
+CHOSEN, REJECTED, PROMPT = "chosen", "rejected", "prompt"  # the keys of a pair of answers
 PART_BYTES = 16_384  # a lone text file is cut into documents of about this size, at line ends
 LONGEST = 1 << 20  # characters of a document: a longer text is cut where a paragraph, a line or a word ends
 TURNS = 8 << 20  # characters of a conversation's row, which cannot be cut
@@ -44,14 +45,25 @@ class Document:
     Attributes:
         messages: the turns, where the text is a conversation that a chat template has yet to write.
         tools: descriptions of the tools that its assistant may call.
+        rejected: of a pair of answers to one prompt, the turns with the worse one; `messages` has the better one.
+        common: how many turns of both are the prompt.
         size: characters of the row that a conversation was read from, all its keys included.
     """
 
     name: str
     text: str = ""
     messages: Messages | None = None
+    rejected: Messages | None = None
+    common: int = 0
     tools: Sequence[Any] | None = None
     size: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What it is: "text", "conversation" or "pair"."""
+        if self.messages is None:
+            return "text"
+        return "conversation" if self.rejected is None else "pair"
 
 
 @dataclass(frozen=True)
@@ -303,7 +315,7 @@ class Sources:
         if unit.hub is not None:
             yield from self._rows(unit, unit.hub.rows())
         elif is_table(path):
-            columns = (self.text_field, MESSAGES, "tools")
+            columns = (self.text_field, MESSAGES, "tools", CHOSEN, REJECTED, PROMPT)
             yield from self._rows(unit, table_rows(path, slice(unit.start, unit.stop), unit.first, columns))
         elif is_lines(path):
             yield from self._lines(unit)
@@ -358,9 +370,11 @@ class Sources:
 
     def _documents(self, row: Any, name: str, where: str, size: int) -> Iterator[Document]:
         """Yield the documents of a row: a text, in pieces if it is long, or a conversation."""
-        if isinstance(row, dict) and row.get(MESSAGES) is not None and self.text_field not in row:
+        turns = isinstance(row, dict) and self.text_field not in row
+        pair = turns and row.get(CHOSEN) is not None and row.get(REJECTED) is not None
+        if pair or (turns and row.get(MESSAGES) is not None):
             try:
-                yield _conversation(row, name, where, size)
+                yield (_pair if pair else _conversation)(row, name, where, size)
             except DataError as error:
                 self._put_aside(where, json.dumps(row, default=str), error)
             return
@@ -423,6 +437,41 @@ def _conversation(row: dict[str, Any], name: str, where: str, size: int) -> Docu
         raise DataError(f"{where}: tools must be a list, got {json.dumps(tools)[:100]}")
     messages = check_messages(clean_values(row[MESSAGES]), where)
     return Document(name, messages=messages, tools=tools, size=size)
+
+
+def _pair(row: dict[str, Any], name: str, where: str, size: int) -> Document:
+    """Return two answers to one prompt, each given as turns, as turns after `prompt`, or as a text after it."""
+    if size > TURNS:
+        raise DataError(f"{where}: a pair of {size:,} characters; the most is {TURNS:,}, since it cannot be cut")
+    if not isinstance(tools := clean_values(row.get("tools")), list | None):
+        raise DataError(f"{where}: tools must be a list, got {json.dumps(tools)[:100]}")
+    prompt = clean_values(row.get(PROMPT))
+    before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) and prompt else prompt or []
+    if not isinstance(before, list):
+        raise DataError(f"{where}: prompt must be a text or a list of turns, got {json.dumps(before)[:100]}")
+    sides = []
+    for key in (CHOSEN, REJECTED):
+        given = clean_values(row[key])
+        if isinstance(given, str):
+            if not before:
+                raise DataError(f"{where}: {key} is a text, and there is no prompt; give the prompt, or lists of turns")
+            given = [{"role": "assistant", "content": given}]
+        if not isinstance(given, list):
+            raise DataError(f"{where}: {key} must be a list of turns or a text, got {json.dumps(given)[:100]}")
+        turns = given if given[: len(before)] == before else [*before, *given]
+        sides.append(check_messages(turns, f"{where}: {key}"))
+    chosen, rejected = sides
+    if chosen == rejected:
+        raise DataError(f"{where}: chosen and rejected are the same; nothing can be preferred")
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    common = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
+    if not common:
+        raise DataError(f"{where}: chosen and rejected have no common prompt; their first turns differ")
+    for key, side in ((CHOSEN, chosen), (REJECTED, rejected)):
+        rest = side[common:]
+        if not rest or rest[0]["role"] != "assistant" or rest[-1]["role"] != "assistant":
+            raise DataError(f"{where}: {key} must hold an assistant's answer to the common prompt, and end with one")
+    return Document(name, messages=chosen, rejected=rejected, common=common, tools=tools, size=size)
 
 
 def cut_long(blocks: Iterator[str]) -> Iterator[str]:

@@ -29,12 +29,20 @@ class TokenSplit:
         borders: int64 [documents + 1], where each document begins; each ends with the end-of-text token, but for
             conversations, which end as their template says.
         learnt: bool [count], which tokens of conversations an assistant wrote; None for texts.
+        pairs: uint32 [documents, 2], where each document is a prompt and two answers, the better one first: the tokens
+            of the prompt and of the better answer; None for other documents.
     """
 
     shards: Sequence[np.ndarray]
     starts: np.ndarray
     borders: np.ndarray
     learnt: np.ndarray | None = None
+    pairs: np.ndarray | None = None
+
+    @property
+    def kind(self) -> str:
+        """What its documents are: "text", "conversation" or "pair"."""
+        return "text" if self.learnt is None else "conversation" if self.pairs is None else "pair"
 
     @property
     def count(self) -> int:
@@ -73,6 +81,7 @@ class _SplitManifest(Closed):
     shards: tuple[_Shard, ...] = Field(strict=False)
     borders: _File
     learnt: _File | None = None
+    pairs: _File | None = None
     learnt_tokens: int | None = Field(default=None, ge=0)
 
 
@@ -140,7 +149,7 @@ class Corpus:
         if sums and (added := self.tokenizer.files.keys() - sums):
             raise DataError(f"{self.folder / min(added)}: was not there when the text was prepared; remove it")
         for part in self.manifest["splits"].values():
-            for entry in (*part["shards"], part["borders"], *([part["learnt"]] if part.get("learnt") else [])):
+            for entry in (*part["shards"], part["borders"], *(part[k] for k in ("learnt", "pairs") if part.get(k))):
                 sums[entry["file"]] = entry["sha256"]
         for name, known in sums.items():
             path = self.folder / name
@@ -181,7 +190,9 @@ def _open_split(folder: Path, part: dict[str, Any], dtype: np.dtype[Any]) -> Tok
             raise DataError(f"{path}: has {max(size, 0):,} bytes, but the manifest says {expected:,}; prepare again")
         shards.append(np.memmap(path, dtype=dtype, mode="r"))
     starts = np.cumsum([0, *(s.shape[0] for s in shards)])
-    return TokenSplit(shards, starts, _open_borders(folder, part), _open_learnt(folder, part))
+    return TokenSplit(
+        shards, starts, _open_borders(folder, part), _open_learnt(folder, part), _open_pairs(folder, part)
+    )
 
 
 def _open_borders(folder: Path, part: dict[str, Any]) -> np.ndarray:
@@ -204,3 +215,16 @@ def _open_learnt(folder: Path, part: dict[str, Any]) -> np.ndarray | None:
     if bool((np.memmap(path, dtype=np.uint8, mode="r") > 1).any()):
         raise DataError(f"{path}: is damaged: a mark is neither 0 nor 1; prepare again")
     return np.memmap(path, dtype=np.bool_, mode="r")
+
+
+def _open_pairs(folder: Path, part: dict[str, Any]) -> np.ndarray | None:
+    if part.get("pairs") is None:
+        return None
+    path = folder / part["pairs"]["file"]
+    if not path.is_file() or path.stat().st_size != 8 * part["documents"]:
+        raise DataError(f"{path}: is missing or has the wrong length; prepare again")
+    pairs = np.memmap(path, dtype="<u4", mode="r").reshape(-1, 2)
+    sizes = np.diff(np.memmap(folder / part["borders"]["file"], dtype="<i8", mode="r"))
+    if bool((pairs == 0).any() or (pairs.sum(1, dtype=np.int64) >= sizes).any()):
+        raise DataError(f"{path}: is damaged: a pair has no prompt or no answer; prepare again")
+    return pairs

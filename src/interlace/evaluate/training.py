@@ -12,6 +12,7 @@ from interlace.checkpoint.load import load
 from interlace.data.tokens import Corpus
 from interlace.evaluate.bits_per_byte import HeldOut
 from interlace.evaluate.gates import gate_statistics
+from interlace.evaluate.pairs import HeldOutPairs
 from interlace.generation.text import generate
 from interlace.runs.folder import CONFIG, differences
 from interlace.runs.progress import Progress, Watch, silent
@@ -19,6 +20,7 @@ from interlace.runs.training import TrainingRun
 from interlace.train.corpus import again, check_inputs
 from interlace.train.loop import Evaluate, train
 from interlace.train.recipe import FIXED, DataSettings, Recipe, filled
+from interlace.train.reference import read_reference
 from interlace.train.report import SAMPLES, write_report
 from interlace.train.workers import Alone
 
@@ -101,7 +103,13 @@ def train_and_report(
         watch(now)
 
     def evaluate(corpus: Corpus) -> Evaluate:
-        held = HeldOut(corpus, recipe.data.length, recipe.train.evaluation_tokens)
+        held: HeldOut | HeldOutPairs
+        if recipe.objective.of_pairs:
+            documents = len(corpus.splits["held_out"].borders) - 1
+            known = read_reference(out, "held_out", documents) if recipe.objective.has_reference else None
+            held = HeldOutPairs(corpus, recipe, known)
+        else:
+            held = HeldOut(corpus, recipe.data.length, recipe.train.evaluation_tokens)
         return lambda model: held.score(model, workers) | gate_statistics(model, held.batches[0], workers.heads)
 
     try:

@@ -24,6 +24,7 @@ from interlace.data.tokens import Corpus
 from interlace.runs.progress import Watch, silent
 from interlace.train.recipe import DataSettings, Recipe
 from interlace.train.schedule import horizon_steps
+from interlace.train.trained import laid_out_model
 
 LOG = logging.getLogger("interlace")
 
@@ -208,6 +209,9 @@ def check_inputs(recipe: Recipe, text: Sources | None = None, later: bool = Fals
         read_template(data.template)
     if recipe.train.start and not later:
         describe(resolve(recipe.train.start, weights=False))
+    if recipe.objective.reference:
+        describe(resolve(recipe.objective.reference, weights=False))
+    laid_out_model(recipe.model, recipe.train)  # which names a layer to adapt that is not there
     if data.mixture:
         prepared = 0
         for name, one in data.mixture.items():
@@ -232,7 +236,8 @@ def check_inputs(recipe: Recipe, text: Sources | None = None, later: bool = Fals
         return
     if text is None:
         for path in data.source:
-            next(iter(sources_of(data.model_copy(update={"source": (path,)}))))
+            first = next(iter(sources_of(data.model_copy(update={"source": (path,)}))))
+            check_kind(recipe, first.kind)
     if not later or new_entries(data.tokenizer) is not None or user_path(data.tokenizer).is_file():
         _check_vocabulary(recipe, _entries(data.tokenizer))
 
@@ -259,6 +264,25 @@ def check_fit(recipe: Recipe, corpus: Corpus) -> None:
     """Raise ConfigError if the model cannot read this corpus' tokens."""
     _check_vocabulary(recipe, corpus.tokenizer.vocabulary)
     _check_length(recipe)
+    check_kind(recipe, corpus.splits["train"].kind if not corpus.parts else "text")
+
+
+def check_kind(recipe: Recipe, kind: str) -> None:
+    """Raise ConfigError if a recipe's objective is not of this kind of documents.
+
+    kind: "text", "conversation" or "pair".
+    """
+    objective = recipe.objective.kind
+    if recipe.objective.of_pairs and kind != "pair":
+        raise ConfigError(
+            f'objective.kind: "{objective}" is of pairs of answers, but the data are {kind}s; give rows with chosen '
+            "and rejected, or leave [objective] out"
+        )
+    if not recipe.objective.of_pairs and kind == "pair":
+        raise ConfigError(
+            'objective.kind: the data are pairs of answers, which "next_token" does not learn; set it to "dpo", '
+            '"dpo_norm", "ipo" or "simpo"'
+        )
 
 
 def _entries(tokenizer: str) -> int:

@@ -29,7 +29,11 @@ from interlace.runs.training import TrainingRun
 from interlace.train.corpus import again, batches_of, check_fit, check_inputs, check_mixture, open_corpus, steps_of
 from interlace.train.gauge import Gauge
 from interlace.train.memory import Footprint, explained, footprint
+from interlace.train.objectives.base import Objective
+from interlace.train.objectives.next_token import NextToken
+from interlace.train.objectives.preference import Preference
 from interlace.train.recipe import FIXED, Recipe, filled, moved
+from interlace.train.reference import prepare_reference, read_reference
 from interlace.train.saved import with_weights
 from interlace.train.schedule import horizon_steps
 from interlace.train.steps import take_steps
@@ -166,13 +170,26 @@ def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str, worker
     workers.agree("text", corpus.fingerprint())
     if recipe.train.start:
         workers.agree("checkpoint to start from", fingerprint(recipe.train.start))
-    model = build_model(recipe, corpus, device if workers.count == 1 else "cpu", precision)
     workers.first_does(lambda: run.remember(precision=precision))
+    if recipe.objective.has_reference:
+        workers.first_does(lambda: prepare_reference(run, recipe, corpus, precision, device, watch))
+    model = build_model(recipe, corpus, device if workers.count == 1 else "cpu", precision)
     workers.prepare(model)
-    trainer = Trainer.of(model, recipe.train, steps_of(recipe), precision, workers)
+    objective = objective_of(recipe, run, corpus)
+    trainer = Trainer.of(model, recipe.train, steps_of(recipe), precision, workers, objective)
     if newest is not None:
         trainer.resume(newest)
     return trainer, corpus
+
+
+def objective_of(recipe: Recipe, run: TrainingRun, corpus: Corpus) -> Callable[[NextToken], Objective]:
+    """Return what makes a recipe's objective of that of next tokens; its reference is read from the run folder."""
+    settings = recipe.objective
+    if not settings.of_pairs:
+        return lambda objective: objective
+    documents = len(corpus.splits["train"].borders) - 1
+    known = read_reference(run.path, "train", documents) if settings.has_reference else None
+    return lambda objective: Preference(settings, known, objective.precision, objective.unevenness)
 
 
 def _checked(recipe: Recipe, run: TrainingRun, watch: Watch) -> None:
@@ -278,7 +295,7 @@ def _numbers(step: StepResult) -> dict[str, Any]:
     """Return loss and gradient norm; where they are bad, in words, since JSON has no infinity."""
     if step.bad:
         return {"skipped": step.skipped}
-    return {"loss": step.loss, "grad_norm": step.grad_norm}
+    return {"loss": step.loss, "grad_norm": step.grad_norm, **step.more}
 
 
 def keep_batch(folder: Path, step: int, batch: Batch) -> Path:

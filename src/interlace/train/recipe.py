@@ -224,11 +224,55 @@ class TrainSettings(Closed):
             raise ValueError('optimizer: adapters are trained by "adamw"; leave optimizer out')
 
 
+class ObjectiveSettings(Closed):
+    """What training minimises.
+
+    Attributes:
+        kind: "next_token", of texts and conversations; or of pairs of answers "dpo", "dpo_norm" (per token of each
+            answer), "ipo" or "simpo" (without a reference).
+        beta: how strongly a pair counts: the inverse of how far the model may move from the reference.
+        margin: of "simpo", what the better answer must be ahead by; its gamma.
+        label_smoothing: of "dpo" and "dpo_norm", share of the pairs that may be labelled the wrong way round.
+        sft: weight of the nats per token of the better answer, which is then learnt as well.
+        reference: the checkpoint whose log-probabilities count as before training; train.start if empty.
+        share_prompt: whether a pair's prompt is read once for both answers; the results are the same but for rounding.
+    """
+
+    kind: Literal["next_token", "dpo", "dpo_norm", "ipo", "simpo"] = "next_token"
+    beta: float = Field(default=0.1, gt=0)
+    margin: float = Field(default=0.0, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    sft: float = Field(default=0.0, ge=0)
+    reference: str = ""
+    share_prompt: bool = True
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether it is of pairs of answers."""
+        return self.kind != "next_token"
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether it compares the model with another."""
+        return self.of_pairs and self.kind != "simpo"
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> ObjectiveSettings:
+        if self.margin and self.kind != "simpo":
+            raise ValueError('margin: is of kind = "simpo"; leave it out')
+        if self.label_smoothing and self.kind not in ("dpo", "dpo_norm"):
+            raise ValueError('label_smoothing: is of kind = "dpo" and "dpo_norm"; leave it out')
+        if self.reference and not self.has_reference:
+            raise ValueError(f'reference: kind = "{self.kind}" has none; leave it out')
+        return self
+
+
 # Keys that a run which has begun cannot change: what it has learnt from, and what its checkpoints hold.
 FIXED = (
     "model",
     *(f"data.{name}" for name in ("source", "field", "template", "turns", "tokenizer", "held_out")),
     *(f"train.{name}" for name in ("start", "optimizer", "lora")),
+    "objective",
 )
 
 
@@ -269,6 +313,7 @@ class Stage(Closed):
         train: keys of [train].
         model: keys of [model] that say where attention stands; they hold for later stages too.
         parallel: keys of [parallel], such as a context for long rows; the number of workers stays.
+        objective: keys of [objective].
     """
 
     name: str = Field(pattern=r"^[\w-]+$")
@@ -276,6 +321,7 @@ class Stage(Closed):
     train: dict[str, Any] = Field(default_factory=dict)
     model: dict[str, Any] = Field(default_factory=dict)
     parallel: dict[str, Any] = Field(default_factory=dict)
+    objective: dict[str, Any] = Field(default_factory=dict)
 
 
 class Recipe(Closed):
@@ -286,6 +332,7 @@ class Recipe(Closed):
     train: TrainSettings
     stage: tuple[Stage, ...] = Field(default=(), strict=False)
     parallel: ParallelSettings = ParallelSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
 
     @model_validator(mode="after")
     def _stages_by_name(self) -> Recipe:
@@ -294,6 +341,15 @@ class Recipe(Closed):
             raise ValueError(f"stage: two stages are called '{twice}'; their run folders need different names")
         if self.stage and self.train.start:
             raise ValueError("train.start: a run of stages starts afresh; set it in the first stage")
+        return self
+
+    @model_validator(mode="after")
+    def _with_a_reference(self) -> Recipe:
+        if self.objective.has_reference and not (self.objective.reference or self.train.start or self.stage):
+            raise ValueError(
+                f'objective.reference: kind = "{self.objective.kind}" compares with a model; set train.start, or '
+                "objective.reference"
+            )
         return self
 
     @model_validator(mode="after")
@@ -330,6 +386,7 @@ class Recipe(Closed):
             if found and not stage.data.get("tokenizer"):
                 data["tokenizer"] = _tokenizer_of(found[0][1].data, out / found[0][0])
             own = {"model": model, "data": data, "train": train, "parallel": laid_over(workers, stage.parallel)}
+            own["objective"] = laid_over(base["objective"], stage.objective)
             try:
                 recipe = validate(Recipe, {**base, **own}, where="")
             except ConfigError as error:
@@ -423,6 +480,7 @@ def known_keys(recipe: Recipe) -> set[str]:
 
     for _, stage in [("", recipe), *recipe.stages(Path())]:
         see(stage.train, "train.")
+        see(stage.objective, "objective.")
         see(stage.data, "data.")
         found.update(_dotted(stage.to_dict()))
     return found

@@ -20,7 +20,7 @@ from interlace.runs.checkpoints import is_whole, step_of
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
 from interlace.train.corpus import again, batches_of, steps_of
-from interlace.train.loop import build_model
+from interlace.train.loop import build_model, objective_of
 from interlace.train.recipe import Recipe
 from interlace.train.trainer import StepResult, Trainer
 
@@ -86,7 +86,7 @@ def replay(run: TrainingRun, step: int, device: str = "cpu", watch: Watch = sile
         recipe.train.precision, torch.device(device)
     )
     model = build_model(recipe, corpus, device, precision)
-    trainer = Trainer.of(model, recipe.train, steps, precision)
+    trainer = Trainer.of(model, recipe.train, steps, precision, objective=objective_of(recipe, run, corpus))
     before = [p for p in run.checkpoints() if (step_of(p) or 0) < step and is_whole(p)]
     if before:
         trainer.resume(before[-1])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class StepResult:
         bad: how many bad steps there are in a row with this one, which then changed no weight; 0 for a good step.
         update_ratio: the length of what was added to the matrices that are trained, beside theirs; None where it was
             not measured.
+        more: other numbers of the objective, by name.
     """
 
     loss: float
@@ -54,6 +55,7 @@ class StepResult:
     busiest: float | None = None
     bad: int = 0
     update_ratio: float | None = None
+    more: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def skipped(self) -> str:
@@ -120,13 +122,27 @@ class EnqueuedStep(StepResult):
         """The length of what was added to the matrices, beside theirs; None where it was not measured."""
         return self._result.update_ratio
 
+    @property
+    def more(self) -> Mapping[str, float]:
+        """Other numbers of the objective, by name."""
+        return self._result.more
+
 
 class _Outcome:
     """The results of a step on their way from the device to the host."""
 
-    def __init__(self, step: int, rate: float, results: list[Tensor], start: Any, enqueued_seconds: float):
-        """results: scalars on the device; start: an event recorded before the step, None on a CPU."""
+    def __init__(
+        self, step: int, rate: float, results: list[Tensor], names: Sequence[str], start: Any, enqueued_seconds: float
+    ):
+        """Begin to copy results, scalars on the device.
+
+        Args:
+            results: loss, norm, how bad, update ratio, then the objective's other numbers, then loads.
+            names: of the other numbers.
+            start: an event recorded before the step, None on a CPU.
+        """
         self.step, self.rate, self.start, self.end, self.seconds = step, rate, start, None, enqueued_seconds
+        self.names = names
         stacked = torch.stack([x.detach().to(torch.float32) for x in results])
         self.host = stacked
         if stacked.device.type == "cuda":
@@ -140,9 +156,10 @@ class _Outcome:
         if self.end is not None:
             self.end.synchronize()
             seconds = self.start.elapsed_time(self.end) / 1000
-        loss, norm, bad, ratio, *busiest = self.host.tolist()
+        loss, norm, bad, ratio, *rest = self.host.tolist()
+        more, busiest = dict(zip(self.names, rest, strict=False)), rest[len(self.names) :]
         measured = None if math.isnan(ratio) else ratio
-        return StepResult(loss, norm, self.rate, seconds, max(busiest, default=None), round(bad), measured)
+        return StepResult(loss, norm, self.rate, seconds, max(busiest, default=None), round(bad), measured, more)
 
 
 def _event(device: torch.device) -> Any:
@@ -199,8 +216,12 @@ class Trainer:
         steps: int,
         precision: str = "float32",
         workers: Alone | None = None,
+        objective: Callable[[NextToken], Objective] = lambda objective: objective,
     ) -> Trainer:
-        """Return the trainer of a recipe: its optimizer on float32 master weights, next tokens, its schedule."""
+        """Return the trainer of a recipe: its optimizer on float32 master weights, its objective, its schedule.
+
+        objective: given that of next tokens, returns the one to train by.
+        """
         plan, workers = settings, workers or Alone()
         drops = plan.lora is not None and plan.lora.dropout > 0
         model.through = through(plan.compile, plan.recompute, draws=drops)
@@ -224,7 +245,7 @@ class Trainer:
                 workers.local,
                 workers.routes(model, plan.optimizer),
             ),
-            NextToken(precision, plan.balance_loss, plan.z_loss, workers.total),
+            objective(NextToken(precision, plan.balance_loss, plan.z_loss, workers.total)),
             schedule,
             clip=plan.clip,
             spike=plan.spike,
@@ -293,7 +314,8 @@ class Trainer:
             found = replace(found, update_ratio=None if ratio is None else float(ratio))
         self._check(self.done - 1, found)
         busiest = max((experts.busiest for experts in loss.loads if experts is not None), default=None)
-        return replace(found, seconds=time.perf_counter() - start, busiest=busiest)
+        more = {name: float(value) for name, value in loss.more.items()}
+        return replace(found, seconds=time.perf_counter() - start, busiest=busiest, more=more)
 
     def gradients(self, parts: Sequence[Batch]) -> Loss:
         """Compute the gradients of a step, part by part; return the loss of the whole batch of all workers."""
@@ -303,16 +325,19 @@ class Trainer:
             loss = self.objective(self.model, part)
             loss.minimised.backward()
             value, loads = loss.value.detach(), [x and Load(x.counts, x.scores.detach()) for x in loss.loads]
+            more = loss.more
             if total is not None:
                 value = value + total.value
+                more = {name: x + total.more[name] for name, x in more.items()}
                 loads = [
                     x and y and Load(x.counts + y.counts, x.scores) for x, y in zip(loads, total.loads, strict=True)
                 ]
-            total = Loss(value, value, loads)
+            total = Loss(value, value, loads, more)
         assert total is not None
         self.workers.finish(self.model)
         loads = [x and Load(self.workers.total(x.counts), x.scores) for x in total.loads]
-        return Loss(self.workers.total(total.value), total.value, loads)
+        more = {name: self.workers.total(x) for name, x in total.more.items()}
+        return Loss(self.workers.total(total.value), total.value, loads, more)
 
     def _enqueued(self, loss: Loss, norm: Tensor, bad: Tensor, rate: float, began: tuple[Any, float]) -> StepResult:
         """Enqueue the end of a step, then look at the results of the step before.
@@ -327,8 +352,9 @@ class Trainer:
         ratio = self._update(loss, self.balance_rate * good, good)
         loads = [experts.most for experts in loss.loads if experts is not None]
         event, start = began
-        results = [loss.value, norm, bad, torch.full_like(norm, torch.nan) if ratio is None else ratio, *loads]
-        outcome = _Outcome(self.done - 1, rate, results, event, time.perf_counter() - start)
+        results = [loss.value, norm, bad, torch.full_like(norm, torch.nan) if ratio is None else ratio]
+        results += [*loss.more.values(), *loads]
+        outcome = _Outcome(self.done - 1, rate, results, list(loss.more), event, time.perf_counter() - start)
         before, self._last = self._last, outcome
         if before is not None:
             self._read(before)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -20,11 +20,13 @@ class Loss:
         value: what is logged, in nats per token.
         minimised: what gradients are taken of: the value and, with experts, their auxiliary loss.
         loads: of each block's experts; None for a block without.
+        more: other numbers to log, by name; those of the parts of a batch add up to its own.
     """
 
     value: Tensor
     minimised: Tensor
     loads: Sequence[Load | None]
+    more: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 Objective = Callable[[HybridLM, Batch], Loss]

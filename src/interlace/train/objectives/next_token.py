@@ -52,7 +52,7 @@ class _Loss(torch.autograd.Function):
         d_hidden, d_weight = torch.empty_like(hidden, dtype=dtype), None
         cast, total = weight.to(dtype), hidden.new_zeros((), dtype=torch.float32)
         squares = torch.zeros_like(total)
-        block = max(1, (BLOCK_ELEMENTS if on_cpu else GPU_ELEMENTS) // weight.shape[0])
+        block = block_rows(hidden.device, weight.shape[0])
         for start in range(0, hidden.shape[0], block):
             rows = slice(start, start + block)
             h, goal, share = hidden[rows].to(dtype), targets[rows], None if shares is None else shares[rows]
@@ -89,6 +89,11 @@ class _Loss(torch.autograd.Function):
         if d_loss.device.type != "cpu" or d_loss != 1:
             d_hidden, d_weight = d_hidden * d_loss, None if d_weight is None else d_weight * d_loss
         return d_hidden.to(ctx.dtype), d_weight, None, None, None, None, None, None
+
+
+def block_rows(device: torch.device, vocabulary: int) -> int:
+    """Return of how many rows the logits exist at a time."""
+    return max(1, (BLOCK_ELEMENTS if device.type == "cpu" else GPU_ELEMENTS) // vocabulary)
 
 
 def _added(total: Tensor | None, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -209,9 +214,9 @@ class NextToken:
             whole=batch.whole,
             z_loss=self.z_loss,
         )
-        return Loss(value, minimised + self._unevenness(model, read.loads, batch.share), read.loads)
+        return Loss(value, minimised + self.unevenness(model, read.loads, batch.share), read.loads)
 
-    def _unevenness(self, model: HybridLM, loads: Sequence[Load | None], share: float) -> Tensor | float:
+    def unevenness(self, model: HybridLM, loads: Sequence[Load | None], share: float) -> Tensor | float:
         """The auxiliary loss that balances experts; 0 where there are none, or where they have a correction.
 
         share: of these tokens in the step; the losses of all its parts then sum to their mean.

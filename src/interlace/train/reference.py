@@ -1,0 +1,151 @@
+"""Log-probabilities of the answers of pairs under the reference, computed once and kept in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interlace.base.errors import DataError
+from interlace.base.files import disk_errors
+from interlace.checkpoint.fingerprint import fingerprint
+from interlace.checkpoint.load import load
+from interlace.data.batches import Pairs
+from interlace.data.tokens import Corpus
+from interlace.model.model import HybridLM
+from interlace.runs.progress import Progress, Watch
+from interlace.runs.training import TrainingRun
+from interlace.train.corpus import steps_of
+from interlace.train.objectives.preference import pair_log_probs
+from interlace.train.recipe import Recipe
+
+FOLDER = "reference"
+TOGETHER = 32  # pairs, next to each other in the split, that are computed at a time: their numbers are the same always
+HELD_OUT_SEED = 0
+
+
+def pairs_of(corpus: Corpus, recipe: Recipe, split: str) -> Pairs:
+    """Return the pairs of a split as batches.
+
+    Raises:
+        DataError: none is short enough.
+    """
+    data = recipe.data
+    seed = recipe.train.seed if split == "train" else HELD_OUT_SEED
+    return Pairs(corpus.splits[split], data.rows, data.length, seed)
+
+
+def held_out_places(corpus: Corpus, recipe: Recipe) -> list[np.ndarray]:
+    """Return the places of the held-out pairs that a run scores, batch by batch."""
+    pairs = pairs_of(corpus, recipe, "held_out")
+    steps = max(1, min(pairs.per_epoch, recipe.train.evaluation_tokens // pairs.tokens))
+    return [pairs.documents[pairs.chosen(step)] for step in range(steps)]
+
+
+def prepare_reference(
+    run: TrainingRun, recipe: Recipe, corpus: Corpus, precision: str, device: str, watch: Watch
+) -> None:
+    """Compute what is not in the run folder yet; a run that was killed goes on with the next pairs.
+
+    Raises:
+        RunError: the reference is not the checkpoint that the run began with.
+    """
+    source = recipe.objective.reference or recipe.train.start
+    run.check("reference", fingerprint(source), f"objective.reference: {source}")
+    train = pairs_of(corpus, recipe, "train")
+    read = min(steps_of(recipe), train.per_epoch)
+    whole = steps_of(recipe) >= train.per_epoch
+    wanted = {
+        "train": train.documents if whole else np.concatenate([train.documents[train.chosen(i)] for i in range(read)]),
+        "held_out": np.concatenate(held_out_places(corpus, recipe)),
+    }
+    left = {name: _blocks_left(run.path, name, places) for name, places in wanted.items()}
+    if not any(left.values()):
+        return
+    dtype = torch.float32 if precision == "float32" else None
+    model, done, total = load(source, dtype=dtype, device=device), 0, sum(map(len, left.values()))
+    model.eval()
+    for name, blocks in left.items():
+        pairs = pairs_of(corpus, recipe, name)
+        with closing(_Lines(run.path / FOLDER / f"{name}.jsonl")) as lines:
+            for block in blocks:
+                watch(Progress("reference", done, total))
+                lines.append(block, _log_probs(model, pairs, block, precision))
+                done += 1
+
+
+@torch.no_grad()
+def _log_probs(model: HybridLM, pairs: Pairs, block: int, precision: str) -> tuple[list[int], list[list[float]]]:
+    """Return the places of the pairs in a block, and the log-probabilities of their answers."""
+    places = pairs.documents
+    places = places[(places >= block * TOGETHER) & (places < (block + 1) * TOGETHER)]
+    found = pair_log_probs(model, pairs.of(places), precision)
+    return places.tolist(), found.sums.tolist()
+
+
+class _Lines:
+    """A file of blocks, one for each line; a line that was cut off is removed."""
+
+    def __init__(self, path: Path):
+        """path: which may be there already."""
+        with disk_errors(path):
+            path.parent.mkdir(exist_ok=True)
+            raw = path.read_bytes() if path.is_file() else b""
+            self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
+            self._file.truncate(raw.rfind(b"\n") + 1)
+        self._path = path
+
+    def append(self, block: int, found: tuple[list[int], list[list[float]]]) -> None:
+        """Write a block."""
+        row = {"block": block, "pairs": found[0], "log_probs": found[1]}
+        with disk_errors(self._path):
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _rows(path: Path) -> Iterator[dict[str, list[int] | list[list[float]]]]:
+    """Yield the blocks of a file, up to a line that was cut off.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if not raw.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(raw)
+                good = len(row["pairs"]) == len(row["log_probs"]) and all(len(x) == 2 for x in row["log_probs"])
+            except (ValueError, KeyError, TypeError):
+                good = False
+            if not good:
+                raise DataError(f"{path}:{number}: is damaged; remove the file, and it is computed again")
+            yield row
+
+
+def _blocks_left(run: Path, split: str, places: np.ndarray) -> list[int]:
+    known = {row["block"] for row in _rows(run / FOLDER / f"{split}.jsonl")}
+    return [block for block in np.unique(places // TOGETHER).tolist() if block not in known]
+
+
+def read_reference(run: Path, split: str, documents: int) -> Tensor:
+    """Return what was computed of a split, float64 [documents, 2]; NaN where nothing was.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    found = torch.full((documents, 2), torch.nan, dtype=torch.float64)
+    for row in _rows(run / FOLDER / f"{split}.jsonl"):
+        found[torch.tensor(row["pairs"])] = torch.tensor(row["log_probs"], dtype=torch.float64)
+    return found
