@@ -180,7 +180,7 @@ def test_long_conversations_are_cut_and_those_without_an_answer_left_out(corpus)
         ({"messages": [{"role": "user", "content": "x"}]}, "no turn of the assistant has content"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "a turn needs a role"),
         ({"messages": [{"role": "assistant", "content": None}]}, "a turn needs a role"),
-        ({"text": "a text"}, "holds texts and conversations"),
+        ({"text": "a text"}, "holds documents of several kinds"),
     ],
 )
 def test_rows_that_are_no_conversations_are_named(row, said, tmp_path):

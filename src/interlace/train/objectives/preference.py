@@ -176,17 +176,18 @@ class Preference:
             return Loss(nothing.detach(), nothing, read.loads, dict.fromkeys(NUMBERS, nothing.detach()))
         policy = pair_log_probs(model, batch, self.precision, self.settings.share_prompt)
         known = None
-        if self.reference is not None:
+        if self.reference is not None and self.settings.has_reference:
             known = on_device(self.reference[batch.pairs.cpu()], model.device)
         losses, preferred = preference_losses(policy, known, self.settings)
         each = policy.sums / policy.tokens
         if self.settings.sft:
             losses = losses - self.settings.sft * each[:, 0]
         whole = batch.whole or batch.counted
-        value = (losses.sum() / whole).float()
+        value = losses.sum() / whole
         shown = (preferred > 0).double(), preferred, -each[:, 0], -each[:, 1]
         more = {n: (x.detach().sum() / whole).float() for n, x in zip(NUMBERS, shown, strict=True)}
-        return Loss(value.detach(), value + self.balance(model, policy.loads, batch.share), policy.loads, more)
+        minimised = value + self.balance(model, policy.loads, batch.share)
+        return Loss(value.detach().float(), minimised, policy.loads, more)
 
 
 NUMBERS = ("preferred", "margin", "chosen_nats", "rejected_nats")  # that a step logs beside its loss
