@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 
 from interlace.data.batches import Batches
+from interlace.data.library import sources
 from interlace.data.prepare import prepare
 from interlace.data.tokens import Corpus
 from interlace.evaluate.bits_per_byte import HeldOut
 from interlace.model.model import HybridLM
 from interlace.study.quickstart.contest import LENGTH, ROWS, configs
-from interlace.study.text import sources
 from interlace.train.recipe import TrainSettings
 from interlace.train.schedule import horizon_steps
 from interlace.train.steps import take_steps

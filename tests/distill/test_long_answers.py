@@ -13,7 +13,7 @@ from interlace.distill.run import generate
 from interlace.distill.steps.instruct import listed
 from interlace.distill.steps.marks import read_marks
 from interlace.distill.steps.refusals import is_refusal
-from interlace.distill.steps.verify import code_of
+from interlace.verify.code import code_of
 from interlace.verify.numbers import all_numbers, final_number, same_number
 from interlace.verify.structure import as_json
 

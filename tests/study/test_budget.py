@@ -10,6 +10,7 @@ import pytest
 import tomli_w
 from watching import at
 
+from interlace.data.library import sources
 from interlace.data.prepare import prepare
 from interlace.evaluate.bits_per_byte import HeldOut
 from interlace.runs.progress import silent
@@ -18,7 +19,6 @@ from interlace.study.quickstart import contest
 from interlace.study.quickstart import run as quickstart_run
 from interlace.study.quickstart.plan import NAMES
 from interlace.study.quickstart.report import sentence
-from interlace.study.text import sources
 from interlace.train.trainer import StepResult, Trainer
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import interlace
 from interlace.base.errors import DataError, RunError
+from interlace.data.library import sources
 from interlace.data.sources import split_point
 from interlace.model.sizes import sizes
 from interlace.runs.progress import silent
@@ -18,7 +19,6 @@ from interlace.study.quickstart.contest import configs, tokens_to_reach
 from interlace.study.quickstart.plan import RATES
 from interlace.study.quickstart.report import sentence
 from interlace.study.quickstart.run import quickstart
-from interlace.study.text import sources
 
 PLAN = {"steps": 24, "sweep_steps": 2, "precision": "float32", "batch_tokens": 1024}
 SPEEDS = {"transformer": 0.1, "hybrid": 0.1}

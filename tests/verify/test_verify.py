@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlace.distill.steps.ask import CHECKS
-from interlace.distill.steps.verify import SYMBOLS, code_of
+from interlace.distill.steps.verify import SYMBOLS
 from interlace.sandbox import cage
 from interlace.sandbox.worker import OutOfBounds, Refused, Worker
+from interlace.verify.code import code_of
 from interlace.verify.expressions import same
 from interlace.verify.numbers import all_numbers, final_number, same_number
 

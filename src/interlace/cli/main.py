@@ -32,6 +32,7 @@ VERBS = {
     "report": "Compare any runs of training on one page: their curves against tokens, and a table.",
     "replay": "Take one step of a run again, by itself, and name the first layer with a bad value.",
     "average": "Write the mean of the weights of several checkpoints of one model.",
+    "evaluate": "Score a model, or compare two on the same items, with intervals; every prompt and answer is kept.",
     "merge": "Write a model with the weights that a LoRA adapter adds to it.",
     "recipes": "List the recipes that come with interlace, or copy one to start from.",
     "completion": "Print what completes verbs and options in a shell.",
@@ -50,6 +51,7 @@ GOES_ON = {  # verbs whose work is kept whenever they end; others say themselves
     "study tasks": "the same command runs the cells that are left",
     "distill generate": "the same command goes on",
     "convert-checkpoint": "the same command goes on",
+    "evaluate": "the same command goes on",
 }
 
 app = cyclopts.App(

@@ -16,11 +16,10 @@ from interlace.distill.steps.base import Out, Step
 from interlace.sandbox import cage
 from interlace.sandbox.worker import OutOfBounds, Refused
 from interlace.verify import programs
+from interlace.verify.code import code_of
 from interlace.verify.structure import read_schema
 
 SYMBOLS = "interlace.verify.symbols"
-FENCE = re.compile(r"^\s*(```+|~~~+)[ \t]*([\w+-]*)")
-PYTHON = ("python", "py", "python3")
 NEEDS = {
     "exact": "gold",
     "numeric": "gold",
@@ -169,28 +168,3 @@ class Verify(Step):
         if not text.strip():
             raise Missing(f"{field} is empty")
         return text
-
-
-def code_of(answer: str) -> str:
-    """Return the Python code of an answer.
-
-    These are the fenced blocks marked as Python; if there are none, the blocks without a language; if there is no block
-    at all, the whole answer; else "". Interactive sessions (">>> ") are left out. The last block may be open, as in an
-    answer that ends inside it.
-    """
-    blocks: list[tuple[str, list[str]]] = []
-    fence = ""
-    for line in answer.split("\n"):
-        line = line.removesuffix("\r")
-        mark = FENCE.match(line)
-        if mark and (not fence or (mark[1].startswith(fence) and not mark[2])):
-            if not fence:
-                blocks.append((mark[2].lower(), []))
-            fence = "" if fence else mark[1]
-        elif fence:
-            blocks[-1][1].append(line)
-    for languages in (PYTHON, ("",)):
-        found = [b for language, b in blocks if language in languages and not any(x.startswith(">>> ") for x in b)]
-        if found:
-            return "\n\n".join("\n".join(b) for b in found)
-    return "" if blocks else answer

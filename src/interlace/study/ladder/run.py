@@ -17,6 +17,7 @@ from interlace.base.errors import ConfigError, Failure, RunError
 from interlace.base.files import user_path, write_file
 from interlace.base.schema import validate
 from interlace.data.batches import Batches
+from interlace.data.library import sources as standard_library
 from interlace.data.sources import Sources
 from interlace.runs.folder import RunFolder
 from interlace.runs.lock import hold_folder
@@ -26,7 +27,6 @@ from interlace.study.ladder.estimate import Cost, costs, runs, totals
 from interlace.study.ladder.gather import FACTS, RunOutcome, last_step, outcome, read_facts, write_results
 from interlace.study.ladder.plan import Ladder, LadderCell
 from interlace.study.ladder.rates import best_rate, rate_at
-from interlace.study.text import sources as standard_library
 from interlace.train.corpus import check_fit, check_inputs, open_corpus
 from interlace.train.recipe import DataSettings, Recipe
 

@@ -17,6 +17,7 @@ from interlace.base.files import user_path, write_file
 from interlace.base.package import VERSION
 from interlace.checkpoint.load import load
 from interlace.data.batches import batches
+from interlace.data.library import sources
 from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
 from interlace.data.tokens import Corpus
@@ -30,7 +31,6 @@ from interlace.study.quickstart.contest import LEAST_TOKENS, LENGTH, ROWS, SEED,
 from interlace.study.quickstart.plan import NAMES, PLAN, RATES, Clock, Plan
 from interlace.study.quickstart.race import race
 from interlace.study.quickstart.report import write_report
-from interlace.study.text import sources
 from interlace.train.corpus import kept_corpus, stamp
 
 VOCABULARY = 4096
