@@ -164,7 +164,7 @@ def _upper(wins: int, losses: int, items: int) -> float:
 
     if wins == items:
         return 1.0
-    return float(brentq(above, d, 1.0, xtol=1e-9))
+    return float(brentq(above, d + 1e-6, 1.0, xtol=1e-9))  # at d itself all is 0 where the models never differ
 
 
 def needed(differences: np.ndarray) -> int:
