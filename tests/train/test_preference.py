@@ -220,7 +220,12 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(made, tmp_path, lora)
                 file.write(b'{"block": 2, "pai')
     train(plan, tmp_path / "run", scored)
     last, name = "checkpoints/step-12", "adapter_model.safetensors" if lora else "model.safetensors"
-    for file in (f"{last}/{name}", f"{last}/optimizer.safetensors", "reference/train.jsonl", "reference/held_out.jsonl"):
+    for file in (
+        f"{last}/{name}",
+        f"{last}/optimizer.safetensors",
+        "reference/train.jsonl",
+        "reference/held_out.jsonl",
+    ):
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 

@@ -65,7 +65,7 @@ def train(
 
     from interlace.base.errors import ConfigError, RunError, nearest
     from interlace.base.files import user_path
-    from interlace.evaluate.training import check_stages, train_in_stages
+    from interlace.evaluate.training import check_stages, check_watched, train_in_stages
     from interlace.model.device import check_device
     from interlace.ops.core import kernels
     from interlace.runs.loggers import Logger
@@ -104,6 +104,7 @@ def train(
             check_inputs(plan)
             TrainingRun(out, filled, FIXED).belongs_to(plan.to_dict(), changes)
         for name, stage in stages:
+            check_watched(stage)
             estimates[name] = estimate(stage, device).to_dict()
             if context := context_estimate(stage, device):
                 estimates[name]["context_seconds"] = context

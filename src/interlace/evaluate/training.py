@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from interlace.base.errors import InterlaceError, RunError
+from interlace.base.errors import ConfigError, InterlaceError, RunError
 from interlace.base.files import write_file
 from interlace.checkpoint.load import load
 from interlace.data.tokens import Corpus
 from interlace.evaluate.bits_per_byte import HeldOut
 from interlace.evaluate.gates import gate_statistics
 from interlace.evaluate.pairs import HeldOutPairs
+from interlace.evaluate.watching import Watching, read_tasks
 from interlace.generation.text import generate
+from interlace.model.model import HybridLM
 from interlace.runs.folder import CONFIG, differences
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
@@ -95,14 +97,20 @@ def train_and_report(
         As `train`. KeyboardInterrupt names the checkpoint that the same command resumes from.
     """
     workers = workers or Alone()
-    begun = False
+    begun, watching = False, None  # type: bool, Watching | None
+    check_watched(recipe, workers.count)
 
     def told(now: Progress) -> None:
         nonlocal begun
         begun = begun or now.label == "starting"
+        if now.label == "starting" and watching:
+            watching.forget_after(int(now.done))
         watch(now)
 
     def evaluate(corpus: Corpus) -> Evaluate:
+        nonlocal watching
+        if recipe.train.tasks or recipe.train.prompts:
+            watching = Watching(out, recipe.train, device, watch)
         held: HeldOut | HeldOutPairs
         if recipe.objective.of_pairs:
             documents = len(corpus.splits["held_out"].borders) - 1
@@ -110,7 +118,18 @@ def train_and_report(
             held = HeldOutPairs(corpus, recipe, known)
         else:
             held = HeldOut(corpus, recipe.data.length, recipe.train.evaluation_tokens)
-        return lambda model: held.score(model, workers) | gate_statistics(model, held.batches[0], workers.heads)
+
+        def score(model: HybridLM, step: int | None) -> dict[str, float]:
+            found = held.score(model, workers)
+            if step is None:
+                return found
+            return (
+                found
+                | gate_statistics(model, held.batches[0], workers.heads)
+                | (watching(model, step) if watching else {})
+            )
+
+        return score
 
     try:
         run = train(recipe, out, evaluate, told, device, workers, changes)
@@ -123,6 +142,18 @@ def train_and_report(
         if begun:  # not into a folder that was refused
             _write_page(out, say)
     return run
+
+
+def check_watched(recipe: Recipe, workers: int = 1) -> None:
+    """Check the tasks and prompts that a recipe names.
+
+    Raises:
+        ConfigError, DataError: a task breaks a rule, or there are several workers, of which none has the whole model.
+    """
+    read_tasks(recipe.train)
+    for key in ("tasks", "prompts"):
+        if workers > 1 and getattr(recipe.train, key):
+            raise ConfigError(f"train.{key}: are put to a model by one worker alone; leave them out under torchrun")
 
 
 def _write_page(out: Path, say: Callable[[str], None]) -> None:

@@ -44,7 +44,8 @@ from interlace.train.workers import Alone
 PARENT = "INTERLACE_PARENT"  # set for the processes of a study, whose orphans may still hold a folder for a moment
 ORPHAN_SECONDS = 5.0
 STOPPED = "stopped"  # folder of the batch that ended a run
-Evaluate = Callable[[HybridLM], dict[str, float]]
+Evaluate = Callable[[HybridLM, int | None], dict[str, float]]
+"""Scores a model after a step; None for its moving average, of which only the held-out scores are used."""
 
 
 def due(step: int, steps: int, times: int) -> bool:
@@ -246,11 +247,11 @@ def _steps(
             workers.write(run, trainer.saved(), done, background, done == steps)
 
     def scores() -> dict[str, float]:
-        found = evaluate(trainer.model)
+        found = evaluate(trainer.model, trainer.done)
         workers.reshard(trainer.model)
         if trainer.average is not None:
             with trainer.average.in_place():
-                averaged = evaluate(trainer.model)
+                averaged = evaluate(trainer.model, None)
                 found |= {f"average_{name}": value for name, value in averaged.items() if name.startswith("held_out")}
                 workers.reshard(trainer.model)
         return found

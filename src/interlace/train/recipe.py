@@ -145,6 +145,12 @@ class TrainSettings(Closed):
         precision: "float32", "bfloat16" (float32 master weights), or "auto": bfloat16 where it is faster here.
         evaluations: how often the held-out text is scored, the end included.
         evaluation_tokens: how much held-out text a score reads at most.
+        tasks: files of tasks (see `interlace evaluate`) that are asked at each evaluation, and of the model in `start`
+            too: scores, and how many items are won and lost beside that model, are logged.
+        task_items: how many items of each task are asked.
+        prompts: texts that the model goes on from at each evaluation, as a user's turns where there is a chat template;
+            what it writes is kept in samples.jsonl.
+        prompt_tokens: the most tokens of each of these.
         checkpoints: how many are written over the run, the end included; the last two are kept.
         balance_loss: weight of the loss that evens the load of experts, where they have no correction.
         balance_rate: by how much a step moves the corrections, where they have some.
@@ -178,6 +184,10 @@ class TrainSettings(Closed):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     evaluations: int = Field(default=10, gt=0)
     evaluation_tokens: int = Field(default=65_536, gt=0)
+    tasks: Names = Field(default=(), strict=False)
+    task_items: int = Field(default=100, gt=0)
+    prompts: Names = Field(default=(), strict=False)
+    prompt_tokens: int = Field(default=64, gt=0)
     checkpoints: int = Field(default=10, gt=0)
     balance_loss: float = Field(default=0.01, ge=0)
     balance_rate: float = Field(default=1e-3, ge=0)

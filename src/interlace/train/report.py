@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def curves(run: TrainingRun, score: str = "held_out_bits_per_byte") -> tuple[Cur
 
 
 SAMPLES = "samples.json"
+WRITTEN = "samples.jsonl"  # after the recipe's own prompts, at each evaluation
+TASKS = "tasks."  # before the names of tasks in a line of metrics.jsonl
 
 
 def write_report(run: TrainingRun) -> Path:
@@ -104,6 +107,7 @@ def write_report(run: TrainingRun) -> Path:
         rows = [[f"{t:,.0f}", f"{b:.4f}"] for t, b in zip(*score, strict=True)]
         sections.append(table(["tokens", "held-out bits per byte"], rows))
     sections.append(f"<p>{html.escape(about_text(run, config))}</p>")
+    sections += watched(run)
     if samples := read_samples(run):
         shown = "".join(f"<p>After {html.escape(repr(p))}:</p><pre>{html.escape(t)}</pre>" for p, t in samples)
         sections.append(f"<h2>Samples</h2>{shown}")
@@ -155,6 +159,50 @@ def about_text(run: TrainingRun, config: Mapping[str, Any]) -> str:
         f"{held['documents']:,} documents ({held['tokens']:,} tokens) held out; a tokenizer of "
         f"{manifest['tokenizer']['vocabulary']:,} ids (sha256 {manifest['tokenizer']['sha256'][:16]})."
     )
+
+
+def watched(run: TrainingRun) -> list[str]:
+    """Return HTML on the tasks that were asked, and on what was written after the recipe's prompts."""
+    found: list[str] = []
+    rows = [row for row in run.metrics() if any(key.startswith(TASKS) for key in row)]
+    names = [key for row in rows[-1:] for key in row if key.startswith(TASKS)]
+    if pairs := [row for row in run.metrics() if "held_out_wins" in row]:
+        found.append("<h2>Held-out pairs</h2><p>Won: the better answer is preferred more than by the reference.</p>")
+        columns = ["step", "won", "lost", "margin", "loss"]
+        keys = ("held_out_wins", "held_out_losses", "held_out_margin", "held_out_loss")
+        found.append(table(columns, [[f"{row['step']:,}", *(f"{row[k]:,.4g}" for k in keys)] for row in pairs]))
+    if rows:
+        found.append("<h2>Tasks</h2><p>Won and lost: items beside the model that the run started from.</p>")
+        columns = ["step", *(name.removeprefix(TASKS).replace("_", " ") for name in names)]
+        found.append(table(columns, [[f"{row['step']:,}", *(f"{row.get(n, 0):,.4g}" for n in names)] for row in rows]))
+    if written := read_written(run):
+        last = max(row["step"] for row in written)
+        shown = []
+        for prompt in dict.fromkeys(row["prompt"] for row in written):
+            own = [row for row in written if row["prompt"] == prompt]
+            picked = [own[0], own[-1]] if own[0]["step"] != last else own[-1:]
+            texts = "".join(
+                f"<p>Step {row['step']:,}:</p><pre>{html.escape(visible(row['text']))}</pre>" for row in picked
+            )
+            shown.append(f"<p>After {html.escape(repr(prompt))}:</p>{texts}")
+        found.append(f"<h2>Written on the way</h2>{''.join(shown)}")
+    return found
+
+
+def read_written(run: TrainingRun) -> list[dict[str, Any]]:
+    """Return {"step", "prompt", "text"} of what the model wrote after the recipe's prompts.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    file = run.path / WRITTEN
+    if not file.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return [{"step": int(r["step"]), "prompt": str(r["prompt"]), "text": str(r["text"])} for r in rows]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{file}: is damaged; remove it") from None
 
 
 def read_samples(run: TrainingRun) -> list[tuple[str, str]]:
