@@ -15,7 +15,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from make_layers import meanings, spelled
 
 from interlace.model.config import SpecialTokens
-from interlace.train.recipe import DataSettings, MixtureSource, ParallelSettings, Stage, TrainSettings
+from interlace.train.recipe import (
+    DataSettings,
+    LoraSettings,
+    MixtureSource,
+    ObjectiveSettings,
+    ParallelSettings,
+    Stage,
+    TrainSettings,
+)
 
 HEAD = """# Training a model
 
@@ -104,6 +112,9 @@ interlace inspect runs/mine                     # parameters, state and cache by
 | `data/` | the prepared text, where the recipe names text |
 | `report.html`, `loss.png` | written at the end, also where the run was interrupted |
 | `samples.json` | what the model writes after three beginnings of held-out documents |
+| `samples.jsonl` | what it writes after `train.prompts`, at each evaluation |
+| `evaluations/` | every prompt and answer of `train.tasks`, by step, and of the model that the run starts from |
+| `reference/` | of preferences: log-probabilities under the reference |
 
 A line of `metrics.jsonl` has:
 
@@ -123,6 +134,10 @@ A line of `metrics.jsonl` has:
 | `peak_memory_bytes` | bytes | the most so far: of tensors on a GPU, of the process on a CPU |
 | `gated_delta.decay_mean`, ... | | where the held-out text was scored: what recurrent layers keep and write, by table |
 | `average_held_out_bits_per_byte`, ... | | the same scores of the averaged weights, with `train.average` |
+| `tasks.NAME`, `tasks.NAME_wins`, `tasks.NAME_losses` | score; items | of `train.tasks`, beside the model that the run starts from |
+| `preferred`, `margin` | share of the pairs; | of preferences: how often, and by how much, the better answer is preferred |
+| `chosen_nats`, `rejected_nats` | nats per token | of preferences: of the better and the worse answers |
+| `held_out_wins`, `held_out_losses`, `held_out_margin` | pairs; pairs; | of held-out pairs, beside the reference |
 | `skipped` | | in the place of loss and norm: why the step changed no weight |
 | `diverged` | | why a run ended: three steps in a row were bad |
 
@@ -274,7 +289,8 @@ interlace average runs/mine runs/slower --out runs/mean
 ## Other data, other starts
 
 Rows of JSONL with a list of `messages` are conversations: the assistant's turns are learnt, and nothing else
-([distill.md](distill.md#training-on-conversations)). To go on from a checkpoint, name it as `train.start` and leave
+([distill.md](distill.md#training-on-conversations)). Rows with `chosen` and `rejected` are pairs of answers, which
+`[objective]` says how to learn; adapters and preferences are in [finetune.md](finetune.md). To go on from a checkpoint, name it as `train.start` and leave
 `[model]` and `data.tokenizer` out:
 
 ```toml
@@ -330,6 +346,24 @@ UNITS = {
     "checkpoints": "times",
     "balance_loss": "times the loss",
     "balance_rate": "per step",
+    "task_items": "items",
+    "prompt_tokens": "tokens",
+    "rank": "columns of B",
+    "alpha": "times 1 / rank",
+    "dropout": "share of the inputs",
+    "beta": "per nat",
+    "margin": "beta times nats per token",
+    "label_smoothing": "share of the pairs",
+    "sft": "times the loss",
+    "limit": "rows",
+    "shots": "rows",
+    "tolerance": "relative",
+    "seconds": "seconds",
+    "memory_mb": "MiB",
+    "max_tokens": "tokens",
+    "temperature": "divides the logits",
+    "top_p": "probability",
+    "samples": "answers",
     "bos": "token id",
     "eos": "token ids",
     "pad": "token id",
@@ -340,7 +374,8 @@ def rows(schema: type[BaseModel]) -> list[str]:
     """A table of a schema's keys."""
     said = meanings(schema)
     lines = ["| key | value | default | unit | |", "|---|---|---|---|---|"]
-    for name, field in schema.model_fields.items():
+    for own, field in schema.model_fields.items():
+        name = field.alias or own
         value = ", ".join([spelled(field.annotation), *bounds(field)])
         lines.append(f"| `{name}` | {value} | {default(field)} | {UNITS.get(name, '')} | {said[name]} |")
     return lines
@@ -369,6 +404,8 @@ def page() -> str:
     parts = [HEAD, "## `[data]`", PREPARED, *rows(DataSettings)]
     parts += ["\n## `[data.mixture.NAME]`\n", *rows(MixtureSource)]
     parts += ["\n## `[train]`\n", *rows(TrainSettings)]
+    parts += ["\n## `[train.lora]`\n", *rows(LoraSettings)]
+    parts += ["\n## `[objective]`\n", *rows(ObjectiveSettings)]
     parts += ["\n## `[[stage]]`\n", *rows(Stage)]
     parts += ["\n## `[parallel]`\n", *rows(ParallelSettings)]
     parts += ["\n## `[model.tokens]`", TOKENS, *rows(SpecialTokens)]

@@ -18,8 +18,17 @@ import tomli_w
 
 from interlace.base.schema import validate
 from interlace.cli.main import app, run
+from interlace.evaluate.task import TaskSettings
 from interlace.model.config import SpecialTokens
-from interlace.train.recipe import DataSettings, ParallelSettings, Recipe, Stage, TrainSettings
+from interlace.train.recipe import (
+    DataSettings,
+    LoraSettings,
+    ObjectiveSettings,
+    ParallelSettings,
+    Recipe,
+    Stage,
+    TrainSettings,
+)
 
 ROOT = Path(__file__).parents[2]
 LINKING = sorted(
@@ -115,10 +124,21 @@ def test_the_page_of_training_is_current():
     assert (ROOT / "docs/train.md").read_text() == page, "python docs/make_train.py > docs/train.md"
 
 
-@pytest.mark.parametrize("schema", [DataSettings, TrainSettings, Stage, ParallelSettings, SpecialTokens])
-def test_every_key_of_a_training_recipe_is_explained(schema):
-    page = (ROOT / "docs/train.md").read_text()
-    for key, field in schema.model_fields.items():
+def test_the_page_of_evaluating_is_current():
+    page = maker("make_evaluate").page()
+    assert (ROOT / "docs/evaluate.md").read_text() == page, "python docs/make_evaluate.py > docs/evaluate.md"
+
+
+TRAINING = (DataSettings, TrainSettings, LoraSettings, ObjectiveSettings, Stage, ParallelSettings, SpecialTokens)
+
+
+@pytest.mark.parametrize(
+    ("schema", "page"), [*((s, "docs/train.md") for s in TRAINING), (TaskSettings, "docs/evaluate.md")]
+)
+def test_every_key_of_a_recipe_is_explained(schema, page):
+    page = (ROOT / page).read_text()
+    for own, field in schema.model_fields.items():
+        key = field.alias or own
         row = re.search(rf"^\| `{key}` \| (.+) \| (.*) \| (.*) \| (.+) \|$", page, re.MULTILINE)
         assert row, key
         _, standard, unit, meaning = row.groups()
@@ -224,7 +244,14 @@ def test_columns_of_metrics_are_those_that_the_page_lists(hybrid):
     assert listed - written == {
         "average_held_out_bits_per_byte",
         "busiest_expert",
+        "chosen_nats",
         "diverged",
+        "held_out_losses",
+        "held_out_margin",
+        "held_out_wins",
+        "margin",
+        "preferred",
+        "rejected_nats",
         "skipped",
     }
     assert written <= listed

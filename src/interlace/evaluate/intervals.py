@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 RESAMPLES = 2000
 LEVEL = 0.95
 POWER = 0.8  # at which the number of items needed is counted
+FEW = 10  # items, below which an interval is Student's
 BLOCK = 1 << 22  # numbers that are drawn at a time
 
 
@@ -98,13 +99,16 @@ def _studentised(parts: Sequence[Sums]) -> tuple[float, float, float]:
         return value, -math.inf, math.inf
     if error == 0:
         return value, value, value
+    if n < FEW:  # resamples would hold the same few values
+        half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * error
+        return value, value - half, value + half
     draw, found = np.random.default_rng(0), list[float]()
     while len(found) < RESAMPLES:
         places = draw.integers(n, size=(min(RESAMPLES - len(found), max(1, BLOCK // n)), n))
         values, errors = _values_and_errors([(above[places], below[places]) for above, below in parts])
         found += ((values - value) / np.where(errors > 0, errors, np.inf)).tolist()
     low, high = np.quantile(found, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-    return value, value - high * error, value - low * error
+    return value, float(value - high * error), float(value - low * error)
 
 
 def _values_and_errors(parts: Sequence[Sums]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from interlace.runs.folder import CONFIG, differences
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
 from interlace.train.corpus import again, check_inputs
-from interlace.train.loop import Evaluate, train
+from interlace.train.loop import SCORING, SCORING_AVERAGE, Evaluate, train
 from interlace.train.recipe import FIXED, DataSettings, Recipe, filled
 from interlace.train.reference import read_reference
 from interlace.train.report import SAMPLES, write_report
@@ -97,11 +97,14 @@ def train_and_report(
         As `train`. KeyboardInterrupt names the checkpoint that the same command resumes from.
     """
     workers = workers or Alone()
-    begun, watching = False, None  # type: bool, Watching | None
+    begun, watching, step = False, None, None  # type: bool, Watching | None, int | None
     check_watched(recipe, workers.count)
 
     def told(now: Progress) -> None:
-        nonlocal begun
+        nonlocal begun, step
+        if now.label in (SCORING, SCORING_AVERAGE):
+            step = int(now.done) if now.label == SCORING else None
+            return
         begun = begun or now.label == "starting"
         if now.label == "starting" and watching:
             watching.forget_after(int(now.done))
@@ -119,15 +122,12 @@ def train_and_report(
         else:
             held = HeldOut(corpus, recipe.data.length, recipe.train.evaluation_tokens)
 
-        def score(model: HybridLM, step: int | None) -> dict[str, float]:
+        def score(model: HybridLM) -> dict[str, float]:
             found = held.score(model, workers)
-            if step is None:
+            if step is None:  # the average, of which these are used
                 return found
-            return (
-                found
-                | gate_statistics(model, held.batches[0], workers.heads)
-                | (watching(model, step) if watching else {})
-            )
+            found |= gate_statistics(model, held.batches[0], workers.heads)
+            return found | (watching(model, step) if watching else {})
 
         return score
 

@@ -74,7 +74,7 @@ class Watching:
             write_file(file, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
     def __call__(self, model: HybridLM, step: int) -> dict[str, float]:
-        """Return the scores of tasks, and on how many items the model is better and worse than the one before it all."""
+        """Return the scores of tasks, and on how many items the model is better and worse than the one at the start."""
         training, found = model.training, dict[str, float]()
         model.eval()
         try:

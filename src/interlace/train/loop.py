@@ -43,9 +43,9 @@ from interlace.train.workers import Alone
 
 PARENT = "INTERLACE_PARENT"  # set for the processes of a study, whose orphans may still hold a folder for a moment
 ORPHAN_SECONDS = 5.0
+SCORING, SCORING_AVERAGE = "scoring", "scoring the average"  # what is told before a model is scored
 STOPPED = "stopped"  # folder of the batch that ended a run
-Evaluate = Callable[[HybridLM, int | None], dict[str, float]]
-"""Scores a model after a step; None for its moving average, of which only the held-out scores are used."""
+Evaluate = Callable[[HybridLM], dict[str, float]]
 
 
 def due(step: int, steps: int, times: int) -> bool:
@@ -112,7 +112,8 @@ def train(
     Args:
         evaluate: of the corpus, returns what scores a model on held-out text.
         watch: told how the text is prepared, then "starting" with the step to start from and the steps in all, then
-            "training" after each step, with the row that was logged; of the first worker alone.
+            "training" after each step, with the row that was logged; of the first worker alone. "scoring" before a
+            score, and "scoring the average", to all workers.
         workers: with whom the model is trained; each of them calls this.
         changes: keys of the recipe that may differ from those that the run was started with.
 
@@ -247,11 +248,13 @@ def _steps(
             workers.write(run, trainer.saved(), done, background, done == steps)
 
     def scores() -> dict[str, float]:
-        found = evaluate(trainer.model, trainer.done)
+        watch(Progress(SCORING, trainer.done, steps))
+        found = evaluate(trainer.model)
         workers.reshard(trainer.model)
         if trainer.average is not None:
             with trainer.average.in_place():
-                averaged = evaluate(trainer.model, None)
+                watch(Progress(SCORING_AVERAGE, trainer.done, steps))
+                averaged = evaluate(trainer.model)
                 found |= {f"average_{name}": value for name, value in averaged.items() if name.startswith("held_out")}
                 workers.reshard(trainer.model)
         return found
