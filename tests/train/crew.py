@@ -19,9 +19,12 @@ import torch.distributed as dist
 import interlace
 from interlace.base.segments import Segments
 from interlace.data.batches import IGNORE, Batch
+from interlace.layers.low_rank import adapters
 from interlace.train import trainer as trainers
+from interlace.train.objectives.preference import Preference
 from interlace.train.parallel.workers import Grid, Workers
-from interlace.train.recipe import TrainSettings
+from interlace.train.recipe import ObjectiveSettings, TrainSettings
+from interlace.train.trained import set_trained
 from interlace.train.trainer import Trainer
 from interlace.train.workers import Alone
 
@@ -113,6 +116,16 @@ STEPS = 10
 ALONE = {}  # what one worker computes, by job
 
 
+PAIRS = ((9, 5, 3), (1, 14, 17), (26, 8, 12), (3, 30, 2), (11, 6, 6))  # prompts with two answers
+
+
+def pairs(step):
+    """Five pairs of answers, as `interlace.data.batches.Pairs` hands them out."""
+    given = batch(step, PAIRS)
+    kinds = torch.tensor([False, True, True] * len(PAIRS)).repeat_interleave(torch.tensor(given.segments.lengths))
+    return replace(given, targets=torch.where(kinds, given.tokens, IGNORE), pairs=torch.arange(len(PAIRS)))
+
+
 def batch(step, rows=ROWS):
     lengths = [length for row in rows for length in row]
     tokens = torch.randint(64, (sum(lengths),), generator=torch.Generator().manual_seed(step))
@@ -129,9 +142,20 @@ def rows_of(job):
 def trainer_of(job, workers):
     torch.manual_seed(0)
     model = interlace.HybridLM(interlace.ModelConfig.from_dict(MODELS[job["model"]]))
-    workers.prepare(model)
     settings = TrainSettings(tokens=1, learning_rate=3e-4, warmup=0.0, clip=0.5, **job.get("settings", {}))
-    return Trainer.of(model, settings, STEPS, workers=workers)
+    set_trained(model, settings)
+    for _, adapter in adapters(model):  # B starts at zero, and A would have no gradient
+        torch.nn.init.normal_(adapter.B, std=0.1)
+    workers.prepare(model)
+
+    def objective(plain):
+        if "objective" not in job:
+            return plain
+        known = -60 * torch.rand(len(PAIRS), 2, dtype=torch.float64)
+        settings = ObjectiveSettings(**job["objective"], share_prompt=isinstance(workers, Alone) and workers.count == 1)
+        return Preference(settings, known, plain.precision, plain.unevenness)
+
+    return Trainer.of(model, settings, STEPS, workers=workers, objective=objective)
 
 
 def trained(job, workers):
@@ -140,7 +164,7 @@ def trained(job, workers):
     parameters = dict(trainer.model.named_parameters())
     numbers, gradients = [], {}
     for step in range(STEPS):
-        shares = trainer.shares(batch(step, rows_of(job)))
+        shares = trainer.shares(pairs(step) if "objective" in job else batch(step, rows_of(job)))
         if not step:
             trainer.gradients(shares)
             gradients = {n: whole(workers, n, p.grad) for n, p in parameters.items() if p.grad is not None}
@@ -160,7 +184,7 @@ def compared(job, workers):
     if not workers.first:
         return None
     plain = {key: value for key, value in job.get("settings", {}).items() if key != "compile"}
-    known = json.dumps([job["model"], rows_of(job), plain])
+    known = json.dumps([job["model"], rows_of(job), plain, job.get("objective")])
     if known not in ALONE:
         ALONE[known] = trained({**job, "settings": plain}, Alone())
     (numbers, *tensors), (alone, *others) = found, ALONE[known]

@@ -50,6 +50,14 @@ def in_parts(jobs):
     return [{**job, "settings": {"accumulate": 2, "recompute": "block", "z_loss": 1e-3}} for job in jobs]
 
 
+def adapted(jobs):
+    return [{**job, "settings": {"start": "there", "lora": {"rank": 3, "alpha": 3.0}}} for job in jobs]
+
+
+def preferred(jobs, **settings):
+    return [{**job, "objective": {"kind": "dpo", "beta": 0.5}, "settings": settings} for job in jobs]
+
+
 EQUAL = {
     "shard": jobs_of((*FAMILIES, "others"), shard=2),
     "tensor": jobs_of((*FAMILIES, "mamba"), tensor=2),
@@ -71,6 +79,10 @@ EQUAL = {
     "in parts": in_parts(
         [*jobs_of(("granite",), shard=2), *jobs_of(("olmo",), replicate=2), *jobs_of(("nemotron",), context=2)]
     ),
+    "adapters": adapted([*jobs_of(("olmo", "kimi"), shard=2), *jobs_of(("granite",), replicate=2)]),
+    "adapters over a context": adapted(jobs_of(("olmo",), context=2)),
+    "preferences": [*preferred(jobs_of(("olmo", "kimi"), shard=2)), *preferred(jobs_of(("nemotron",), tensor=2))],
+    "preferences in parts": preferred(jobs_of(("olmo",), 4, replicate=2, shard=2), accumulate=2),
     "compiled": compiled(
         [
             *jobs_of(("olmo",), shard=2),

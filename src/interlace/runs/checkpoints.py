@@ -19,6 +19,7 @@ KINDS = (  # of a checkpoint, by the files that it has: of one worker, of adapte
     (r"config\.json", r"model.*\.safetensors", r"optimizer\.safetensors"),
     (r"adapter_config\.json", r"adapter_model\.safetensors", r"optimizer\.safetensors"),
     (r"config\.json", r"state/.+\.safetensors"),
+    (r"adapter_config\.json", r"adapter_model\.safetensors", r"state/.+\.safetensors"),
 )
 
 _checked: dict[Path, tuple[object, bool]] = {}  # what was found, until a file changes: hashing reads every byte

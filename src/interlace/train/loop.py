@@ -175,18 +175,24 @@ def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str, worker
     workers.first_does(lambda: run.remember(precision=precision))
     if recipe.objective.has_reference:
         workers.first_does(lambda: prepare_reference(run, recipe, corpus, precision, device, watch))
-    model = build_model(recipe, corpus, device if workers.count == 1 else "cpu", precision)
+    alone = workers.count == 1
+    model = build_model(recipe, corpus, device if alone else "cpu", precision if alone else "float32")
     workers.prepare(model)
-    objective = objective_of(recipe, run, corpus)
+    objective = objective_of(recipe, run, corpus, alone)
     trainer = Trainer.of(model, recipe.train, steps_of(recipe), precision, workers, objective)
     if newest is not None:
         trainer.resume(newest)
     return trainer, corpus
 
 
-def objective_of(recipe: Recipe, run: TrainingRun, corpus: Corpus) -> Callable[[NextToken], Objective]:
-    """Return what makes a recipe's objective of that of next tokens; its reference is read from the run folder."""
-    settings = recipe.objective
+def objective_of(
+    recipe: Recipe, run: TrainingRun, corpus: Corpus, alone: bool = True
+) -> Callable[[NextToken], Objective]:
+    """Return what makes a recipe's objective of that of next tokens; its reference is read from the run folder.
+
+    alone: whether one worker trains. Several read a prompt before each answer: FSDP2 sums the gradients of one pass.
+    """
+    settings = recipe.objective.model_copy(update={"share_prompt": recipe.objective.share_prompt and alone})
     if not settings.of_pairs:
         return lambda objective: objective
     documents = len(corpus.splits["train"].borders) - 1

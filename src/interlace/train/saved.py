@@ -137,10 +137,9 @@ def read_weights(model: HybridLM, folder: Path, into: Mapping[str, Tensor]) -> N
         into[name].copy_(theirs)
 
 
-def read_moments(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+def read_moments(parameters: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Return the moments that a checkpoint holds, as "key/parameter", each on its parameter's device."""
     found = {}
-    parameters = dict(model.named_parameters())
     for full, entry in read_header(folder / OPTIMIZER).items():
         found[full] = torch.empty_like(parameters[full.partition("/")[2]])
         read_into(entry, full, found[full])

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from interlace.base.errors import CheckpointError, Failure, first_line
+from interlace.layers.low_rank import kept_parameters
 from interlace.model.model import HybridLM
 from interlace.train.cut.pieces import Layout
 from interlace.train.cut.tensor import cuts_of
@@ -157,7 +158,7 @@ def _quiet() -> Iterator[None]:
 
 def tensors_of(saved: Saved, local: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Return what lies here of all tensors of a checkpoint, as "key/parameter"."""
-    found = {f"model/{name}": local(p.detach()) for name, p in saved.model.named_parameters()}
+    found = {f"model/{name}": local(p.detach()) for name, p in kept_parameters(saved.model).items()}
     found |= {name: local(x) for name, x in saved.moments.items()}
     return found | {f"average/{name}": x for name, x in (saved.average or {}).items()}
 
@@ -201,7 +202,7 @@ def read(
     into = Saved(saved.model, moments, saved.average if kept else None, {})
     load(all_boxes(tensors_of(into, local), layouts, at), folder, group)
     if saved.average is not None and not kept:  # one that was not kept before begins with the weights
-        for name, p in saved.model.named_parameters():
+        for name, p in kept_parameters(saved.model).items():
             saved.average[name].copy_(local(p.detach()))
     return moments
 

@@ -49,7 +49,7 @@ def pair_log_probs(
     """
     device, low = model.device, precision != "float32"
     lengths = torch.diff(batch.segments.offsets).long().view(-1, SEGMENTS_OF_A_PAIR)
-    layout = _shared if share_prompt and not (model.through and model.training and torch.is_grad_enabled()) else _apart
+    layout = _shared if _is_shared(model, share_prompt) else _apart
     with torch.autocast(device.type, dtype=getattr(torch, precision)) if low else nullcontext():
         hidden, places, loads = layout(model, batch, lengths)
     pairs = lengths.shape[0]
@@ -63,6 +63,11 @@ def pair_log_probs(
     sums = found.new_zeros(2 * pairs).index_add(0, on_device(rows, device), found)
     tokens = torch.bincount(rows, minlength=2 * pairs).double()
     return PairLogProbs(sums.view(-1, 2), on_device(tokens, device).view(-1, 2), loads)
+
+
+def _is_shared(model: HybridLM, share_prompt: bool) -> bool:
+    """Return whether prompts are read once: a pass that is compiled, or computed again, keeps no state."""
+    return share_prompt and not (model.through and model.training and torch.is_grad_enabled())
 
 
 def _answer_tokens(lengths: Tensor) -> Tensor:
@@ -116,12 +121,12 @@ def _taken(tokens: Tensor, places: Tensor, device: torch.device) -> Tensor:
     return on_device(tokens[on_device(places, tokens.device)], device)
 
 
-def _joined(one: Load | None, other: Load | None, first: int, second: int) -> Load | None:
-    """Return the load of two passes of so many tokens."""
+def _joined(one: Load | None, other: Load | None, prompts: int, answers: int) -> Load | None:
+    """Return the load of two passes of so many tokens; a prompt counts for each of its answers, as if read twice."""
     if one is None or other is None:
         return None
-    scores = (one.scores * first + other.scores * second) / (first + second)
-    return Load(one.counts + other.counts, scores)
+    scores = (one.scores * 2 * prompts + other.scores * answers) / (2 * prompts + answers)
+    return Load(2 * one.counts + other.counts, scores)
 
 
 def preference_losses(
@@ -170,10 +175,8 @@ class Preference:
     def __call__(self, model: HybridLM, batch: Batch) -> Loss:
         """Return the mean loss of the pairs of a batch, with how often and by how much the better one is preferred."""
         assert batch.pairs is not None
-        if not len(batch.pairs):  # a part of a batch that is left over
-            read = model.read(on_device(batch.tokens, model.device), batch.segments)
-            nothing = (read.hidden.sum() + with_adapter(model.head).sum()) * 0.0
-            return Loss(nothing.detach(), nothing, read.loads, dict.fromkeys(NUMBERS, nothing.detach()))
+        if not len(batch.pairs):
+            return self._nothing(model, batch)
         policy = pair_log_probs(model, batch, self.precision, self.settings.share_prompt)
         known = None
         if self.reference is not None and self.settings.has_reference:
@@ -188,6 +191,20 @@ class Preference:
         more = {n: (x.detach().sum() / whole).float() for n, x in zip(NUMBERS, shown, strict=True)}
         minimised = value + self.balance(model, policy.loads, batch.share)
         return Loss(value.detach().float(), minimised, policy.loads, more)
+
+    def _nothing(self, model: HybridLM, batch: Batch) -> Loss:
+        """Return the loss of a part of a batch that is left over; the model is read as often as by other workers."""
+        tokens = on_device(batch.tokens, model.device)
+        low = self.precision != "float32"
+        kind = getattr(torch, self.precision)
+        with torch.autocast(model.device.type, dtype=kind) if low else nullcontext():
+            read = model.read(tokens, batch.segments)
+            hidden = read.hidden.sum()
+            if _is_shared(model, self.settings.share_prompt):
+                hidden = hidden + model.read(tokens, batch.segments, read.state).hidden.sum()
+        nothing = (hidden + with_adapter(model.head).sum()).float() * 0.0
+        loads = [x and Load(x.counts * 0, x.scores) for x in read.loads]
+        return Loss(nothing.detach(), nothing, loads, dict.fromkeys(NUMBERS, nothing.detach()))
 
 
 NUMBERS = ("preferred", "margin", "chosen_nats", "rejected_nats")  # that a step logs beside its loss

@@ -23,9 +23,10 @@ from torch.distributed.tensor import DTensor
 from interlace.base.errors import ConfigError, InterlaceError, RunError
 from interlace.base.files import PARTIAL, new_folder
 from interlace.base.segments import Segments
-from interlace.checkpoint.load import load
-from interlace.checkpoint.save import write_description, write_model
+from interlace.checkpoint.adapter import write_adapter
+from interlace.checkpoint.save import family_of_model, write_description, write_model
 from interlace.data.batches import IGNORE, Batch, parts
+from interlace.layers.low_rank import adapters, kept_parameters
 from interlace.model.model import HybridLM
 from interlace.ops.core.across import Across
 from interlace.runs.background import Background
@@ -38,12 +39,13 @@ from interlace.train.muon import Momentum, Orthogonalise
 from interlace.train.optimizer import Route, routes
 from interlace.train.parallel.plan import NAMES, laid_out, trades_heads
 from interlace.train.recipe import Recipe
-from interlace.train.saved import AVERAGE, FACTS, STATE, Saved, read_moments, with_weights
+from interlace.train.saved import AVERAGE, FACTS, STATE, Saved, read_moments, read_weights, with_weights
 from interlace.train.workers import Alone
 
 T = TypeVar("T")
 E = TypeVar("E", bound=InterlaceError)
 PATIENCE = timedelta(days=7)  # of a collective on the CPU: who has died is known by its signs of life
+Wholes = dict[str, HybridLM | dict[str, Tensor]]  # by folder: models, or A and B of adapters by parameter
 SEEN_SECONDS = 40.0  # in which a network disk shows what another machine wrote
 
 
@@ -148,9 +150,9 @@ class Workers(Alone):
 
     def prepare(self, model: HybridLM) -> None:
         """Cut a model's weights, which every worker has drawn or read alike, so that this worker holds its part."""
-        if model.base:
-            raise ConfigError("train.lora: adapters are trained by one worker; start one, without torchrun")
         grid, tensor = self.grid, self.grid.tensor
+        if tensor > 1 and next(adapters(model), None) is not None:
+            raise ConfigError("train.lora: adapters are not cut over heads; set parallel.tensor = 1")
         self.layouts, self._names, self._partial = {}, {}, []  # of a stage before
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         taps = [getattr(model.config.kind(i), "convolution", 1) for i in range(model.config.depth)]
@@ -343,19 +345,22 @@ class Workers(Alone):
         if not room:
             background.wait()
 
-    def _describe(self, folder: Path, saved: Saved, models: dict[str, HybridLM]) -> None:
+    def _describe(self, folder: Path, saved: Saved, models: Wholes) -> None:
         """Write what is beside the state: config, tokenizer and facts; at the end, whole models."""
         for name, model in models.items():
             (folder / name).mkdir(exist_ok=True)
-            write_model(model, folder / name)
+            if isinstance(model, HybridLM):
+                write_model(model, folder / name)
+            else:
+                write_adapter(saved.model, family_of_model(saved.model), folder / name, model)
         if not models:
             write_description(saved.model, folder)
         (folder / FACTS).write_text(json.dumps(dict(saved.facts)) + "\n", encoding="utf-8")
 
-    def _whole_models(self, saved: Saved) -> dict[str, HybridLM]:
+    def _whole_models(self, saved: Saved) -> Wholes:
         """Return the model, and that of averaged weights, by folder, on the first worker; elsewhere nothing."""
-        found = {}
-        weights: dict[str, Mapping[str, Tensor]] = {".": dict(saved.model.named_parameters())}
+        found: Wholes = {}
+        weights: dict[str, Mapping[str, Tensor]] = {".": kept_parameters(saved.model)}
         if saved.average is not None:
             weights[AVERAGE] = saved.average
         for folder, tensors in weights.items():
@@ -365,19 +370,22 @@ class Workers(Alone):
                 if self.first and whole is not None:
                     kept[name] = whole.to("cpu", copy=True)
             if self.first:
-                found[folder] = with_weights(saved.model, kept)
+                found[folder] = kept if saved.model.base else with_weights(saved.model, kept)
         return found
 
     def read(self, folder: Path, saved: Saved) -> dict[str, Tensor]:
         """Fill what lies here of a model, and of the average, from a checkpoint; return the moments that lie here."""
         if (folder / STATE).is_dir():
             return read(saved, folder / STATE, self.layouts, self._at, self.local)
-        whole = load(folder)
-        model = dict(saved.model.named_parameters())
-        self._fill(model, dict(whole.named_parameters()))
+        model = kept_parameters(saved.model)
+        shapes = {name: self.layouts[name].shape for name in model}
+        whole = {name: torch.empty(shape) for name, shape in shapes.items()}
+        read_weights(saved.model, folder, whole)
+        self._fill(model, whole)
         if saved.average is not None:  # one that was not kept before begins with the weights
-            averaged = load(folder / AVERAGE) if (folder / AVERAGE).is_dir() else whole
-            self._fill(saved.average, dict(averaged.named_parameters()))
+            if (folder / AVERAGE).is_dir():
+                read_weights(saved.model, folder / AVERAGE, whole)
+            self._fill(saved.average, whole)
         moments = {}
         for key, tensor in read_moments(whole, folder).items():
             kind, _, name = key.partition("/")
