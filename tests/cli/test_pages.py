@@ -15,11 +15,16 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from small import shrunk
 
+import interlace
 from interlace.base.schema import validate
+from interlace.checkpoint.load import describe
 from interlace.cli.main import app, run
+from interlace.data.tokenizer import Tokenizer
 from interlace.evaluate.task import TaskSettings
 from interlace.model.config import SpecialTokens
+from interlace.model.model import HybridLM
 from interlace.train.recipe import (
     DataSettings,
     LoraSettings,
@@ -156,7 +161,9 @@ def test_defaults_are_written_as_toml_reads_them():
                 assert schema.model_fields[key].default == (tuple(value) if isinstance(value, list) else value), key
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/train.md", "docs/distill.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/train.md", "docs/distill.md", "docs/finetune.md", "docs/evaluate.md"]
+)
 def test_commands_are_understood(page):
     assert verbs(page)
     for arguments in verbs(page):
@@ -234,6 +241,79 @@ def test_what_the_page_of_training_shows_runs(tmp_path, monkeypatch, capsys):
     Path("more.toml").write_text(tomli_w.dumps(second))
     assert run(["train", "more.toml", *SMALL]) == 0, capsys.readouterr().err
     assert Path("runs/more/data/manifest.json").is_file()
+
+
+def numbers(folder):
+    """Sums as conversations, pairs and a task, in the files that the page on fine-tuning names."""
+    sums = [(i % 9, i % 7) for i in range(48)]
+    asked = [f"What is {a} plus {b}?" for a, b in sums]
+    talks = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": f"It is {a + b}."}]}
+        for q, (a, b) in zip(asked, sums, strict=True)
+    ]
+    pairs = [
+        {"prompt": q, "chosen": f"It is {a + b}.", "rejected": "Who knows?"}
+        for q, (a, b) in zip(asked, sums, strict=True)
+    ]
+    rows = [{"question": q, "answer": str(a + b)} for q, (a, b) in zip(asked, sums, strict=True)]
+    choices = [{"question": "The capital of France is", "options": ["Paris", "Rome"], "label": 0}] * 3
+    for name, some in (("talks", talks), ("pairs", pairs), ("sums", rows), ("capitals", choices)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    return [m["content"] for row in talks for m in row["messages"]]
+
+
+def test_what_the_page_of_fine_tuning_shows_runs(tmp_path, monkeypatch, capsys):
+    """On a hybrid with experts as it is released, but for small sizes and random weights."""
+    monkeypatch.chdir(tmp_path)
+    release = ROOT / "tests/checkpoint/releases/granite-4.0-h-small"
+    texts = numbers(tmp_path)
+    Path("raw").mkdir()
+    config = shrunk(json.loads((release / "config.json").read_text()))
+    Path("raw/config.json").write_text(json.dumps(config | {"vocab_size": 400, "eos_token_id": 0, "bos_token_id": 0}))
+    _, read, _ = describe(Path("raw"))
+    model = HybridLM(read.replace(depth=4))
+    special = ("<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>")
+    model.tokenizer = Tokenizer.train(iter(texts * 4), 400, special)
+    model.tokenizer.chat_template = (release / "chat_template.jinja").read_text()
+    interlace.save(model, "models/base")
+    assert json.loads(Path("models/base/config.json").read_text())["model_type"] == "granitemoehybrid"
+    task = next(block for block in blocks("docs/evaluate.md", "toml") if "sums.jsonl" in block)
+    Path("sums.toml").write_text(task)
+    tune, prefer = (tomllib.loads(block) for block in blocks("docs/finetune.md", "toml"))
+    for name, plan in (("tune", tune), ("prefer", prefer)):
+        plan["data"] |= {"held_out": 0.2, "length": 192}
+        plan["train"] |= {
+            "tokens": 2048,
+            "evaluations": 1,
+            "evaluation_tokens": 256,
+            "task_items": 4,
+            "prompt_tokens": 4,
+        }
+        Path(f"{name}.toml").write_text(tomli_w.dumps(plan))
+    for arguments in verbs("docs/finetune.md"):
+        assert run(arguments) == 0, (arguments, capsys.readouterr().err)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {p.name for p in last_step("runs/tune").iterdir()}
+    assert "block_sparse_moe.experts.gate_up_proj" in (last_step("runs/tune") / "adapter_config.json").read_text()
+    assert Path("runs/prefer/reference/train.jsonl").is_file()
+    found = json.loads(Path("runs/base-or-tuned/results.json").read_text())
+    assert found["tasks"]["sums"]["figures"]["score"]["difference"]["items"] == 48
+
+
+def last_step(folder):
+    return max(Path(folder, "checkpoints").iterdir(), key=lambda p: int(p.name.partition("-")[2]))
+
+
+def test_what_the_page_of_evaluating_shows_runs(hybrid, tmp_path, capsys):
+    numbers(tmp_path)
+    shutil.move("runs/quickstart/hybrid", "runs/mine")
+    names = re.findall(r"`(\w+\.toml)`, over rows", (ROOT / "docs/evaluate.md").read_text())
+    for name, block in zip(names, blocks("docs/evaluate.md", "toml"), strict=False):
+        Path(name).write_text(block)
+    for block in blocks("docs/evaluate.md", "toml")[2:]:
+        validate(TaskSettings, tomllib.loads(block), "")
+    for arguments in verbs("docs/evaluate.md"):
+        assert run(arguments) == 0, (arguments, capsys.readouterr().err)
+    assert set(json.loads(Path("runs/scores/results.json").read_text())["tasks"]) == {"capitals", "sums"}
 
 
 def test_columns_of_metrics_are_those_that_the_page_lists(hybrid):

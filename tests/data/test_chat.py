@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -241,3 +242,46 @@ def test_answers_are_encoded_as_they_will_be_made(corpus):
     question = tokenizer.decode(prompt).split("<|user|>\n")[1].split("\n<|assistant|>")[0]
     assert tokenizer.encode(writer.render([{"role": "user", "content": question}], True)) == prompt
     writer.close()
+
+
+def test_turns_count_by_their_weights(tmp_path):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"say {i}"},
+                {"role": "assistant", "content": f"yes {i}", "weight": w},
+            ]
+        }
+        for i, w in enumerate([1, 0.25, None, 2.5] * 4)
+    ]
+    file = write(tmp_path / "t.jsonl", rows)
+    prepare(Sources([file]), "train:300", tmp_path / "out", held_out_share=0.2)
+    corpus = Corpus.open(tmp_path / "out")
+    corpus.verify()
+    split = corpus.splits["train"]
+    seen = set()
+    for start, stop in zip(split.borders, split.borders[1:], strict=False):
+        number = int(re.search(r"yes (\d+)", corpus.tokenizer.decode(split.read(start, stop).tolist()))[1])
+        weight = [1, 0.25, 1, 2.5][number % 4]
+        assert (split.weights[start:stop] == np.where(split.learnt[start:stop], weight, 0)).all()
+        seen.add(weight)
+    assert seen == {1, 0.25, 2.5}
+    batch = batches(split, 2, 64, seed=0).batch(0)
+    learnt = batch.targets != IGNORE
+    assert batch.weights.shape == batch.targets.shape
+    assert (batch.weights[learnt] > 0).all()
+    assert batch.counted == pytest.approx(float(batch.weights[learnt].sum()))
+    assert not any(batch.weights[~learnt])
+
+
+def test_pieces_with_weights_and_without_are_joined(tmp_path, monkeypatch):
+    monkeypatch.setattr("interlace.data.prepare.PIECE_BYTES", 200)
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"yes {i}", **more}]}
+        for i, more in enumerate([{}] * 12 + [{"weight": 0.5}] * 6)
+    ]
+    file = write(tmp_path / "t.jsonl", rows)
+    prepare(Sources([file]), "train:300", tmp_path / "out", held_out_share=0.2)
+    split = Corpus.open(tmp_path / "out").splits["train"]
+    assert {float(w) for w in split.weights[split.learnt]} == {0.5, 1.0}
+    assert not split.weights[~split.learnt].any()

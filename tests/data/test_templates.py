@@ -399,7 +399,7 @@ def test_turns_of_no_weight_are_no_targets_whatever_the_template(tmp_path):
 @pytest.mark.parametrize(
     ("turn", "said"),
     [
-        ({"weight": 2}, "weight"),
+        ({"weight": 2e6}, "weight"),
         ({"weight": "0"}, "weight"),
         ({"weight": -1}, "weight"),
         ({"tool_calls": "weather"}, "tool_calls"),

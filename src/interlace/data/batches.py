@@ -157,16 +157,20 @@ class Packs:
 
     def batch(self, step: int) -> Batch:
         """The batch of this step, counted from 0."""
-        tokens, targets, lengths = [], [], []
+        tokens, targets, lengths, weights = [], [], [], []
         for document in self.chosen(step):
-            read, goal = self._document(int(self.starts[document]), int(self.sizes[document]))
+            start, size = int(self.starts[document]), int(self.sizes[document])
+            read, goal = self._document(start, size)
             tokens.append(read)
             targets.append(goal)
             lengths.append(len(read))
+            if self.split.weights is not None:
+                weights.append(np.append(self.split.weights[start + 1 : start + size], np.float32(0)))
         return Batch(
             torch.from_numpy(np.concatenate(tokens)),
             torch.from_numpy(np.concatenate(targets)),
             Segments.from_lengths(lengths),
+            torch.from_numpy(np.concatenate(weights)) if weights else None,
         )
 
     def chosen(self, step: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from interlace.base.errors import ConfigError, DataError
@@ -13,6 +13,7 @@ from interlace.base.files import user_path
 from interlace.data.thoughts import REASONING, reasoning_of
 from interlace.sandbox.templates import Templates, UnsafeTemplate
 
+HEAVIEST = 1e6  # weight of a turn
 RARE = "\ue000"  # of private use: no template holds it
 ROLES = ("system", "user", "assistant", "tool")
 THINK = ("<think>\n", "\n</think>\n")
@@ -37,10 +38,11 @@ READ = {"role", "content", "weight"}  # keys of a turn that are not counted wher
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a conversation's text; `learnt` if an assistant wrote it."""
+    """A piece of a conversation's text; `learnt` if an assistant wrote it, with the weight of its turn."""
 
     text: str
     learnt: bool
+    weight: float = 1.0
 
 
 class ChatTemplate:
@@ -77,8 +79,8 @@ class ChatTemplate:
     def parts(self, messages: Messages, turns: str = "all", tools: Sequence[Any] | None = None) -> list[Part]:
         """Return a conversation in parts: what the assistant wrote, its end of turn included, is apart from the rest.
 
-        A template that marks these parts itself (`{% generation %}`) is believed. A turn whose weight is 0 is not
-        learnt.
+        A template that marks these parts itself (`{% generation %}`) is believed. A turn's `weight` says how much its
+        tokens count; a turn whose weight is 0 is not learnt.
 
         turns: "all", or "last": only the last answer is learnt.
 
@@ -90,14 +92,15 @@ class ChatTemplate:
         wanted = [i for i in (answers if turns == "all" else answers[-1:]) if messages[i].get("weight") != 0]
         values = self._values(messages, False, tools)
         whole, spans = self._templates.spans(self.template, values, "chat template")
-        weights = [messages[i].get("weight") != 0 for i in answers]
+        weights = [_weight(messages[i]) for i in answers]
         if spans:
-            spans = _learnt_spans(spans, weights, turns)
+            learnt = _learnt_spans(spans, weights, turns)
         else:
-            spans = self._found(messages, wanted, whole, tools)
+            found = self._found(messages, wanted, whole, tools)
+            learnt = [(span, _weight(messages[i])) for span, i in zip(found, wanted, strict=True)]
         place, parts = 0, []
-        for start, stop in spans:
-            parts += [Part(whole[place:start], False), Part(whole[start:stop], True)]
+        for (start, stop), weight in learnt:
+            parts += [Part(whole[place:start], False), Part(whole[start:stop], True, weight)]
             place = stop
         parts.append(Part(whole[place:], False))
         return _joined(p for p in parts if p.text)
@@ -171,25 +174,32 @@ def _as_templates_ask(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**turn, **{name: turn.get(name) or trace for name in TRACES}} if trace else turn
 
 
-def _learnt_spans(spans: list[tuple[int, int]], weights: list[bool], turns: str) -> list[tuple[int, int]]:
-    """Return those of the spans that a template marks which are learnt."""
-    if turns == "all" and all(weights):
-        return spans
+def _weight(turn: Mapping[str, Any]) -> float:
+    weight = turn.get("weight")
+    return 1.0 if weight is None else float(weight)
+
+
+def _learnt_spans(
+    spans: list[tuple[int, int]], weights: list[float], turns: str
+) -> list[tuple[tuple[int, int], float]]:
+    """Return those of the spans that a template marks which are learnt, with their weights."""
+    if turns == "all" and all(weight == 1 for weight in weights):
+        return [(span, 1.0) for span in spans]
     if len(spans) != len(weights):
         raise DataError(
             f"chat template: marks {len(spans)} parts of {len(weights)} answers by generation, so that the answers of "
-            "turns = 'last' or of weight 0 cannot be told apart; set data.template to a file that marks each once"
+            "turns = 'last' or of other weights cannot be told apart; set data.template to a file that marks each once"
         )
-    wanted = weights if turns == "all" else [False] * (len(weights) - 1) + weights[-1:]
-    return [span for span, learnt in zip(spans, wanted, strict=True) if learnt]
+    wanted = weights if turns == "all" else [0.0] * (len(weights) - 1) + weights[-1:]
+    return [(span, weight) for span, weight in zip(spans, wanted, strict=True) if weight]
 
 
 def _joined(parts: Iterable[Part]) -> list[Part]:
-    """Join neighbours that are both learnt, or both not."""
+    """Join neighbours that are learnt alike, or both not."""
     joined: list[Part] = []
     for part in parts:
-        if joined and joined[-1].learnt == part.learnt:
-            joined[-1] = Part(joined[-1].text + part.text, part.learnt)
+        if joined and joined[-1].learnt == part.learnt and joined[-1].weight == part.weight:
+            joined[-1] = replace(part, text=joined[-1].text + part.text)
         else:
             joined.append(part)
     return joined
@@ -231,8 +241,12 @@ def _check_turn(turn: Any, where: str) -> None:
         if not isinstance(turn.get(name) or "", str):
             raise DataError(f"{where}: {name} must be text, got {turn[name]!r:.100}")
     weight = turn.get("weight")
-    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise DataError(f"{where}: weight must be 0 (read, not learnt) or 1, got {weight!r:.100}")
+    if weight is not None and not (
+        isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight <= HEAVIEST
+    ):
+        raise DataError(
+            f"{where}: weight must be a number from 0 (read, not learnt) to {HEAVIEST:g}, got {weight!r:.100}"
+        )
 
 
 def read_template(path: str) -> str:

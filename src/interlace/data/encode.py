@@ -24,7 +24,7 @@ BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 18, 1024  # text encoded at a time
 DIGEST = 16  # bytes that a document is known by
 ABOUT, ASIDE = "piece.json", "aside.jsonl"  # the rows that could not be used
 SPLITS = ("train", "held_out")
-MARKS = ("tokens", "learnt", "pairs")  # of a split
+MARKS = ("tokens", "learnt", "weights", "pairs")  # of a split
 
 
 class Column:
@@ -49,6 +49,25 @@ class Column:
             self._file.close()
             self._file = None
         return {"file": self.path.name, "sha256": self._digest.hexdigest()}
+
+
+class _Weights:
+    """A column of how much each token counts, which is written only where some count otherwise than 0 or 1."""
+
+    def __init__(self, column: Column):
+        self._column, self._before, self._begun = column, list[np.ndarray](), False
+
+    def add(self, learnt: np.ndarray, weights: np.ndarray) -> None:
+        """Append the weights of a document; learnt: which tokens count at all."""
+        if not self._begun and np.array_equal(learnt, weights):
+            self._before.append(learnt)
+            return
+        if not self._begun:
+            self._begun = True
+            for one in self._before:
+                self._column.add(one.astype("<f4"))
+            self._before.clear()
+        self._column.add(weights)
 
 
 class Lines:
@@ -158,7 +177,8 @@ def encode_piece(
 
     Files: tokens of each split (NAME.tokens) and marks of what is learnt (NAME.learnt); of each document in order, its
     digest, its split, its tokens and its bytes (digests, splits, lengths, bytes); of each pair in a split, the tokens
-    of its prompt and of its better answer, which the worse one follows (NAME.pairs); aside.jsonl; piece.json.
+    of its prompt and of its better answer, which the worse one follows (NAME.pairs); where a turn has another weight
+    than 0 or 1, how much each token counts (NAME.weights); aside.jsonl; piece.json.
 
     Args:
         sources: that the units come from; what it skips and puts aside is noted.
@@ -174,6 +194,7 @@ def encode_piece(
         columns = {name: Column(folder / name) for name in names}
         for column in columns.values():
             opened.callback(column.close)
+        weighted = {split: _Weights(columns[f"{split}.weights"]) for split in SPLITS}
         documents = 0
         for unit in piece.units:
             told = 0
@@ -196,8 +217,10 @@ def encode_piece(
                             better = sum(map(len, found[0])) - prompt
                             columns[f"{split}.pairs"].add(np.asarray([prompt, better], dtype="<u4"))
                         tokens = [i for _, ids in pieces for i in ids]
-                        learnt = [p.learnt for p, ids in pieces for _ in ids]
-                        columns[f"{split}.learnt"].add(np.asarray(learnt, dtype=np.uint8))
+                        learnt = np.asarray([p.learnt for p, ids in pieces for _ in ids], dtype=np.uint8)
+                        columns[f"{split}.learnt"].add(learnt)
+                        weights = [p.weight if p.learnt else 0.0 for p, ids in pieces for _ in ids]
+                        weighted[split].add(learnt, np.asarray(weights, dtype="<f4"))
                     columns[f"{split}.tokens"].add(np.asarray(tokens, dtype=encoding.dtype))
                     lengths.append(len(tokens))
                     sizes.append(sum(len(p.text.encode()) for side in sides for p in side))

@@ -73,12 +73,21 @@ class _Split:
         self._borders = Column(folder / f"{name}.documents")
         self._borders.add(np.zeros(1, dtype="<i8"))
         self._learnt: Column | None = None  # one byte for each token: 1 where an assistant wrote it
+        self._weights: Column | None = None  # a number for each token, where turns have weights
         self._pairs: Column | None = None  # of each pair, the tokens of its prompt and of its better answer
 
     def add(
-        self, tokens: np.ndarray, lengths: np.ndarray, learnt: np.ndarray | None, pairs: np.ndarray | None = None
+        self,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        learnt: np.ndarray | None,
+        weights: np.ndarray | None = None,
+        pairs: np.ndarray | None = None,
     ) -> None:
         """Append documents that lie end to end; a shard begins anew before one that it has no room for."""
+        if weights is not None:
+            self._weights = self._weights or Column(self.folder / f"{self.name}.weights")
+            self._weights.add(weights)
         if pairs is not None:
             self._pairs = self._pairs or Column(self.folder / f"{self.name}.pairs")
             self._pairs.add(pairs)
@@ -114,7 +123,7 @@ class _Split:
 
     def close(self) -> None:
         """Close what is open, also where writing did not end."""
-        for column in (self._shard, self._borders, self._learnt, self._pairs):
+        for column in (self._shard, self._borders, self._learnt, self._weights, self._pairs):
             if column is not None:
                 column.close()
 
@@ -129,6 +138,8 @@ class _Split:
         }
         if self._learnt is not None:
             about |= {"learnt": self._learnt.close(), "learnt_tokens": self.learnt_tokens}
+        if self._weights is not None:
+            about |= {"weights": self._weights.close()}
         if self._pairs is not None:
             about |= {"pairs": self._pairs.close()}
         return about
@@ -375,9 +386,10 @@ def _merge(
         splits = {name: _Split(folder, name, dtype) for name in SPLITS}
         for split in splits.values():
             opened.callback(split.close)
+        weighted = any(_is_weighted(piece.folder) for piece in pieces)
         first = 0
         for piece, count in zip(pieces, counts, strict=True):
-            _add_piece(piece.folder, kept[first : first + count], splits, dtype, encoding.kind)
+            _add_piece(piece.folder, kept[first : first + count], splits, dtype, encoding.kind, weighted)
             first += count
         for name, split in splits.items():
             if not split.tokens:
@@ -424,8 +436,19 @@ def _first_ones(pieces: Sequence[Piece]) -> np.ndarray:
     return kept
 
 
-def _add_piece(folder: Path, kept: np.ndarray, splits: Mapping[str, _Split], dtype: np.dtype[Any], kind: str) -> None:
-    """Append the documents of a piece that are kept to their splits."""
+def _is_weighted(folder: Path) -> bool:
+    return any((folder / f"{name}.weights").is_file() for name in SPLITS)
+
+
+def _add_piece(
+    folder: Path,
+    kept: np.ndarray,
+    splits: Mapping[str, _Split],
+    dtype: np.dtype[Any],
+    kind: str,
+    weighted: bool = False,
+) -> None:
+    """Append the documents of a piece that are kept to their splits. weighted: whether some turn has a weight."""
     if not len(kept):
         return
     places = np.fromfile(folder / "splits", dtype=np.uint8)
@@ -438,17 +461,22 @@ def _add_piece(folder: Path, kept: np.ndarray, splits: Mapping[str, _Split], dty
         ends = np.cumsum(mine)
         all_tokens = _mapped(folder / f"{name}.tokens", dtype)
         all_learnt = _mapped(folder / f"{name}.learnt", np.dtype(np.uint8)) if kind != "text" else None
+        all_weights = _mapped(folder / f"{name}.weights", np.dtype("<f4")) if weighted else None
+        if all_weights is not None and not len(all_weights) and all_learnt is not None:
+            all_weights = all_learnt  # this piece has none
         all_pairs = np.fromfile(folder / f"{name}.pairs", dtype="<u4").reshape(-1, 2) if kind == "pair" else None
         first = begin = 0
         while first < len(mine):  # some documents at a time: a compressed file is one piece, however large
             last = max(first + 1, int(np.searchsorted(ends, begin + MERGED_TOKENS)))
             end, some = int(ends[last - 1]), wanted[first:last]
             tokens, learnt = all_tokens[begin:end], None if all_learnt is None else all_learnt[begin:end]
+            weights = None if all_weights is None else all_weights[begin:end].astype("<f4")
             if not some.all():
                 each = np.repeat(some, mine[first:last])
                 tokens, learnt = tokens[each], None if learnt is None else learnt[each]
+                weights = None if weights is None else weights[each]
             pairs = None if all_pairs is None else all_pairs[first:last][some]
-            splits[name].add(tokens, mine[first:last][some], learnt, pairs)
+            splits[name].add(tokens, mine[first:last][some], learnt, weights, pairs)
             first, begin = last, end
         splits[name].bytes += int(sizes[own][wanted].sum())
 

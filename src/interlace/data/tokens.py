@@ -29,6 +29,7 @@ class TokenSplit:
         borders: int64 [documents + 1], where each document begins; each ends with the end-of-text token, but for
             conversations, which end as their template says.
         learnt: bool [count], which tokens of conversations an assistant wrote; None for texts.
+        weights: float32 [count], how much each of these tokens counts; None where all count the same.
         pairs: uint32 [documents, 2], where each document is a prompt and two answers, the better one first: the tokens
             of the prompt and of the better answer; None for other documents.
     """
@@ -37,6 +38,7 @@ class TokenSplit:
     starts: np.ndarray
     borders: np.ndarray
     learnt: np.ndarray | None = None
+    weights: np.ndarray | None = None
     pairs: np.ndarray | None = None
 
     @property
@@ -81,6 +83,7 @@ class _SplitManifest(Closed):
     shards: tuple[_Shard, ...] = Field(strict=False)
     borders: _File
     learnt: _File | None = None
+    weights: _File | None = None
     pairs: _File | None = None
     learnt_tokens: int | None = Field(default=None, ge=0)
 
@@ -149,7 +152,11 @@ class Corpus:
         if sums and (added := self.tokenizer.files.keys() - sums):
             raise DataError(f"{self.folder / min(added)}: was not there when the text was prepared; remove it")
         for part in self.manifest["splits"].values():
-            for entry in (*part["shards"], part["borders"], *(part[k] for k in ("learnt", "pairs") if part.get(k))):
+            for entry in (
+                *part["shards"],
+                part["borders"],
+                *(part[k] for k in ("learnt", "weights", "pairs") if part.get(k)),
+            ):
                 sums[entry["file"]] = entry["sha256"]
         for name, known in sums.items():
             path = self.folder / name
@@ -190,9 +197,20 @@ def _open_split(folder: Path, part: dict[str, Any], dtype: np.dtype[Any]) -> Tok
             raise DataError(f"{path}: has {max(size, 0):,} bytes, but the manifest says {expected:,}; prepare again")
         shards.append(np.memmap(path, dtype=dtype, mode="r"))
     starts = np.cumsum([0, *(s.shape[0] for s in shards)])
-    return TokenSplit(
-        shards, starts, _open_borders(folder, part), _open_learnt(folder, part), _open_pairs(folder, part)
-    )
+    borders, learnt = _open_borders(folder, part), _open_learnt(folder, part)
+    return TokenSplit(shards, starts, borders, learnt, _open_weights(folder, part), _open_pairs(folder, part))
+
+
+def _open_weights(folder: Path, part: dict[str, Any]) -> np.ndarray | None:
+    if part.get("weights") is None:
+        return None
+    path = folder / part["weights"]["file"]
+    if not path.is_file() or path.stat().st_size != 4 * part["tokens"]:
+        raise DataError(f"{path}: is missing or has the wrong length; prepare again")
+    weights = np.memmap(path, dtype="<f4", mode="r")
+    if not bool((weights >= 0).all()):
+        raise DataError(f"{path}: is damaged: a weight is not a number from 0 on; prepare again")
+    return weights
 
 
 def _open_borders(folder: Path, part: dict[str, Any]) -> np.ndarray:
