@@ -262,6 +262,7 @@ def numbers(folder):
     return [m["content"] for row in talks for m in row["messages"]]
 
 
+@pytest.mark.slow
 def test_what_the_page_of_fine_tuning_shows_runs(tmp_path, monkeypatch, capsys):
     """On a hybrid with experts as it is released, but for small sizes and random weights."""
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,6 @@ import copy
 import pytest
 import torch
 from configs import CONFIGS, VOCABULARY
-from peft import LoraConfig, PeftModel, get_peft_model
 
 import interlace
 from interlace.checkpoint.adapter import read_adapters, write_adapter
@@ -42,6 +41,8 @@ def drawn(model):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_peft_opens_an_adapter_of_ours(pair, name):
+    from peft import PeftModel
+
     theirs, ours, folder = pair
     tokens = torch.randint(VOCABULARY, (2, 33))
     add_adapters(ours, LoraSettings(rank=3, alpha=5.0, layers=layers_of(name, ours)))
@@ -65,6 +66,8 @@ def test_peft_opens_an_adapter_of_ours(pair, name):
 
 @pytest.mark.parametrize("name", ["olmo_hybrid", "qwen3_next", "granitemoehybrid", "llama"])
 def test_an_adapter_of_peft_is_merged(pair, name):
+    from peft import LoraConfig, get_peft_model
+
     theirs, _, folder = pair
     tokens = torch.randint(VOCABULARY, (2, 33))
     some = {

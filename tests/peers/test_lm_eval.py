@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from importlib import import_module
 
 import pytest
 import torch
 from configs import CONFIGS
 
 os.environ.update(HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    lm_eval = pytest.importorskip("lm_eval")
 
 import transformers
 
@@ -22,6 +20,7 @@ from interlace.cli.main import run as command
 from interlace.data.tokenizer import Tokenizer
 from interlace.evaluate.run import kept_rows
 
+pytestmark = pytest.mark.slow  # lm_eval takes ten seconds to import
 CHOICE = {
     "dataset_path": "json",
     "output_type": "multiple_choice",
@@ -90,6 +89,8 @@ def harness(kind, made, tasks, **more):
         settings.append({"task": name, **task, "dataset_kwargs": {"data_files": {"test": str(made / file)}}})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        import lm_eval
+
         found = lm_eval.simple_evaluate(
             model=kind,
             model_args={"pretrained": str(made / "model"), "dtype": "float32", **more},
@@ -101,8 +102,9 @@ def harness(kind, made, tasks, **more):
 
 
 def test_three_ways_give_the_same_numbers(made, tmp_path):
-    import interlace.evaluate.lm_eval  # noqa: F401 - registers the model
-
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import_module("interlace.evaluate.lm_eval")  # registers the model
     rows = [json.loads(line) for line in (made / "rows.jsonl").read_text().splitlines()]
     tasks = [("choose", CHOICE, "rows.jsonl"), ("roll", ROLLING, "texts.jsonl")]
     theirs = harness("hf", made, tasks, logits_cache=False)

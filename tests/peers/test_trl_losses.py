@@ -14,13 +14,13 @@ from interlace.data.tokenizer import Tokenizer
 from interlace.train.objectives.preference import Preference, pair_log_probs
 from interlace.train.recipe import ObjectiveSettings
 
-trl = pytest.importorskip("trl")
 KINDS = {"dpo": ("sigmoid", 0.3), "dpo_norm": ("sigmoid_norm", 2.0), "ipo": ("ipo", 0.4)}
 LENGTHS = [(9, 5, 3), (4, 2, 7), (6, 8, 2)]
 
 
 def trained_by_trl(theirs, reference, examples, kind, beta, folder):
     """(loss, gradients by name) of `trl` for pairs given as ids."""
+    import trl
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl.trainer.dpo_trainer import DataCollatorForPreference

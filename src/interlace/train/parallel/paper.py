@@ -78,7 +78,7 @@ def plans(recipe: Recipe, devices: int, kind: DeviceKind) -> list[PaperLayout]:
         ConfigError: no way divides rows and heads.
     """
     parts = footprint(recipe.model, min(recipe.data.length, 1024), torch.device("meta"), settings=recipe.train)
-    held = held_bytes(recipe.model, recipe.train)
+    held = held_bytes(recipe.model, recipe.train, 2 if devices == 1 else 4)  # several workers keep all in float32
     state_bytes = (held.weights + held.gradients) / sizes(recipe.model, ()).total
     found = [_layout(recipe, kind, parts, state_bytes, *one) for one in _ways(recipe, devices, kind)]
     if not found:
