@@ -281,7 +281,7 @@ def test_shots_and_conversations_stand_before_a_prompt(made, tmp_path, model):
     asked = Questions(read_task(tmp_path / "choose.toml", 1), model).asked[0]
     assert asked.text.startswith("<|system|>\nBe quick.")
     assert asked.text.endswith("<|user|>\nthe slow fox 0\n<|assistant|>\n")
-    assert model.tokenizer.decode(asked.choices[1]) == "\nquick fox 0 jumps"  # as lm_eval cuts
+    assert model.tokenizer.decode(asked.choices[1]) == "quick fox 0 jumps"
 
 
 def test_a_prompt_beyond_the_context_is_refused_or_cut(made, tmp_path, model):
@@ -324,7 +324,7 @@ def test_suites_are_made_from_a_seed(model):
         name = item.prompt.rpartition("The code of ")[2].removesuffix(" is")
         assert f"The code of {name} is {item.choices[item.right[0]]}." in item.prompt
         assert all(item.prompt.count(choice) == 1 for choice in item.choices)
-    for item in recall(0, 2).items:
+    for item in recall(model.tokenizer, 0, 2).items:
         name = item.prompt.rpartition("\n\n")[2].removesuffix(":")
         assert f"{name}: {item.choices[item.right[0]]}\n" in item.prompt + "\n"
         assert len(item.choices) == 8

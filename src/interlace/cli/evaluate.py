@@ -60,7 +60,7 @@ def evaluate(
         Tasks that need no file: "needles" (facts hidden in real text), "recall" (lists), "formal" (all formal tasks as
         prompts), or formal tasks by name, such as "parity".
     limit: int
-        How many items of each task and how many texts are used at most; all if 0.
+        How many items of each task, and how many texts, are used at most; all if 0. Of suites: of each length.
     length: int
         With --data: tokens that are read at a time; longer texts are read in windows, each from nothing.
     lengths: list[int]
@@ -97,6 +97,7 @@ def evaluate(
         if value < least:
             raise ConfigError(f"--{name}: must be at least {least}, got {value}")
     check_device(device)
+    _check_names(suites or [], dtype, text)
     checkpoints = [checkpoint, *([other] if other else [])]
     most = limit or None
     read = [read_task(path, most) for path in tasks or []]
@@ -107,7 +108,9 @@ def evaluate(
         for suite in suites or []:
             found += _suite(suite, model, seed, lengths, text, most)
         names = [task.name for task in found]
-        if twice := next((name for name in names if names.count(name) > 1 or name == "data"), None):
+        if "data" in names:
+            raise ConfigError("--tasks: a task cannot be called 'data', which texts are; set name in its file")
+        if twice := next((name for name in names if names.count(name) > 1), None):
             raise ConfigError(f"--tasks: two tasks are called '{twice}'; set name in one of their files")
         return Work(tuple(found), documents, seed)
 
@@ -131,7 +134,7 @@ def evaluate(
     )
     with Meter() as meter:
         found = run(checkpoints, lambda source: _loaded(source, dtype, device), work, place, config, meter.update)
-    command = shlex.join(["interlace", "evaluate", *checkpoints, "--out", str(place)])
+    command = shlex.join(["interlace", "evaluate", *checkpoints, *_words(config["evaluate"]), "--out", str(place)])
     page = write_page(RunFolder(place), found, command)
     if json:
         print_json({"run": str(place), **found})
@@ -139,6 +142,30 @@ def evaluate(
     columns, rows = rows_of_figures(found)
     print_table("evaluated, with intervals of 95 %", columns, rows, words=2)
     say(f"report: {page}", console=err)
+
+
+def _words(config: dict[str, Any]) -> list[str]:
+    """Return the options of a command that asks for the same."""
+    usual = {"limit": 0, "length": 4096, "field": "text", "seed": 0, "dtype": "auto"}
+    words: list[str] = []
+    for name, value in config.items():
+        if name != "checkpoints" and value and value != usual.get(name):
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def _check_names(suites: list[str], dtype: str, text: Path | None) -> None:
+    """Check what was asked for, before a model is loaded."""
+    from interlace.base.errors import ConfigError, nearest
+    from interlace.study.tasks.prompts import FORMAL
+
+    known = ("needles", "recall", "formal", *FORMAL)
+    if wrong := next((name for name in suites if name not in known), None):
+        raise ConfigError(f"--suites: there is no '{wrong}'; {nearest(wrong, known)}")
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ConfigError(f"--dtype: must be auto, float32 or bfloat16, got {dtype!r}")
+    if text is not None and not text.exists():
+        raise ConfigError(f"--text: {text}: no such file or folder")
 
 
 def _name(checkpoint: str) -> str:
@@ -152,12 +179,9 @@ def _loaded(source: str, dtype: str, device: str) -> Any:
     import torch
 
     import interlace
-    from interlace.base.errors import ConfigError
     from interlace.generation.pack import pack_for_decoding
     from interlace.model.precision import choose_precision
 
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise ConfigError(f"--dtype: must be auto, float32 or bfloat16, got {dtype!r}")
     model = interlace.load(source, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device)
     if dtype == "auto" and model.dtype == torch.bfloat16 and choose_precision("auto", model.device) == "float32":
         model = model.float()
@@ -168,19 +192,20 @@ def _suite(
     name: str, model: Any, seed: int, lengths: list[int] | None, text: Path | None, most: int | None
 ) -> list[Any]:
     """Return the tasks of a suite."""
-    from interlace.base.errors import ConfigError, nearest
-    from interlace.evaluate.suites import EACH, LENGTHS, needles, recall
+    from interlace.base.errors import ConfigError
+    from interlace.evaluate.suites import EACH, LENGTHS, ROOM, needles, recall
+    from interlace.study.tasks.prompts import EACH as EACH_FORMAL
     from interlace.study.tasks.prompts import FORMAL, formal
 
-    each = min(EACH, most or EACH)
+    room, each = model.config.max_positions, min(EACH, most or EACH)
     if name == "needles":
-        room = model.config.max_positions
-        fit = [n for n in lengths or LENGTHS if room is None or n + 16 <= room]
-        if not fit:
-            raise ConfigError(f"--lengths: the model reads {room:,} tokens; give lengths of at most {room - 16:,}")
+        wanted = list(dict.fromkeys(lengths or LENGTHS))
+        fit = [n for n in wanted if room is None or n + ROOM <= room]
+        if not fit or (lengths and len(fit) < len(wanted)):
+            raise ConfigError(f"--lengths: the model reads {room:,} tokens; give lengths of at most {room - ROOM:,}")
+        if len(fit) < len(wanted):
+            say(f"needles: the model reads {room:,} tokens; longer texts are left out", console=err)
         return [needles(model.tokenizer, fit, seed, each, text)]
     if name == "recall":
-        return [recall(seed, each)]
-    if name == "formal" or name in FORMAL:
-        return list(formal(FORMAL if name == "formal" else [name], seed, each))
-    raise ConfigError(f"--suites: there is no '{name}'; {nearest(name, ('needles', 'recall', 'formal', *FORMAL))}")
+        return [recall(model.tokenizer, seed, each, limit=room)]
+    return list(formal(FORMAL if name == "formal" else [name], seed, min(EACH_FORMAL, most or EACH_FORMAL)))

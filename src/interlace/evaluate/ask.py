@@ -20,6 +20,7 @@ from interlace.generation.sampling import Sampling
 from interlace.model.model import HybridLM
 
 TOKENS = 16_384  # of prompts that are read together
+RESERVED = 1 << 17  # positions that their caches have together: each row has as many as the longest
 ROWS = 64  # answers that are written together
 
 Row = dict[str, Any]
@@ -34,6 +35,7 @@ class Asked:
         text: the whole prompt.
         prompt: its ids.
         choices: ids of each choice after the prompt.
+        more: the most tokens that follow the prompt.
         alone: of each choice, (ids before it, its own) where nothing was asked; none unless they are scored too.
     """
 
@@ -41,12 +43,18 @@ class Asked:
     text: str
     prompt: list[int]
     choices: list[list[int]]
+    more: int
     alone: list[tuple[list[int], list[int]]]
 
     @property
     def tokens(self) -> int:
         """How many ids are read."""
         return len(self.prompt) + sum(map(len, self.choices))
+
+    @property
+    def reserve(self) -> int:
+        """How many positions its caches have."""
+        return len(self.prompt) + self.more
 
 
 class Questions:
@@ -84,13 +92,24 @@ class Questions:
             text, delimiter = chat.render([*turns, {"role": "user", "content": item.prompt}], True), ""
         if not item.choices:
             ids = tokenizer.encode(text) if chat is not None else tokenizer.encode_text(text)
-            return Asked(item, text, self._fitted(ids or self._nothing(), settings.max_tokens, item), [], [])
-        pairs = [encode_pair(tokenizer, text, delimiter + choice) for choice in item.choices]
+            return Asked(
+                item, text, self._fitted(ids or self._nothing(), settings.max_tokens, item), [], settings.max_tokens, []
+            )
+        if chat is None:
+            pairs = [encode_pair(tokenizer, text, delimiter + choice) for choice in item.choices]
+        else:  # as training cuts them
+            pairs = [(ids[0], ids[1]) for ids in tokenizer.encode_pieces([[text, choice] for choice in item.choices])]
         if wrong := next((c for c, (_, own) in zip(item.choices, pairs, strict=True) if not own), None):
             raise ConfigError(f"{self.task.name}: item {item.number}: the choice {wrong!r:.60} has no token of its own")
-        alone = [encode_pair(tokenizer, "", delimiter + choice) for choice in item.choices]
-        prompt = self._fitted(pairs[0][0] or self._nothing(), max(len(own) for _, own in pairs), item)
-        return Asked(item, text, prompt, [own for _, own in pairs], alone if self._scores_alone else [])
+        alone = [encode_pair(tokenizer, "", delimiter + choice) for choice in item.choices if self._scores_alone]
+        if any(not (before and own) for before, own in alone):
+            raise ConfigError(
+                f'{self.task.name}: normalise: "unconditional" reads a choice after the token that begins or ends a '
+                "text, and the tokenizer names neither; choose another"
+            )
+        more = max(len(own) for _, own in pairs)
+        prompt = self._fitted(pairs[0][0] or self._nothing(), more, item)
+        return Asked(item, text, prompt, [own for _, own in pairs], more, alone)
 
     @property
     def _scores_alone(self) -> bool:
@@ -112,19 +131,25 @@ class Questions:
             return ids[len(ids) + more - limit :]
         raise PromptTooLong(
             f"{self.task.name}: item {item.number}: a prompt of {len(ids):,} tokens and an answer of {more:,} pass the "
-            f'model\'s limit of {limit:,}; set long = "cut" in the task, or a lower max_tokens'
+            f"model's limit of {limit:,}; "
+            + (
+                'set long = "cut" in the task'
+                if self.task.settings.long != "cut"
+                else "set a lower max_tokens in the task"
+            )
         )
 
     def _batches(self) -> Iterator[list[Asked]]:
         batch: list[Asked] = []
-        size = 0
+        size = longest = 0
         most = max(1, ROWS // max(1, self.task.settings.samples))
         for one in self.asked:
-            if batch and (size + one.tokens > TOKENS or len(batch) == most):
+            reserved = max(longest, one.reserve) * (len(batch) + 1)
+            if batch and (size + one.tokens > TOKENS or reserved > RESERVED or len(batch) == most):
                 yield batch
-                batch, size = [], 0
+                batch, size, longest = [], 0, 0
             batch.append(one)
-            size += one.tokens
+            size, longest = size + one.tokens, max(longest, one.reserve)
         if batch:
             yield batch
 
@@ -201,12 +226,12 @@ def answer(questions: Questions, batch: Sequence[Asked], judge: Judge, seed: int
             },
         )
         said: Row = {"text": written.text, "tokens": written.tokens, "ended": written.ended, "right": verdict.right}
+        said |= {} if verdict.judged else {"judged": False}
         said |= {"why": verdict.why} if verdict.why else {}
         said |= {} if verdict.well_formed is None else {"well_formed": verdict.well_formed}
         row["answers"].append(said)
     for row in made.values():
-        judged = [float(a["right"]) for a in row["answers"] if a["right"] is not None]
-        row["score"] = sum(judged) / len(judged) if judged else None
+        row["score"] = sum(float(a["right"]) for a in row["answers"]) / len(row["answers"])
     return list(made.values())
 
 

@@ -43,7 +43,7 @@ def figures_of_task(task: Task, sides: Sides) -> dict[str, Any]:
             for group in groups
         }
     if task.settings.kind == "generate":
-        unjudged = [sum(row["score"] is None for row in rows) for rows in sides]
+        unjudged = [sum(not a.get("judged", True) for row in rows for a in row["answers"]) for rows in sides]
         tokens = [_mean([a["tokens"] for row in rows for a in row["answers"]]) for rows in sides]
         found |= {"not_judged": unjudged, "tokens_per_answer": tokens}
     return found
@@ -59,7 +59,7 @@ def _of_answers(row: Row, key: str, joined: Callable[[list[float]], float]) -> f
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else math.nan
+    return sum(values) / len(values) if values else 0.0
 
 
 def _compared(sides: Sides, read: Callable[[Row], float | None]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Intervals of a figure over items, and of the difference between two models on the same items.
 
 Scores that are 0 or 1 get Wilson's score interval, and their paired differences Tango's: near 0 and 1 the bootstrap of
-so few different values covers much less than it says. All other figures get a bootstrap by item.
+so few different values covers much less than it says. Scores between 0 and 1 get Wilson's for as many items as have
+their variance, and their differences Agresti and Min's. Bits per byte get a bootstrap by item.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ class Figure:
     items: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+        """Plain data; what is not finite is None."""
+        found = asdict(self)
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Difference(Figure):
     """How much higher the second model's figure is than the first's, on the same items.
 
     Attributes:
-        wins: items on which the second scores higher.
-        losses: items on which it scores lower.
+        wins: items on which the second is better.
+        losses: items on which it is worse.
         items_needed: so that a difference of this size would be told from 0 in 80 % of such evaluations; 0 for none.
     """
 
@@ -62,12 +64,14 @@ def mean(scores: Sequence[float]) -> Figure:
     x = np.asarray(scores, dtype=np.float64)
     if not len(x):
         return Figure(math.nan, math.nan, math.nan, 0)
-    if np.isin(x, (0, 1)).all():
-        return Figure(float(x.mean()), *wilson(int(x.sum()), len(x)), len(x))
-    return ratio(x, np.ones_like(x))
+    share = float(x.mean())
+    if np.isin(x, (0, 1)).all() or len(x) == 1 or not x.var():
+        return Figure(share, *wilson(share * len(x), len(x)), len(x))
+    alike = share * (1 - share) / float(x.var(ddof=1)) * len(x)  # items of 0 and 1 with as large an error
+    return Figure(share, *wilson(share * alike, alike), len(x))
 
 
-def wilson(right: int, items: int) -> tuple[float, float]:
+def wilson(right: float, items: float) -> tuple[float, float]:
     """Return the score interval of a share. Source: Wilson, "Probable inference", 1927."""
     z = norm.ppf((1 + LEVEL) / 2)
     share, extra = right / items, z * z / items
@@ -83,6 +87,8 @@ Sums = tuple[np.ndarray, np.ndarray]
 
 def ratio(above: np.ndarray, below: np.ndarray) -> Figure:
     """Return sum(above) / sum(below) with its interval."""
+    if not len(above) or not below.sum():
+        return Figure(math.nan, math.nan, math.nan, len(above))
     return Figure(*_studentised([(above, below)]), len(above))
 
 
@@ -132,18 +138,33 @@ def difference(first: Sequence[float], second: Sequence[float]) -> Difference:
     if np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
         low, high = tango(wins, losses, len(d))
     else:
-        _, low, high = _studentised([(d, np.ones_like(d))])
+        low, high = agresti_min(d)
     return Difference(float(d.mean()), low, high, len(d), wins, losses, needed(d))
 
 
 def difference_of_ratios(first: Sums, second: Sums) -> Difference:
-    """Compare two ratios of sums over the same items, such as bits per byte."""
+    """Compare two ratios of sums over the same items, such as bits per byte; the lower one wins."""
     (a, n), (b, m) = first, second
+    if not len(a) or not n.sum() or not m.sum():
+        return Difference(math.nan, math.nan, math.nan, len(a))
     found = _studentised([first, second])
     each = b / np.maximum(m, 1) - a / np.maximum(n, 1)
     influence = (b - b.sum() / m.sum() * m) / m.mean() - (a - a.sum() / n.sum() * n) / n.mean()
-    wins, losses = int((each > 0).sum()), int((each < 0).sum())
+    wins, losses = int((each < 0).sum()), int((each > 0).sum())
     return Difference(*found, len(a), wins, losses, needed(influence + found[0]))
+
+
+def agresti_min(differences: np.ndarray) -> tuple[float, float]:
+    """Return an interval of the mean of differences between -1 and 1, which never has no width.
+
+    Two pairs are added: half of one won, half of one lost, one alike. Source: Agresti and Min, "Simple improved
+    confidence intervals for comparing matched proportions", Statistics in Medicine 24, 2005.
+    """
+    n = len(differences) + 2
+    centre = float(differences.sum()) / n
+    variance = (float(np.square(differences).sum()) + 1) / n - centre**2
+    half = norm.ppf((1 + LEVEL) / 2) * math.sqrt(variance / n)
+    return max(-1.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def tango(wins: int, losses: int, items: int) -> tuple[float, float]:

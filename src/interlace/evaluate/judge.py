@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
-from interlace.base.errors import BackendUnavailable, ConfigError
+from interlace.base.errors import BackendUnavailable
 from interlace.evaluate.task import Item, Task
 from interlace.sandbox import cage
 from interlace.sandbox.templates import Templates
@@ -20,14 +19,16 @@ class Verdict(NamedTuple):
     """What is said of an answer.
 
     Attributes:
-        right: None where nothing could be said.
-        why: why it is not right, or why nothing could be said.
+        right: whether it is right; False where nothing could be proved.
+        why: why it is not right.
         well_formed: whether it holds the task's format; None where the task has none.
+        judged: whether something could be proved.
     """
 
-    right: bool | None
+    right: bool
     why: str
     well_formed: bool | None = None
+    judged: bool = True
 
 
 class Judge:
@@ -44,30 +45,39 @@ class Judge:
             raise BackendUnavailable(why)
         self._templates = Templates()
         self._worker = Worker(SYMBOLS if settings.by == "symbolic" else CHECKS, settings.seconds)
+        self._formats = Worker(CHECKS, settings.seconds)
 
     def __call__(self, item: Item, answer: str) -> Verdict:
-        """Judge an answer to an item."""
-        settings = self.task.settings
-        well = re.search(settings.format, answer, re.DOTALL) is not None if settings.format else None
+        """Judge an answer to an item.
+
+        Raises:
+            ConfigError: the task's template of what is judged fails.
+        """
+        well, judged = self._well_formed(answer), True
+        text = self._judged(item, answer)
         try:
-            right, why = self._check(item, self._judged(item, answer))
+            right, why = self._check(item, text)
         except OutOfBounds as error:
             right, why = False, f"the check {error}"
         except (programs.NothingProved, Refused) as error:
-            if settings.by == "numeric":
-                right, why = False, f"cannot be read: {error}"
-            else:
-                right, why = None, str(error)
-        return Verdict(right, why, well)
+            right, why, judged = False, str(error), self.task.settings.by == "numeric"
+        return Verdict(right, why, well, judged)
+
+    def _well_formed(self, answer: str) -> bool | None:
+        if not self.task.settings.format:
+            return None
+        try:
+            found, _ = self._formats.ask({"do": "pattern", "text": answer, "pattern": self.task.settings.format})
+            return bool(found)
+        except OutOfBounds:
+            return False
 
     def _judged(self, item: Item, answer: str) -> str:
         template = self.task.settings.answer
         if template == "{{ answer }}":
             return answer
-        try:
-            return self._templates.render(template, {**item.row, "prompt": item.prompt, "answer": answer}, "answer")
-        except ConfigError as error:
-            raise Refused(str(error)) from None
+        values = {"prompt": item.prompt, **item.row, "row": dict(item.row), "answer": answer}
+        return self._templates.render(template, values, f"{self.task.name}: answer")
 
     def _check(self, item: Item, answer: str) -> tuple[bool, str]:
         settings = self.task.settings
@@ -92,5 +102,5 @@ class Judge:
 
     def close(self) -> None:
         """End its processes."""
-        self._templates.close()
-        self._worker.close()
+        for one in (self._templates, self._worker, self._formats):
+            one.close()

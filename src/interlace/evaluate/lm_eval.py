@@ -21,6 +21,7 @@ from tqdm import tqdm
 import interlace
 from interlace.base.errors import ConfigError
 from interlace.checkpoint.fingerprint import fingerprint
+from interlace.evaluate.ask import RESERVED
 from interlace.evaluate.likelihood import Likelihood, likelihoods
 from interlace.evaluate.write import write_answers
 from interlace.generation.pack import pack_for_decoding
@@ -166,14 +167,15 @@ class InterlaceLM(TemplateLM):
             room = max(1, self.max_length + 1 - len(continuation))
             groups.setdefault(tuple(context[-room:]), []).append((place, continuation))
         batch: list[tuple[tuple[int, ...], list[tuple[int, list[int]]]]] = []
-        size = 0
+        size = longest = 0
         for read, some in groups.items():
             tokens = len(read) + sum(len(own) for _, own in some)
-            if batch and (size + tokens > TOKENS or len(batch) >= self.rows):
+            reserved = max(longest, len(read)) * (len(batch) + 1)
+            if batch and (size + tokens > TOKENS or reserved > RESERVED or len(batch) >= self.rows):
                 yield self._asked(batch)
-                batch, size = [], 0
+                batch, size, longest = [], 0, 0
             batch.append((read, some))
-            size += tokens
+            size, longest = size + tokens, max(longest, len(read))
         if batch:
             yield self._asked(batch)
 
@@ -239,7 +241,7 @@ class InterlaceLM(TemplateLM):
             stops.append([stop for stop in known.get("until") or [] if stop])
         model = self.interlace
         sampling, seeds = _sampling(requests[0][1]), [start + i for i in range(len(prompts))]
-        answers = write_answers(model, prompts, most, sampling, seeds, stops, [self.eot_token_id])
+        answers = write_answers(model, prompts, most, sampling, seeds, stops, [self.eot_token_id], begin_afresh=True)
         return [answer.text for answer in answers]
 
 

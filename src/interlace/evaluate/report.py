@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,9 @@ details { border: 1px solid #ddd; margin: .4rem 0; padding: .3rem .8rem } summar
 def shown(figure: dict[str, Any], digits: int = 3) -> str:
     """Return a figure with its interval as text."""
     value, low, high = figure["value"], figure["low"], figure["high"]
-    if math.isnan(value):
+    if value is None:
         return "none"
-    if math.isinf(low) or math.isinf(high):
+    if low is None or high is None:
         return f"{value:.{digits}f} (1 item)"
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
@@ -37,9 +36,17 @@ def shown(figure: dict[str, Any], digits: int = 3) -> str:
 def signed(figure: dict[str, Any], digits: int = 3) -> str:
     """Return a difference with its interval as text."""
     value, low, high = figure["value"], figure["low"], figure["high"]
-    if math.isnan(value):
+    if value is None:
         return "none"
+    if low is None or high is None:
+        return f"{value:+.{digits}f} (1 item)"
     return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def short(text: str, most: int = 40) -> str:
+    """Return a label on one line, its control characters made visible."""
+    plain = visible(" ".join(text.split()))
+    return plain if len(plain) <= most else plain[: most - 3] + "..."
 
 
 def rows_of_figures(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -53,7 +60,7 @@ def rows_of_figures(results: dict[str, Any]) -> tuple[list[str], list[list[str]]
         parts += [(f"from byte {int(edge):,}", x) for edge, x in task.get("by_position", {}).items()]
         label = "texts from {:,} bytes" if name == DATA else "{}"
         parts += [
-            (label.format(int(group)) if name == DATA else f"group {group}", x)
+            (label.format(int(group)) if name == DATA else f"group {short(group)}", x)
             for group, x in task.get("groups", {}).items()
         ]
         for number, (figure, x) in enumerate(parts):
@@ -104,10 +111,13 @@ def lead(results: dict[str, Any]) -> str:
         text = f"{name}: {shown(first)} over {first['items']:,} items"
         if "difference" in main:
             d = main["difference"]
-            apart = d["low"] > 0 or d["high"] < 0
+            apart = d["low"] is not None and (d["low"] > 0 or d["high"] < 0)
             text += f"; the second {shown(main['models'][1])}, a difference of {signed(d)}"
             needed = f", about {d['items_needed']:,} items would be needed" if d["items_needed"] else ""
             text += ", which is told from 0" if apart else f", which is not told from 0{needed}"
+        if any(task.get("not_judged", ())):
+            count = ", ".join(f"{n:,}" for n in task["not_judged"])
+            text += f"; nothing could be proved of {count} answers, which count as wrong"
         said.append(text + ".")
     return " ".join(said)
 
@@ -123,11 +133,11 @@ def _items(sides: Sequence[dict[int, Row]]) -> list[str]:
 
 
 def _item(rows: Sequence[Row]) -> str:
-    scores = ", ".join("not judged" if row["score"] is None else f"{row['score']:g}" for row in rows)
+    scores = ", ".join(f"{row['score']:g}" for row in rows)
     prompt = visible(rows[0]["prompt"])
     if len(prompt) > LONG:
         prompt = f"{prompt[: LONG // 2]}\n[{len(prompt) - LONG:,} characters left out]\n{prompt[-LONG // 2 :]}"
-    group = f", group {rows[0]['group']}" if rows[0]["group"] else ""
+    group = f", group {short(rows[0]['group'])}" if rows[0]["group"] else ""
     beginning = " ".join(rows[0]["prompt"][-90:].split())
     parts = "".join(f"<div>{_side(row)}</div>" for row in rows)
     gold = f"<p>Right is: {html.escape(visible(rows[0]['gold'])[:LONG])}</p>" if rows[0].get("gold") else ""
@@ -150,8 +160,9 @@ def _side(row: Row) -> str:
     for one in row["answers"]:
         kind = "right" if one["right"] else "wrong"
         why = f" ({html.escape(visible(one['why']))})" if one.get("why") else ""
+        said = kind if one.get("judged", True) else "nothing was proved"
         found.append(
-            f'<p class="{kind}">{"not judged" if one["right"] is None else kind}{why}, {one["tokens"]} tokens'
+            f'<p class="{kind}">{said}{why}, {one["tokens"]} tokens'
             f"{'' if one['ended'] else ', cut off'}</p><pre>{html.escape(visible(one['text']))}</pre>"
         )
     return "".join(found)

@@ -19,6 +19,7 @@ from interlace.evaluate.figures import figures_of_task, figures_of_texts
 from interlace.evaluate.judge import Judge
 from interlace.evaluate.task import Task
 from interlace.evaluate.texts import Texts
+from interlace.model.device import facts
 from interlace.model.model import HybridLM
 from interlace.runs.folder import RunFolder
 from interlace.runs.lock import hold_folder
@@ -71,18 +72,19 @@ def evaluate(
     with hold_folder(run.path):
         run.take_up(config)
         for side, checkpoint in zip(SIDES, checkpoints, strict=False):
-            run.check(side, fingerprint(checkpoint), f"{checkpoint}: the checkpoint")
+            run.check(f"{side} checkpoint", fingerprint(checkpoint), f"{checkpoint}: the checkpoint")
         model = load(checkpoints[0])
+        run.remember(machine=facts(str(model.device)))
         todo = work(model)
         for name, known in todo.known().items():
-            run.check(name, known, f"{name}: the task or its data")
+            run.check(f"task {name}", known, f"{name}: the task or its data")
         (run.path / ITEMS).mkdir(exist_ok=True)
         for side, checkpoint in zip(SIDES, checkpoints, strict=False):
             model = model if side == SIDES[0] else load(checkpoint)
             for name in todo.names():
                 ask(todo, name, model, items_file(run.path, name, side), watch, f"{name} of {checkpoint}")
         found = results(run.path, checkpoints, todo)
-        write_file(run.path / RESULTS, json.dumps(found, indent=2) + "\n")
+        write_file(run.path / RESULTS, json.dumps(found, indent=2, allow_nan=False) + "\n")
         return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +23,7 @@ OPTIONS = 8  # facts in a text, all of which are choices: guessing is right one 
 LENGTHS = (1024, 4096, 16_384, 65_536)  # tokens of a text with needles
 PAIRS = (8, 32, 128, 512)  # of a list
 EACH = 24  # items of each length
+ROOM = 24  # tokens of a choice, at most
 _SETTINGS = {"kind": "choice", "data": "-", "prompt": "-", "choices": ["-"], "right": "-"}
 
 
@@ -55,8 +57,16 @@ def needles(
     return Task("needles", settings, tuple(items), f"needles {seed} {each} {list(lengths)} {hay.known}")
 
 
-def recall(seed: int, each: int = EACH, pairs: Sequence[int] = PAIRS) -> Task:
-    """Return items with a list of names and codes, one of which is asked for. Groups are how many pairs a list has."""
+def recall(
+    tokenizer: Tokenizer, seed: int, each: int = EACH, pairs: Sequence[int] = PAIRS, limit: int | None = None
+) -> Task:
+    """Return items with a list of names and codes, one of which is asked for. Groups are how many pairs a list has.
+
+    limit: tokens that a model reads at most; longer lists are left out.
+
+    Raises:
+        ConfigError: no list is short enough.
+    """
     items = list[Item]()
     for count in pairs:
         for number in range(each):
@@ -69,8 +79,14 @@ def recall(seed: int, each: int = EACH, pairs: Sequence[int] = PAIRS) -> Task:
             prompt = f"{body}\n\n{people[asked]}:"
             choices = tuple(codes[i] for i in options)
             items.append(Item(len(items), prompt, (), choices, (options.index(asked),), group=str(count)))
+    if limit is not None:
+        long = {item.group for item in items if len(tokenizer.encode(item.prompt)) + ROOM > limit}
+        items = [replace(item, number=i) for i, item in enumerate(x for x in items if x.group not in long)]
+    if not items:
+        raise ConfigError(f"--suites: recall: the model reads {limit:,} tokens, fewer than its shortest list has")
+    groups = list(dict.fromkeys(item.group for item in items))
     settings = TaskSettings.model_validate({"name": "recall", **_SETTINGS})
-    return Task("recall", settings, tuple(items), f"recall {seed} {each} {list(pairs)}")
+    return Task("recall", settings, tuple(items), f"recall {seed} {each} {groups}")
 
 
 def _facts(draw: np.random.Generator, count: int) -> tuple[list[str], list[str]]:
@@ -97,16 +113,28 @@ class _Hay:
 
     def parts(self, draw: np.random.Generator, tokens: int, count: int) -> list[str]:
         """Return so many tokens of text that lie together, cut in parts at ends of lines."""
-        start = int(draw.integers(max(1, len(self._text) - 12 * tokens)))
+        start = int(draw.integers(max(1, len(self._text) - 6 * tokens)))
         ids: list[int] = []
         size = 6 * tokens
         while len(ids) < tokens and size < 64 * tokens:
             ids = self._tokenizer.encode(self._text[start : start + size])
             size *= 2
+        if len(ids) < tokens and start:  # the end was reached
+            ids = self._tokenizer.encode(self._text[-12 * tokens :])
+        if len(ids) < tokens:
+            raise ConfigError(
+                f"--text: holds {len(ids):,} tokens, too few for a text of {tokens:,}; name a longer one, or lower "
+                "--lengths"
+            )
         stretch = self._tokenizer.decode(ids[:tokens])
-        lines = stretch.split("\n")
-        cuts = [round(i * len(lines) / count) for i in range(count + 1)]
-        return ["\n".join(lines[a:b]) for a, b in pairwise(cuts)]
+        cuts = [0, *(_cut(stretch, round(i * len(stretch) / count)) for i in range(1, count)), len(stretch)]
+        return [stretch[a:b] for a, b in pairwise(cuts)]
+
+
+def _cut(text: str, place: int) -> int:
+    """Return the first end of a line, or else of a word, in the next 200 characters."""
+    near = text[place : place + 200]
+    return place + next((at + 1 for mark in ("\n", " ") if (at := near.find(mark)) >= 0), 0)
 
 
 def hash_of(text: str) -> str:

@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from interlace.base.errors import ConfigError, DataError
+from interlace.base.errors import ConfigError, DataError, nearest
 from interlace.base.files import sha256, user_path
 from interlace.base.schema import Closed, read_toml, validate
 from interlace.sandbox.templates import Templates
 from interlace.text.rows import is_table, read_rows, table_rows
+from interlace.verify.numbers import final_number
 from interlace.verify.structure import read_schema
 
 NORMALISATIONS = ("none", "characters", "bytes", "tokens", "unconditional")
@@ -46,7 +47,8 @@ class TaskSettings(Closed):
         prompt: template of the prompt.
         limit: how many rows are used at most, from the first; all if not given.
         shots: how many rows with their answers stand before each prompt.
-        shots_data: the file that they come from, its first rows; needed where shots is not 0.
+        shots_data: the file that they come from, its first rows; needed where shots is not 0. Where it is that of data,
+            these rows are not asked.
         shot: template of the answer in a shot; that of a choice is the right one, and otherwise gold.
         separator: what stands between shots.
         delimiter: what stands between a prompt and an answer, where chat is false.
@@ -54,11 +56,12 @@ class TaskSettings(Closed):
         system: a system's turn before all, where chat is true.
         group: template of a group; figures of each are shown too.
         long: what happens to a prompt that is too long for the model: "refuse", or "cut" its beginning.
-        choices: templates, one for each choice, or the name of a column that holds a list.
+        choices: templates, one for each choice, or the name of a column that holds a list, such as "options" or
+            "choices.text".
         right: template of the right choice: its text, or else its letter, or else its number from 0.
         normalise: what a choice's log-likelihood is divided by before they are compared: "none", "characters"
             (acc_norm of lm_eval), "bytes", "tokens"; or "unconditional", which subtracts that without the prompt. It is
-            the task's score; the figures of all are shown.
+            the task's score; figures of the others are shown where they choose otherwise.
         by: how an answer is judged: "exact" (the same text, spaces at the ends aside), "numeric" (both end in the same
             number), "symbolic" (equal expressions), "schema" (JSON that fits), "pattern" (a regular expression is
             found), "python" (the tests pass, locked in).
@@ -67,7 +70,8 @@ class TaskSettings(Closed):
         schema: JSON schema, or a file with one.
         pattern: the regular expression.
         tolerance: the relative tolerance of numbers.
-        answer: template of what is judged.
+        answer: template of what is judged; besides the columns it knows `answer`, what the model wrote, and `row`, all
+            columns.
         seconds: the time for one check.
         memory_mb: the memory for a program, in MiB.
         max_tokens: the most tokens of an answer.
@@ -77,7 +81,7 @@ class TaskSettings(Closed):
         format: a regular expression; the share of answers that hold it is shown too.
     """
 
-    name: str = Field(default="", pattern=r"^[\w.-]*$")
+    name: str = Field(default="", pattern=r"^[\w.-]*$", max_length=100)
     kind: Literal["choice", "generate"]
     data: str
     prompt: str
@@ -136,6 +140,8 @@ class TaskSettings(Closed):
                 re.compile(getattr(self, name))
             except re.error as error:
                 raise ValueError(f"{name}: is no regular expression: {error}") from None
+        if "" in self.stop:
+            raise ValueError("stop: an empty string would end every answer at once; leave it out")
         if self.samples > 1 and not self.temperature:
             raise ValueError("samples: answers at temperature 0 are all the same; set temperature")
         return self
@@ -218,10 +224,19 @@ def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where it stands, row) of a file of JSONL or Parquet."""
     if is_table(path):
         for number, row in table_rows(path, slice(None)):
-            yield f"{path}:{number}", row
+            yield f"{path}:{number}", {name: _plain(value) for name, value in row.items()}
         return
     for number, row in enumerate(read_rows(path), start=1):
         yield f"{path}:{number}", row
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a table as templates know it: a date, a decimal, bytes and the like as text."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
 def _items(settings: TaskSettings, files: list[Path], templates: Templates, limit: int | None) -> Iterator[Item]:
@@ -235,7 +250,8 @@ def _items(settings: TaskSettings, files: list[Path], templates: Templates, limi
     )
     if len(shots) < settings.shots:
         raise DataError(f"{files[1]}: holds {len(shots)} rows, but shots = {settings.shots}")
-    for number, (where, row) in enumerate(islice(rows_of(files[0]), limit)):
+    first = settings.shots if settings.shots and files[0].samefile(files[1]) else 0
+    for number, (where, row) in enumerate(islice(rows_of(files[0]), first, None if limit is None else first + limit)):
         made = _item(settings, number, row, templates, where)
         yield Item(**{**made.__dict__, "turns": shots})
 
@@ -253,7 +269,13 @@ def _item(settings: TaskSettings, number: int, row: dict[str, Any], templates: T
     group = write("group", settings.group) if settings.group else ""
     if settings.kind == "choice":
         if isinstance(settings.choices, str):
-            column = row.get(settings.choices)
+            column: Any = row
+            for key in settings.choices.split("."):
+                if not isinstance(column, dict) or key not in column:
+                    raise DataError(
+                        f"{where}: choices: there is no column '{settings.choices}'; {nearest(settings.choices, row)}"
+                    )
+                column = column[key]
             if not isinstance(column, list) or not all(isinstance(x, str | int | float) for x in column):
                 raise DataError(f"{where}: choices: the column '{settings.choices}' must be a list, got {column!r:.60}")
             choices = tuple(str(x) for x in column)
@@ -270,6 +292,8 @@ def _item(settings: TaskSettings, number: int, row: dict[str, Any], templates: T
     for name, text in (("gold", gold), ("tests", tests)):
         if NEEDS[settings.by] == name and not text.strip():
             raise DataError(f"{where}: {name}: is empty, so that no answer can be right")
+    if settings.by == "numeric" and final_number(gold) is None and not re.search(r"\d", gold):
+        raise DataError(f"{where}: gold: {gold!r:.60} holds no number; set by to another kind")
     return Item(number, prompt, gold=gold, tests=tests, group=group, row=row)
 
 
@@ -278,7 +302,11 @@ def _right(text: str, choices: tuple[str, ...], where: str) -> int:
     said = text.strip()
     same = [i for i, choice in enumerate(choices) if choice.strip() == said]
     number = (
-        int(said) if said.isascii() and said.isdigit() else ord(said) - ord("A") if re.fullmatch("[A-Z]", said) else -1
+        int(said)
+        if said.isascii() and said.isdigit() and len(said) < 9
+        else ord(said) - ord("A")
+        if re.fullmatch("[A-Z]", said)
+        else -1
     )
     if len(same) > 1:
         raise DataError(f"{where}: right: {said!r:.60} is the text of several choices; give the number of one, from 0")

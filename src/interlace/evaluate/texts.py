@@ -44,7 +44,7 @@ def read_texts(source: Sequence[str], text_field: str, limit: int | None, length
     Raises:
         DataError: they hold no text.
     """
-    sources = Sources([one if is_hub(one) else user_path(one) for one in source], text_field)
+    sources = Sources([one if is_hub(one) else user_path(one) for one in source], text_field, cut=False)
     documents = tuple(islice(iter(sources), limit))
     if other := next((d for d in documents if d.kind != "text"), None):
         raise DataError(f"{other.name}: is a {other.kind}; --data scores texts")
@@ -84,8 +84,9 @@ def score(texts: Texts, model: HybridLM, batch: Sequence[tuple[int, list[int]]])
 
     The first token of a window has no context and does not count.
     """
-    lengths = model.tokenizer.byte_lengths()
+    lengths, begin = model.tokenizer.byte_lengths(), len(model.tokenizer.begin)
     found: dict[int, Row] = {}
+    places: dict[int, int] = {}  # bytes of a document before the next window
     for some in _in_reach(batch):
         for (number, ids), nats in zip(some, text_nats(model, [ids for _, ids in some]), strict=True):
             document = texts.documents[number]
@@ -102,9 +103,12 @@ def score(texts: Texts, model: HybridLM, batch: Sequence[tuple[int, list[int]]])
                     "by_position": {},
                 },
             )
-            place = int(lengths[ids[0]])
-            for token, value in zip(ids[1:], nats, strict=True):
+            first_window = number not in places
+            place = places.get(number, 0) + int(lengths[ids[0]])
+            for index, (token, value) in enumerate(zip(ids[1:], nats, strict=True), start=1):
                 count = int(lengths[token])
+                if first_window and index == begin:  # the first token of a text, after those that begin it
+                    count -= model.tokenizer.lead_bytes([token])
                 row["nats"] += value if count else 0.0
                 row["bytes"] += count
                 row["tokens"] += 1
@@ -112,6 +116,7 @@ def score(texts: Texts, model: HybridLM, batch: Sequence[tuple[int, list[int]]])
                 own[0] += value if count else 0.0
                 own[1] += count
                 place += count
+            places[number] = place
     return list(found.values())
 
 

@@ -80,14 +80,9 @@ class Watching:
         try:
             for task in self.tasks:
                 rows = ask(self.work, task.name, model, self._file(f"step-{step}", task.name))
-                scores = [row["score"] for row in rows if row["score"] is not None]
-                found[f"tasks.{task.name}"] = sum(scores) / len(scores) if scores else 0.0
+                found[f"tasks.{task.name}"] = sum(row["score"] for row in rows) / len(rows)
                 if before := self._start.get(task.name):
-                    pairs = [
-                        (a["score"], b["score"])
-                        for a, b in zip(before, rows, strict=True)
-                        if a["score"] is not None and b["score"] is not None
-                    ]
+                    pairs = [(a["score"], b["score"]) for a, b in zip(before, rows, strict=True)]
                     found[f"tasks.{task.name}_wins"] = sum(b > a for a, b in pairs)
                     found[f"tasks.{task.name}_losses"] = sum(b < a for a, b in pairs)
             if self.settings.prompts:

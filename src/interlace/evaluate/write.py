@@ -9,7 +9,7 @@ from interlace.data.tokenizer import Tokenizer
 from interlace.generation.decode import Continuation, decode
 from interlace.generation.prompts import check_fits, prompt_tokens, seeded
 from interlace.generation.sampling import Sampling
-from interlace.generation.stops import checked_stops
+from interlace.generation.stops import Stops, checked_stops
 from interlace.model.model import HybridLM
 
 
@@ -36,18 +36,23 @@ def write_answers(
     seeds: Sequence[int],
     stops: Sequence[Sequence[str]],
     ends: Sequence[int] = (),
+    begin_afresh: bool = False,
 ) -> list[Answer]:
     """Answer every prompt; each answer is drawn from its own seed, as if it were alone.
 
     Args:
         stops: of each prompt, the strings that end its answer.
         ends: tokens that end an answer beside the model's own.
+        begin_afresh: whether answers are written as texts by themselves, of which some tokenizers leave out a blank at
+            the start; else as what continues their prompt.
 
     Raises:
         PromptTooLong: a prompt and its max_tokens pass the model's limit.
     """
     tokenizer: Tokenizer = model.tokenizer
-    rows, texts = [], [_Text(tokenizer, checked_stops(some)) for some in stops]
+    rows, texts = [], []
+    for ids, some in zip(prompts, stops, strict=True):
+        texts.append(_Text(tokenizer, checked_stops(some), () if begin_afresh else ids))
     for ids, most, seed in zip(prompts, max_tokens, seeds, strict=True):
         check_fits(model, len(ids), most)
         rows.append(Continuation(prompt_tokens(model, ids), most, sampling, seeded(seed)))
@@ -60,19 +65,19 @@ def write_answers(
 class _Text:
     """The text of an answer as its tokens come."""
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]):
-        self._tokenizer, self._stops, self._made = tokenizer, stops, list[int]()
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], after: Sequence[int]):
+        self._tokenizer, self._stops, self._after, self._made = tokenizer, stops, after, list[int]()
         self._tail = max((len(stop.encode()) for stop in stops), default=0) + 2
 
     def push(self, token: int) -> bool:
-        """Take a token; return whether the text holds a stop string now."""
+        """Take a token; return whether the text holds a stop string now, special tokens written out."""
         self._made.append(token)
         if not self._stops:
             return False
-        recent = self._tokenizer.decode(self._made[-self._tail :])  # a token is a byte at least
-        return any(stop in recent for stop in self._stops)
+        recent = self._made[-self._tail :]  # a token is a byte at least
+        texts = self._tokenizer.decode(recent), self._tokenizer.fast.decode(recent, skip_special_tokens=False)
+        return any(stop in text for stop in self._stops for text in texts)
 
     def cut(self) -> str:
         """Return the text before the first stop string."""
-        text = self._tokenizer.decode(self._made)
-        return text[: min((place for stop in self._stops if (place := text.find(stop)) >= 0), default=len(text))]
+        return "".join(Stops(self._tokenizer, self._stops, self._after).cut(self._made))
