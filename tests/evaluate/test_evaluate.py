@@ -165,7 +165,7 @@ def test_two_models_side_by_side(made, tmp_path, capsys):
     texts = found["data"]["figures"]["bits_per_byte"]
     assert texts["models"][0]["value"] < texts["models"][1]["value"]
     assert 0 < texts["difference"]["low"] < texts["difference"]["value"] < texts["difference"]["high"]
-    assert texts["difference"]["wins"] == 12
+    assert texts["difference"]["losses"] == 12
     assert set(found["data"]["by_position"]) == {"0", "256", "1024"}
     chosen = found["choose"]
     assert chosen["score"] == "characters"
@@ -271,17 +271,18 @@ def test_a_right_choice_is_its_text_its_letter_or_its_number(made, tmp_path, lab
 
 
 def test_shots_and_conversations_stand_before_a_prompt(made, tmp_path, model):
-    for name in ("choices.jsonl", "answers.jsonl"):
-        shutil.copy(made / name, tmp_path)
+    shutil.copy(made / "choices.jsonl", tmp_path)
     (tmp_path / "choose.toml").write_text(CHOICE + 'shots = 2\nshots_data = "choices.jsonl"\n')
-    asked = Questions(read_task(tmp_path / "choose.toml", 1), model).asked[0]
-    assert asked.text == "the slow fox 0 slow\n\nthe quick fox 1 quick fox 1 jumps\n\nthe slow fox 0"
+    asked = Questions(read_task(tmp_path / "choose.toml", 1), model).asked
+    assert [one.text for one in asked] == [  # rows that are shots are not asked
+        "the slow fox 0 slow\n\nthe quick fox 1 quick fox 1 jumps\n\nthe quick fox 2"
+    ]
     chat = CHOICE + 'shots = 1\nshots_data = "choices.jsonl"\nchat = true\nsystem = "Be quick."\n'
     (tmp_path / "choose.toml").write_text(chat)
     asked = Questions(read_task(tmp_path / "choose.toml", 1), model).asked[0]
     assert asked.text.startswith("<|system|>\nBe quick.")
-    assert asked.text.endswith("<|user|>\nthe slow fox 0\n<|assistant|>\n")
-    assert model.tokenizer.decode(asked.choices[1]) == "quick fox 0 jumps"
+    assert asked.text.endswith("<|user|>\nthe quick fox 1\n<|assistant|>\n")
+    assert model.tokenizer.decode(asked.choices[1]) == "quick fox 1 jumps"
 
 
 def test_a_prompt_beyond_the_context_is_refused_or_cut(made, tmp_path, model):

@@ -212,7 +212,7 @@ def test_an_adapter_of_another_model_is_refused(base, adapter, tmp_path):
         ({"lora": {"rank": 2, "layers": ["atention"]}}, r"lora.layers: there is no 'atention' .* mean 'attention'"),
         ({"lora": {"rank": 2, "layers": ["attention.quary"]}}, "did you mean 'attention.query'"),
         ({"lora": {"rank": 0}}, "train.lora.rank"),
-        ({"start": ""}, "lora: adapts a checkpoint; set start"),
+        ({"start": ""}, "lora: adapts a checkpoint; set train.start"),
         ({"freeze": ["mlp"]}, "with lora all weights are frozen"),
         ({"optimizer": "muon"}, 'adapters are trained by "adamw"'),
     ],
@@ -221,3 +221,84 @@ def test_settings_that_cannot_be(base, tmp_path, change, said):
     with pytest.raises(ConfigError, match=said):
         train(validate(Recipe, {**base[1], "train": {**base[1]["train"], **change}}, ""), tmp_path / "run", scored)
     assert not (tmp_path / "run/run.toml").exists()
+
+
+def test_the_load_of_experts_moves_no_weight_of_the_base(tmp_path, base):
+    """A correction is moved by counts, and would not be in the adapter's checkpoint."""
+    plan = {
+        **base[1],
+        "model": {**base[1]["model"], "moe": {"experts": 4, "chosen": 2, "width": 16, "correction": True}},
+    }
+    plan["model"]["gated_delta"] = {**plan["model"]["gated_delta"], "mlp": "moe"}
+    torch.manual_seed(0)
+    model = interlace.HybridLM(interlace.ModelConfig.from_dict(plan["model"]))
+    model.tokenizer = interlace.load(base[0]).tokenizer
+    interlace.save(model, tmp_path / "experts")
+    start = {"start": str(tmp_path / "experts"), "lora": {"rank": 2, "layers": ["moe.first", "attention"]}}
+    train(validate(Recipe, {**plan, "train": {**base[1]["train"], **start}}, ""), tmp_path / "run", scored)
+    tuned = interlace.load(tmp_path / "run")
+    assert torch.equal(tuned.get_parameter("blocks.0.mlp.correction"), model.get_parameter("blocks.0.mlp.correction"))
+    assert not torch.equal(tuned.get_parameter("blocks.0.mlp.first"), model.get_parameter("blocks.0.mlp.first"))
+
+
+def test_a_base_that_is_trained_on_stays_for_its_adapter(base, tmp_path):
+    shutil.copytree(base[0], tmp_path / "base")
+    settings = {**base[1]["train"], "start": str(tmp_path / "base")}
+    data = {**base[1]["data"], "tokenizer": str(tmp_path / "base/data/tokenizer.json")}
+    train(validate(Recipe, {**base[1], "data": data, "train": settings}, ""), tmp_path / "run", scored)
+    tokens = torch.arange(30)
+    before = interlace.load(tmp_path / "run")(tokens)[0]
+    plan = {k: {**v} for k, v in base[1].items()}
+    plan["data"]["tokenizer"] = "train:300"
+    plan["train"] = {k: v for k, v in plan["train"].items() if k not in ("start", "lora", "average")} | {
+        "tokens": 40 * 192
+    }
+    train(validate(Recipe, plan, ""), tmp_path / "base", scored, changes=["train.tokens"])
+    assert torch.equal(interlace.load(tmp_path / "run")(tokens)[0], before)
+
+
+def test_weights_that_cannot_be_narrowed_are_saved_all_alike(base, tmp_path):
+    """A frozen embedding fits into bfloat16, what was trained does not: the masters are read again as they were."""
+    model = interlace.load(base[0]).bfloat16()
+    interlace.save(model, tmp_path / "half")
+    settings = {k: v for k, v in base[1]["train"].items() if k != "lora"}
+    settings |= {"start": str(tmp_path / "half"), "freeze": ["embedding"], "precision": "float32"}
+    plan = validate(Recipe, {**base[1], "train": settings}, "")
+
+    def stop(now):
+        if now.label == "training" and now.done == 14:
+            raise Stop
+
+    train(plan, tmp_path / "whole", scored)
+    with contextlib.suppress(Stop):
+        train(plan, tmp_path / "run", scored, stop)
+    train(plan, tmp_path / "run", scored)
+    files = [tmp_path / name / "checkpoints/step-20/model.safetensors" for name in ("run", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert interlace.load(tmp_path / "run").dtype == torch.float32
+
+
+def test_a_model_with_adapters_is_not_saved_without_them(tmp_path):
+    with pytest.raises(CheckpointError, match="merge_adapters"):
+        interlace.save(adapted("tiny-hybrid"), tmp_path / "out")
+
+
+def other_start(folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "pissa"}))
+
+
+def without_a_base(folder):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/nowhere/base"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [(other_start, "init_lora_weights = 'pissa' is not supported"), (without_a_base, "interlace merge CHECKPOINT")],
+)
+def test_an_adapter_that_cannot_be_loaded_says_why(adapter, tmp_path, damage, said):
+    shutil.copytree(adapter, tmp_path / "adapter")
+    damage(tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=said):
+        interlace.load(tmp_path / "adapter")

@@ -20,6 +20,7 @@ from interlace.base.schema import validate
 from interlace.data.batches import IGNORE, Batch, Pairs, parts
 from interlace.data.prepare import prepare
 from interlace.data.sources import Sources
+from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 from interlace.evaluate.training import train_and_report
 from interlace.model.presets import PRESETS, preset
@@ -202,6 +203,11 @@ class Stop(Exception):
     pass
 
 
+def unscored(corpus):
+    """Training on pairs without held-out scores."""
+    return lambda model: {}
+
+
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
 def test_a_run_that_was_stopped_ends_with_the_same_weights(made, tmp_path, lora):
     plan = {**made[1], "train": {**made[1]["train"], **({"lora": lora} if lora else {})}}
@@ -211,14 +217,14 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(made, tmp_path, lora)
         if now.label == label and now.done >= after:
             raise Stop
 
-    train(plan, tmp_path / "whole", scored)
+    train(plan, tmp_path / "whole", unscored)
     for label, after in (("reference", 2), ("training", 8)):
         with contextlib.suppress(Stop):
-            train(plan, tmp_path / "run", scored, lambda now, label=label, after=after: stop(now, label, after))
+            train(plan, tmp_path / "run", unscored, lambda now, label=label, after=after: stop(now, label, after))
         if label == "reference":  # killed while a line was written
             with open(tmp_path / "run/reference/train.jsonl", "ab") as file:
                 file.write(b'{"block": 2, "pai')
-    train(plan, tmp_path / "run", scored)
+    train(plan, tmp_path / "run", unscored)
     last, name = "checkpoints/step-12", "adapter_model.safetensors" if lora else "model.safetensors"
     for file in (
         f"{last}/{name}",
@@ -240,7 +246,7 @@ def test_the_reference_of_another_process_is_the_same(made, tmp_path):
         "train_and_report(validate(Recipe, plan, ''), Path(sys.argv[2]))\n"
     )
     subprocess.run([sys.executable, "-c", script, recipe, tmp_path / "other"], check=True, capture_output=True)
-    train(validate(Recipe, made[1], ""), tmp_path / "here", scored)
+    train(validate(Recipe, made[1], ""), tmp_path / "here", unscored)
     for name in ("train", "held_out"):
         both = [(tmp_path / run / f"reference/{name}.jsonl").read_bytes() for run in ("here", "other")]
         assert both[0] == both[1]
@@ -274,7 +280,7 @@ def test_pairs_that_teach_nothing_are_refused(made, tmp_path, row, said):
         ({"objective": {"kind": "dpoo"}}, "objective.kind"),
         ({"objective": {"kind": "dpo", "margin": 0.5}}, 'margin: is of kind = "simpo"'),
         ({"objective": {"kind": "simpo", "reference": "x"}}, 'reference: kind = "simpo" has none'),
-        ({"data": {"length": 8}}, "no pair has a prompt and an answer within 8 tokens"),
+        ({"data": {"length": 8}}, "none of 67 pairs has a prompt and an answer within 8 tokens"),
         ({"data": {"source": ["TEXTS"]}}, '"dpo" is of pairs of answers, but the data are texts'),
         ({"train": {"start": ""}}, 'kind = "dpo" compares with a model; set train.start'),
     ],
@@ -286,4 +292,67 @@ def test_settings_that_do_not_fit(made, tmp_path, change, said):
     if plan["data"]["source"] == ["TEXTS"]:
         plan["data"]["source"] = [str(made[0] / "texts")]
     with pytest.raises((ConfigError, DataError), match=said):
-        train(validate(Recipe, plan, ""), tmp_path / "run", scored)
+        train(validate(Recipe, plan, ""), tmp_path / "run", unscored)
+
+
+def test_one_row_holds_a_pair_however_long_its_prompt(made, tmp_path):
+    """A prompt counts twice: a pair may pass rows x length tokens, and is a batch of its own."""
+    rows = [{"prompt": "fox " * (20 + i), "chosen": f"jumps {i}", "rejected": "no"} for i in range(12)]
+    prepare(Sources([written(tmp_path / "p.jsonl", rows)]), made[1]["data"]["tokenizer"], tmp_path / "out")
+    split = Corpus.open(tmp_path / "out").splits["train"]
+    longest = int(max(np.diff(split.borders)))
+    pairs = Pairs(split, 1, longest, seed=0)
+    assert pairs.left_out == 0
+    seen = np.concatenate([pairs.batch(i).pairs.numpy() for i in range(pairs.per_epoch)])
+    assert sorted(seen) == list(range(len(split.borders) - 1))
+
+
+def test_a_prompt_that_both_sides_hold_is_not_read_twice(made, tmp_path):
+    system = {"role": "system", "content": "be quick"}
+    rows = [
+        {
+            "prompt": " hi ",
+            "chosen": [system, question("hi"), answer(f"a{i}")],
+            "rejected": [system, question("hi"), answer("b")],
+        }
+        for i in range(6)
+    ]
+    prepare(Sources([written(tmp_path / "p.jsonl", rows)]), made[1]["data"]["tokenizer"], tmp_path / "out")
+    corpus = Corpus.open(tmp_path / "out")
+    text = corpus.tokenizer.decode(corpus.splits["train"].read(0, int(corpus.splits["train"].borders[1])).tolist())
+    assert text.count("hi") == 1
+    wrong = [
+        *rows,
+        {"prompt": "ho", "chosen": [question("hi"), answer("a")], "rejected": [question("hi"), answer("b")]},
+    ]
+    with pytest.raises(DataError, match="is not the last of prompt"):
+        prepare(Sources([written(tmp_path / "q.jsonl", wrong)]), made[1]["data"]["tokenizer"], tmp_path / "other")
+
+
+def test_rows_with_messages_and_pairs_are_what_is_asked_for(made, tmp_path):
+    rows = [{**row, "messages": [question("hi"), answer(f"quick {i}")]} for i, row in enumerate(rows_of(9))]
+    source = written(tmp_path / "p.jsonl", rows)
+    kinds = {kind: next(iter(Sources([source], kind=kind))).kind for kind in ("auto", "conversations", "pairs")}
+    assert kinds == {"auto": "conversation", "conversations": "conversation", "pairs": "pair"}
+
+
+def test_more_pairs_of_a_block_are_computed_when_longer_ones_are_read(made, tmp_path):
+    """The reference of pairs that were read already stays as it was."""
+    rows = [{"prompt": "fox", "chosen": f"quick {i} " * (1 + 9 * (i % 2)), "rejected": "no"} for i in range(40)]
+    data = {**made[1]["data"], "source": [str(written(tmp_path / "p.jsonl", rows))], "held_out": 0.2}
+    plan = {**made[1], "data": {**data, "length": 40}}
+    train(validate(Recipe, plan, ""), tmp_path / "run", unscored)
+    first = (tmp_path / "run/reference/train.jsonl").read_bytes()
+    longer = {**plan, "data": {**data, "length": 120}, "train": {**plan["train"], "tokens": 20 * 384}}
+    run = train(validate(Recipe, longer, ""), tmp_path / "run", unscored, changes=["data.length", "train.tokens"])
+    assert (tmp_path / "run/reference/train.jsonl").read_bytes().startswith(first)
+    assert not any("skipped" in row for row in run.metrics())
+
+
+def test_a_reference_with_another_tokenizer_is_refused(made, tmp_path):
+    other = interlace.HybridLM(interlace.load(made[0] / "base").config)
+    other.tokenizer = Tokenizer.train(iter(["another text of words " * 20]), 300)
+    interlace.save(other, tmp_path / "other")
+    plan = {**made[1], "objective": {**made[1]["objective"], "reference": str(tmp_path / "other")}}
+    with pytest.raises(ConfigError, match="objective.reference: .* has another tokenizer"):
+        train(validate(Recipe, plan, ""), tmp_path / "run", unscored)

@@ -29,7 +29,7 @@ from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM
 
 BASE = "base.json"  # which checkpoint an adapter of ours was trained beside
-PREFIX = "base_model.model."
+PREFIX, BASE_LAYER = "base_model.model.", ".base_layer.weight"
 KEY = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)(?P<inner>\.base_layer)?\.lora_(?P<matrix>[AB])(\.default)?\.weight"
 )
@@ -41,6 +41,7 @@ UNKNOWN: dict[
     "lora_bias": (False, None),
     "fan_in_fan_out": (False, None),
     "modules_to_save": (None, []),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),  # others change the base's weights
     "trainable_token_indices": (None, []),
     "layer_replication": (None, []),
     "use_qalora": (False, None),
@@ -251,11 +252,16 @@ def stored(folder: Path, family: Family, config: ModelConfig) -> list[Stored]:
     settings = read_adapter_config(folder)
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing; the adapter's tensors are in no other format")
+        pickle = (
+            "; a pickle can run code when it is opened, save it as safetensors" if list(folder.glob("*.bin")) else ""
+        )
+        raise CheckpointError(f"{path}: missing{pickle or '; copy the adapter again'}")
     known = {**_one_by_one(family, config), **targets(family, config)}
     shapes = {name: tuple(p.shape) for name, p in HybridLM(config, device="meta").named_parameters()}
     pairs: dict[str, dict[str, tuple[str, Entry]]] = {}
     for name, entry in read_header(path).items():
+        if name.endswith(BASE_LAYER):  # peft stores the head's own weight beside its adapter
+            continue
         match = KEY.fullmatch(name)
         if match is None:
             raise CheckpointError(f"{path}: tensor '{name}' is no A or B of a LoRA adapter; merge it by `peft` instead")
@@ -408,6 +414,7 @@ def merge_stored(model: HybridLM, family: Family, folder: Path) -> int:
     parameters = dict(model.named_parameters())
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     found = stored(folder, family, model.config)
+    _check_base_layers(parameters, family, model.config, folder)
     for one in found:
         A, B = one.matrices()
         delta = (one.scale * (B @ A)).to(model.device)
@@ -417,6 +424,30 @@ def merge_stored(model: HybridLM, family: Family, folder: Path) -> int:
         for slot, rows in _places(one.target.slots, shapes):
             _add(rows_of(parameters[slot.name], slot), delta[rows])
     return len(found)
+
+
+def _check_base_layers(parameters: Mapping[str, Tensor], family: Family, config: ModelConfig, folder: Path) -> None:
+    """Compare weights of the base that `peft` stored beside adapters with those that are there.
+
+    Raises:
+        CheckpointError: one differs, as after tokens were added.
+    """
+    path, known = folder / ADAPTER_WEIGHTS, targets(family, config)
+    for name, entry in read_header(path).items():
+        if not name.endswith(BASE_LAYER):
+            continue
+        target = known.get(name.removeprefix(PREFIX).removesuffix(BASE_LAYER))
+        weight = None if target is None or len(target.slots) > 1 else parameters[target.slots[0].name]
+        same = weight is not None and entry.shape == tuple(weight.shape)
+        if same and weight is not None:
+            theirs = torch.empty(entry.shape, dtype=weight.dtype)
+            read_into(entry, name, theirs)
+            same = torch.equal(theirs, weight.cpu())
+        if not same:
+            raise CheckpointError(
+                f"{path}: tensor '{name}' differs from the model's own; the adapter was trained beside another, or "
+                "tokens were added; merge it by `peft` instead"
+            )
 
 
 def _add(weight: Tensor, delta: Tensor) -> None:

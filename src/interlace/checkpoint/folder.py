@@ -79,8 +79,8 @@ def resolve(source: str | Path, weights: bool = True) -> Path:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Return whether a folder holds a LoRA adapter and no model."""
-    return os.path.lexists(folder / ADAPTER) and not os.path.lexists(folder / CONFIG)
+    """Return whether a folder holds a LoRA adapter and no weights of a model; some have a model's config beside it."""
+    return os.path.lexists(folder / ADAPTER) and not any(next(folder.glob(name), None) for name in WEIGHTS)
 
 
 def _fetch(hub_id: str, weights: bool) -> Path:
@@ -89,9 +89,11 @@ def _fetch(hub_id: str, weights: bool) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=[CONFIG, INDEX, *BESIDE]))
+        folder = Path(snapshot_download(hub_id, allow_patterns=[CONFIG, INDEX, ADAPTER, *BESIDE]))
         if not weights:
             return folder
+        if (folder / ADAPTER).is_file() and not (folder / INDEX).is_file():
+            snapshot_download(hub_id, allow_patterns=[ADAPTER_WEIGHTS])
         cached = folder.parent.name == "snapshots"
         shards = shards_of(folder) if (folder / INDEX).is_file() else {}
         wanted = sorted(set(shards.values())) or [SINGLE]

@@ -13,7 +13,7 @@ from interlace.base.errors import CheckpointError, InterlaceError, nearest
 from interlace.checkpoint.adapter import base_of, known_base, merge_stored
 from interlace.checkpoint.families.registry import FAMILIES
 from interlace.checkpoint.family import Family, Slot, Slots
-from interlace.checkpoint.fingerprint import fingerprint
+from interlace.checkpoint.fingerprint import weights_hash
 from interlace.checkpoint.folder import GENERATION, alongside, is_adapter, read_config, read_entries, resolve
 from interlace.checkpoint.names import unknown_name
 from interlace.checkpoint.quantised import refuse_quantised
@@ -47,7 +47,7 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
     check_dtype(dtype)
     folder = resolve(source)
     if is_adapter(folder):
-        return load_merged(base_of(folder), folder, dtype, device)
+        return load_merged(_its_base(folder), folder, dtype, device)
     family, config, raw = describe(folder)
     files = alongside(folder)
     tokenizer = (
@@ -92,10 +92,10 @@ def load_merged(base: str | Path, adapter: Path, dtype: torch.dtype | None = Non
     """
     folder = resolve(base)
     known = known_base(adapter)
-    if known and known != fingerprint(folder):
+    if known and known != weights_hash(folder):
         raise CheckpointError(
             f"{adapter}: was trained beside another checkpoint than {folder} (its hash differs); name that one: "
-            f"interlace merge CHECKPOINT {adapter}"
+            f"interlace merge CHECKPOINT {adapter} --out FOLDER"
         )
     model = load(folder, dtype, device)
     assert model.source is not None
@@ -106,6 +106,25 @@ def load_merged(base: str | Path, adapter: Path, dtype: torch.dtype | None = Non
         model.tokenizer = Tokenizer.from_files({n: p for n, p in files.items() if n != GENERATION})
         check_vocabulary(adapter, model.tokenizer, model.config)
     return model
+
+
+def _its_base(adapter: Path, weights: bool = True) -> Path:
+    """Return the folder of the model that an adapter stands beside.
+
+    Raises:
+        CheckpointError: it is not there, or is the adapter itself.
+    """
+    base = base_of(adapter)
+    try:
+        folder = resolve(base, weights)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{adapter}: is a LoRA adapter of {base!r}, which cannot be read: {error}; name where it lies: "
+            f"interlace merge CHECKPOINT {adapter} --out FOLDER"
+        ) from None
+    if folder.resolve() == adapter.resolve():
+        raise CheckpointError(f"{adapter}: base_model_name_or_path is the adapter itself; name the model beside it")
+    return folder
 
 
 def check_vocabulary(folder: Path, tokenizer: Tokenizer | None, config: ModelConfig) -> None:
@@ -160,7 +179,7 @@ def describe(folder: Path) -> tuple[Family, ModelConfig, Mapping[str, Any]]:
     Of an adapter: those of the model that it stands beside.
     """
     if is_adapter(folder):
-        return describe(resolve(base_of(folder), weights=False))
+        return describe(_its_base(folder, weights=False))
     raw = read_config(folder)
     families = {kind: f for f in FAMILIES for kind in (f.model_type, *f.also)}
     kind = raw.get("model_type")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,10 @@ def merge(base: str | Path, adapter: str | Path, out: Path, dtype: torch.dtype |
     folder = resolve(adapter)
     if not is_adapter(folder):
         raise CheckpointError(f"{adapter}: holds a model and no LoRA adapter; there is nothing to merge")
-    model = load_merged(base, folder, dtype)
+    model = load_merged(base, folder, torch.float32 if dtype == torch.float32 else None)
+    if dtype is not None:
+        model.to(dtype)  # the sums are rounded once
+        assert model.source is not None
+        model.source = replace(model.source, dtypes={})
     save(model, out)
     return model

@@ -18,6 +18,7 @@ from interlace.checkpoint.family import Family
 from interlace.checkpoint.folder import BESIDE, GENERATION, INDEX, SINGLE, WEIGHTS
 from interlace.checkpoint.rows import published_shape, rows_of
 from interlace.checkpoint.tensors import Planned, planned, write_planned
+from interlace.layers.low_rank import adapters
 from interlace.model.config import ModelConfig
 from interlace.model.model import HybridLM, Source
 
@@ -29,8 +30,8 @@ def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES)
     """Write config.json, safetensors (sharded past `shard_bytes`) and the tokenizer's files.
 
     A model that a published family can express is saved in its released names, which `transformers` opens without our
-    code. The family that it was loaded from comes first. Any other model is saved in our own format. A tensor is
-    written in the dtype it was loaded from, as long as that loses nothing.
+    code. The family that it was loaded from comes first. Any other model is saved in our own format. Tensors are
+    written in the dtypes that they were loaded from, if that loses nothing of any.
 
     Published formats do not hold what only initial values are drawn from (`decay_range`, `step_range`, `step_floor`): a
     model loaded again has our defaults there.
@@ -45,6 +46,8 @@ def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES)
 
 def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Write the files of a model into a folder that exists."""
+    if next(adapters(model), None) is not None:
+        raise CheckpointError("model: has LoRA adapters, which this format does not hold; call `merge_adapters` first")
     if model.rounded:
         raise CheckpointError("model: its weights were rounded to int8 for decoding; load it again to save it")
     source = model.source
@@ -121,19 +124,21 @@ def _tensors(model: HybridLM, family: Family) -> list[tuple[str, tuple[int, ...]
     for name, slots in family.slots(model.config).items():
         parts = [rows_of(parameters[slot.name].detach(), slot) for slot in slots]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if source is not None:
-            tensor = _narrowed(tensor, source.dtypes.get(name, tensor.dtype))
         found.append((name, published_shape(slots, shapes), tensor))
+    if source is not None:
+        narrow = [_narrowed(tensor, source.dtypes.get(name, tensor.dtype)) for name, _, tensor in found]
+        if None not in narrow:  # else some weights would be wider than others
+            found = [(name, shape, x) for (name, shape, _), x in zip(found, narrow, strict=True) if x is not None]
     kept = {} if source is None else source.tensors
     return found + [(name, tuple(tensor.shape), tensor) for name, tensor in kept.items()]
 
 
-def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the tensor in a narrower dtype if that holds all its values."""
+def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return the tensor in a narrower dtype; None if that does not hold all its values."""
     if dtype.itemsize >= tensor.dtype.itemsize:
         return tensor
     narrow = tensor.to(dtype)
-    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
+    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else None
 
 
 def in_shards(tensors: Sequence[Planned], limit: int) -> dict[str, list[Planned]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -19,6 +19,7 @@ def prepare(
     tokenizer: Named,
     out: Place,
     field: str = "text",
+    kind: Literal["auto", "conversations", "pairs"] = "auto",
     held_out: float = 0.05,
     workers: Whole = 1,
     keep_duplicates: Annotated[bool, Parameter(negative="")] = False,
@@ -49,6 +50,9 @@ def prepare(
         The folder to make.
     field: str
         The key, or the column, that holds the text of a row: of JSONL, Parquet and data sets of the hub.
+    kind: str
+        What rows with turns are: "conversations", "pairs" of answers, or "auto", which takes messages where a row has
+        both.
     held_out: float
         Share of documents to hold out, chosen by a hash of their name.
     workers: int
@@ -71,7 +75,7 @@ def prepare(
     if workers < 1:
         raise DataError(f"--workers: must be at least 1, got {workers}")
     out = user_path(out)
-    read = Sources(sources, field, aside=[])
+    read = Sources(sources, field, kind, aside=[])
     with Meter() as meter:
         manifest = run(
             read,

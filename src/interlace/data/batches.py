@@ -206,18 +206,19 @@ class Packs:
             return
         self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.sizes))
         reached = np.cumsum(self.sizes[self._order])
-        ends, before = [], 0
+        ends, before, first = [], 0, 0
         while before < reached[-1]:
-            end = int(np.searchsorted(reached, before + self.tokens, side="right"))
-            ends.append(end)
-            before = int(reached[end - 1])
+            first = max(first + 1, int(np.searchsorted(reached, before + self.tokens, side="right")))
+            ends.append(first)
+            before = int(reached[first - 1])
         self._ends, self._epoch = np.array(ends), epoch
 
 
 class Pairs(Packs):
     """Pairs of answers, packed: a batch holds as many as fit into rows x length tokens, a prompt counted twice.
 
-    A pair of which a prompt with an answer has more than `length` tokens is left out.
+    A batch holds one at least, of up to two times `length` tokens. A pair of which a prompt with an answer has more
+    than `length` tokens is left out.
 
     Attributes:
         left_out: how many are.
@@ -235,7 +236,10 @@ class Pairs(Packs):
         prompts, better = split.pairs.astype(np.int64).T
         fits = np.maximum(prompts + better, sizes - better) <= length
         if not fits.any():
-            raise DataError(f"data: no pair has a prompt and an answer within {length} tokens; raise data.length")
+            raise DataError(
+                f"data: none of {len(fits):,} pairs has a prompt and an answer within {length} tokens; raise "
+                "data.length"
+            )
         self.left_out, self.documents = int((~fits).sum()), np.flatnonzero(fits)
         super().__init__(split, starts[fits], (sizes + prompts)[fits], rows, length, seed)
 

@@ -276,6 +276,8 @@ def _writer(model: Tokenizer, encoding: Encoding, ignored: Counter[str], opened:
                 own = writer.parts([*asked, *turns[document.common :]], answers, document.tools)
                 ignored.update(writer.ignored(turns, "".join(p.text for p in own), document.tools))
                 found.append(own)
+            if pair and found[0] == found[1]:
+                raise DataError("the chat template writes chosen and rejected alike; nothing can be preferred")
             if pair and (found[0][0] != found[1][0] or found[0][0].learnt):
                 raise DataError("the chat template writes the prompt of the two answers differently")
             return found

@@ -299,6 +299,7 @@ def _plan_of(sources: Sources, tokenizer: str, held: HeldOutNames, chat: Chat, u
         "turns": chat.turns,
         "held_out": held.share,
         "field": sources.text_field,
+        "kind": sources.kind,
         "aside": sources.aside is not None,
         "units": hashlib.sha256(json.dumps(stamps).encode()).hexdigest(),
     }

@@ -190,6 +190,7 @@ class Sources:
         paths: files, folders, globs, and data sets of the hub as text. Folders are walked; what in them is not text is
             skipped and noted.
         text_field: the key, or the column, that holds the text of a row.
+        kind: what rows with turns are: "conversations", "pairs", or "auto", which takes messages where a row has both.
         keep: whether a file of a folder is wanted, given its path below the folder.
         cut: whether a text file that stands alone is cut into parts, each a document.
         skipped: reason by path, filled while reading.
@@ -202,6 +203,7 @@ class Sources:
 
     paths: Sequence[Path | str]
     text_field: str = "text"
+    kind: str = "auto"
     keep: Callable[[PurePath], bool] = everything
     cut: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
@@ -371,8 +373,10 @@ class Sources:
     def _documents(self, row: Any, name: str, where: str, size: int) -> Iterator[Document]:
         """Yield the documents of a row: a text, in pieces if it is long, or a conversation."""
         turns = isinstance(row, dict) and self.text_field not in row
-        pair = turns and row.get(CHOSEN) is not None and row.get(REJECTED) is not None
-        if pair or (turns and row.get(MESSAGES) is not None):
+        talk = turns and row.get(MESSAGES) is not None
+        pair = turns and CHOSEN in row and REJECTED in row and self.kind != "conversations"
+        pair = pair and (self.kind == "pairs" or not talk)
+        if pair or talk:
             try:
                 yield (_pair if pair else _conversation)(row, name, where, size)
             except DataError as error:
@@ -452,14 +456,15 @@ def _pair(row: dict[str, Any], name: str, where: str, size: int) -> Document:
     sides = []
     for key in (CHOSEN, REJECTED):
         given = clean_values(row[key])
+        if given is None:
+            raise DataError(f"{where}: {key} is null; a pair needs both answers")
         if isinstance(given, str):
             if not before:
                 raise DataError(f"{where}: {key} is a text, and there is no prompt; give the prompt, or lists of turns")
             given = [{"role": "assistant", "content": given}]
         if not isinstance(given, list):
             raise DataError(f"{where}: {key} must be a list of turns or a text, got {json.dumps(given)[:100]}")
-        turns = given if given[: len(before)] == before else [*before, *given]
-        sides.append(check_messages(turns, f"{where}: {key}"))
+        sides.append(check_messages(_whole(given, before, key, where), f"{where}: {key}"))
     chosen, rejected = sides
     if chosen == rejected:
         raise DataError(f"{where}: chosen and rejected are the same; nothing can be preferred")
@@ -469,9 +474,34 @@ def _pair(row: dict[str, Any], name: str, where: str, size: int) -> Document:
         raise DataError(f"{where}: chosen and rejected have no common prompt; their first turns differ")
     for key, side in ((CHOSEN, chosen), (REJECTED, rejected)):
         rest = side[common:]
+        if any(turn.get("weight") not in (None, 1) for turn in rest):
+            raise DataError(f"{where}: {key}: a turn has a weight; the answers of a pair all count the same")
+        if any(turn["role"] == "assistant" and not (turn.get("content") or turn.get("tool_calls")) for turn in rest):
+            raise DataError(f"{where}: {key}: an answer is empty; nothing of it could be learnt")
         if not rest or rest[0]["role"] != "assistant" or rest[-1]["role"] != "assistant":
             raise DataError(f"{where}: {key} must hold an assistant's answer to the common prompt, and end with one")
     return Document(name, messages=chosen, rejected=rejected, common=common, tools=tools, size=size)
+
+
+def _whole(given: list[Any], before: list[Any], key: str, where: str) -> list[Any]:
+    """Return the turns of one side of a pair: those given, with the prompt's before them unless they begin so."""
+    first = given[0] if given else None
+    if not before or not isinstance(first, dict) or first.get("role") == "assistant":
+        return [*before, *given]
+    asked = next(
+        (i for i, turn in enumerate(given) if isinstance(turn, dict) and turn.get("role") == "assistant"), len(given)
+    )
+    if _said(given[asked - 1]) != _said(before[-1]):
+        raise DataError(
+            f"{where}: {key} begins with turns of its own, of which the last before an answer is not the last of "
+            "prompt; leave prompt out, or give the answers alone"
+        )
+    return given
+
+
+def _said(turn: Any) -> Any:
+    """Return who says what in a turn, blanks at the ends aside."""
+    return (turn.get("role"), str(turn.get("content")).strip()) if isinstance(turn, dict) else turn
 
 
 def cut_long(blocks: Iterator[str]) -> Iterator[str]:

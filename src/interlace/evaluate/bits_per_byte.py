@@ -33,6 +33,8 @@ class HeldOut:
     def __init__(self, corpus: Corpus, length: int, tokens: int, rows: int = 8):
         """Take at most `tokens` tokens, in rows of `length` as in training."""
         split = corpus.splits["held_out"]
+        if split.kind == "pair":
+            raise DataError("held-out text: holds pairs of answers, which are not scored in bits per byte")
         length = min(length, split.count - 1)
         rows = max(1, min(rows, (split.count - 1) // length, tokens // length))
         try:

@@ -22,10 +22,15 @@ NAMES = ("loss", "wins", "losses", "margin", "bytes", "nats", "pairs")
 class HeldOutPairs:
     """A fixed part of a corpus' held-out pairs."""
 
-    def __init__(self, corpus: Corpus, recipe: Recipe, reference: Tensor | None):
-        """reference: float64 [pairs of the split, 2], log-probabilities under it; None where there is none."""
+    def __init__(self, corpus: Corpus, recipe: Recipe, reference: Tensor | None, precision: str = "float32"):
+        """Take the pairs that a run scores.
+
+        Args:
+            reference: float64 [pairs of the split, 2], log-probabilities under it; None where there is none.
+            precision: of the training.
+        """
         pairs = pairs_of(corpus, recipe, "held_out")
-        self.settings, self.reference = recipe.objective, reference
+        self.settings, self.reference, self.precision = recipe.objective, reference, precision
         self.batches = [pairs.of(places) for places in held_out_places(corpus, recipe)]
         self.byte_lengths = corpus.tokenizer.byte_lengths()
 
@@ -47,7 +52,7 @@ class HeldOutPairs:
             place = turn * readers + reader
             batch = self.batches[place % len(self.batches)]
             assert batch.pairs is not None
-            policy = pair_log_probs(model, batch, share_prompt=self.settings.share_prompt)
+            policy = pair_log_probs(model, batch, self.precision, self.settings.share_prompt)
             if place >= len(self.batches):  # which another scores; all workers pass through the model as often
                 continue
             known = None if self.reference is None else self.reference[batch.pairs].to(policy.sums.device)

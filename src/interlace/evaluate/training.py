@@ -118,7 +118,8 @@ def train_and_report(
         if recipe.objective.of_pairs:
             documents = len(corpus.splits["held_out"].borders) - 1
             known = read_reference(out, "held_out", documents) if recipe.objective.has_reference else None
-            held = HeldOutPairs(corpus, recipe, known)
+            precision = TrainingRun(out).tables().get("machine", {}).get("precision", "float32")
+            held = HeldOutPairs(corpus, recipe, known, precision)
         else:
             held = HeldOut(corpus, recipe.data.length, recipe.train.evaluation_tokens)
 

@@ -108,6 +108,17 @@ def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def drop_old(run: Path) -> None:
-    """Remove all checkpoints but the last KEPT."""
+    """Remove all checkpoints but the last KEPT, and those that adapters stand beside."""
     for old in step_folders(run)[:-KEPT]:
-        shutil.rmtree(old)
+        if not _mark(old).exists():
+            shutil.rmtree(old)
+
+
+def keep(checkpoint: Path) -> None:
+    """Have a checkpoint of a run stay, whatever the run does later: something stands on it."""
+    if step_of(checkpoint) is not None and checkpoint.parent.name == FOLDER and os.access(checkpoint.parent, os.W_OK):
+        _mark(checkpoint).touch()
+
+
+def _mark(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f"{checkpoint.name}.kept")

@@ -174,7 +174,7 @@ def stamp(text: Sources) -> str:
 
 def sources_of(data: DataSettings) -> Sources:
     """Return the text that a recipe names."""
-    return Sources([p if is_hub(p) else user_path(p) for p in data.source], data.field)
+    return Sources([p if is_hub(p) else user_path(p) for p in data.source], data.field, kind=data.kind)
 
 
 def prepared_folder(data: DataSettings) -> Path | None:
@@ -186,6 +186,7 @@ def prepared_folder(data: DataSettings) -> Path | None:
 def _made_for(data: DataSettings, text: Sources) -> dict[str, Any]:
     """Return what text prepared from a recipe depends on."""
     settings = data.model_dump(mode="json", include={"source", "field", "turns", "tokenizer", "held_out"})
+    settings |= {} if data.kind == "auto" else {"kind": data.kind}  # which folders from before it do not name
     files = {"template": data.template, "tokenizer": "" if new_entries(data.tokenizer) is not None else data.tokenizer}
     hashes = {f"{name}_sha256": sha256(user_path(path)) for name, path in files.items() if path}
     return {**settings, **hashes, "text": stamp(text)}
@@ -276,12 +277,12 @@ def check_kind(recipe: Recipe, kind: str) -> None:
     if recipe.objective.of_pairs and kind != "pair":
         raise ConfigError(
             f'objective.kind: "{objective}" is of pairs of answers, but the data are {kind}s; give rows with chosen '
-            "and rejected, or leave [objective] out"
+            'and rejected (where they have messages too, set data.kind = "pairs"), or leave [objective] out'
         )
     if not recipe.objective.of_pairs and kind == "pair":
         raise ConfigError(
             'objective.kind: the data are pairs of answers, which "next_token" does not learn; set it to "dpo", '
-            '"dpo_norm", "ipo" or "simpo"'
+            '"dpo_norm", "ipo" or "simpo"; or data.kind = "conversations", where rows have messages too'
         )
 
 

@@ -12,6 +12,7 @@ from interlace.model.config import ModelConfig
 from interlace.model.precision import choose_precision, matmul_flops_per_second
 from interlace.model.sizes import sizes
 from interlace.train.corpus import steps_of
+from interlace.train.gauge import flops_share
 from interlace.train.memory import footprint
 from interlace.train.optimizer import routes
 from interlace.train.recipe import Recipe, TrainSettings
@@ -108,7 +109,8 @@ def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
     rate = matmul_flops_per_second(getattr(torch, precision), device)
     steps = steps_of(recipe)
     tokens = steps * data.rows * length
-    flops = model.training_flops_per_token[length] * tokens
+    each = model.training_flops_per_token[length] * flops_share(recipe)
+    flops = each * tokens
     parts = footprint(recipe.model, length, place, precision, recipe.train)
     step, moved = parts.of(recipe), routed(recipe.model, recipe.train)
     return TrainingEstimate(
@@ -116,7 +118,7 @@ def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
         non_embedding_parameters=model.non_embedding,
         steps=steps,
         tokens=tokens,
-        training_flops_per_token=model.training_flops_per_token[length],
+        training_flops_per_token=each,
         training_flops=flops,
         weight_bytes=step.weights + step.gradients,
         activation_bytes=step.activations,

@@ -16,6 +16,11 @@ from interlace.train.memory import Footprint, footprint
 from interlace.train.recipe import Recipe
 
 
+def flops_share(recipe: Recipe) -> float:
+    """Return the share of all weights' FLOPs that training takes: beside adapters, weights have no gradients."""
+    return 1.0 if recipe.train.lora is None else 2 / 3
+
+
 @dataclass(frozen=True)
 class Gauge:
     """The measures of one run.
@@ -45,7 +50,7 @@ class Gauge:
         precision, length = choose_precision(recipe.train.precision, place), recipe.data.length
         more = (512,) if place.type == "cpu" else ()  # as `choose_precision` has measured it already
         rate = matmul_flops_per_second(getattr(torch, precision), str(place), *more)
-        flops = sizes(recipe.model, (length,)).training_flops_per_token[length]
+        flops = sizes(recipe.model, (length,)).training_flops_per_token[length] * flops_share(recipe)
         if place.type == "cpu":
             return Gauge(place, flops, rate, None, 0, workers)
         parts: Footprint | None = None

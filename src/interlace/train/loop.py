@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Collection
@@ -11,18 +12,19 @@ from typing import Any
 
 import torch
 
-from interlace.base.errors import ConfigError, Diverged
+from interlace.base.errors import ConfigError, DataError, Diverged
 from interlace.base.files import disk_errors, user_path
-from interlace.checkpoint.fingerprint import fingerprint
+from interlace.checkpoint.fingerprint import fingerprint, weights_hash
 from interlace.checkpoint.folder import resolve
 from interlace.checkpoint.load import load
 from interlace.checkpoint.tensors import write
-from interlace.data.batches import Batch
+from interlace.data.batches import Batch, Pairs
 from interlace.data.tokens import Corpus
 from interlace.model.device import facts, resolve_device
 from interlace.model.model import HybridLM
 from interlace.model.precision import choose_precision
 from interlace.runs.background import Background
+from interlace.runs.checkpoints import keep
 from interlace.runs.lock import hold_folder
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
@@ -41,6 +43,7 @@ from interlace.train.trained import set_trained
 from interlace.train.trainer import StepResult, Trainer
 from interlace.train.workers import Alone
 
+LOG = logging.getLogger("interlace")
 PARENT = "INTERLACE_PARENT"  # set for the processes of a study, whose orphans may still hold a folder for a moment
 ORPHAN_SECONDS = 5.0
 SCORING, SCORING_AVERAGE = "scoring", "scoring the average"  # what is told before a model is scored
@@ -66,7 +69,8 @@ def build_model(recipe: Recipe, corpus: Corpus, device: str, precision: str = "f
     if recipe.train.lora is not None:
         folder = resolve(recipe.train.start)
         local = user_path(recipe.train.start).exists()
-        model.base, model.base_hash = str(folder.resolve()) if local else recipe.train.start, fingerprint(folder)
+        model.base, model.base_hash = str(folder.resolve()) if local else recipe.train.start, weights_hash(folder)
+        keep(folder)
     return model
 
 
@@ -204,7 +208,15 @@ def _checked(recipe: Recipe, run: TrainingRun, watch: Watch) -> None:
     """Prepare the text where that is due, and compare all that a run reads with what it began with."""
     corpus = open_corpus(recipe.data, run.path / "data", watch, begun=run.has_begun())
     check_fit(recipe, corpus)
-    check_mixture(batches_of(recipe.data, corpus, recipe.train.seed), steps_of(recipe))
+    read = batches_of(recipe.data, corpus, recipe.train.seed)
+    check_mixture(read, steps_of(recipe))
+    if isinstance(read, Pairs) and read.left_out:
+        whole = read.left_out + len(read.documents)
+        said = f"data.length: {read.left_out:,} of {whole:,} pairs have a prompt with an answer of more than "
+        said += f"{recipe.data.length:,} tokens"
+        if recipe.data.long == "refuse":
+            raise DataError(f"{said}; raise data.length, or leave data.long out")
+        LOG.warning("%s, and are left out", said)
     run.check("data", corpus.fingerprint(), f"{corpus.folder}: the data")
     if recipe.train.start:
         run.check("start", fingerprint(recipe.train.start), f"train.start: {recipe.train.start}")

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, field_va
 from interlace.base.errors import ConfigError, nearest
 from interlace.base.files import user_path
 from interlace.base.schema import Closed, read_toml, validate
-from interlace.checkpoint.folder import resolve
+from interlace.checkpoint.adapter import base_of
+from interlace.checkpoint.folder import is_adapter, resolve
 from interlace.checkpoint.load import describe
 from interlace.data.prepare import MANIFEST, new_entries
 from interlace.data.sources import is_hub
@@ -56,6 +57,8 @@ class DataSettings(Closed):
             hub (hf:OWNER/NAME), or one folder that `interlace data prepare` wrote.
         field: the key, or the column, that holds the text of a row; rows with a list of `messages` instead are
             conversations, of which the assistant's turns are learnt.
+        kind: what rows with turns are: "conversations", or "pairs" of answers (chosen and rejected); "auto" takes
+            messages where a row has both.
         template: a file with the chat template that writes conversations; the tokenizer's own, or a plain one.
         turns: which of a conversation's answers are learnt: "all", or "last".
         tokenizer: a tokenizer.json, or "train:N" to learn one of N entries from the text that is trained on.
@@ -64,12 +67,13 @@ class DataSettings(Closed):
         rows: rows of a batch, which holds rows x length tokens.
         packing: "rows" of one length, or whole "documents", as many as fit into rows x length tokens.
         long: what happens to a document of more than `length` tokens where documents are packed whole: "cut" into
-            several of that length, or "refuse".
+            several of that length, or "refuse". Pairs are left out, or refused.
         mixture: sources by name, in the place of `source`, each with a weight; see below.
     """
 
     source: Names = Field(default=(), strict=False)
     field: str = "text"
+    kind: Literal["auto", "conversations", "pairs"] = "auto"
     template: str = ""
     turns: Literal["all", "last"] = "all"
     tokenizer: Annotated[str, AfterValidator(_none_empty)] = "train:4096"
@@ -87,8 +91,8 @@ class DataSettings(Closed):
             raise ValueError(f"source: text comes from source or from mixture; {what}")
         if self.mixture and not sum(one.weight for one in self.mixture.values()):
             raise ValueError("mixture: the weights sum to nothing; give at least one source a weight above 0")
-        if self.long == "refuse" and self.packing == "rows":
-            raise ValueError('long: is for packing = "documents"; rows go on in another row')
+        if self.long == "refuse" and self.packing == "rows" and self.kind != "pairs":
+            raise ValueError('long: is for packing = "documents", and for kind = "pairs"; rows go on in another row')
         if self.mixture and self.packing != "rows":
             raise ValueError("packing: a mixture is of rows; leave packing out")
         return self
@@ -226,8 +230,6 @@ class TrainSettings(Closed):
         return self
 
     def _check_lora(self) -> None:
-        if not self.start:
-            raise ValueError("lora: adapts a checkpoint; set start to one")
         if self.freeze:
             raise ValueError("freeze: with lora all weights are frozen; leave freeze out")
         if self.optimizer != "adamw":
@@ -280,7 +282,7 @@ class ObjectiveSettings(Closed):
 # Keys that a run which has begun cannot change: what it has learnt from, and what its checkpoints hold.
 FIXED = (
     "model",
-    *(f"data.{name}" for name in ("source", "field", "template", "turns", "tokenizer", "held_out")),
+    *(f"data.{name}" for name in ("source", "field", "kind", "template", "turns", "tokenizer", "held_out")),
     *(f"train.{name}" for name in ("start", "optimizer", "lora")),
     "objective",
 )
@@ -351,6 +353,14 @@ class Recipe(Closed):
             raise ValueError(f"stage: two stages are called '{twice}'; their run folders need different names")
         if self.stage and self.train.start:
             raise ValueError("train.start: a run of stages starts afresh; set it in the first stage")
+        return self
+
+    @model_validator(mode="after")
+    def _beside_a_checkpoint(self) -> Recipe:
+        if self.train.lora is not None and not (self.train.start or self.stage):
+            raise ValueError("train.lora: adapts a checkpoint; set train.start to one")
+        if self.train.z_loss and self.objective.of_pairs:
+            raise ValueError("train.z_loss: is of next tokens, not of pairs of answers; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -519,9 +529,11 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: the file is missing or not TOML, or a key or value breaks a rule.
     """
     data = read_toml(path, "recipe", overrides)
-    train = data.get("train")
-    if isinstance(train, dict) and isinstance(start := train.get("start"), str) and start:
-        _from_start(data, start)
+    stages = data.get("stage")
+    first = stages[0].get("train") if isinstance(stages, list) and stages and isinstance(stages[0], dict) else None
+    for train in (data.get("train"), first):
+        if isinstance(train, dict) and isinstance(start := train.get("start"), str) and start:
+            _from_start(data, start)
     return validate(Recipe, data, where="")
 
 
@@ -532,5 +544,7 @@ def _from_start(data: dict[str, Any], start: str) -> None:
     if isinstance(own, dict) and "width" not in own:  # then it says only what changes
         data["model"] = laid_over(known, own)
     table = data.setdefault("data", {})
+    if is_adapter(folder) and not (folder / TOKENIZER).is_file():
+        folder = resolve(base_of(folder), weights=False)
     if isinstance(table, dict) and (folder / TOKENIZER).is_file():
         table.setdefault("tokenizer", str(folder / TOKENIZER))

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interlace.base.errors import DataError
+from interlace.base.errors import ConfigError, DataError
 from interlace.base.files import disk_errors
 from interlace.checkpoint.fingerprint import fingerprint
 from interlace.checkpoint.load import load
@@ -42,7 +43,10 @@ def pairs_of(corpus: Corpus, recipe: Recipe, split: str) -> Pairs:
 
 def held_out_places(corpus: Corpus, recipe: Recipe) -> list[np.ndarray]:
     """Return the places of the held-out pairs that a run scores, batch by batch."""
-    pairs = pairs_of(corpus, recipe, "held_out")
+    try:
+        pairs = pairs_of(corpus, recipe, "held_out")
+    except DataError as error:
+        raise DataError(f"held-out pairs: {error}") from None
     steps = max(1, min(pairs.per_epoch, recipe.train.evaluation_tokens // pairs.tokens))
     return [pairs.documents[pairs.chosen(step)] for step in range(steps)]
 
@@ -54,6 +58,7 @@ def prepare_reference(
 
     Raises:
         RunError: the reference is not the checkpoint that the run began with.
+        ConfigError: it has another tokenizer.
     """
     source = recipe.objective.reference or recipe.train.start
     run.check("reference", fingerprint(source), f"objective.reference: {source}")
@@ -67,8 +72,14 @@ def prepare_reference(
     left = {name: _blocks_left(run.path, name, places) for name, places in wanted.items()}
     if not any(left.values()):
         return
-    dtype = torch.float32 if precision == "float32" else None
+    frozen = recipe.train.lora is not None and not recipe.objective.reference
+    dtype = getattr(torch, precision) if frozen else torch.float32  # as the weights beside adapters are stored
     model, done, total = load(source, dtype=dtype, device=device), 0, sum(map(len, left.values()))
+    if model.tokenizer is not None and model.tokenizer.hash() != corpus.tokenizer.hash():
+        raise ConfigError(
+            f"objective.reference: {source}: has another tokenizer than the data; its log-probabilities would be of "
+            "other tokens; name a checkpoint with the same"
+        )
     model.eval()
     for name, blocks in left.items():
         pairs = pairs_of(corpus, recipe, name)
@@ -112,7 +123,7 @@ class _Lines:
         self._file.close()
 
 
-def _rows(path: Path) -> Iterator[dict[str, list[int] | list[list[float]]]]:
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the blocks of a file, up to a line that was cut off.
 
     Raises:
@@ -135,8 +146,10 @@ def _rows(path: Path) -> Iterator[dict[str, list[int] | list[list[float]]]]:
 
 
 def _blocks_left(run: Path, split: str, places: np.ndarray) -> list[int]:
-    known = {row["block"] for row in _rows(run / FOLDER / f"{split}.jsonl")}
-    return [block for block in np.unique(places // TOGETHER).tolist() if block not in known]
+    """Return the blocks in which a pair that is wanted is not known; another data.length may want more of a block."""
+    rows = _rows(run / FOLDER / f"{split}.jsonl")
+    known = np.array(sorted({int(place) for row in rows for place in row["pairs"]}), dtype=np.int64)
+    return [int(block) for block in np.unique(places[~np.isin(places, known)] // TOGETHER)]
 
 
 def read_reference(run: Path, split: str, documents: int) -> Tensor:
@@ -147,5 +160,6 @@ def read_reference(run: Path, split: str, documents: int) -> Tensor:
     """
     found = torch.full((documents, 2), torch.nan, dtype=torch.float64)
     for row in _rows(run / FOLDER / f"{split}.jsonl"):
-        found[torch.tensor(row["pairs"])] = torch.tensor(row["log_probs"], dtype=torch.float64)
+        places, values = torch.tensor(row["pairs"]), torch.tensor(row["log_probs"], dtype=torch.float64)
+        found[places] = torch.where(found[places].isnan(), values, found[places])  # what was used already stays
     return found

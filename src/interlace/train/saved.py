@@ -133,7 +133,7 @@ def read_weights(model: HybridLM, folder: Path, into: Mapping[str, Tensor]) -> N
     if is_adapter(folder):
         read_adapters(model, family_of_model(model), folder, into)
         return
-    for name, theirs in load(folder).named_parameters():
+    for name, theirs in load(folder, dtype=torch.float32).named_parameters():
         into[name].copy_(theirs)
 
 

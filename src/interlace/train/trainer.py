@@ -372,7 +372,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         blocks: list[Any] = list(self.model.blocks)
         for block, experts in zip(blocks, loss.loads, strict=True):
-            if experts is not None and block.mlp.correction is not None:
+            if experts is not None and block.mlp.correction is not None and block.mlp.router.weight.requires_grad:
                 block.mlp.rebalance(experts, balance_rate)
         if self.average is not None:
             self.average.update(self.done, good)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from interlace.base.errors import Failure
 from interlace.base.segments import Segments
 from interlace.data.batches import IGNORE, SEGMENTS_OF_A_PAIR, Batch
 from interlace.layers.low_rank import with_adapter
@@ -180,7 +181,10 @@ class Preference:
         policy = pair_log_probs(model, batch, self.precision, self.settings.share_prompt)
         known = None
         if self.reference is not None and self.settings.has_reference:
-            known = on_device(self.reference[batch.pairs.cpu()], model.device)
+            found = self.reference[batch.pairs.cpu()]
+            if bool(found.isnan().any()):
+                raise Failure("reference/: holds nothing of a pair of this batch; remove the folder, and start again")
+            known = on_device(found, model.device)
         losses, preferred = preference_losses(policy, known, self.settings)
         each = policy.sums / policy.tokens
         if self.settings.sft:

@@ -140,8 +140,17 @@ def laid_out(settings: ParallelSettings, workers: int) -> dict[str, int]:
     return {name: int(size) for name, size in sizes.items()}
 
 
+def _check_kind_of_work(recipe: Recipe, sizes: Mapping[str, int]) -> None:
+    """Raise ConfigError for work that cannot be laid out so."""
+    if recipe.objective.of_pairs and sizes["context"] > 1:
+        raise ConfigError("parallel.context: pairs of answers are not cut into stretches; set it to 1")
+    if recipe.train.lora is not None and sizes["tensor"] > 1:
+        raise ConfigError("parallel.tensor: adapters are not cut over heads; set it to 1")
+
+
 def check_fits(recipe: Recipe, sizes: dict[str, int]) -> None:
     """Raise ConfigError unless rows and heads divide among the workers; the message names both."""
+    _check_kind_of_work(recipe, sizes)
     shares = sizes["replicate"] * sizes["shard"] * recipe.train.accumulate
     if sizes["replicate"] * sizes["shard"] > 1 and recipe.data.rows % shares:
         raise ConfigError(
