@@ -18,6 +18,7 @@ SHOWN = 200  # items of a task
 LONG = 4000  # characters of a prompt: its middle is left out beyond
 STYLE = """<style>
 details { border: 1px solid #ddd; margin: .4rem 0; padding: .3rem .8rem } summary { cursor: pointer }
+table { font-size: .9rem } td, th { padding: .3rem .5rem }
 .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem }
 .right { color: #15803d } .wrong { color: #b91c1c }
 </style>"""
@@ -56,7 +57,8 @@ def rows_of_figures(results: dict[str, Any]) -> tuple[list[str], list[list[str]]
     columns += ["second - first", "wins / losses", "items needed"] if two else []
     rows = []
     for name, task in results["tasks"].items():
-        parts = [(figure + (" (score)" if figure == task["score"] else ""), x) for figure, x in task["figures"].items()]
+        score = task["score"]
+        parts = [(f"{f} (score)" if f == score != "score" else f, x) for f, x in task["figures"].items()]
         parts += [(f"from byte {int(edge):,}", x) for edge, x in task.get("by_position", {}).items()]
         label = "texts from {:,} bytes" if name == DATA else "{}"
         parts += [
@@ -82,7 +84,7 @@ def write_page(run: RunFolder, results: dict[str, Any], command: str) -> Path:
     names = " and ".join(results["checkpoints"])
     sections = [
         STYLE,
-        f'<p class="lead">{html.escape(lead(results))}</p>',
+        *(f'<p class="lead">{html.escape(said)}</p>' for said in lead(results)),
         table(columns, rows, words=2),
         "<p>Intervals hold 95 %: Wilson's of shares, Tango's of their paired differences, and of all else the "
         "studentised bootstrap by item. Items needed: so that a difference of this size is told from 0 in 80 % of such "
@@ -102,8 +104,8 @@ def write_page(run: RunFolder, results: dict[str, Any], command: str) -> Path:
     return run.path / "report.html"
 
 
-def lead(results: dict[str, Any]) -> str:
-    """Say in a sentence for each task what was found."""
+def lead(results: dict[str, Any]) -> list[str]:
+    """Return a sentence for each task that says what was found."""
     said = []
     for name, task in results["tasks"].items():
         main = task["figures"][task["score"]]
@@ -113,13 +115,13 @@ def lead(results: dict[str, Any]) -> str:
             d = main["difference"]
             apart = d["low"] is not None and (d["low"] > 0 or d["high"] < 0)
             text += f"; the second {shown(main['models'][1])}, a difference of {signed(d)}"
-            needed = f", about {d['items_needed']:,} items would be needed" if d["items_needed"] else ""
-            text += ", which is told from 0" if apart else f", which is not told from 0{needed}"
+            needed = f"; about {d['items_needed']:,} items would be needed" if d["items_needed"] else ""
+            text += ", which is significant" if apart else f", which is not significant{needed}"
         if any(task.get("not_judged", ())):
             count = ", ".join(f"{n:,}" for n in task["not_judged"])
             text += f"; nothing could be proved of {count} answers, which count as wrong"
         said.append(text + ".")
-    return " ".join(said)
+    return said
 
 
 def _items(sides: Sequence[dict[int, Row]]) -> list[str]:
@@ -138,12 +140,13 @@ def _item(rows: Sequence[Row]) -> str:
     if len(prompt) > LONG:
         prompt = f"{prompt[: LONG // 2]}\n[{len(prompt) - LONG:,} characters left out]\n{prompt[-LONG // 2 :]}"
     group = f", group {short(rows[0]['group'])}" if rows[0]["group"] else ""
-    beginning = " ".join(rows[0]["prompt"][-90:].split())
+    ending = " ".join(rows[0]["prompt"][-1000:].split())
+    ending = ending if len(ending) <= 90 else "... " + ending[-90:].partition(" ")[2]
     parts = "".join(f"<div>{_side(row)}</div>" for row in rows)
     gold = f"<p>Right is: {html.escape(visible(rows[0]['gold'])[:LONG])}</p>" if rows[0].get("gold") else ""
     return (
-        f"<details><summary>Item {rows[0]['item']}{html.escape(group)}: {scores} "
-        f"<small>{html.escape(visible(beginning))}</small></summary><pre>{html.escape(prompt)}</pre>{gold}"
+        f"<details><summary>Item {rows[0]['item']}{html.escape(group)}: {'score' if len(rows) == 1 else 'scores'} {scores} "
+        f"<small>{html.escape(visible(ending))}</small></summary><pre>{html.escape(prompt)}</pre>{gold}"
         f'<div class="sides">{parts}</div></details>'
     )
 
