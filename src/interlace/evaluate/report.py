@@ -135,7 +135,7 @@ def _items(sides: Sequence[dict[int, Row]]) -> list[str]:
 
 
 def _item(rows: Sequence[Row]) -> str:
-    scores = ", ".join(f"{row['score']:g}" for row in rows)
+    scores = f"score{'s' * (len(rows) > 1)} " + ", ".join(f"{row['score']:g}" for row in rows)
     prompt = visible(rows[0]["prompt"])
     if len(prompt) > LONG:
         prompt = f"{prompt[: LONG // 2]}\n[{len(prompt) - LONG:,} characters left out]\n{prompt[-LONG // 2 :]}"
@@ -145,7 +145,7 @@ def _item(rows: Sequence[Row]) -> str:
     parts = "".join(f"<div>{_side(row)}</div>" for row in rows)
     gold = f"<p>Right is: {html.escape(visible(rows[0]['gold'])[:LONG])}</p>" if rows[0].get("gold") else ""
     return (
-        f"<details><summary>Item {rows[0]['item']}{html.escape(group)}: {'score' if len(rows) == 1 else 'scores'} {scores} "
+        f"<details><summary>Item {rows[0]['item']}{html.escape(group)}: {scores} "
         f"<small>{html.escape(visible(ending))}</small></summary><pre>{html.escape(prompt)}</pre>{gold}"
         f'<div class="sides">{parts}</div></details>'
     )
