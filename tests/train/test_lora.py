@@ -89,6 +89,19 @@ class Stop(Exception):
     pass
 
 
+def train_whole_and_stopped(plan, folder):
+    """Train into `whole` at once, and into `run` with a stop before its end."""
+
+    def stop(now):
+        if now.label == "training" and now.done == 14:
+            raise Stop
+
+    train(plan, folder / "whole", scored)
+    with contextlib.suppress(Stop):
+        train(plan, folder / "run", scored, stop)
+    train(plan, folder / "run", scored)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """(a run of a small model, plain data of a recipe that adapts it)."""
@@ -106,14 +119,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_adapter(base, tmp_path, recom
     plan = {**base[1], "train": {**base[1]["train"], "recompute": recompute}}
     plan = validate(Recipe, plan, "")
 
-    def stop(now):
-        if now.label == "training" and now.done == 14:
-            raise Stop
-
-    train(plan, tmp_path / "whole", scored)
-    with contextlib.suppress(Stop):
-        train(plan, tmp_path / "run", scored, stop)
-    train(plan, tmp_path / "run", scored)
+    train_whole_and_stopped(plan, tmp_path)
     last = "checkpoints/step-20"
     names = sorted(p.relative_to(tmp_path / "whole" / last) for p in (tmp_path / "whole" / last).rglob("*"))
     assert {"adapter_config.json", "adapter_model.safetensors", "average"} <= {str(n) for n in names}
@@ -265,14 +271,7 @@ def test_weights_that_cannot_be_narrowed_are_saved_all_alike(base, tmp_path):
     settings |= {"start": str(tmp_path / "half"), "freeze": ["embedding"], "precision": "float32"}
     plan = validate(Recipe, {**base[1], "train": settings}, "")
 
-    def stop(now):
-        if now.label == "training" and now.done == 14:
-            raise Stop
-
-    train(plan, tmp_path / "whole", scored)
-    with contextlib.suppress(Stop):
-        train(plan, tmp_path / "run", scored, stop)
-    train(plan, tmp_path / "run", scored)
+    train_whole_and_stopped(plan, tmp_path)
     files = [tmp_path / name / "checkpoints/step-20/model.safetensors" for name in ("run", "whole")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert interlace.load(tmp_path / "run").dtype == torch.float32

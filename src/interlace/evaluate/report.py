@@ -24,24 +24,15 @@ table { font-size: .9rem } td, th { padding: .3rem .5rem }
 </style>"""
 
 
-def shown(figure: dict[str, Any], digits: int = 3) -> str:
-    """Return a figure with its interval as text."""
+def shown(figure: dict[str, Any], digits: int = 3, sign: str = "") -> str:
+    """Return a figure with its interval as text; sign: "+" for one that is a difference."""
     value, low, high = figure["value"], figure["low"], figure["high"]
     if value is None:
         return "none"
+    form = f"{sign}.{digits}f"
     if low is None or high is None:
-        return f"{value:.{digits}f} (1 item)"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def signed(figure: dict[str, Any], digits: int = 3) -> str:
-    """Return a difference with its interval as text."""
-    value, low, high = figure["value"], figure["low"], figure["high"]
-    if value is None:
-        return "none"
-    if low is None or high is None:
-        return f"{value:+.{digits}f} (1 item)"
-    return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+        return f"{value:{form}} (1 item)"
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def short(text: str, most: int = 40) -> str:
@@ -70,7 +61,7 @@ def rows_of_figures(results: dict[str, Any]) -> tuple[list[str], list[list[str]]
             if two:
                 d = x["difference"]
                 row += [
-                    signed(d),
+                    shown(d, sign="+"),
                     f"{d['wins']:,} / {d['losses']:,}",
                     f"{d['items_needed']:,}" if d["items_needed"] else "",
                 ]
@@ -114,7 +105,7 @@ def lead(results: dict[str, Any]) -> list[str]:
         if "difference" in main:
             d = main["difference"]
             apart = d["low"] is not None and (d["low"] > 0 or d["high"] < 0)
-            text += f"; the second {shown(main['models'][1])}, a difference of {signed(d)}"
+            text += f"; the second {shown(main['models'][1])}, a difference of {shown(d, sign='+')}"
             needed = f"; about {d['items_needed']:,} items would be needed" if d["items_needed"] else ""
             text += ", which is significant" if apart else f", which is not significant{needed}"
         if any(task.get("not_judged", ())):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from interlace.base.errors import RunError
-from interlace.base.files import disk_errors, write_file
+from interlace.base.files import write_file
 from interlace.checkpoint.fingerprint import fingerprint
 from interlace.evaluate import texts as of_texts
 from interlace.evaluate.ask import Questions, Row, answer, choose
@@ -22,6 +22,7 @@ from interlace.evaluate.texts import Texts
 from interlace.model.device import facts
 from interlace.model.model import HybridLM
 from interlace.runs.folder import RunFolder
+from interlace.runs.lines import Lines, whole_lines
 from interlace.runs.lock import hold_folder
 from interlace.runs.progress import Progress, Watch, silent
 
@@ -102,7 +103,7 @@ def ask(work: Work, name: str, model: HybridLM, file: Path, watch: Watch = silen
     since = time.monotonic()
     task = next((task for task in work.tasks if task.name == name), None)
     judged = task is not None and task.settings.kind == "generate"
-    with closing(_Lines(file)) as lines, closing(Judge(task)) if judged and task else nullcontext() as judge:
+    with closing(Lines(file)) as lines, closing(Judge(task)) if judged and task else nullcontext() as judge:
         for items, run in batches:
             if all(item in known for item in items):
                 began += len(items)
@@ -136,48 +137,13 @@ def _batches(work: Work, name: str, model: HybridLM) -> Iterator[tuple[list[int]
 
 
 def kept_rows(file: Path) -> Iterator[Row]:
-    """Yield the rows of a file, up to a line that was cut off.
+    """Return the rows of a file, up to a line that was cut off.
 
     Raises:
         RunError: a line is damaged.
     """
-    if not file.is_file():
-        return
-    with open(file, "rb") as lines:
-        for number, raw in enumerate(lines, start=1):
-            if not raw.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(raw)
-                good = isinstance(row, dict) and isinstance(row.get("item"), int)
-            except ValueError:
-                good = False
-            if not good:
-                raise RunError(f"{file}:{number}: is not a line that an evaluation wrote; remove the file to ask again")
-            yield row
-
-
-class _Lines:
-    """A file of rows that is appended to; a line that was cut off is removed."""
-
-    def __init__(self, path: Path):
-        """path: which may be there already."""
-        self._path = path
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            raw = path.read_bytes() if path.is_file() else b""
-            self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
-            self._file.truncate(raw.rfind(b"\n") + 1)
-
-    def append(self, row: Row) -> None:
-        """Write a row."""
-        with disk_errors(self._path):
-            self._file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    fault = "is not a line that an evaluation wrote; remove the file to ask again"
+    return whole_lines(file, lambda row: isinstance(row, dict) and isinstance(row.get("item"), int), RunError, fault)
 
 
 def results(run: Path, checkpoints: Sequence[str], work: Work) -> dict[str, Any]:

@@ -17,18 +17,11 @@ from interlace.base.files import sha256, user_path
 from interlace.base.schema import Closed, read_toml, validate
 from interlace.sandbox.templates import Templates
 from interlace.text.rows import is_table, read_rows, table_rows
+from interlace.verify.methods import NEEDS, Method
 from interlace.verify.numbers import final_number
 from interlace.verify.structure import read_schema
 
 NORMALISATIONS = ("none", "characters", "bytes", "tokens", "unconditional")
-NEEDS = {
-    "exact": "gold",
-    "numeric": "gold",
-    "symbolic": "gold",
-    "schema": "schema",
-    "pattern": "pattern",
-    "python": "tests",
-}
 OF_CHOICES = ("choices", "right", "normalise")
 OF_ANSWERS = (
     *("by", "gold", "tests", "schema_", "pattern", "tolerance", "answer", "max_tokens", "stop", "temperature"),
@@ -98,7 +91,7 @@ class TaskSettings(Closed):
     choices: Annotated[tuple[str, ...], Field(strict=False)] | str = ()
     right: str = ""
     normalise: Literal["none", "characters", "bytes", "tokens", "unconditional"] = "none"
-    by: Literal["", "exact", "numeric", "symbolic", "schema", "pattern", "python"] = ""
+    by: Literal["", Method] = ""
     gold: str = ""
     tests: str = ""
     schema_: dict[str, Any] | str | None = Field(default=None, alias="schema")

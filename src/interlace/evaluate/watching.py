@@ -11,7 +11,7 @@ from interlace.base.errors import ConfigError
 from interlace.base.files import disk_errors, user_path, write_file
 from interlace.checkpoint.load import load
 from interlace.evaluate.ask import Row
-from interlace.evaluate.run import Work, ask
+from interlace.evaluate.run import Work, ask, kept_rows
 from interlace.evaluate.task import Task, read_task
 from interlace.evaluate.write import write_answers
 from interlace.generation.conversation import end_tokens
@@ -56,9 +56,11 @@ class Watching:
         model: HybridLM | None = None
         for task in self.tasks:
             file = self._file(START, task.name)
-            if model is None:
-                model = pack_for_decoding(load(settings.start, device=device))
-            self._start[task.name] = ask(self.work, task.name, model, file, watch, f"{task.name} of {settings.start}")
+            rows = list(kept_rows(file))
+            if len(rows) < len(task.items):
+                model = model or pack_for_decoding(load(settings.start, device=device))
+                rows = ask(self.work, task.name, model, file, watch, f"{task.name} of {settings.start}")
+            self._start[task.name] = rows
 
     def _file(self, step: str, task: str) -> Path:
         return self.run / FOLDER / step / f"{task}.jsonl"

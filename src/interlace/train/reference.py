@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,12 +12,12 @@ import torch
 from torch import Tensor
 
 from interlace.base.errors import ConfigError, DataError
-from interlace.base.files import disk_errors
 from interlace.checkpoint.fingerprint import fingerprint
 from interlace.checkpoint.load import load
 from interlace.data.batches import Pairs
 from interlace.data.tokens import Corpus
 from interlace.model.model import HybridLM
+from interlace.runs.lines import Lines, whole_lines
 from interlace.runs.progress import Progress, Watch
 from interlace.runs.training import TrainingRun
 from interlace.train.corpus import steps_of
@@ -83,10 +82,11 @@ def prepare_reference(
     model.eval()
     for name, blocks in left.items():
         pairs = pairs_of(corpus, recipe, name)
-        with closing(_Lines(run.path / FOLDER / f"{name}.jsonl")) as lines:
+        with closing(Lines(run.path / FOLDER / f"{name}.jsonl")) as lines:
             for block in blocks:
                 watch(Progress("reference", done, total))
-                lines.append(block, _log_probs(model, pairs, block, precision))
+                places, found = _log_probs(model, pairs, block, precision)
+                lines.append({"block": block, "pairs": places, "log_probs": found})
                 done += 1
 
 
@@ -99,50 +99,17 @@ def _log_probs(model: HybridLM, pairs: Pairs, block: int, precision: str) -> tup
     return places.tolist(), found.sums.tolist()
 
 
-class _Lines:
-    """A file of blocks, one for each line; a line that was cut off is removed."""
-
-    def __init__(self, path: Path):
-        """path: which may be there already."""
-        with disk_errors(path):
-            path.parent.mkdir(exist_ok=True)
-            raw = path.read_bytes() if path.is_file() else b""
-            self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
-            self._file.truncate(raw.rfind(b"\n") + 1)
-        self._path = path
-
-    def append(self, block: int, found: tuple[list[int], list[list[float]]]) -> None:
-        """Write a block."""
-        row = {"block": block, "pairs": found[0], "log_probs": found[1]}
-        with disk_errors(self._path):
-            self._file.write(json.dumps(row).encode() + b"\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the blocks of a file, up to a line that was cut off.
+    """Return the blocks of a file, up to a line that was cut off.
 
     Raises:
         DataError: a line is damaged.
     """
-    if not path.is_file():
-        return
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if not raw.endswith(b"\n"):
-                return
-            try:
-                row = json.loads(raw)
-                good = len(row["pairs"]) == len(row["log_probs"]) and all(len(x) == 2 for x in row["log_probs"])
-            except (ValueError, KeyError, TypeError):
-                good = False
-            if not good:
-                raise DataError(f"{path}:{number}: is damaged; remove the file, and it is computed again")
-            yield row
+    return whole_lines(path, _is_block, DataError, "is damaged; remove the file, and it is computed again")
+
+
+def _is_block(row: Any) -> bool:
+    return len(row["pairs"]) == len(row["log_probs"]) and all(len(x) == 2 for x in row["log_probs"])
 
 
 def _blocks_left(run: Path, split: str, places: np.ndarray) -> list[int]:

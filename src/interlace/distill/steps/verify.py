@@ -17,19 +17,10 @@ from interlace.sandbox import cage
 from interlace.sandbox.worker import OutOfBounds, Refused
 from interlace.verify import programs
 from interlace.verify.code import code_of
+from interlace.verify.methods import NEEDS, Method
 from interlace.verify.structure import read_schema
 
 SYMBOLS = "interlace.verify.symbols"
-NEEDS = {
-    "exact": "gold",
-    "numeric": "gold",
-    "symbolic": "gold",
-    "schema": "schema",
-    "pattern": "pattern",
-    "python": "tests",
-}
-
-Method = Literal["exact", "numeric", "symbolic", "schema", "pattern", "python"]
 
 
 class Missing(Exception):
