@@ -113,7 +113,7 @@ def chain(given: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     write(folder / "texts.jsonl", texts)
     write(folder / "talks.jsonl", talks)
     base, tuned, preferred = (str(folder / name) for name in ("base", "sft", "dpo"))
-    tokens = {name: int(count * given.scale) for name, count in (("base", 2e6), ("sft", 1.6e6), ("dpo", 3e5))}
+    tokens = {name: int(count * given.scale) for name, count in (("base", 1e6), ("sft", 6e5), ("dpo", 1e5))}
     plan = recipe(
         folder / "base.toml",
         True,

@@ -73,7 +73,7 @@ def main() -> None:
         trained(folder, "base", MODEL, given.base, given.base_tokens, learning_rate=2e-3)
         common = {"start": str(folder / "base"), "precision": given.precision}
         ways: list[tuple[str, int | None, tuple[float, ...]]] = [("all weights", None, (2e-4, 5e-4, 1e-3))]
-        ways += [(f"adapters of rank {rank}", rank, (5e-4, 1e-3, 3e-3)) for rank in given.ranks]
+        ways += [(f"adapters of rank {rank}", rank, (1e-3, 3e-3, 1e-2)) for rank in given.ranks]
         first: dict[str, float] = {}
         print(f"{'':22} {'rate':>7} {'held-out loss':>14} {'memory, MiB':>12} {'tokens/s':>9} {'checkpoint, MiB':>16}")
         for name, rank, rates in ways:
