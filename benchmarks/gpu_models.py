@@ -17,10 +17,11 @@ from torch import Tensor
 import interlace
 from interlace.base.segments import Segments
 from interlace.data.batches import Batch
-from interlace.generation.batch import generate_batch
+from interlace.generation.batch import answers
 from interlace.generation.capture import Decoder
-from interlace.generation.decode import read_prompts
 from interlace.generation.pack import pack_for_decoding
+from interlace.generation.prefill import read_prompts
+from interlace.generation.request import Request
 from interlace.generation.sampling import Sampling
 from interlace.model.config import ModelConfig
 from interlace.model.sizes import sizes
@@ -121,7 +122,7 @@ def first_decoding(facts: Facts) -> Iterator[Facts]:
     """Make a few tokens, as above."""
     model = pack_for_decoding(built(facts).bfloat16().eval())
     ids, greedy = _tokens(facts, 2, lengths(facts)[0]).tolist(), Sampling(temperature=0)
-    yield _first(lambda: [generate_batch(model, ids[:n], [3] * n, [greedy] * n, list(range(n))) for n in (1, 2)])
+    yield _first(lambda: [answers(model, [Request(tuple(one), 3, greedy) for one in ids[:n]]) for n in (1, 2)])
 
 
 def _first(work: Work) -> Facts:
@@ -158,7 +159,7 @@ def decoding(facts: Facts, rows: int) -> Iterator[Facts]:
     ids = prompts.tolist()
 
     def generate() -> None:
-        generate_batch(model, ids, [made] * rows, [greedy] * rows, list(range(rows)))
+        answers(model, [Request(tuple(one), made, greedy) for one in ids])
 
     yield _decoded(facts, rows, _runs(facts, generate))
     with torch.inference_mode():

@@ -37,7 +37,7 @@ def one(name: str, tokens: int) -> dict[str, float]:
 
     import interlace
     from interlace.checkpoint.families.registry import FAMILIES
-    from interlace.generation.decode import PREFILL
+    from interlace.generation.prefill import PREFILL
     from interlace.model.memory import prefill_memory
 
     class Plain:  # families' configs, without importing all that their models need

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from interlace.base.segments import Segments as Segments
     from interlace.checkpoint.load import load as load
     from interlace.checkpoint.save import save as save
+    from interlace.generation.engine import Engine as Engine
     from interlace.generation.text import generate as generate
     from interlace.model.config import ModelConfig as ModelConfig
     from interlace.model.model import HybridLM as HybridLM
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = VERSION
 
 _HOMES = {
+    "Engine": "interlace.generation.engine",
     "HybridLM": "interlace.model.model",
     "InterlaceError": "interlace.base.errors",
     "ModelConfig": "interlace.model.config",
@@ -36,7 +38,18 @@ _HOMES = {
 }
 _ROOMS = ("ops",)  # reached as attributes
 
-__all__ = ["HybridLM", "InterlaceError", "ModelConfig", "ModelState", "Segments", "generate", "load", "save", "sizes"]
+__all__ = [
+    "Engine",
+    "HybridLM",
+    "InterlaceError",
+    "ModelConfig",
+    "ModelState",
+    "Segments",
+    "generate",
+    "load",
+    "save",
+    "sizes",
+]
 
 
 def __getattr__(name: str) -> Any:

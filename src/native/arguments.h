@@ -160,13 +160,17 @@ struct Attention {  // causal attention of whole sequences over themselves, or o
   void *d_query, *d_key, *d_value;  // contiguous
 };
 
+struct Cache {                      // the memory of one sequence
+  int64_t keys, values, capacity;   // addresses, and how many tokens they have space for
+};
+
 struct AttentionStep {  // one token for each of N sequences: its key and value are kept, then its query looks back
   const void *query, *key, *value;  // [N, H, K], [N, J, K], [N, J, V], heads contiguous
   DType dtype;                      // of everything but positions
   long q_row, k_row, v_row;
-  void *keys, *values;              // [N, capacity, J, K], [N, capacity, J, V]
+  const Cache* caches;              // [N]: where each sequence's keys [capacity, J, K] and values [capacity, J, V] are
   const int64_t* positions;         // [N]: tokens kept before this one
-  long N, H, J, K, V, capacity, window;  // window 0 for none; else a ring of `window` slots
+  long N, H, J, K, V, window;       // window 0 for none; else a ring of `window` slots
   float scale;
   int threads;
   void* out;                        // [N, H V]

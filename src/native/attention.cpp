@@ -5,17 +5,20 @@ namespace {
 
 template <class T>
 void attention_step_of(const AttentionStep& x) {
-  const long group = x.H / x.J, ldk = padded(x.K), ldv = padded(x.V), visible = x.window ? least(x.window, x.capacity) : x.capacity;
+  const long group = x.H / x.J, ldk = padded(x.K), ldv = padded(x.V);
+  const bool own_values = x.value;  // else values are the first V elements of the keys
+  long visible = 1;
+  for (long n = 0; n < x.N; n++) visible = most(visible, x.window ? least(x.window, x.positions[n] + 1) : x.positions[n] + 1);
   const long floats = group * (ldk + padded(visible) + ldv) + LINE;
   float* memory = scratch_memory(size_t(x.threads) * floats);
   parallel(x.N * x.J, x.threads, [&](long index) {
     const long n = index / x.J, j = index % x.J, seen = x.positions[n];
-    const long slot = x.window ? seen % x.window : seen, held = least(seen + 1, visible);
-    const long key_row = x.J * x.K, value_row = x.J * x.V;
-    T* keys = static_cast<T*>(x.keys) + (n * x.capacity * x.J + j) * x.K;
-    T* values = static_cast<T*>(x.values) + (n * x.capacity * x.J + j) * x.V;
+    const long slot = x.window ? seen % x.window : seen, held = x.window ? least(seen + 1, x.window) : seen + 1;
+    const long key_row = x.J * x.K, value_row = own_values ? x.J * x.V : key_row;
+    T* keys = reinterpret_cast<T*>(x.caches[n].keys) + j * x.K;
+    T* values = own_values ? reinterpret_cast<T*>(x.caches[n].values) + j * x.V : keys;
     memcpy(keys + slot * key_row, static_cast<const T*>(x.key) + n * x.k_row + j * x.K, x.K * sizeof(T));
-    memcpy(values + slot * value_row, static_cast<const T*>(x.value) + n * x.v_row + j * x.V, x.V * sizeof(T));
+    if (own_values) memcpy(values + slot * value_row, static_cast<const T*>(x.value) + n * x.v_row + j * x.V, x.V * sizeof(T));
     float *q = memory + thread_index() * floats, *scores = q + group * ldk, *out = scores + group * padded(visible);
     for (long g = 0; g < group; g++) {
       widen(q + g * ldk, static_cast<const T*>(x.query) + n * x.q_row + (j * group + g) * x.K, x.K);

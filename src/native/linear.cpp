@@ -58,29 +58,34 @@ inline void outputs(const int8_t* w, long D, const float* x, float* y) {
   }
 }
 
+// Each output of each row is one sum in one order, however many rows there are: a batched row equals its solo run. A few
+// outputs' weights are read by every row while they are near.
 template <class T>
 void linear_rows(const Linear& x) {
   const long ld = padded(x.D);
-  float* wide = x.scales ? scratch_memory(x.rows * ld) : nullptr;
+  float* memory = scratch_memory((x.scales ? x.rows * ld : 0) + size_t(x.threads) * x.rows * STRETCH);
+  float* wide = memory + size_t(x.threads) * x.rows * STRETCH;
   for (long r = 0; r < (x.scales ? x.rows : 0); r++) widen(wide + r * ld, static_cast<const T*>(x.x) + r * x.D, x.D);
   parallel((x.outputs + STRETCH - 1) / STRETCH, x.threads, [&](long index) {
     const long first = index * STRETCH, count = least(STRETCH, x.outputs - first);
     const T* w = static_cast<const T*>(x.weight) + first * x.D;
     const int8_t* w8 = static_cast<const int8_t*>(x.weight) + first * x.D;
-    float y[STRETCH] = {};
+    float* y = memory + thread_index() * x.rows * STRETCH;
+    auto some = [&](long o, auto size) {
+      constexpr int N = decltype(size)::value;
+      for (long r = 0; r < x.rows; r++) {
+        float* to = y + r * STRETCH + o;
+        if (x.scales) outputs<N>(w8 + o * x.D, x.D, wide + r * ld, to);
+        else outputs<T, N>(w + o * x.D, x.D, static_cast<const T*>(x.x) + r * x.D, to);
+      }
+    };
+    long o = 0;
+    for (; o + OUTPUTS <= count; o += OUTPUTS) some(o, Int<OUTPUTS>{});
+    for (; o < count; o++) some(o, Int<1>{});
     for (long r = 0; r < x.rows; r++) {
-      const T* row = static_cast<const T*>(x.x) + r * x.D;
-      auto some = [&](long o, auto size) {
-        constexpr int N = decltype(size)::value;
-        if (x.scales) outputs<N>(w8 + o * x.D, x.D, wide + r * ld, y + o);
-        else outputs<T, N>(w + o * x.D, x.D, row, y + o);
-      };
-      long o = 0;
-      for (; o + OUTPUTS <= count; o += OUTPUTS) some(o, Int<OUTPUTS>{});
-      for (; o < count; o++) some(o, Int<1>{});
       const T* residual = x.residual ? static_cast<const T*>(x.residual) + r * x.outputs + first : nullptr;
       along_row(count, [&](long d, auto part) {
-        vec z = load(y + d);
+        vec z = load_part(y + r * STRETCH, d, count, part);
         if (x.scales) z *= load_part(x.scales + first, d, count, part);
         if (residual) z += load_part(residual, d, count, part);
         store_part(static_cast<T*>(x.out) + r * x.outputs + first, z, d, count, part);

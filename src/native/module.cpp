@@ -255,11 +255,14 @@ void attention_step(std::vector<Address> in, std::vector<long> sizes, float scal
   nb::gil_scoped_release released;
   AttentionStep x{};
   x.query = pointer<void>(in[0]), x.key = pointer<void>(in[1]), x.value = pointer<void>(in[2]);
-  x.keys = pointer<void>(in[3]), x.values = pointer<void>(in[4]), x.positions = pointer<int64_t>(in[5]);
+  x.caches = pointer<Cache>(in[3]), x.positions = pointer<int64_t>(in[4]);
   x.dtype = DType(sizes[0]), x.q_row = sizes[1], x.k_row = sizes[2], x.v_row = sizes[3];
   x.N = sizes[4], x.H = sizes[5], x.J = sizes[6], x.K = sizes[7], x.V = sizes[8];
-  x.capacity = sizes[9], x.window = sizes[10], x.threads = sizes[11];
+  x.window = sizes[9], x.threads = sizes[10];
   x.scale = scale, x.out = pointer<void>(out);
+  for (long n = 0; n < x.N; n++)  // else the token would be written into somebody else's memory
+    if ((x.window ? x.positions[n] % x.window : x.positions[n]) >= x.caches[n].capacity)
+      throw std::out_of_range("attention_step: a cache has no space for one more token");
   active->attention_step(x);
 }
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from scripted import script
 from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, models, normalizers, processors
 
@@ -65,10 +66,8 @@ def model_with(tokenizer):
 def asked(monkeypatch):
     """The ids that generation began from."""
     seen = []
-    made = engine.generate_tokens
-    monkeypatch.setattr(
-        engine, "generate_tokens", lambda m, ids, **more: seen.append(list(ids)) or made(m, ids, **more)
-    )
+    made = engine.pieces_of
+    monkeypatch.setattr(engine, "pieces_of", lambda m, asked: seen.append(list(asked.prompt)) or made(m, asked))
     return seen
 
 
@@ -178,8 +177,8 @@ def test_a_text_that_goes_on_keeps_its_space(tmp_path, monkeypatch):
     """A decoder that strips the first space of a text does so at its start, and not where a prompt ends."""
     tokenizer = write(tmp_path, template("<s> $A"))
     made = tokenizer.fast.encode("words", add_special_tokens=False).ids
-    monkeypatch.setattr(engine, "generate_tokens", lambda *_, **__: iter(made))
-    assert "".join(interlace.generate(model_with(tokenizer), "some", max_tokens=9)) == " words"
+    script(monkeypatch, made)
+    assert "".join(interlace.generate(model_with(tokenizer), "some", max_tokens=len(made))) == " words"
 
 
 def test_what_begins_a_text_is_kept_by_save(tmp_path):

@@ -7,10 +7,11 @@ import torch
 
 from interlace.base.errors import ConfigError, PromptTooLong
 from interlace.data.tokenizer import Tokenizer
-from interlace.generation import decode
-from interlace.generation.batch import generate_batch
+from interlace.generation import scheduler
+from interlace.generation.batch import answers
 from interlace.generation.conversation import Conversation, end_tokens
 from interlace.generation.pack import pack_for_decoding
+from interlace.generation.request import Request
 from interlace.generation.sampling import Sampling
 from interlace.generation.text import generate_tokens
 from interlace.model.config import ModelConfig
@@ -45,10 +46,11 @@ def test_a_batched_row_is_its_solo_run(laid_out, temperature):
     prompts = [torch.randint(10, 300, (n,), generator=draw).tolist() for n in (1, 17, 5, 30, 2, 9)]
     most = [40, 3, 25, 40, 1, 12]
     sampling = Sampling(temperature)
-    together = generate_batch(model, prompts, most, [sampling] * 6, list(range(6)))
+    asked = zip(prompts, most, range(6), strict=True)
+    together = answers(model, [Request(tuple(ids), count, sampling, seed=seed) for ids, count, seed in asked])
     for place, (ids, count) in enumerate(zip(prompts, most, strict=True)):
         alone = list(generate_tokens(model, ids, max_tokens=count, sampling=sampling, seed=place))
-        assert together[place].made == alone
+        assert together[place].tokens == alone
         assert together[place].ended == (len(alone) < count)
 
 
@@ -56,7 +58,8 @@ def test_a_batched_row_is_its_solo_run(laid_out, temperature):
 def test_prompts_are_read_a_bounded_number_of_tokens_at_a_time(most, monkeypatch):
     """However many come at once: short ones together, a long one in parts; the answers are the solo ones."""
     model, read = make(), []
-    monkeypatch.setattr(decode, "PREFILL", most)
+    monkeypatch.setattr(scheduler, "PREFILL", most)
+    monkeypatch.setattr(scheduler, "PART", most)
     forward = HybridLM.forward
 
     def counted(self, tokens, *more, **options):
@@ -67,8 +70,8 @@ def test_prompts_are_read_a_bounded_number_of_tokens_at_a_time(most, monkeypatch
     prompts = [torch.randint(10, 300, (n,), generator=draw).tolist() for n in (1, 17, 5, 30, 2, 9)]
     alone = [list(generate_tokens(model, ids, max_tokens=6, sampling=Sampling(0.0))) for ids in prompts]
     monkeypatch.setattr(HybridLM, "forward", counted)
-    together = generate_batch(model, prompts, [6] * 6, [Sampling(0.0)] * 6, [0] * 6)
-    assert [row.made for row in together] == alone
+    together = answers(model, [Request(tuple(ids), 6, Sampling(0.0)) for ids in prompts])
+    assert [answer.tokens for answer in together] == alone
     assert max(read) <= max(most, len(prompts))
     assert sum(read) >= sum(map(len, prompts))
 
@@ -76,9 +79,9 @@ def test_prompts_are_read_a_bounded_number_of_tokens_at_a_time(most, monkeypatch
 def test_bad_batches_are_refused():
     model = make(max_positions=20)
     with pytest.raises(PromptTooLong, match="15 tokens and max_tokens = 10 make 25"):
-        generate_batch(model, [[1] * 15], [10], [Sampling()], [0])
+        answers(model, [Request((1,) * 15, 10)])
     with pytest.raises(ConfigError, match="0 tokens to go on from"):
-        generate_batch(model, [[]], [10], [Sampling()], [0])
+        answers(model, [Request((), 10)])
 
 
 class Letters(Sampling):
@@ -101,14 +104,15 @@ def test_a_conversation_reads_what_is_new_alone_and_answers_as_if_it_read_all(mo
         return forward(self, tokens, *args, **more)
 
     monkeypatch.setattr(HybridLM, "forward", counted)
-    said, expected, reused = [], [], 0
+    said, expected, reused, known = [], [], 0, 0
     for turn in ("one", "two", "three", "one two", "learn"):
-        known = list(talk._read)
         ids = model.tokenizer.encode(talk.chat.render([*talk.messages, {"role": "user", "content": turn}], True))
-        going_on = bool(known) and ids[: len(known)] == known
-        reused += going_on
-        expected.append(len(ids) - (len(known) if going_on else 0))
+        before = talk._scheduler.reused_tokens
         said.append("".join(talk.say(turn)))
+        expected.append(len(ids) - (talk._scheduler.reused_tokens - before))
+        reused += talk._scheduler.reused_tokens > before
+        assert not known or len(ids) - expected[-1] >= known - 1  # all that was read or made, but the last token
+        known = len(ids) + talk.made_tokens
     assert [n for n in read if n > 1] == [n for n in expected if n > 1]
     assert reused == 4
     assert [m["role"] for m in talk.messages] == ["system", *["user", "assistant"] * 5]

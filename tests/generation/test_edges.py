@@ -9,9 +9,11 @@ import interlace
 from interlace.base.errors import ConfigError, Failure, ShapeError
 from interlace.base.segments import Segments
 from interlace.data.tokenizer import Tokenizer
-from interlace.generation.batch import generate_batch
+from interlace.generation.batch import answers
 from interlace.generation.capture import Decoder
 from interlace.generation.conversation import Conversation
+from interlace.generation.request import Request
+from interlace.generation.rows import JoinedRows, SlotRows
 from interlace.generation.sampling import Sampling
 from interlace.generation.text import generate_tokens
 from interlace.layers.rope import RopeConfig, frequencies, rotary
@@ -102,8 +104,8 @@ def by_generate_tokens(model, ids):
     return list(generate_tokens(model, ids, max_tokens=2))
 
 
-def by_generate_batch(model, ids):
-    return generate_batch(model, [[1], ids], [2, 2], [Sampling()] * 2, [0, 1])
+def by_answers(model, ids):
+    return answers(model, [Request((1,), 2), Request(ids, 2)])
 
 
 def by_decoder(model, ids):
@@ -119,7 +121,7 @@ def by_replay(model, ids):
         return decoder.step(torch.as_tensor(ids)[:1])
 
 
-ENTRIES = [by_forward, by_hidden, by_generate_tokens, by_generate_batch, by_decoder, by_replay]
+ENTRIES = [by_forward, by_hidden, by_generate_tokens, by_answers, by_decoder, by_replay]
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda f: f.__name__)
@@ -183,22 +185,13 @@ def test_max_tokens_is_a_count(model, entry, most):
         elif entry == "conversation":
             Conversation(model, Sampling(), most).close()
         else:
-            generate_batch(model, [[1]], [most], [Sampling()], [0])
+            answers(model, [Request((1,), most)])
 
 
 @pytest.mark.parametrize("seed", [1.5, "1", True, 1 << 64, -1], ids=str)
 def test_a_seed_is_an_integer_that_fits(model, seed):
     with pytest.raises(ConfigError, match="seed"):
         list(interlace.generate(model, "the", max_tokens=2, seed=seed))
-
-
-@pytest.mark.parametrize(
-    "lists", [([[1], [2]], [2], 2, 2), ([[1], [2]], [2, 2], 1, 2), ([[1], [2]], [2, 2], 2, 1), ([], [], 0, 0)], ids=str
-)
-def test_lists_of_a_batch_are_equally_long(model, lists):
-    prompts, most, samplings, seeds = lists
-    with pytest.raises(ConfigError, match="prompt|max_tokens|sampling|seed"):
-        generate_batch(model, prompts, most, [Sampling()] * samplings, list(range(seeds)))
 
 
 @pytest.mark.parametrize("stop", [3, [None], [1]], ids=str)
@@ -358,7 +351,7 @@ def test_the_release_is_blamed_for_its_own_values_alone(model, tmp_path):
 def test_an_id_of_any_size_that_the_vocabulary_lacks_is_named(model, wrong):
     for make in (
         lambda: generate_tokens(model, [1, wrong], max_tokens=3),
-        lambda: generate_batch(model, [[1], [2, wrong]], [3, 3], [Sampling()] * 2, [0, 0]),
+        lambda: answers(model, [Request((1,), 3), Request((2, wrong), 3)]),
     ):
         with pytest.raises(ShapeError, match=rf"tokens: must lie in \[0, 300\), the model's vocabulary, got {wrong}$"):
             make()
@@ -369,12 +362,13 @@ def test_a_state_that_memory_does_not_hold_is_a_failure_in_words(model, monkeypa
     def refused(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 512000000000 bytes")
 
-    monkeypatch.setattr(type(model) if where == "empty_state" else Decoder, where, refused)
+    for owner in (type(model),) if where == "empty_state" else (SlotRows, JoinedRows):
+        monkeypatch.setattr(owner, where, refused)
     talk = Conversation(model, Sampling(), 3)
     try:
         for make in (
             lambda: list(generate_tokens(model, [1, 2], max_tokens=3)),
-            lambda: generate_batch(model, [[1, 2]], [3], [Sampling()], [0]),
+            lambda: answers(model, [Request((1, 2), 3)]),
             lambda: list(talk.say("the")),
         ):
             with pytest.raises(Failure, match=r"^max_tokens: memory does not hold the state of \d+ tokens"):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import interlace
-from interlace.base.errors import BackendUnavailable, Failure, ShapeError
+from interlace.base.errors import BackendUnavailable, ShapeError
 from interlace.base.segments import Segments
 from interlace.generation import capture
-from interlace.generation.batch import generate_batch
+from interlace.generation.batch import answers
 from interlace.generation.capture import Decoder
-from interlace.generation.decode import Continuation, decode
 from interlace.generation.graph import GraphedStep, graphs_for
+from interlace.generation.request import Request
+from interlace.generation.rows import JoinedRows
 from interlace.generation.sampling import Draws, Sampling
 from interlace.model.presets import PRESETS, preset
-from interlace.ops.core import gpu, tables
+from interlace.ops.core import gpu, kernels, tables
 from interlace.ops.core.backends import Backend
 from interlace.ops.core.tables import on_device
 
@@ -74,7 +77,7 @@ class StandIn:
 def graphs(monkeypatch):
     """Decoders capture stand-ins, which are listed."""
     monkeypatch.setattr(StandIn, "made", [], raising=False)
-    monkeypatch.setattr(capture, "graphs_for", lambda device: StandIn)
+    monkeypatch.setattr(capture, "graphs_for", lambda model: (StandIn, ""))
     return StandIn.made
 
 
@@ -121,13 +124,14 @@ def test_texts_are_those_of_plain_passes(graphs, monkeypatch, name):
     """Rows end one after another; each halving of the batch captures a graph of its own."""
     model = build(name)
     prompts = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]]
-    how = (prompts, [3, 9, 20, 4], [Sampling(temperature=0)] * 2 + [Sampling()] * 2, [0, 1, 2, 3])
-    found = [row.made for row in generate_batch(model, *how)]
+    how = zip(prompts, [3, 9, 20, 4], [Sampling(temperature=0)] * 2 + [Sampling()] * 2, range(4), strict=True)
+    asked = [Request(tuple(p), most, sampling, seed=seed) for p, most, sampling, seed in how]
+    monkeypatch.setattr("interlace.generation.scheduler.rows_for", lambda model, most: JoinedRows(model))
+    found = [answer.tokens for answer in answers(model, asked)]
     assert len(graphs) == 3  # 4 rows, 2 and 1
     with monkeypatch.context() as patch:
-        patch.setattr(capture, "graphs_for", lambda device: None)
-        patch.setattr(Decoder, "_by_kernels", Decoder._plain)
-        assert [row.made for row in generate_batch(model, *how)] == found
+        patch.setattr(capture, "graphs_for", lambda model: (None, "switched off"))
+        assert [answer.tokens for answer in answers(model, asked)] == found
 
 
 @pytest.mark.parametrize("graphed", [True, False])
@@ -135,7 +139,7 @@ def test_texts_are_those_of_plain_passes(graphs, monkeypatch, name):
 def test_sequences_join_a_graph_of_others(graphs, monkeypatch, name, graphed):
     """Rows that have ended make place for other sequences; the last one is too long for the caches."""
     if not graphed:
-        monkeypatch.setattr(capture, "graphs_for", lambda device: None)
+        monkeypatch.setattr(capture, "graphs_for", lambda model: (None, "switched off"))
     model, draw = build(name), torch.Generator().manual_seed(1)
     seen = [torch.randint(61, (n,), generator=draw) for n in (3, 9, 6)]
     found = [[] for _ in seen]
@@ -248,11 +252,16 @@ def test_positions_on_the_device_are_not_known_on_the_host():
         GraphedStep(build("tiny-hyena"), build("tiny-hyena").empty_state(1), Segments.equal(1, 1), None)
 
 
-def test_only_cuda_has_graphs_and_they_can_be_switched_off(monkeypatch):
-    assert graphs_for(torch.device("cpu")) is None
-    assert graphs_for(torch.device("cuda")) is not None
+def test_which_devices_have_graphs_and_that_they_can_be_switched_off(monkeypatch):
+    def on(device, dtype=torch.float32):
+        return graphs_for(SimpleNamespace(device=torch.device(device), dtype=dtype))
+
+    assert on("cuda")[0] is not None
+    assert (on("cpu")[0] is not None) == kernels.available()
+    assert on("mps") == (None, "there are no graphs for mps")
+    assert not kernels.available() or "not float64" in on("cpu", torch.float64)[1]
     monkeypatch.setenv("INTERLACE_GRAPHS", "off")
-    assert graphs_for(torch.device("cuda")) is None
+    assert on("cuda") == on("cpu") == (None, "INTERLACE_GRAPHS=off")
 
 
 # Draws on the device, of all rows at once
@@ -281,9 +290,7 @@ def test_a_row_draws_alike_in_every_batch():
     together = Apart(SAMPLINGS * 8, [seeded(i) for i in range(40)])
     alone = [Apart([s], [seeded(i)]) for i, s in enumerate(SAMPLINGS * 8)]
     for step in logits:
-        tokens, placed = together(step, [True] * 40)
-        assert placed.tolist() == tokens
-        assert tokens == [draw(step[i : i + 1], [True])[0][0] for i, draw in enumerate(alone)]
+        assert together(step) == [draw(step[i : i + 1])[0] for i, draw in enumerate(alone)]
 
 
 def test_draws_follow_the_probabilities_of_each_sampling():
@@ -308,45 +315,33 @@ def test_drawing_looks_at_nothing_until_the_tokens_are_copied():
     draw = Apart(SAMPLINGS, [seeded(i) for i in range(5)])
     draw._uniform = lambda place: 0.4  # the numbers come from the host
     with Blind():
-        drawn = draw.draw_together(torch.randn(5, 50), [True] * 5)
+        drawn = draw.draw_together(torch.randn(5, 50))
     assert drawn.shape == (5,)
 
 
-def test_a_row_that_is_not_wanted_consumes_nothing_and_may_be_damaged():
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("damaged", [torch.nan, torch.inf])
+def test_a_damaged_row_changes_no_other(together, damaged):
     logits = torch.randn(3, 20)
-    logits[1] = torch.nan
-    generators = [seeded(i) for i in range(3)]
-    draw = Apart([Sampling()] * 3, generators)
-    tokens, placed = draw(logits, [True, False, True])
-    assert placed[1] == 0, "an embedding takes no -1"
-    assert min(tokens[0], tokens[2]) >= 0
-    assert torch.equal(generators[1].get_state(), seeded(1).get_state())
-    assert not torch.equal(generators[0].get_state(), seeded(0).get_state())
-    for damaged in (torch.nan, torch.inf):
-        logits[1] = damaged
-        with pytest.raises(Failure, match="NaN or infinity"):
-            draw(logits, [True, True, True])
-    with pytest.raises(Failure, match="NaN or infinity"):
-        Apart([Sampling(temperature=0)], [seeded(0)])(logits[1:2], [True])
+    for sampling in (Sampling(), Sampling(temperature=0)):
+        made = Apart if together else lambda *given: Draws(*given, torch.device("cpu"))
+        whole = made([sampling] * 3, [seeded(i) for i in range(3)])(logits)
+        broken = logits.clone()
+        broken[1] = damaged
+        found = made([sampling] * 3, [seeded(i) for i in range(3)])(broken)
+        assert found == [whole[0], -1, whole[2]]
 
 
 def test_a_batch_that_draws_on_the_device_makes_the_texts_of_its_rows(graphs, monkeypatch):
-    """The whole loop as on a GPU: each row as if it were alone, and tokens that go from step to step where they are."""
-    monkeypatch.setattr("interlace.generation.decode.Draws", lambda s, g, device: Apart(s, g))
+    """The whole loop as on a GPU: each row as if it were alone."""
+    monkeypatch.setattr("interlace.generation.scheduler.Draws", lambda s, g, device: Apart(s, g))
+    monkeypatch.setattr("interlace.generation.scheduler.rows_for", lambda model, most: JoinedRows(model))
     model = build("tiny-hybrid")
-
-    def texts(prompts, most, seeds):
-        rows = [
-            Continuation(torch.tensor(p), m, s, seeded(i))
-            for p, m, (i, s) in zip(prompts, most, [(i, SAMPLINGS[i]) for i in seeds], strict=True)
-        ]
-        for _ in decode(model, rows):
-            pass
-        return [row.made for row in rows]
-
     prompts, most = [[1, 2, 3], [4], [5, 6], [7, 8]], [4, 12, 9, 20]
-    together = texts(prompts, most, range(4))
-    assert together == [texts([p], [m], [i])[0] for i, (p, m) in enumerate(zip(prompts, most, strict=True))]
+    how = zip(prompts, most, SAMPLINGS, range(4), strict=False)
+    asked = [Request(tuple(p), m, s, seed=i) for p, m, s, i in how]
+    together = [answer.tokens for answer in answers(model, asked)]
+    assert together == [answers(model, [request])[0].tokens for request in asked]
     assert [len(made) for made in together] == most
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 import torch
+from scripted import ending, script
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Fast
 
@@ -15,8 +17,9 @@ from interlace.cli.main import main
 from interlace.data.tokenizer import Tokenizer
 from interlace.distill.teachers.local import Local
 from interlace.distill.teachers.teacher import Teacher
-from interlace.generation import text as engine
+from interlace.generation.engine import Engine
 from interlace.generation.sampling import Sampling
+from interlace.generation.text import generate_tokens
 from interlace.model.presets import preset
 
 
@@ -40,18 +43,13 @@ def byte_fallback():
 @pytest.fixture(params=[byte_level, byte_fallback])
 def writes(request, monkeypatch):
     """A model that goes on with the ids of a text, whatever it is asked; says how many were taken from it."""
-    model = interlace.HybridLM(preset("tiny-hybrid").replace(vocabulary=400)).eval()
+    model = ending(interlace.HybridLM(preset("tiny-hybrid").replace(vocabulary=400)).eval())
     model.tokenizer = request.param()
     taken = []
 
     def answer(text, **more):
-        def made(*args, **settings):
-            for token in model.tokenizer.encode(text):
-                taken.append(token)
-                yield token
-
         taken.clear()
-        monkeypatch.setattr(engine, "generate_tokens", made)
+        script(monkeypatch, model.tokenizer.encode(text), taken)
         return "".join(interlace.generate(model, "the", max_tokens=40, **more))
 
     answer.taken, answer.model = taken, model
@@ -91,7 +89,7 @@ def test_nothing_more_is_made_once_a_special_token_stopped(writes):
 def test_half_a_character_before_a_stop_is_written_as_it_decodes(writes, monkeypatch):
     tokenizer = writes.model.tokenizer
     ids = [*tokenizer.encode("a"), *tokenizer.encode("🔥")[:2], *tokenizer.encode("<|im_end|>b")]
-    monkeypatch.setattr(engine, "generate_tokens", lambda *_, **__: iter(ids))
+    script(monkeypatch, ids)
     found = "".join(interlace.generate(writes.model, "the", max_tokens=9, stop=["<|im_end|>"]))
     assert found == tokenizer.decode(ids[:3])
 
@@ -111,7 +109,7 @@ def test_what_is_no_stop_string_is_said_before_anything_is_made(writes, stop):
 def test_special_tokens_stop_from_the_command_line(writes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(interlace, "load", lambda *_, **__: writes.model)
     ids = writes.model.tokenizer.encode("a fox<|im_end|>the")
-    monkeypatch.setattr(engine, "generate_tokens", lambda *_, **__: iter(ids))
+    script(monkeypatch, ids)
     with pytest.raises(SystemExit) as end:
         main(["generate", "anything", "the", "--stop", "<|im_end|>", "--json"])
     assert end.value.code in (0, None)
@@ -119,12 +117,18 @@ def test_special_tokens_stop_from_the_command_line(writes, tmp_path, capsys, mon
 
 
 @pytest.mark.parametrize("stop", [["<|im_end|>"], "<|im_end|>", ["dog", "<|im_end|>"], ["fox<|im_end|>", "<|im_end|>"]])
-def test_a_local_teacher_stops_at_special_tokens_too(writes, stop):
-    teacher = object.__new__(Local)
-    teacher._model, teacher.teacher = writes.model, Teacher(kind="local", checkpoint="x", licence="MIT", terms="own")
-    made = writes.model.tokenizer.encode("a fox<|im_end|>the dog")
-    reply = teacher._reply({"messages": [], "stop": stop}, [1], made, False)
-    choice = reply.body["choices"][0]
+def test_a_local_teacher_stops_at_special_tokens_too(writes, stop, monkeypatch):
+    teacher = Local("mine", Teacher(kind="local", checkpoint="x", licence="MIT", terms="own"))
+    teacher._engine, teacher._chat, teacher._ends = Engine(writes.model, rows=1), writes.model.tokenizer.chat(), ()
+    script(monkeypatch, writes.model.tokenizer.encode("a fox<|im_end|>the dog"))
+
+    async def ask():
+        try:
+            return await teacher.send({"messages": [{"role": "user", "content": "a"}], "stop": stop})
+        finally:
+            await teacher.close()
+
+    choice = asyncio.run(ask()).body["choices"][0]
     assert choice["message"]["content"] == ("a " if "fox<|im_end|>" in stop else "a fox")
     assert choice["finish_reason"] == "stop"
 
@@ -137,7 +141,7 @@ def test_a_seeded_run_is_cut_at_the_token_it_drew():
     names = [f"<|{i}|>" for i in range(300 - model.tokenizer.vocabulary)]
     model.tokenizer.fast.add_special_tokens(names)
     prompt = model.tokenizer.encode("the")
-    ids = list(engine.generate_tokens(model, prompt, max_tokens=60, sampling=Sampling(), seed=1))
+    ids = list(generate_tokens(model, prompt, max_tokens=60, sampling=Sampling(), seed=1))
     drawn = [model.tokenizer.fast.id_to_token(i) for i in ids]
     name = next(token for token in drawn[3:] if token in names and token not in drawn[:3])
     found = "".join(interlace.generate(model, "the", max_tokens=60, seed=1, stop=[name]))

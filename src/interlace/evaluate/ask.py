@@ -225,7 +225,12 @@ def answer(questions: Questions, batch: Sequence[Asked], judge: Judge, seed: int
                 "answers": [],
             },
         )
-        said: Row = {"text": written.text, "tokens": written.tokens, "ended": written.ended, "right": verdict.right}
+        said: Row = {
+            "text": written.text,
+            "tokens": len(written.tokens),
+            "ended": written.ended,
+            "right": verdict.right,
+        }
         said |= {} if verdict.judged else {"judged": False}
         said |= {"why": verdict.why} if verdict.why else {}
         said |= {} if verdict.well_formed is None else {"well_formed": verdict.well_formed}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interlace.base.segments import Segments
 from interlace.data.tokenizer import Tokenizer
-from interlace.generation.decode import PREFILL, read_prompts
+from interlace.generation.prefill import PREFILL, read_prompts
 from interlace.model.model import HybridLM
 from interlace.model.state import ModelState
 

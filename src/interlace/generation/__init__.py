@@ -1,5 +1,5 @@
-"""Generates text: one decoding loop serves prompts, conversations and batches.
+"""Generates text: one scheduler serves prompts, conversations, batches and the engine.
 
-`capture` captures one step and replays it: the kernel calls on a CPU, a CUDA graph (`graph`) on a GPU. `pack` stores
-weights as decoding reads them fastest.
+`scheduler` reads prompts in parts and makes a token of every answer at each step; `rows` holds the sequences. A step is
+captured once and replayed (`graph`; `replay` on a CPU). `pack` stores weights as decoding reads them fastest.
 """

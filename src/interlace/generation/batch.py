@@ -1,46 +1,53 @@
-"""Generate for many prompts at once; each row is drawn as if it were alone."""
+"""Answer requests in the caller's own thread, one by one as tokens come, or many at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from interlace.base.errors import ConfigError
-from interlace.generation.decode import Continuation, decode
-from interlace.generation.prompts import check_count, check_fits, checked_prompt, prompt_tokens, seeded
-from interlace.generation.sampling import Sampling
+from interlace.generation.budget import Budget
+from interlace.generation.prompts import memory_for
+from interlace.generation.request import Answer, Piece, Request
+from interlace.generation.scheduler import Scheduler
 from interlace.model.model import HybridLM
 
 
-def generate_batch(
-    model: HybridLM,
-    prompts: Sequence[Sequence[int]],
-    max_tokens: Sequence[int],
-    samplings: Sequence[Sampling],
-    seeds: Sequence[int],
-    ends: Sequence[int] = (),
-) -> list[Continuation]:
-    """Continue every prompt until it ends or has its max_tokens; each is drawn from its own seed.
-
-    Args:
-        ends: tokens that end a text beside the model's own.
-
-    Returns:
-        For each prompt, in order, a row that says what was `made`, and whether it `ended`.
+def pieces_of(model: HybridLM, request: Request) -> Iterator[Piece]:
+    """Yield the pieces of one answer as they come.
 
     Raises:
-        PromptTooLong: a prompt and its max_tokens pass the model's limit. ConfigError: one is empty, or they are not
-            equally many.
+        PromptTooLong: prompt and max_tokens pass the model's limit. ConfigError, ShapeError: something in the request
+            is wrong. Failure: while they are made: memory does not hold the state, or logits are no numbers.
     """
-    sizes = {"prompts": prompts, "max_tokens": max_tokens, "samplings": samplings, "seeds": seeds}
-    if len({len(x) for x in sizes.values()}) > 1 or not prompts:
-        counts = ", ".join(f"{len(x)} {name}" for name, x in sizes.items())
-        raise ConfigError(f"prompts, max_tokens, samplings, seeds: must be equally many and at least one, got {counts}")
-    rows = []
-    for given, most, sampling, seed in zip(prompts, max_tokens, samplings, seeds, strict=True):
-        ids = checked_prompt(given)
-        check_count("max_tokens", most)
-        check_fits(model, len(ids), most)
-        rows.append(Continuation(prompt_tokens(model, ids), most, sampling, seeded(seed)))
-    for _ in decode(model, rows, ends):
-        pass
-    return rows
+    scheduler = Scheduler(model, Budget.unlimited(1), reuse=False)
+    scheduler.submit(request)
+    return _pieces(scheduler, len(request.prompt) + request.max_tokens)
+
+
+def _pieces(scheduler: Scheduler, tokens: int) -> Iterator[Piece]:
+    while not scheduler.idle:
+        with memory_for(tokens):
+            came = scheduler.step()
+        for _, piece in came:
+            if piece.error is not None:
+                raise piece.error
+            yield piece
+
+
+def answers(model: HybridLM, requests: Sequence[Request], rows: int = 256) -> list[Answer]:
+    """Return the answers to many requests, in order; each is what it would be alone.
+
+    rows: the most answers that are made at a time.
+
+    Raises:
+        InterlaceError: as `pieces_of`, for any of them.
+    """
+    scheduler = Scheduler(model, Budget.unlimited(max(1, min(rows, len(requests)))), reuse=False)
+    found = {scheduler.submit(request): Answer(len(request.prompt)) for request in requests}
+    longest = max((len(request.prompt) + request.max_tokens for request in requests), default=0)
+    with memory_for(min(rows, len(requests)) * longest):
+        while not scheduler.idle:
+            for ticket, piece in scheduler.step():
+                if piece.error is not None:
+                    raise piece.error
+                found[ticket].add(piece)
+    return list(found.values())

@@ -9,11 +9,14 @@ import torch
 from interlace.base.errors import ConfigError
 from interlace.data.chat import ChatTemplate, split_thought
 from interlace.data.tokenizer import Tokenizer
-from interlace.generation.decode import Continuation, decode
-from interlace.generation.prompts import check_count, check_fits, check_ids, seeded
+from interlace.generation.budget import Budget
+from interlace.generation.prompts import check_count, check_fits, check_ids, fresh_seed, memory_for, seeded
+from interlace.generation.request import Request
 from interlace.generation.sampling import Sampling
+from interlace.generation.scheduler import Scheduler
 from interlace.model.model import HybridLM
-from interlace.model.state import ModelState
+
+KEPT_BYTES = 1 << 30  # of states that a conversation goes on from
 
 
 def end_tokens(tokenizer: Tokenizer, chat: ChatTemplate) -> tuple[int, ...]:
@@ -47,14 +50,13 @@ class Conversation:
         except BaseException:
             self.chat.close()
             raise
-        self._generator = seeded(seed)
+        self._generator = seeded(fresh_seed(seed))
         self.begin(system)
 
     def begin(self, system: str = "") -> None:
         """Forget all turns."""
         self.messages = [{"role": "system", "content": system}] if system else []
-        self._read: list[int] = []
-        self._state: ModelState | None = None
+        self._scheduler = Scheduler(self.model, Budget.unlimited(1, KEPT_BYTES))
 
     def say(self, text: str) -> Iterator[str]:
         """Yield the answer to a turn in pieces as they come; both turns are stored when it has ended.
@@ -77,17 +79,25 @@ class Conversation:
         self.messages = [*asked, {**turn, "reasoning_content": thought} if thought else turn]
 
     def _tokens(self, ids: list[int]) -> Iterator[int]:
-        state, done = self._state, len(self._read)
-        if state is None or ids[:done] != self._read or done >= len(ids):  # the template wrote the past otherwise
-            state, done = None, 0
-        self._state = None  # an answer that is broken off leaves nothing half read
-        rest = torch.tensor(ids[done:], device=self.model.device)
-        row = Continuation(rest, self.max_tokens, self.sampling, self._generator)
-        kept: list[ModelState] = []
-        for _, token in decode(self.model, [row], sorted(self.ends), state, kept.append):
-            self.made_tokens += 1
-            yield token
-        self._read, self._state = [*ids, *row.made], kept[0]
+        seed = int(torch.randint(1 << 62, (), generator=self._generator))
+        request = Request(
+            tuple(ids), self.max_tokens, self.sampling, seed=seed, ends=tuple(sorted(self.ends)), text=False
+        )
+        ticket = self._scheduler.submit(request)
+        try:
+            while not self._scheduler.idle:
+                with memory_for(ticket.total):
+                    came = self._scheduler.step()
+                for _, piece in came:
+                    if piece.error is not None:
+                        raise piece.error
+                    if piece.token is not None:
+                        self.made_tokens += 1
+                        yield piece.token
+        finally:
+            ticket.cancelled = True
+            if not self._scheduler.idle:  # an answer that is broken off leaves nothing half read
+                self._scheduler.step()
 
     def close(self) -> None:
         """End the process that renders."""

@@ -1,4 +1,4 @@
-"""One decoding step as a CUDA graph: token ids in, logits out, and states that are changed where they lie.
+"""One decoding step as a graph, CUDA's or a CPU's (`replay`): token ids in, logits out, states changed where they lie.
 
 A graph repeats the launches of a step at the same addresses. So the step reads tokens and positions from the device,
 counts the positions itself, and ends by writing the states that its layers returned into the memory of those it got.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from interlace.base.segments import Segments
+from interlace.generation.replay import CpuGraph
 from interlace.layers.base import Stream
 from interlace.model.model import HybridLM
-from interlace.model.state import ModelState
+from interlace.ops.core import kernels
 from interlace.ops.core.tables import on_device
 
 VARIABLE = "INTERLACE_GRAPHS"  # "off": steps are run, not replayed
@@ -76,11 +77,44 @@ def _side(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def graphs_for(device: torch.device) -> Callable[[], Graph] | None:
-    """Return what makes graphs for a device, or None where there are none."""
-    if device.type != "cuda" or os.environ.get(VARIABLE) == "off":
-        return None
-    return lambda: CudaGraph(device)
+def graphs_for(model: HybridLM) -> tuple[Callable[[], Graph] | None, str]:
+    """Return what makes graphs for the steps of a model, and ""; or None, and why there are none."""
+    device = model.device
+    if os.environ.get(VARIABLE) == "off":
+        return None, f"{VARIABLE}=off"
+    if device.type == "cuda":
+        return lambda: CudaGraph(device), ""
+    if device.type != "cpu":
+        return None, f"there are no graphs for {device.type}"
+    if not kernels.available():
+        return None, kernels.missing
+    if model.dtype not in kernels.DTYPES:
+        return None, f"the kernels take float32 and bfloat16, not {str(model.dtype).removeprefix('torch.')}"
+    return CpuGraph, ""
+
+
+class Steps(Protocol):
+    """The states that a step reads and changes in place."""
+
+    @property
+    def count(self) -> int:
+        """N, the number of sequences."""
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 [N], tokens that each has seen."""
+
+    def on_device(self, places: Tensor) -> list[Any]:
+        """As `ModelState.on_device`."""
+
+    def make_ready(self) -> None:
+        """As `ModelState.make_ready`."""
+
+    def take(self, after: Sequence[Any]) -> None:
+        """As `ModelState.take`."""
+
+    def tensors(self) -> list[Tensor]:
+        """As `ModelState.tensors`."""
 
 
 class GraphedStep:
@@ -90,8 +124,12 @@ class GraphedStep:
         logits: [N, vocabulary], overwritten by each step.
     """
 
-    def __init__(self, model: HybridLM, state: ModelState, segments: Segments, graph: Graph):
-        """state: changed in place by each step; its positions on the host are the caller's to count.
+    def __init__(self, model: HybridLM, state: Steps, segments: Segments, graph: Graph, places: Tensor | None = None):
+        """Capture nothing yet.
+
+        Args:
+            state: changed in place by each step; its positions on the host are the caller's to count.
+            places: int64 [N] on the device, which each step counts on; None for a copy of the state's positions.
 
         Raises:
             BackendUnavailable: the step of a layer needs positions on the host.
@@ -100,11 +138,10 @@ class GraphedStep:
         state.make_ready()
         self.model, self.state, self.segments, self.graph = model, state, segments, graph
         self.tokens = torch.zeros(state.count, dtype=torch.int64, device=model.device)
-        self.places = on_device(state.positions.clone(), model.device).clone()
+        self.places = on_device(state.positions.clone(), model.device).clone() if places is None else places
         self.held = [x.data_ptr() for x in state.tensors()]
         self.captured = False
-        vocabulary = model.head.weight.shape[0]
-        self.logits = torch.empty(state.count, vocabulary, dtype=model.dtype, device=model.device)
+        self.logits = torch.empty(state.count, model.config.vocabulary, dtype=model.dtype, device=model.device)
 
     def first(self, tokens: Tensor) -> Tensor:
         """Run the step as it is, which compiles and checks its kernels."""

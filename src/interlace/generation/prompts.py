@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
@@ -85,16 +86,18 @@ def memory_for(positions: int) -> Iterator[None]:
         ) from error
 
 
-def seeded(seed: int | None) -> torch.Generator:
-    """Return a random generator with this seed, or a fresh one for None.
+def fresh_seed(seed: int | None) -> int:
+    """Return a seed that nobody has used, for None; else the seed."""
+    return secrets.randbits(63) if seed is None else seed
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Return a random generator with this seed.
 
     Raises:
         ConfigError: the seed is no integer from 0 below 2**64.
     """
     generator = torch.Generator()
-    if seed is None:
-        generator.seed()
-        return generator
     if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
         raise ConfigError(f"seed: must be an integer from 0 below 2**64, got {seed!r}")
     return generator.manual_seed(int(seed) if seed < 1 << 63 else int(seed) - (1 << 64))

@@ -118,31 +118,23 @@ class Draws:
                 places = [place for place, other in enumerate(samplings) if other == sampling]
                 self._groups.append((sampling, places, on_device(torch.tensor(places), device)))
 
-    def __call__(self, logits: Tensor, wanted: Sequence[bool]) -> tuple[list[int], Tensor | None]:
-        """Draw from logits [N, vocabulary] for the rows that are wanted; others get any token and consume nothing.
+    def __call__(self, logits: Tensor) -> list[int]:
+        """Draw from logits [N, vocabulary]; -1 for a row whose logits hold NaN or infinity."""
+        return (
+            self.draw_together(logits).tolist() if self._together else list(map(self._draw, range(len(logits)), logits))
+        )
 
-        Returns:
-            The tokens; and on a GPU the same as int64 [N], where they already are, all of them in the vocabulary.
+    def _draw(self, place: int, logits: Tensor) -> int:
+        sampling, generator = self._rows[place]
+        return int(sampling.draw(logits, generator)) if bool(torch.isfinite(logits.amax(-1))) else -1
 
-        Raises:
-            Failure: logits hold NaN or infinity.
-        """
-        if not self._together:
-            pairs = zip(self._rows, wanted, strict=True)
-            return [int(s.draw(logits[i], g)) if want else 0 for i, ((s, g), want) in enumerate(pairs)], None
-        drawn = self.draw_together(logits, wanted)
-        tokens = drawn.tolist()
-        if any(want and token < 0 for token, want in zip(tokens, wanted, strict=True)):
-            raise Failure(DAMAGED)
-        return tokens, drawn.clamp(min=0)
-
-    def draw_together(self, logits: Tensor, wanted: Sequence[bool]) -> Tensor:
+    def draw_together(self, logits: Tensor) -> Tensor:
         """Draw all rows on the device of the logits, without waiting for it: int64 [N]."""
         found = []
         for sampling, places, index in self._groups:
             uniform = None
             if sampling.temperature > 0:
-                numbers = [self._uniform(place) if wanted[place] else 0.0 for place in places]
+                numbers = [self._uniform(place) for place in places]
                 uniform = on_device(torch.tensor(numbers, dtype=torch.float64), logits.device)
             found.append(sampling.pick(logits if len(self._groups) == 1 else logits[index], uniform))
         if len(found) == 1:

@@ -52,21 +52,29 @@ class Stops:
     def cut(self, ids: Iterable[int]) -> Iterator[str]:
         """Yield pieces of the text before the stop; no id is asked for after it."""
         for token in ids:
-            mark = self._marks.get(token)
-            if mark is None:
-                piece = self._take(self._decoding.push(token))
-            elif self._marked and (place := self._place(self._held + self._decoding.pending() + mark)):
-                piece, self.met = place[0], True
-            else:
-                piece = self._take(mark if self._marked else "")
-            if piece:
+            if piece := self.push(token):
                 yield piece
             if self.met:
                 return
+        if piece := self.end():
+            yield piece
+
+    def push(self, token: int) -> str:
+        """Take an id; return what may be shown now. None may follow once a stop string was met."""
+        mark = self._marks.get(token)
+        if mark is None:
+            return self._take(self._decoding.push(token))
+        if self._marked and (place := self._place(self._held + self._decoding.pending() + mark)):
+            self.met = True
+            return place[0]
+        return self._take(mark if self._marked else "")
+
+    def end(self) -> str:
+        """Return the rest of the text, if no stop string was met."""
+        if self.met:
+            return ""
         piece = self._take(self._decoding.end())
-        rest = "" if self.met else _shown(self._held)
-        if piece + rest:
-            yield piece + rest
+        return piece if self.met else piece + _shown(self._held)
 
     def _take(self, text: str) -> str:
         """Add a text; return what may be shown now."""

@@ -7,10 +7,11 @@ from typing import Any
 
 from interlace.base.errors import ConfigError
 from interlace.checkpoint.folder import GENERATION
-from interlace.generation.decode import Continuation, decode
-from interlace.generation.prompts import check_count, check_fits, check_ids, checked_prompt, prompt_tokens, seeded
+from interlace.generation.batch import pieces_of
+from interlace.generation.prompts import check_ids, checked_prompt, fresh_seed
+from interlace.generation.request import Piece, Request
 from interlace.generation.sampling import Sampling
-from interlace.generation.stops import Stops
+from interlace.generation.stops import checked_stops
 from interlace.model.model import HybridLM
 
 
@@ -49,8 +50,8 @@ def generate(
         raise ConfigError("prompt: is empty, and the tokenizer has no end-of-text token to start from")
     check_ids(model, ids)
     sampling, _ = recommended(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    stops = Stops(tokenizer, stop, after=ids)
-    return Pieces(stops, generate_tokens(model, ids, max_tokens=max_tokens, sampling=sampling, seed=seed))
+    request = Request(tuple(ids), max_tokens, sampling, seed=fresh_seed(seed), stop=checked_stops(stop))
+    return Pieces(pieces_of(model, request))
 
 
 class Pieces(Iterator[str]):
@@ -60,19 +61,18 @@ class Pieces(Iterator[str]):
         tokens: how many were made so far.
     """
 
-    def __init__(self, stops: Stops, ids: Iterator[int]):
-        """ids: the ids of the text, made when they are asked for."""
+    def __init__(self, pieces: Iterator[Piece]):
+        """pieces: of one answer, made when they are asked for."""
         self.tokens = 0
-        self._pieces = stops.cut(self._counted(ids))
-
-    def _counted(self, ids: Iterator[int]) -> Iterator[int]:
-        for token in ids:
-            self.tokens += 1
-            yield token
+        self._pieces = pieces
 
     def __next__(self) -> str:
-        """Return the next piece."""
-        return next(self._pieces)
+        """Return the next piece that holds text."""
+        for piece in self._pieces:
+            self.tokens += piece.token is not None
+            if piece.text:
+                return piece.text
+        raise StopIteration
 
 
 def recommended(model: HybridLM, **given: Any) -> tuple[Sampling, dict[str, Any]]:
@@ -121,9 +121,5 @@ def generate_tokens(
         ConfigError: max_tokens, seed or ids are not what they must be. ShapeError: an id is outside the vocabulary.
         Failure: while they are made: memory does not hold the state.
     """
-    check_count("max_tokens", max_tokens)
-    ids = checked_prompt(ids)
-    generator = seeded(seed)
-    check_fits(model, len(ids), max_tokens)
-    row = Continuation(prompt_tokens(model, ids), max_tokens, sampling or Sampling(), generator)
-    return (token for _, token in decode(model, [row]))
+    request = Request(tuple(checked_prompt(ids)), max_tokens, sampling or Sampling(), seed=fresh_seed(seed), text=False)
+    return (piece.token for piece in pieces_of(model, request) if piece.token is not None)

@@ -43,6 +43,10 @@ class HyenaState(LayerState):
         """Raise BackendUnavailable; see `LayerState.on_device`."""
         raise BackendUnavailable("a layer of kind hyena sums over as many inputs as the host says there are")
 
+    def in_rows(self, slots: int) -> HyenaState:
+        """Raise BackendUnavailable; see `LayerState.in_rows`."""
+        raise BackendUnavailable("a layer of kind hyena sums over as many inputs as the host says there are")
+
 
 class HyenaConfig(MixerConfig):
     """Hyena of order two.

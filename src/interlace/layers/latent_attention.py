@@ -7,6 +7,8 @@ never builds the past's keys and values.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -16,9 +18,9 @@ from interlace.layers.low_rank import with_adapter
 from interlace.layers.norm import NormStyle, RMSNorm
 from interlace.layers.parts import Division, Parts, check_divides, check_no_bias, columns, rows
 from interlace.layers.projection import Projections
-from interlace.ops.attention.dispatch import attention, compiled_past
+from interlace.ops.attention.dispatch import attention, compiled_past, step
 from interlace.ops.attention.ragged import causal
-from interlace.ops.attention.step import attend
+from interlace.ops.attention.step import Step
 from interlace.ops.core.attention_state import AttentionState
 
 LATENT_EPS = 1e-6  # of the norms inside, whatever the model's own eps is
@@ -143,11 +145,12 @@ class LatentAttention(Projections):
                 kept, kept[..., :0], segments, None
             )
         if state.places is not None:
-            state.put(kept, kept[..., :0])
-            return self.project("output", self.step(query, state).flatten(1)), state
+            past = state
+            mixed = self.one_token(query, lambda wide: step(Step(wide, kept, c.latent, past, c.query_dim**-0.5)))
+            return self.project("output", mixed.flatten(1)), state
         state = state.append(kept, kept[..., :0], segments)
-        step = segments.time == 1 and len(set(state.positions)) == 1 and not torch.is_grad_enabled()
-        mixed = self.step(query, state) if step else self.after_past(query, state, segments.spans())
+        equal = segments.time == 1 and len(set(state.positions)) == 1 and not torch.is_grad_enabled()
+        mixed = self.side_by_side(query, state) if equal else self.after_past(query, state, segments.spans())
         return self.project("output", mixed.flatten(1)), state
 
     def read_out(self, kept: Tensor, heads: range) -> tuple[Tensor, Tensor]:
@@ -177,20 +180,25 @@ class LatentAttention(Projections):
             rows.append(torch.cat(parts, dim=1))
         return torch.cat(rows)
 
-    def step(self, query: Tensor, state: AttentionState) -> Tensor:
-        """One token per sequence: query [N, heads, query_dim] to the mixed values.
+    def side_by_side(self, query: Tensor, state: AttentionState) -> Tensor:
+        """One token of each of N sequences that have seen equally much: [N, heads, query_dim] to mixed values."""
+        c = self.config
+        kept = state.keys[:, : state.held(0)].transpose(1, 2)
 
-        All have seen equally much, or how much is known on the device.
+        def mix(wide: Tensor) -> Tensor:
+            return causal(wide.unsqueeze(2), kept, kept[..., : c.latent], c.query_dim**-0.5, None).squeeze(2)
+
+        return self.one_token(query, mix)
+
+    def one_token(self, query: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
+        """Mix the latents by queries [N, heads, latent + shared], and read values out: [N, heads, value_dim].
+
+        query: [N, heads, query_dim]. A query is taken to where the latents are, so that no key is read out of them.
         """
         c = self.config
         weight = with_adapter(self.expand).to(query.dtype).unflatten(0, (c.heads, -1))
         to_keys, to_values = weight.split((c.key_dim, c.value_dim), dim=1)
         own, shared = query.split((c.key_dim, c.shared_dim), dim=-1)
         taken = torch.bmm(own.transpose(0, 1), to_keys).transpose(0, 1)  # [N, heads, latent]
-        wide, scale = torch.cat((taken, shared), dim=-1), c.query_dim**-0.5
-        if state.places is not None:
-            mixed = attend(wide, state.keys, state.keys[..., : c.latent], state.visible(), scale)
-        else:
-            kept = state.keys[:, : state.held(0)].transpose(1, 2)
-            mixed = causal(wide.unsqueeze(2), kept, kept[..., : c.latent], scale, None).squeeze(2)
+        mixed = mix(torch.cat((taken, shared), dim=-1))
         return torch.bmm(mixed.transpose(0, 1), to_values.transpose(1, 2)).transpose(0, 1)

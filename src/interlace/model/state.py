@@ -133,9 +133,16 @@ class ModelState(UsedOnce):
                 ours.write(rows, theirs)
         self.positions[torch.as_tensor(rows, dtype=torch.int64)] = other.positions
 
-    def fork(self, row: int) -> ModelState:
-        """Return a copy of one sequence, to continue from independently."""
-        return self.select([row])
+    def fork(self, row: int, reserve_tokens: int = 0) -> ModelState:
+        """Return a copy of one sequence, to continue from; its caches grow to `reserve_tokens` at once."""
+        one = self.select([row])
+        one.reserve(reserve_tokens)
+        return one
+
+    def reserve(self, tokens: int) -> None:
+        """Let caches grow to so many tokens at once, when they next grow."""
+        for state in self._states():
+            state.reserve_for(tokens)
 
     @staticmethod
     def concat(states: Sequence[ModelState]) -> ModelState:

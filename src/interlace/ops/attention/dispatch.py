@@ -128,7 +128,8 @@ BACKENDS = (
 
 
 STEPS = (
-    gpu.backend("attention", steps.refuses, steps.selects),
+    gpu.backend("attention", steps.refuses_gpu, steps.selects),
+    kernels.backend(lambda: steps.native, steps.refuses, ("cpu",)),
     Backend("masked", lambda: steps.masked, slow_on=("cuda",)),
 )
 
@@ -188,7 +189,7 @@ def attention(
         raise ShapeError(f"attention: query has shape {list(query.shape)}, but it must hold something")
     check_devices("attention", {"query": query, "key": key, "value": value})
     if state is not None:
-        sizes = (tuple(state.keys.shape[2:]), tuple(state.values.shape[2:]))
+        sizes = state.shapes
         if sizes != (tuple(key.shape[1:]), tuple(value.shape[1:])):
             raise ShapeError(
                 f"attention: state keeps keys and values of {list(sizes[0])} and {list(sizes[1])}, but key has shape "

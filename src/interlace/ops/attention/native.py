@@ -112,13 +112,38 @@ def step(
     query: Tensor, key: Tensor, value: Tensor, state: AttentionState, scale: float
 ) -> tuple[Tensor, AttentionState]:
     """Map query [N, H, K], key [N, J, K], value [N, J, V] to ([N, H, V], the state after), which uses up `state`."""
-    places = kernels.counter(torch.tensor(state.positions, device="cpu"))
+    places = torch.tensor(state.positions, device="cpu")
     after = state.stepped()
-    query, key, value = rows(query), rows(key), rows(value)
-    (N, H, K), (_, J, V) = query.shape, value.shape
+    return look_back(query, key, value, after.caches(), places, scale, state.window), after
+
+
+def look_back(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | int,
+    caches: Tensor,
+    places: Tensor,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Keep one token of each of N sequences in its cache, and attend from it to what is visible there; [N, H, V].
+
+    Args:
+        query: [N, H, K].
+        key: [N, J, K].
+        value: [N, J, V]; or V, where values are the first V elements of the keys.
+        caches: int64 [N, 3]: addresses of keys [capacity, J, K] and values [capacity, J, V], and the capacity.
+        places: int64 [N], tokens kept before this one.
+        window: as of `attention`; such a cache is a ring.
+
+    Raises:
+        IndexError: a cache has no space.
+    """
+    query, key, own = rows(query), rows(key), None if isinstance(value, int) else rows(value)
+    (N, H, K), J = query.shape, key.shape[1]
+    V = value if isinstance(value, int) else value.shape[2]
     out = query.new_empty(N, H, V)
-    sizes = [DTYPES[query.dtype], query.stride(0), key.stride(0), value.stride(0), N, H, J, K, V]
-    sizes += [after.keys.shape[1], state.window or 0, torch.get_num_threads()]
-    tensors = (query, key, value, after.keys, after.values, places)
-    kernels.module().attention_step([address(x) for x in tensors], sizes, scale, address(out))
-    return out, after
+    sizes = [DTYPES[query.dtype], query.stride(0), key.stride(0), 0 if own is None else own.stride(0), N, H, J, K, V]
+    sizes += [window or 0, torch.get_num_threads()]
+    kernels.module().attention_step([address(x) for x in (query, key, own, caches, places)], sizes, scale, address(out))
+    return out

@@ -18,6 +18,7 @@ WARPS, STAGES = 4, 2
 
 def run(x: Step) -> Tensor:
     """Write the tokens into the state's buffers and attend to what they hold; [N, H, V]."""
+    assert not isinstance(x.value, int)
     query, key, value = (gpu.rows(y) for y in (x.query, x.key, x.value))
     state, (N, H, K), (_, J, V) = x.state, query.shape, value.shape
     assert state.places is not None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from interlace.base.segments import Segments
+from interlace.ops.core import kernels
 from interlace.ops.core.kernels import wants_gradients
 from interlace.ops.core.layer_state import UNLIMITED, LayerState
 
@@ -142,12 +143,21 @@ class AttentionState(LayerState):
         self._make_room(max(positions))
         return AttentionState(self.keys, self.values, positions, self.window, self.reserve)
 
+    def reserve_for(self, tokens: int) -> None:
+        """Let the buffers grow to so many tokens at once; see `LayerState.reserve_for`."""
+        self.reserve = tokens
+
     def grow(self) -> None:
         """Allocate space for one more token of each sequence, if there is none."""
         self._make_room(max(self.positions) + 1)
 
     def clear_unseen(self) -> None:
-        """Fill the slots that hold no token with zeros: what masks them multiplies them by 0."""
+        """Fill the slots that hold no token with zeros: what masks them multiplies them by 0.
+
+        The CPU's kernel reads no such slot, and memory that nobody has touched stays free.
+        """
+        if self.keys.device.type == "cpu" and kernels.available() and self.keys.dtype in kernels.DTYPES:
+            return
         for row in range(self.count):
             held = self.held(row)
             self.keys[row, held:], self.values[row, held:] = 0, 0
@@ -158,6 +168,36 @@ class AttentionState(LayerState):
         view = AttentionState(self.keys, self.values, [], self.window, self.reserve)
         view.places = places
         return view
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of a token's keys and of its values, [heads, K] and [heads, V]."""
+        return tuple(self.keys.shape[2:]), tuple(self.values.shape[2:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of keys and values."""
+        return self.keys.dtype
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the buffers have no gaps."""
+        return self.keys.is_contiguous() and self.values.is_contiguous()
+
+    def caches(self) -> Tensor:
+        """Return int64 [N, 3]: addresses of each sequence's keys and values on a CPU, and the capacity in tokens."""
+        found = []
+        for row in range(self.count):
+            found.append([self.keys[row].data_ptr(), self.values[row].data_ptr(), self.keys.shape[1]])
+        return torch.tensor(found, dtype=torch.int64, device="cpu")
+
+    def in_rows(self, slots: int) -> AttentionRows:
+        """Return memory for the caches of so many sequences of this layer; see `LayerState.in_rows`."""
+        return AttentionRows(self, slots)
+
+    def enlarge(self) -> None:
+        """Allocate what is reserved, if it is not there."""
+        self._make_room(self.reserve)
 
     def put(self, key: Tensor, value: Tensor) -> None:
         """Write one token of each sequence, [N, heads, ...], where `places` says; for a view on the device."""
@@ -220,6 +260,7 @@ class AttentionState(LayerState):
         self.check_unused()
         other.check_unused()
         held = max(other.held(row) for row in range(len(other.positions)))
+        self.reserve = max(self.reserve, other.reserve)
         self._make_room(held)
         for row, source in zip(rows, range(len(other.positions)), strict=True):
             count = other.held(source)  # in both, a token at position p lies in slot p, or p mod window
@@ -237,6 +278,85 @@ class AttentionState(LayerState):
             return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, capacity - x.shape[1]))
 
         keys, values = (torch.cat([widen(getattr(s, name)) for s in states]) for name in ("keys", "values"))
-        return AttentionState(
-            keys, values, [p for s in states for p in s.positions], states[0].window, states[0].reserve
-        )
+        positions, reserve = [p for s in states for p in s.positions], max(s.reserve for s in states)
+        return AttentionState(keys, values, positions, states[0].window, reserve)
+
+
+class AttentionRows(AttentionState):
+    """The caches of sequences that decode together on a CPU, each in memory of its own; they come and go one by one.
+
+    A step finds them by a table of addresses. So no sequence is as long as the longest, and none is copied when another
+    one comes, goes or takes its place. There are no buffers for all of them.
+
+    Attributes:
+        table: int64 [slots, 3], as `AttentionState.caches`.
+        rows: for each slot, keys [capacity, heads, K] and values, or None for a slot without a sequence.
+        places: int64 [N], how many tokens each sequence has seen, in a view of the first N slots; else None.
+    """
+
+    def __init__(self, like: AttentionState, slots: int):
+        """like: a state of the same layer; slots: the most sequences at a time."""
+        super().__init__(like.keys[:0], like.values[:0], [], like.window)
+        self._shapes = like.shapes
+        self.table = torch.zeros(slots, 3, dtype=torch.int64)
+        self.rows: list[tuple[Tensor, Tensor] | None] = [None] * slots
+
+    @property
+    def count(self) -> int:
+        """N, the number of sequences of a view; of the whole, that of its slots."""
+        return self.table.shape[0]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """See `AttentionState.shapes`."""
+        return self._shapes
+
+    @property
+    def is_contiguous(self) -> bool:
+        """See `AttentionState.is_contiguous`."""
+        return True
+
+    def caches(self) -> Tensor:
+        """Return the table, int64 [N, 3]."""
+        return self.table
+
+    def tensors(self) -> list[Tensor]:
+        """Return all keys and values."""
+        return [x for pair in self.rows if pair is not None for x in pair]
+
+    def first(self, rows: int, places: Tensor) -> AttentionRows:
+        """Return a view; see `LayerState.first`."""
+        view = AttentionRows.__new__(AttentionRows)
+        view.__dict__.update(self.__dict__)
+        view.table, view.places = self.table[:rows], places
+        return view
+
+    def place(self, slot: int, state: AttentionState) -> None:
+        """Take over the memory of a state of one sequence; see `LayerState.place`."""
+        state.use().enlarge()
+        keys, values = state.keys[0], state.values[0]
+        self.rows[slot] = keys, values
+        self.table[slot] = torch.tensor([keys.data_ptr(), values.data_ptr(), keys.shape[0]])
+
+    def move(self, source: int, target: int) -> None:
+        """Give a sequence another slot; see `LayerState.move`."""
+        self.rows[target], self.rows[source] = self.rows[source], None
+        self.table[target] = self.table[source]
+
+    def clear(self, slot: int) -> None:
+        """Give the memory of a sequence back; see `LayerState.clear`."""
+        self.rows[slot] = None
+        self.table[slot] = 0
+
+    def one(self, slot: int, seen: int, reserve: int = 0) -> AttentionState:
+        """Return a copy of one sequence; see `LayerState.one`."""
+        pair = self.rows[slot]
+        assert pair is not None
+        held = min(seen, self.window or seen)
+        size = max(held, min(reserve, self.window or reserve))
+        keys, values = (x.new_empty(1, size, *x.shape[1:]) for x in pair)
+        keys[0, :held], values[0, :held] = pair[0][:held], pair[1][:held]
+        return AttentionState(keys, values, [seen], self.window, reserve)
+
+    def take(self, after: AttentionState) -> None:
+        """Do nothing: a step writes its tokens in place."""

@@ -150,19 +150,17 @@ def address(x: Tensor | None) -> int:
 
 
 class Recording:
-    """Kernel calls that were captured, to be repeated at the same addresses: nothing is allocated or looked up.
+    """Calls that were captured, to be repeated at the same addresses: nothing is allocated or looked up.
 
     Attributes:
-        calls: the kernels and their arguments, in order.
-        kept: the tensors they point into.
-        counters: int64 tensors that rise by one with each replay.
+        calls: the functions and their arguments, in order.
+        kept: the tensors that kernels point into.
     """
 
     def __init__(self) -> None:
         """Begin with no calls."""
         self.calls: list[tuple[Any, tuple[Any, ...]]] = []
         self.kept: list[Tensor] = []
-        self.counters: list[Tensor] = []
 
     def __getattr__(self, name: str) -> Any:
         """Return a kernel that is captured and then run."""
@@ -176,10 +174,8 @@ class Recording:
 
     def replay(self) -> None:
         """Repeat the calls."""
-        for counter in self.counters:
-            counter += 1
-        for kernel, arguments in self.calls:
-            kernel(*arguments)
+        for function, arguments in self.calls:
+            function(*arguments)
 
 
 class _Thread(threading.local):
@@ -199,11 +195,19 @@ def recording() -> Iterator[Recording]:
         _thread.recording = None
 
 
-def counter(x: Tensor) -> Tensor:
-    """Register x as a counter, which rises by one with each replay; return it."""
-    if _thread.recording is not None:
-        _thread.recording.counters.append(x)
-    return x
+def owned(state: Tensor) -> bool:
+    """Return whether a kernel may write over a state: a step that is captured owns the states that it reads."""
+    return _thread.recording is not None and state.dtype == torch.float32 and state.is_contiguous()
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Capture no kernel calls inside the block."""
+    before, _thread.recording = _thread.recording, None
+    try:
+        yield
+    finally:
+        _thread.recording = before
 
 
 def rows(x: Tensor) -> Tensor:

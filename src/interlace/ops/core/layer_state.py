@@ -44,6 +44,11 @@ class LayerState(UsedOnce):
         for state in self._states():
             state.advance()
 
+    def reserve_for(self, tokens: int) -> None:
+        """Let caches grow to so many tokens at once, when they next grow."""
+        for state in self._states():
+            state.reserve_for(tokens)
+
     def grow(self) -> None:
         """Allocate space for one more token of each sequence, where there is none."""
         for state in self._states():
@@ -65,6 +70,60 @@ class LayerState(UsedOnce):
         """
         parts = {n: p if isinstance(p, Tensor) else p.on_device(places) for n, p in self.parts().items()}
         return type(self)(**parts)
+
+    def in_rows(self, slots: int) -> Any:
+        """Return memory for the states of so many sequences of this layer, which decode together and come and go.
+
+        Raises:
+            BackendUnavailable: a step of this layer needs positions on the host.
+        """
+        made = {}
+        for name, part in self.parts().items():
+            if isinstance(part, Tensor):
+                made[name] = part.new_zeros(slots, *part.shape[1:])
+            else:
+                made[name] = part.in_rows(slots)
+        return type(self)(**made)
+
+    def first(self, rows: int, places: Tensor) -> Any:
+        """Return a view of the first rows, as `on_device`."""
+        parts = {n: p[:rows] if isinstance(p, Tensor) else p.first(rows, places) for n, p in self.parts().items()}
+        return type(self)(**parts)
+
+    def place(self, slot: int, state: Any) -> None:
+        """Put a state of one sequence into a slot; it is used up."""
+        theirs = state.use().parts()
+        for name, part in self.parts().items():
+            if isinstance(part, Tensor):
+                part[slot] = theirs[name][0]
+            else:
+                part.place(slot, theirs[name])
+
+    def move(self, source: int, target: int) -> None:
+        """Give the sequence of one slot another one."""
+        for part in self.parts().values():
+            if isinstance(part, Tensor):
+                part[target] = part[source]
+            else:
+                part.move(source, target)
+
+    def clear(self, slot: int) -> None:
+        """Leave nothing of a sequence in its slot."""
+        for part in self.parts().values():
+            if isinstance(part, Tensor):
+                part[slot] = 0
+            else:
+                part.clear(slot)
+
+    def one(self, slot: int, seen: int, reserve: int = 0) -> Any:
+        """Return a copy of the sequence of a slot, which has seen so many tokens, as a state of its own.
+
+        reserve: tokens that its caches have space for.
+        """
+        made = {}
+        for name, part in self.parts().items():
+            made[name] = part[slot : slot + 1].clone() if isinstance(part, Tensor) else part.one(slot, seen, reserve)
+        return type(self)(**made)
 
     def take(self, after: Any) -> None:
         """Copy the state after a step into the memory of this one, where the step has not written it in place."""

@@ -76,7 +76,7 @@ def native(name: str, rule: type[chunks.ChunkGrid]) -> Run:
             return operator(*x.unit())
         if one_token(x):
             assert x.state is not None
-            memory = copied(x.state)
+            memory = x.state if kernels.owned(x.state) else copied(x.state)
             return step(name, x, memory), memory
         return forward(x)
 

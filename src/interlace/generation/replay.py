@@ -1,0 +1,123 @@
+"""One decoding step on a CPU as a list of calls: native kernels and torch's operations, at fixed addresses.
+
+The step is run once as it is. What it computes is captured: each native kernel with its arguments, and each operation
+of torch, which is repeated with its result written where it was the first time. Nothing of a model is written twice,
+and a replay runs no module, chooses no backend and checks no shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from interlace.ops.core import kernels
+
+# Results of these depend on values: they look at one on the host, or their shape does.
+_LOOKS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "is_nonzero",
+    "equal",
+    "masked_select",
+    "unique_dim",
+    "_unique2",
+    "bincount",
+}
+# These compute nothing: memory that is not filled, and views whose schema does not say so.
+_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"}
+_NOTHING |= {"_unsafe_view", "_reshape_alias", "detach"}
+
+_WHOLE = {"lstm"}  # looks at how many sequences there are, which a step does not change
+_OF_RESULTS = {"dtype", "layout", "device", "pin_memory"}  # arguments that given results replace
+
+
+class CpuGraph:
+    """The calls of one step on a CPU.
+
+    Attributes:
+        reason: why they cannot be repeated; "" if they can.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no calls."""
+        self.recording, self.reason = kernels.Recording(), "no step was run yet"
+
+    def warm(self, run: Callable[[], None]) -> None:
+        """Run a function, and capture what it computes."""
+        with kernels.recording() as self.recording, _Operations(self.recording) as operations:
+            run()
+        looks = ", ".join(sorted(operations.looks))
+        self.reason = f"the model looks at values on the way ({looks})" if looks else ""
+
+    def capture(self, run: Callable[[], None]) -> None:
+        """Raise RuntimeError if what ran cannot be repeated; it was captured when it ran."""
+        if self.reason:
+            raise RuntimeError(self.reason)
+
+    def replay(self) -> None:
+        """Repeat the calls."""
+        self.recording.replay()
+
+
+class _Operations(TorchDispatchMode):
+    """Adds every torch operation that computes to a recording."""
+
+    def __init__(self, recording: kernels.Recording) -> None:
+        super().__init__()
+        self.recording, self.looks = recording, set[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if name not in _WHOLE:
+            with self:  # an operation made of others is captured as those
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        with kernels.unrecorded():  # kernels inside an operator of ours belong to it
+            result = func(*args, **kwargs)
+        if name in _LOOKS:
+            self.looks.add(name)
+        elif name not in _NOTHING and not func.is_view:
+            self.recording.calls.append((_repeated(func, args, kwargs, result), ()))
+        return result
+
+
+def _repeated(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Callable[[], None]:
+    """Return what repeats an operation into the memory of its first result."""
+    if func._schema.is_mutable:
+        return lambda: func(*args, **kwargs)
+    results = result if isinstance(result, tuple | list) else (result,)
+    if (out := _with_out(func, len(results))) is not None:
+        known = {**dict(zip((a.name for a in func._schema.arguments), args, strict=False)), **kwargs}
+        taken = [a for a in out._schema.arguments if a.name in known and not a.is_out]
+        places = [known[a.name] for a in taken if not a.kwarg_only]
+        named = {a.name: known[a.name] for a in taken if a.kwarg_only}
+        named |= dict(zip((a.name for a in out._schema.arguments if a.is_out), results, strict=True))
+        return lambda: out(*places, **named)
+
+    def copied() -> None:
+        again = func(*args, **kwargs)
+        for ours, new in zip(results, again if isinstance(again, tuple | list) else (again,), strict=True):
+            if isinstance(ours, Tensor):
+                ours.copy_(new)
+
+    return copied
+
+
+def _with_out(func: Any, results: int) -> Any:
+    """Return the overload that writes into given tensors; None if the operation has none."""
+    if func.namespace != "aten":
+        return None
+    plain = [(a.name, str(a.type)) for a in func._schema.arguments]
+    without = [pair for pair in plain if pair[0] not in _OF_RESULTS]
+    for name in func.overloadpacket.overloads():
+        other = getattr(func.overloadpacket, name)
+        outs = [a for a in other._schema.arguments if a.is_out]
+        rest = [(a.name, str(a.type)) for a in other._schema.arguments if not a.is_out]
+        if len(outs) == results and rest in (plain, without):
+            return other
+    return None

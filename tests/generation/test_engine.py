@@ -1,0 +1,380 @@
+"""Many requests at once: each answer is the one it would be alone, whatever comes, goes and is reused beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+import torch
+
+import interlace
+from interlace.base.errors import ConfigError, Failure, PromptTooLong
+from interlace.generation import scheduler as scheduling
+from interlace.generation.budget import Budget, parse_bytes
+from interlace.generation.engine import Engine
+from interlace.generation.pack import pack_for_decoding
+from interlace.generation.penalties import Penalised, Penalties
+from interlace.generation.request import Answer, Request
+from interlace.generation.rows import JoinedRows, SlotRows, rows_for
+from interlace.generation.sampling import Sampling
+from interlace.generation.scheduler import Scheduler
+from interlace.generation.snapshots import Snapshots
+from interlace.generation.text import generate_tokens
+from interlace.model.presets import preset
+from interlace.ops.core import kernels
+
+KINDS = ["tiny-hybrid", "tiny-recurrent", "tiny-sliding", "tiny-kimi", "tiny-nemotron", "tiny-granite", "tiny-hyena"]
+
+
+def build(name="tiny-hybrid"):
+    torch.manual_seed(0)
+    return pack_for_decoding(interlace.HybridLM(preset(name).replace(init_std=0.2)).eval())
+
+
+def budget(model, rows=5, states=1 << 30):
+    return Budget(0, 0, states, states, Budget.of(model, 1 << 34, 1, 64).fixed, rows)
+
+
+def asked(model, draw, texts):
+    """A random request; some begin as others do."""
+    vocabulary = model.config.vocabulary
+    begin = draw.choice(texts)
+    prompt = begin[: draw.randint(1, len(begin))] + [
+        draw.randrange(vocabulary) for _ in range(draw.choice([0, 1, 5, 40]))
+    ]
+    sampling = draw.choice([Sampling(0), Sampling(1.0), Sampling(0.7, top_k=9), Sampling(1.2, top_p=0.8, min_p=0.02)])
+    penalties = draw.choice(
+        [Penalties(), Penalties(), Penalties(1.3, 0.5, 0.2), Penalties(bias=((3, 4.0), (5, -100.0)))]
+    )
+    return Request(tuple(prompt), draw.randint(1, 24), sampling, penalties, draw.randrange(1 << 40), logprobs=3)
+
+
+def run(model, requests, draw=None, reuse=False, rows=5, cancel=0.0):
+    """Answer requests; with `draw` they come at random steps, and some are cancelled."""
+    scheduler = Scheduler(model, budget(model, rows), reuse)
+    answers, tickets, waiting = {}, {}, list(enumerate(requests))
+    while waiting or not scheduler.idle:
+        while waiting and (draw is None or draw.random() < 0.5):
+            place, request = waiting.pop(0)
+            tickets[scheduler.submit(request)] = place
+            answers[place] = Answer(len(request.prompt))
+        for ticket in tickets:
+            ticket.cancelled = ticket.cancelled or (draw is not None and draw.random() < cancel)
+        for ticket, piece in scheduler.step():
+            answers[tickets[ticket]].add(piece)
+    return [answers[place] for place in range(len(requests))], scheduler
+
+
+@pytest.fixture
+def short_parts(monkeypatch):
+    """Prompts are read in several parts."""
+    monkeypatch.setattr(scheduling, "PART", 16)
+    monkeypatch.setattr(scheduling, "PREFILL", 48)
+
+
+def check_equal(model, count, seed):
+    draw = random.Random(seed)
+    texts = [[draw.randrange(model.config.vocabulary) for _ in range(60)] for _ in range(4)]
+    requests = [asked(model, draw, texts) for _ in range(count)]
+    alone = [run(model, [request])[0][0] for request in requests]
+    for reuse in (False, True):
+        found, scheduler = run(model, requests, random.Random(seed), reuse, cancel=0.002)
+        assert not reuse or scheduler.reused_tokens > 0
+        for request, one, many in zip(requests, alone, found, strict=True):
+            length = len(many.tokens)
+            assert many.finish == one.finish or many.finish == "cancelled"
+            assert many.tokens == (one.tokens if many.finish != "cancelled" else one.tokens[:length]), request
+            for a, b in zip(one.chosen, many.chosen, strict=False):
+                assert abs(a.logprob - b.logprob) < 1e-4
+                assert max(abs(x - y) for (_, x), (_, y) in zip(a.top, b.top, strict=True)) < 1e-4
+    return requests, alone
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_batched_answer_is_the_answer_alone(name, short_parts):
+    """Random prompts, draws, penalties, arrivals and cancellations, with states reused and not."""
+    model = build(name)
+    requests, alone = check_equal(model, 24, 1)
+    for request, one in zip(requests, alone, strict=True):  # and it is what `generate` makes
+        if request.penalties == Penalties():
+            made = list(
+                generate_tokens(
+                    model,
+                    list(request.prompt),
+                    max_tokens=request.max_tokens,
+                    sampling=request.sampling,
+                    seed=request.seed,
+                )
+            )
+            assert made == one.tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS[:6])
+def test_a_thousand_answers_are_those_alone(name, short_parts):
+    check_equal(build(name), 170, 2)
+
+
+def test_logprobs_are_those_of_one_pass_over_the_text():
+    model = build()
+    request = Request(tuple(range(20)), 12, Sampling(1.0), seed=5, logprobs=2)
+    answer = run(model, [request])[0][0]
+    with torch.inference_mode():
+        logits, _ = model(torch.tensor([*request.prompt, *answer.tokens]))
+    likely = logits.float().log_softmax(-1)[len(request.prompt) - 1 : -1]
+    for row, token, chosen in zip(likely, answer.tokens, answer.chosen, strict=True):
+        assert abs(float(row[token]) - chosen.logprob) < 1e-4
+        assert [t for t, _ in chosen.top] == row.topk(2).indices.tolist()
+
+
+def test_logprobs_of_a_prompt_are_those_of_one_pass(short_parts):
+    model = build()
+    draw = random.Random(3)
+    request = Request(tuple(draw.randrange(61) for _ in range(100)), 3, Sampling(0), prompt_logprobs=2)
+    found = run(
+        model, [Request((1, 2), 30, Sampling(0)), request, Request(request.prompt, 3, Sampling(0))], reuse=True
+    )[0]
+    assert found[1].tokens == found[2].tokens
+    assert [len(answer.prompt) for answer in found] == [0, 99, 0]
+    with torch.inference_mode():
+        likely = model(torch.tensor(request.prompt))[0].float().log_softmax(-1)[:-1]
+    for row, token, chosen in zip(likely, request.prompt[1:], found[1].prompt, strict=True):
+        assert abs(float(row[token]) - chosen.logprob) < 1e-4
+        assert [t for t, _ in chosen.top] == row.topk(2).indices.tolist()
+
+
+def test_rows_keep_their_memory_and_replay():
+    """A step of as many rows as before is replayed; rows that leave are replaced by the last."""
+    model = build()
+    rows = rows_for(model, 4)
+    assert isinstance(rows, SlotRows if kernels.available() else JoinedRows)
+    assert isinstance(rows_for(build("tiny-hyena"), 4), JoinedRows)
+    with torch.inference_mode():
+        singles = [model(torch.tensor(text), state=model.empty_state(1, 30))[1] for text in ([1, 2], [3], [4, 5, 6])]
+        want = [model(torch.tensor([7]), state=state.fork(0))[0][0] for state in singles]
+    for state in singles:
+        rows.join(state)
+    found = rows.step([7, 7, 7])
+    torch.testing.assert_close(found, torch.stack(want), rtol=0, atol=1e-5)
+    assert rows.leave([0]) == ([2, 1] if isinstance(rows, SlotRows) else [1, 2])
+    assert rows.fork(0).positions.tolist() == [4 if isinstance(rows, SlotRows) else 2]
+
+
+def test_freed_slots_hold_nothing_of_those_who_left():
+    model = build()
+    rows = rows_for(model, 3)
+    if not isinstance(rows, SlotRows):
+        pytest.skip("slots need the CPU's kernels")
+    with torch.inference_mode():
+        for text in ([1, 2, 3], [4, 5]):
+            rows.join(model(torch.tensor(text), state=model.empty_state(1, 8))[1])
+    rows.step([6, 7])
+    rows.leave([0, 1])
+    for layer in rows.slots._layers():
+        parts = layer.parts().values() if hasattr(layer, "window") and hasattr(layer, "memory") else [layer.table]
+        assert all(not part.any() for part in parts)
+    assert rows.slots.tensors() == [] or not any(x.any() for x in rows.slots.tensors())
+
+
+def test_a_long_prompt_holds_nobody_up(short_parts):
+    """While 200 tokens are read in parts of 16, an answer beside them gets a token at every step."""
+    model = build()
+    scheduler = Scheduler(model, budget(model), reuse=False)
+    first = scheduler.submit(Request((1, 2), 30, Sampling(0)))
+    scheduler.step()
+    long = scheduler.submit(Request(tuple(i % 50 for i in range(200)), 2, Sampling(0)))
+    steps = 0
+    while not long.made:
+        before = len(first.made)
+        scheduler.step()
+        assert len(first.made) == before + 1
+        steps += 1
+    assert steps == 13  # 12 parts of 16, and the rest
+
+
+def test_a_hit_reads_only_what_differs_for_prompts_of_any_length():
+    model = build()
+    scheduler = Scheduler(model, budget(model))
+
+    def ask(prompt, owner=""):
+        before = scheduler.read_tokens
+        ticket = scheduler.submit(Request(tuple(prompt), 3, Sampling(0), owner=owner))
+        while not scheduler.idle:
+            scheduler.step()
+        return ticket, scheduler.read_tokens - before
+
+    first, read = ask([5, 6, 7])
+    assert (read, first.reused_tokens) == (3, 0)
+    again, read = ask([5, 6, 7])
+    assert (read, again.reused_tokens, again.made) == (0, 3, first.made)
+    turn, read = ask([5, 6, 7, *first.made, 9])  # the state after the answer has read all of it but its last token
+    assert (read, turn.reused_tokens) == (2, 5)
+    other, read = ask([5, 6, 8])
+    assert (read, other.reused_tokens) == (3, 0)
+    stranger, read = ask([5, 6, 7], owner="somebody else")
+    assert (read, stranger.reused_tokens) == (3, 0)
+
+
+def test_a_conversation_costs_what_is_new_in_each_turn():
+    model = build()
+    scheduler = Scheduler(model, budget(model))
+    text, reads = [1, 2, 3, 4], []
+    for turn in range(10):
+        before = scheduler.read_tokens
+        ticket = scheduler.submit(Request(tuple(text), 6, Sampling(0)))
+        while not scheduler.idle:
+            scheduler.step()
+        reads.append(scheduler.read_tokens - before)
+        text += [*ticket.made, 10 + turn, 11]
+    assert max(reads[1:]) <= 3 < len(text)
+
+
+def test_snapshots_stay_within_their_bytes_and_the_oldest_goes_first():
+    model = build()
+    state = model.empty_state(1)
+    one = Snapshots(1 << 30)
+    one.keep("", [1], state.fork(0))
+    kept = Snapshots(int(2.5 * one.nbytes))
+    for token in (1, 2):
+        assert kept.keep("", [token], state.fork(0))
+    assert kept.find("", [1, 9]) is not None  # now 2 is the oldest
+    kept.keep("", [3], state.fork(0))
+    assert len(kept) == 2
+    assert kept.nbytes <= kept.limit_bytes
+    assert [kept.find("", [token, 9]) is None for token in (1, 2, 3)] == [False, True, False]
+    assert kept.find("", [1]) is None  # without logits nothing can be drawn from it
+    assert not Snapshots(10).keep("", [1], state.fork(0))
+    kept.make_room(0)
+    assert (len(kept), kept.nbytes, kept._lengths) == (0, 0, {})
+
+
+def test_what_does_not_fit_waits_and_what_never_fits_is_refused():
+    model = build()
+    ticket_bytes = scheduling.sequence_bytes(model, 40)
+    fixed = budget(model).fixed
+    scheduler = Scheduler(model, budget(model, 4, 4 * fixed + 2 * (ticket_bytes - fixed) + 10), reuse=True)
+    tickets = [scheduler.submit(Request((i, 2), 38, Sampling(0))) for i in range(5)]
+    most = 0
+    while not scheduler.idle:
+        scheduler.step()
+        most = max(most, len(scheduler.live) + len(scheduler.reading))
+        assert scheduler.snapshots.nbytes + scheduler._taken <= scheduler.budget.states
+    assert most == 2
+    assert all(len(ticket.made) == 38 or ticket.finish == "stop" for ticket in tickets)
+    with pytest.raises(
+        ConfigError, match=r"max_tokens: the state of 400,001 tokens, .* takes .* lower it, or give more memory"
+    ):
+        scheduler.submit(Request((1,), 400_000))
+
+
+def test_one_bad_request_ends_alone():
+    """Logits that are no numbers end the request that got them, and nobody else."""
+    model = build()
+    scheduler = Scheduler(model, budget(model), reuse=False)
+    good, bad = (scheduler.submit(Request((1, 2, 3), 6, Sampling(1.0), seed=1)) for _ in range(2))
+    real = bad.stops
+    assert real is None
+    bad.penalised = lambda logits: torch.full_like(logits, torch.nan)
+    came = {}
+    while not scheduler.idle:
+        for ticket, piece in scheduler.step():
+            came.setdefault(ticket, []).append(piece)
+    assert [type(piece.error) for piece in came[bad]] == [Failure]
+    assert len(good.made) == 6 or good.finish == "stop"
+
+
+def test_penalties_change_the_logits_as_they_are_defined():
+    seen = Penalised(Penalties(2.0, 0.5, 0.25, ((4, 1.5),)), [0, 1], torch.device("cpu"))
+    for token in (1, 3, 3):
+        seen.push(token)
+    logits = torch.tensor([2.0, -2.0, 2.0, 2.0, 0.0])
+    want = [1.0, -4.0 - 0.75, 2.0, 1.0 - 1.0, 1.5]
+    torch.testing.assert_close(seen(logits), torch.tensor(want))
+    assert logits.tolist() == [2.0, -2.0, 2.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"repetition_penalty": 0.0}, "repetition_penalty: must be a number from 0.01 to 100, got 0.0"),
+        ({"presence_penalty": 3}, "presence_penalty: must be a number from -2 to 2, got 3"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty: must be a number"),
+        ({"logit_bias": {3: 200}}, "logit_bias: must be from -100 to 100, got 200 for token 3"),
+        ({"logit_bias": {-1: 2}}, "logit_bias: must name token ids, got -1"),
+        ({"logprobs": -1}, "logprobs: must be a whole number"),
+        ({"temperature": -1}, "temperature: must be at least 0"),
+        ({"stop": ["x"]}, "stop: no text is made without a tokenizer"),
+        ({"max_tokens": 0}, "max_tokens: must be an integer"),
+        ({"logit_bias": {999: 1.0}}, "logit_bias: token 999 is outside the vocabulary"),
+        ({"seed": -1}, "seed: must be an integer from 0"),
+    ],
+)
+def test_what_is_wrong_is_named(engine, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        engine.batch([[1, 2]], **settings)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with Engine(build(), "1GB", rows=4) as made:
+        yield made
+
+
+def test_the_engine_serves_batches_streams_and_tasks_alike(engine):
+    prompts = [[1, 2, 3], [4], [5, 6]]
+    settings = {"max_tokens": 9, "temperature": 1.0, "seed": 3, "logprobs": 1}
+    batch = engine.batch(prompts, **settings)
+
+    async def together():
+        whole = await asyncio.gather(*(engine.generate(prompt, **settings) for prompt in prompts))
+        streamed = [[piece async for piece in engine.stream(prompt, **settings)] for prompt in prompts]
+        return whole, streamed
+
+    whole, streamed = asyncio.run(together())
+    assert [a.tokens for a in whole] == [a.tokens for a in batch]
+    assert [[p.token for p in pieces if p.token is not None] for pieces in streamed] == [a.tokens for a in batch]
+    assert [pieces[-1].finish for pieces in streamed] == [a.finish for a in batch]
+    assert all(len(a.chosen) == len(a.tokens) for a in batch)
+
+
+def test_a_stream_that_is_left_ends_its_answer(engine):
+    async def leave():
+        async for _ in engine.stream([1, 2], max_tokens=100_000, temperature=1.0):
+            break
+        task = asyncio.create_task(engine.generate([1, 2], max_tokens=100_000))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    assert len(engine.batch([[1]], max_tokens=2)[0].tokens) <= 2  # later mail, so the cancellations were read
+    assert not engine._scheduler.live
+
+
+def test_a_closed_engine_leaves_nobody_waiting():
+    made = Engine(build(), "1GB")
+    errors = []
+    made.submit(
+        made.request([1], max_tokens=1_000_000), lambda piece: errors.append(piece.error) if piece.error else None
+    )
+    made.close()
+    assert "engine: was closed" in str(errors[0])
+    with pytest.raises(ConfigError, match="engine: is closed"):
+        made.batch([[1]])
+    made.close()
+
+
+def test_a_prompt_beyond_the_limit_and_memory_without_space_are_refused():
+    model = interlace.HybridLM(preset("tiny-hybrid").replace(max_positions=20)).eval()
+    with Engine(model, "1GB") as made, pytest.raises(PromptTooLong, match="the model's limit is 20"):
+        made.batch([list(range(15))], max_tokens=6)
+    with pytest.raises(ConfigError, match=r"memory: 1,000 bytes hold no sequence; weights take .*; give at least"):
+        Engine(model, 1000)
+    for wrong in ("many", "0GB", 0, True, "8 TB"):
+        with pytest.raises(ConfigError, match="memory: must be a size"):
+            Engine(model, wrong)
+    assert [parse_bytes("m", x) for x in ("8GB", "1.5 KiB", 7, "3")] == [8 * 10**9, 1536, 7, 3]
+    with pytest.raises(ConfigError, match="rows: must be"):
+        Engine(model, rows=0)
