@@ -4,8 +4,9 @@
 
 Each family has a model of 15 to 60 million parameters with the head sizes of its releases, saved by transformers and
 opened by both. Prefill: 1 x 1024 tokens, state kept, logits of the last. Decode: 32 greedy tokens after a prompt of
-256. Ours and theirs alternate; ratios are of medians, with quartiles. Prints nothing unless the operators agree with
-the float64 recurrence first, and the two sides' logits with each other.
+256; and 32 of each of 16 rows after prompts of 16. Ours and theirs alternate; ratios are of medians, with quartiles.
+Prints nothing unless the operators agree with the float64 recurrence first, and the two sides' logits with each
+other.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ import transformers
 from measure import compare, describe, require_truth
 
 import interlace
+from interlace.generation.batch import answers
 from interlace.generation.pack import pack_for_decoding
+from interlace.generation.request import Request
 from interlace.generation.sampling import Sampling
 from interlace.generation.text import generate_tokens
 
@@ -104,6 +107,7 @@ CONFIGS: dict[str, Any] = {
     ),
 }
 PROMPT, TEXT, NEW = 1024, 256, 32
+ROWS, SHORT = 16, 16
 
 
 def both(name: str, dtype: torch.dtype) -> tuple[interlace.HybridLM, torch.nn.Module]:
@@ -133,12 +137,20 @@ def measure(name: str, dtype: torch.dtype, pairs: int) -> dict[str, Any]:
         lambda: theirs.generate(prompt, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False),
         pairs,
     )
+    many = torch.randint(ours.config.vocabulary, (ROWS, SHORT))
+    requests = [Request(tuple(row), NEW, greedy) for row in many.tolist()]
+    rows = compare(
+        lambda: answers(ours, requests),
+        lambda: theirs.generate(many, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False),
+        pairs,
+    )
     return {
         "family": name,
         "parameters": size.total,
         "difference": float((a - b).norm() / b.norm()),
         "prefill": {**prefill, "tokens_per_second": PROMPT / prefill["ours_seconds"]},
         "decode": {**decode, "tokens_per_second": NEW / decode["ours_seconds"]},
+        "rows": {**rows, "tokens_per_second": ROWS * NEW / rows["ours_seconds"]},
     }
 
 
@@ -156,16 +168,17 @@ def main() -> None:
     machine = describe(f"transformers {transformers.__version__}")
     print(machine, file=sys.stderr)
     results = []
-    print(f"{'family':18} {'parameters':>11}  {'prefill tok/s':>13} {'ratio':>18}  {'decode tok/s':>12} {'ratio':>18}")
+    heads = [("prefill tok/s", 13), ("decode tok/s", 12), (f"{ROWS} rows tok/s", 13)]
+    print(f"{'family':18} {'parameters':>11}  " + "  ".join(f"{head:>{w}} {'ratio':>18}" for head, w in heads))
     for name in arguments.only.split(","):
         r = measure(name, getattr(torch, arguments.dtype), arguments.pairs)
         results.append(r)
         cells = []
-        for part, width in (("prefill", 13), ("decode", 12)):
+        for part, (_, width) in zip(("prefill", "decode", "rows"), heads, strict=True):
             x = r[part]
             spread = f"{x['ratio']:.2f} ({x['ratio_low']:.2f}-{x['ratio_high']:.2f})"
             cells.append(f"{x['tokens_per_second']:{width}.0f} {spread:>18}")
-        print(f"{name:18} {r['parameters']:11,}  {cells[0]}  {cells[1]}", flush=True)
+        print(f"{name:18} {r['parameters']:11,}  " + "  ".join(cells), flush=True)
     if arguments.json:
         json.dump({"machine": machine, "results": results}, sys.stdout, indent=2)
 

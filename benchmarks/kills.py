@@ -148,7 +148,8 @@ def words_of(work: str, home: Path, steps: int) -> list[str]:
         return ["train", str(recipe)]
     if begin(["train", str(recipe)], home / "base").wait():
         raise SystemExit("the base cannot be trained; start it by hand")
-    asked = [f"What does def number {i} of the class return, and why?" for i in range(2000 if work == "evaluation" else 600)]
+    count = 2000 if work == "evaluation" else 600
+    asked = [f"What does def number {i} of the class return, and why?" for i in range(count)]
     if work == "tuning":
         made = [
             {"prompt": q, "chosen": f"It returns {i * 7 % 11}.", "rejected": f"self.{i * 5 % 13}"}

@@ -34,6 +34,7 @@ VERBS = {
     "average": "Write the mean of the weights of several checkpoints of one model.",
     "evaluate": "Score a model, or compare two on the same items, with intervals; every prompt and answer is kept.",
     "lm-eval": "Run `lm_eval`, EleutherAI's harness, with interlace's models in it.",
+    "serve": "Serve models over HTTP, as OpenAI's clients ask.",
     "merge": "Write a model with the weights that a LoRA adapter adds to it.",
     "recipes": "List the recipes that come with interlace, or copy one to start from.",
     "completion": "Print what completes verbs and options in a shell.",

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,12 +24,13 @@ from interlace.generation.prompts import check_count, check_fits, checked_prompt
 from interlace.generation.request import Chosen, Piece, Request
 from interlace.generation.rows import Rows, rows_for
 from interlace.generation.sampling import DAMAGED, Draws
-from interlace.generation.snapshots import Snapshots
+from interlace.generation.snapshots import Snapshots, common
 from interlace.generation.stops import Stops
 from interlace.model.model import HybridLM
 from interlace.model.state import ModelState
 
 PART = 512  # prompt tokens read in a step while answers are made
+SHARED = 32  # tokens that two prompts begin with: from so many on, the state after them is kept for others
 SCORED = 256  # tokens of a prompt whose logits are in memory at a time
 
 
@@ -75,9 +77,15 @@ class Ticket:
         self.cancelled, self.finish = False, ""
         self.reused_tokens = 0
         self.read = 0  # tokens of the prompt
+        self.cuts: set[int] = set()  # how many are read when the state is kept for others that begin alike
         self.state: ModelState | None = None  # until it joins the rows
         self.logits: Tensor | None = None  # after the prompt
         self.likely: list[Chosen] = []  # of the prompt's tokens, until they are handed over
+
+    @property
+    def next_cut(self) -> int:
+        """How much of the prompt is read at once, at most: up to where a state is kept, or to its end."""
+        return min((cut for cut in self.cuts if cut > self.read), default=self.prompt.shape[0])
 
     @property
     def total(self) -> int:
@@ -159,24 +167,44 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give memory to those who wait, in order, as long as it lasts; snapshots give way."""
-        while self.waiting and len(self.reading) + len(self.live) < self.budget.rows:
-            need = self.waiting[0].bytes - self.budget.fixed
-            if self._taken + need > self.budget.states:
+        for ticket in list(self.waiting):
+            need = ticket.bytes - self.budget.fixed
+            if len(self.reading) + len(self.live) >= self.budget.rows or self._taken + need > self.budget.states:
                 return
-            ticket = self.waiting.popleft()
+            if self._reads_the_same(ticket):
+                continue
+            self.waiting.remove(ticket)
             self._taken += need
             self.reading.append(ticket)
-            if self.snapshots is None:
+            if self.snapshots is None or ticket.request.prompt_logprobs is not None:
                 continue
-            if (
-                ticket.request.prompt_logprobs is None
-                and (found := self.snapshots.find(ticket.request.owner, ticket.ids)) is not None
-            ):
+            if (found := self.snapshots.find(ticket.request.owner, ticket.ids)) is not None:
                 ticket.read, ticket.state, ticket.logits = found
                 ticket.state.reserve(ticket.total)
                 ticket.reused_tokens = ticket.read
                 self.reused_tokens += ticket.read
+            shared = self.snapshots.shared(ticket.request.owner, ticket.ids)
+            if ticket.read + SHARED <= shared < len(ticket.ids):
+                ticket.cuts.add(shared)
             self._make_way()
+
+    def _reads_the_same(self, ticket: Ticket) -> bool:
+        """Return whether a prompt that is being read begins as this one, and will leave a state that serves it."""
+        if self.snapshots is None or ticket.request.prompt_logprobs is not None:
+            return False
+        mine = np.array(ticket.ids)
+        for other in self.reading:
+            if other.request.owner != ticket.request.owner:
+                continue
+            shared = common(mine, np.array(other.ids))
+            if shared == len(mine) != len(other.ids):
+                shared -= 1  # its last token is read for the logits
+            if shared < SHARED and not shared == len(mine) == len(other.ids):
+                continue
+            if other.read < shared:
+                other.cuts.add(shared)
+                return True
+        return False
 
     def _give_back(self, ticket: Ticket) -> None:
         self._taken -= ticket.bytes - self.budget.fixed
@@ -193,7 +221,7 @@ class Scheduler:
         """Read whole prompts together, or a part of one that is longer than a step; draw their first tokens."""
         group, space = list[tuple[Ticket, int]](), PART if self.live else PREFILL
         for ticket in self.reading:
-            left, scored = ticket.prompt.shape[0] - ticket.read, ticket.request.prompt_logprobs is not None
+            left, scored = ticket.next_cut - ticket.read, ticket.request.prompt_logprobs is not None
             if group and (left > space or scored):
                 break
             size = min(left, space)
@@ -237,6 +265,8 @@ class Scheduler:
         for row, ((ticket, size), state) in enumerate(zip(group, found, strict=True)):
             ticket.read, ticket.state = ticket.read + size, state
             ticket.logits = logits[row] if ticket.read == ticket.prompt.shape[0] else None
+            if self.snapshots is not None and ticket.read in ticket.cuts and ticket.logits is None:
+                self.snapshots.keep(ticket.request.owner, ticket.ids[: ticket.read], state.fork(0))
 
     def _score_prompt(self, ticket: Ticket, hidden: Tensor, top: int) -> Tensor:
         """Say how likely a prompt's next tokens are, given hidden [T, D] of those before; return the last logits."""

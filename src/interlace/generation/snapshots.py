@@ -11,10 +11,13 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from interlace.model.state import ModelState
+
+COMPARED = 256  # snapshots that a text is compared with, the last ones used
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,12 @@ class Snapshots:
         with torch.inference_mode():
             return len(kept.tokens) // 4, kept.state.fork(0), kept.logits
 
+    def shared(self, owner: str, tokens: Sequence[int]) -> int:
+        """Return how many of these tokens the text of one of an owner's snapshots begins with, at most."""
+        given = np.array(tokens, dtype=np.int32)
+        mine = [kept for whose, kept in self._kept.values() if whose == owner]
+        return max((common(given, np.frombuffer(kept.tokens, np.int32)) for kept in mine[-COMPARED:]), default=0)
+
     def make_room(self, limit_bytes: int) -> None:
         """Forget the least recently used until the rest takes at most so many bytes."""
         while self._kept and self.nbytes > limit_bytes:
@@ -110,6 +119,13 @@ class Snapshots:
         lengths += Counter()  # drops what is 0
         if not lengths:
             del self._lengths[owner]
+
+
+def common(first: np.ndarray, second: np.ndarray) -> int:
+    """Return with how many equal tokens two texts begin."""
+    size = min(len(first), len(second))
+    differ = np.flatnonzero(first[:size] != second[:size])
+    return int(differ[0]) if len(differ) else size
 
 
 def _bytes(tokens: Sequence[int]) -> bytes:

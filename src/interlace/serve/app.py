@@ -1,0 +1,217 @@
+"""The routes of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as Http
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from interlace.generation.request import Request
+from interlace.serve import chat, completions
+from interlace.serve.answers import DONE, Events, event
+from interlace.serve.errors import ApiError
+from interlace.serve.guard import App, Guard, read_json
+from interlace.serve.keys import Keys
+from interlace.serve.schema import Chat, Completion, Detokenize, Tokenize, parsed
+from interlace.serve.served import Served
+
+RETRY_SECONDS = 1  # after which a client that came when all was full may come again
+Handler = Callable[[Http], Awaitable[Response]]
+
+
+class Api:
+    """The routes, over models by name.
+
+    Attributes:
+        served: the models.
+        most: requests that may be on their way at a time, those in the queue included.
+        going: how many are.
+    """
+
+    def __init__(self, served: Mapping[str, Served], most: int):
+        """See the attributes."""
+        self.served, self.most, self.going = served, most, 0
+
+    def routes(self) -> list[Route]:
+        """Return them."""
+        return [
+            Route("/health", self.health),
+            Route("/ready", self.health),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
+            Route("/v1/completions", self.completions, methods=["POST"]),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
+        ]
+
+    def named(self, name: str | None) -> Served:
+        """Return a model.
+
+        Raises:
+            ApiError: there is none of this name.
+        """
+        if name is None and len(self.served) == 1:
+            return next(iter(self.served.values()))
+        if name is None or name not in self.served:
+            known = ", ".join(self.served)
+            raise ApiError(
+                404, f"model: '{(name or '')[:80]}' is not served here; there is {known}", "model", "model_not_found"
+            )
+        return self.served[name]
+
+    async def health(self, _: Http) -> Response:
+        """Say that the server answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def models(self, _: Http) -> Response:
+        """List the models."""
+        return JSONResponse({"object": "list", "data": [_shown(one) for one in self.served.values()]})
+
+    async def model(self, http: Http) -> Response:
+        """Show one."""
+        return JSONResponse(_shown(self.named(http.path_params["name"])))
+
+    async def completions(self, http: Http) -> Response:
+        """Go on from prompts."""
+        asked: Completion = parsed(Completion, await read_json(http.receive))
+        served = self.named(asked.model)
+        requests = completions.requests_of(served, asked, http.state.owner)
+        if asked.stream:
+            return self.streamed(requests, completions.stream(served, asked, requests))
+        return JSONResponse(await self.whole(http, requests, completions.whole(served, asked, requests)))
+
+    async def chat(self, http: Http) -> Response:
+        """Answer a conversation."""
+        asked: Chat = parsed(Chat, await read_json(http.receive))
+        served = self.named(asked.model)
+        requests, opened = await chat.requests_of(served, asked, http.state.owner)
+        if asked.stream:
+            return self.streamed(requests, chat.stream(served, asked, requests, opened))
+        return JSONResponse(await self.whole(http, requests, chat.whole(served, asked, requests, opened)))
+
+    async def tokenize(self, http: Http) -> Response:
+        """Say which tokens a text is."""
+        asked: Tokenize = parsed(Tokenize, await read_json(http.receive))
+        served = self.named(asked.model)
+        if served.tokenizer is None:
+            raise ApiError(400, "prompt: the model has no tokenizer", "prompt", "no_tokenizer")
+        ids = served.tokenizer.encode_text(asked.prompt)
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": served.limit})
+
+    async def detokenize(self, http: Http) -> Response:
+        """Say which text tokens are."""
+        asked: Detokenize = parsed(Detokenize, await read_json(http.receive))
+        served = self.named(asked.model)
+        if served.tokenizer is None:
+            raise ApiError(400, "tokens: the model has no tokenizer", "tokens", "no_tokenizer")
+        size = served.engine.model.config.vocabulary
+        if wrong := [i for i in asked.tokens if i >= size]:
+            raise ApiError(400, f"tokens: must lie in [0, {size}), got {wrong[0]}", "tokens", "invalid_value")
+        return JSONResponse({"prompt": served.tokenizer.decode(asked.tokens)})
+
+    @contextlib.contextmanager
+    def place(self, count: int) -> Any:
+        """Take so many places among the requests on their way.
+
+        Raises:
+            ApiError: all are taken.
+        """
+        if self.going + count > self.most:
+            raise ApiError(
+                429,
+                f"the server has {self.going} requests on their way, and {self.most} is the most; try again later",
+                code="queue_full",
+                kind="rate_limit_error",
+                headers={"retry-after": str(RETRY_SECONDS)},
+            )
+        self.going += count
+        try:
+            yield
+        finally:
+            self.going -= count
+
+    async def whole(self, http: Http, requests: list[Request], answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+        """Return an answer; if the client leaves before, it is not made to its end."""
+        task = asyncio.ensure_future(answer)
+        try:
+            with self.place(len(requests)):
+                left = asyncio.ensure_future(_left(http))
+                try:
+                    await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    left.cancel()
+                if not task.done():
+                    raise ApiError(499, "the client left before the answer was made")
+                return task.result()
+        finally:
+            task.cancel()
+
+    def streamed(self, requests: list[Request], events: Events) -> Response:
+        """Return a stream; a client that leaves ends it."""
+        place = self.place(len(requests))
+        place.__enter__()
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return StreamingResponse(_closed(events, place), media_type="text/event-stream", headers=headers)
+
+
+async def _closed(events: Events, place: Any) -> AsyncIterator[bytes]:
+    """Yield events; an error ends them in words, and whoever leaves gives the place back."""
+    try:
+        async for one in events:
+            yield one
+    except ApiError as error:
+        yield event(error.body())
+        yield DONE
+    finally:
+        place.__exit__(None, None, None)
+        await events.aclose()  # type: ignore[attr-defined]
+
+
+async def _left(http: Http) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _shown(served: Served) -> dict[str, Any]:
+    return {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "interlace",
+        "max_model_len": served.limit,
+    }
+
+
+async def _refused(_: Http, error: Exception) -> Response:
+    """Answer a path or a method that is not there."""
+    assert isinstance(error, HTTPException)
+    said = {404: "there is no such path here", 405: "this path takes another method"}.get(
+        error.status_code, error.detail
+    )
+    return JSONResponse(ApiError(error.status_code, said).body(), error.status_code, error.headers)
+
+
+async def _told(_: Http, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+def build(served: Mapping[str, Served], keys: Keys, most: int, origins: tuple[str, ...] = ()) -> App:
+    """Return the server as an ASGI application.
+
+    Args:
+        served: models by name.
+        keys: who may ask.
+        most: requests that may be on their way at a time.
+        origins: of pages of other servers that may ask.
+    """
+    handlers: Any = {HTTPException: _refused, ApiError: _told}
+    return Guard(Starlette(routes=Api(served, most).routes(), exception_handlers=handlers), keys, origins)

@@ -1,0 +1,134 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from interlace.generation.request import Answer, Chosen, Piece, Request
+from interlace.serve.answers import DONE, Events, completion_logprobs, event, finish, usage
+from interlace.serve.errors import ApiError
+from interlace.serve.flow import answer_all, merged
+from interlace.serve.schema import MOST_PROMPTS, Completion
+from interlace.serve.served import Served
+
+
+def prompts_of(served: Served, prompt: Any) -> list[list[int]]:
+    """Return the ids of each prompt: of a text, of a list of texts, of ids, or of lists of ids.
+
+    Raises:
+        ApiError: it is none of these.
+    """
+    several = prompt if isinstance(prompt, list) else [prompt]
+    if several and all(isinstance(one, int) and not isinstance(one, bool) for one in several):
+        several = [several]
+    if not several or len(several) > MOST_PROMPTS:
+        raise ApiError(
+            400, f"prompt: must hold 1 to {MOST_PROMPTS} prompts, got {len(several)}", "prompt", "invalid_value"
+        )
+    found = []
+    for one in several:
+        if isinstance(one, str):
+            if served.tokenizer is None:
+                raise ApiError(400, "prompt: the model has no tokenizer; give token ids", "prompt", "invalid_value")
+            ids = served.tokenizer.encode_text(one)
+            ids = ids or ([] if served.tokenizer.eos is None else [served.tokenizer.eos])
+        elif isinstance(one, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in one):
+            ids = one
+        else:
+            raise ApiError(400, f"prompt: must be text or token ids, got {one!r:.40}", "prompt", "invalid_type")
+        size = served.engine.model.config.vocabulary
+        if wrong := [i for i in ids if not 0 <= i < size]:
+            raise ApiError(400, f"prompt: ids must lie in [0, {size}), got {wrong[0]}", "prompt", "invalid_value")
+        if not ids:
+            raise ApiError(400, "prompt: is empty; it must hold at least one token", "prompt", "invalid_value")
+        found.append(ids)
+    return found
+
+
+def requests_of(served: Served, asked: Completion, owner: str) -> list[Request]:
+    """Return a request for each prompt and choice.
+
+    Raises:
+        ApiError: they cannot be served.
+    """
+    if asked.best_of is not None and asked.best_of != (asked.n or 1):
+        raise ApiError(
+            400, "best_of: must be n; draw several and choose among them", "best_of", "unsupported_parameter"
+        )
+    most = 16 if asked.max_tokens is None else asked.max_tokens
+    if most == 0 and not asked.echo:
+        raise ApiError(400, "max_tokens: 0 makes nothing; give at least 1, or echo", "max_tokens", "invalid_value")
+    found = []
+    for ids in prompts_of(served, asked.prompt):
+        found += served.requests(
+            asked,
+            ids,
+            most if most or not asked.echo else 1,
+            owner,
+            field="prompt",
+            logprobs=asked.logprobs,
+            prompt_logprobs=asked.logprobs if asked.echo else None,
+        )
+    return found
+
+
+def _choice(served: Served, asked: Completion, index: int, request: Request, answer: Answer) -> dict[str, Any]:
+    """Return one whole choice."""
+    tokens, chosen = list[int](answer.tokens), list[Chosen | None](answer.chosen)
+    text, reason, before = answer.text, finish(answer.finish), ""
+    if asked.max_tokens == 0:
+        tokens, chosen, text, reason = [], [], "", "length"
+    if served.tokenizer is not None:
+        before = served.tokenizer.decode(list(request.prompt))
+    if asked.echo:
+        tokens, chosen, text = [*request.prompt, *tokens], [None, *answer.prompt, *chosen], before + text
+    choice: dict[str, Any] = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
+    if asked.logprobs is not None:
+        offset = 0 if asked.echo else len(before)
+        choice["logprobs"] = completion_logprobs(served.tokenizer, tokens, chosen, offset)
+    return choice
+
+
+async def whole(served: Served, asked: Completion, requests: list[Request]) -> dict[str, Any]:
+    """Return a whole answer."""
+    found = await answer_all(served.engine, requests)
+    pairs = zip(requests, found, strict=True)
+    counts = [usage(found[i : i + (asked.n or 1)]) for i in range(0, len(found), asked.n or 1)]
+    total = {key: sum(one[key] for one in counts) for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
+    cached = sum(one["prompt_tokens_details"]["cached_tokens"] for one in counts)
+    if asked.max_tokens == 0:
+        total |= {"completion_tokens": 0, "total_tokens": total["prompt_tokens"]}
+    return {
+        **_head(served),
+        "choices": [_choice(served, asked, i, request, answer) for i, (request, answer) in enumerate(pairs)],
+        "usage": {**total, "prompt_tokens_details": {"cached_tokens": cached}},
+    }
+
+
+def _head(served: Served) -> dict[str, Any]:
+    name = f"cmpl-{secrets.token_hex(12)}"
+    return {"id": name, "object": "text_completion", "created": int(time.time()), "model": served.name}
+
+
+async def stream(served: Served, asked: Completion, requests: list[Request]) -> Events:
+    """Yield events until all choices have ended."""
+    head, options = _head(served), asked.stream_options
+    counted: dict[str, Any] = {"usage": None} if options is not None and options.include_usage else {}
+    found = [Answer(len(request.prompt)) for request in requests]
+    pieces: AsyncIterator[tuple[int, Piece]] = merged(served.engine, requests)
+    async for index, piece in pieces:
+        found[index].add(piece)
+        choice: dict[str, Any] = {"index": index, "text": piece.text, "finish_reason": finish(piece.finish)}
+        choice["logprobs"] = None
+        if piece.chosen is not None and piece.token is not None:
+            choice["logprobs"] = completion_logprobs(served.tokenizer, [piece.token], [piece.chosen], 0)
+        if piece.text or piece.finish or choice["logprobs"]:
+            yield event({**head, "choices": [choice], **counted})
+        await asyncio.sleep(0)
+    if counted:
+        yield event({**head, "choices": [], "usage": usage(found)})
+    yield DONE

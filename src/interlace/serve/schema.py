@@ -1,0 +1,180 @@
+"""What requests may hold. A field that is not served is refused by name, never ignored, unless it changes no answer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from interlace.serve.errors import ApiError
+
+MOST_CHOICES, MOST_TOP, MOST_STOPS, MOST_BIASES, MOST_PROMPTS = 16, 20, 16, 1024, 64
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=4 << 20)]
+
+
+class Strict(BaseModel):
+    """A table whose fields are all known."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(Strict):
+    """How a stream ends.
+
+    Attributes:
+        include_usage: whether a last chunk says how many tokens were read and made.
+    """
+
+    include_usage: bool = False
+
+
+class Drawing(Strict):
+    """What all kinds of completions have in common; names and ranges are OpenAI's, and vLLM's where OpenAI has none."""
+
+    model: str
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    min_p: Share | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: (
+        Annotated[
+            dict[str, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]], Field(max_length=MOST_BIASES)
+        ]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # They change no answer.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: Literal[False] | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class Completion(Drawing):
+    """A request of /v1/completions."""
+
+    prompt: Text | list[Any]
+    max_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    suffix: None = None
+
+
+class Function(Strict):
+    """A function that was called."""
+
+    name: str
+    arguments: str
+
+
+class Call(Strict):
+    """A call of a tool in an earlier turn."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class Part(Strict):
+    """A part of a turn's content."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Turn(Strict):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[Part] | None = None
+    name: str | None = None
+    reasoning_content: Text | None = None
+    reasoning: Text | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Return the turn as chat templates read it."""
+        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role}
+        content = self.content
+        turn["content"] = "".join(part.text for part in content) if isinstance(content, list) else content or ""
+        if thought := self.reasoning_content or self.reasoning:
+            turn["reasoning_content"] = thought
+        if self.tool_calls:
+            turn["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            turn["tool_call_id"] = self.tool_call_id
+        if self.name is not None:
+            turn["name"] = self.name
+        return turn
+
+
+class TextFormat(Strict):
+    """An answer of any form."""
+
+    type: Literal["text"]
+
+
+class Chat(Drawing):
+    """A request of /v1/chat/completions."""
+
+    messages: Annotated[list[Turn], Field(min_length=1, max_length=4096)]
+    max_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
+    response_format: TextFormat | None = None
+    tools: None = None
+    tool_choice: Literal["none"] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+class Tokenize(Strict):
+    """A request of /tokenize."""
+
+    model: str | None = None
+    prompt: Text
+
+
+class Detokenize(Strict):
+    """A request of /detokenize."""
+
+    model: str | None = None
+    tokens: list[Annotated[int, Field(ge=0)]]
+
+
+def parsed(kind: type[BaseModel], body: Any) -> Any:
+    """Return a request of a kind.
+
+    Raises:
+        ApiError: a field is unknown, missing or out of range; it is named.
+    """
+    if not isinstance(body, dict):
+        raise ApiError(400, "body: must be a JSON object", code="invalid_type")
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = [str(part) for part in first["loc"] if not str(part).startswith(("constrained", "function-"))]
+        field = place[0] if place else None
+        path = ".".join(place[:4])
+        if first["type"] == "extra_forbidden":
+            raise ApiError(400, f"{path}: is not served here; leave it out", field, "unsupported_parameter") from None
+        if first["type"] == "missing":
+            raise ApiError(400, f"{path}: is missing", field, "missing_required_parameter") from None
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise ApiError(400, f"{path}: {message}", field, "invalid_value") from None
