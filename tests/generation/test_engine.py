@@ -11,6 +11,7 @@ import torch
 import interlace
 from interlace.base.errors import ConfigError, Failure, PromptTooLong
 from interlace.generation import scheduler as scheduling
+from interlace.generation import snapshots
 from interlace.generation.budget import Budget, parse_bytes
 from interlace.generation.engine import Engine
 from interlace.generation.pack import pack_for_decoding
@@ -285,11 +286,26 @@ def test_snapshots_stay_within_their_bytes_and_the_oldest_goes_first():
     assert (len(kept), kept.nbytes, kept._lengths) == (0, 0, {})
 
 
+def test_snapshots_take_no_more_than_their_tokens():
+    """However long the answer may have become, and however long the prompts were that were read beside it."""
+    model = build("tiny-transformer")
+    scheduler = Scheduler(model, budget(model))
+    ask_all(scheduler, [[1, 2, 3], [i % 61 for i in range(200)]], True)
+    most = scheduling.sequence_bytes(model, 3)
+    _, kept = scheduler.snapshots._kept[snapshots._hash("", snapshots._bytes([1, 2, 3])).digest()]
+    assert kept.nbytes <= most + 4 * 3
+    long = scheduler.submit(Request((4, 5), 5000, Sampling(0)))
+    scheduler.step()
+    long.cancelled = True
+    _, kept = scheduler.snapshots._kept[snapshots._hash("", snapshots._bytes([4, 5])).digest()]
+    assert kept.nbytes <= most
+
+
 def test_what_does_not_fit_waits_and_what_never_fits_is_refused():
     model = build()
     ticket_bytes = scheduling.sequence_bytes(model, 40)
     fixed = budget(model).fixed
-    scheduler = Scheduler(model, budget(model, 4, 4 * fixed + 2 * (ticket_bytes - fixed) + 10), reuse=True)
+    scheduler = Scheduler(model, budget(model, 4, 4 * fixed + 2 * ticket_bytes + 10), reuse=True)
     tickets = [scheduler.submit(Request((i, 2), 38, Sampling(0))) for i in range(5)]
     most = 0
     while not scheduler.idle:

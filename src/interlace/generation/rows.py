@@ -154,4 +154,4 @@ class JoinedRows:
     def fork(self, row: int, reserve: int = 0) -> ModelState:
         """See `Rows.fork`."""
         assert self._decoder is not None
-        return self._decoder.state.fork(self._places[row], reserve)
+        return self._decoder.state.one(self._places[row], reserve)

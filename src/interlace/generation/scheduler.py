@@ -112,7 +112,9 @@ class Scheduler:
         self.live: list[Ticket] = []
         self.snapshots = Snapshots(budget.kept) if reuse and budget.kept else None
         self.read_tokens = self.made_tokens = self.reused_tokens = 0
-        self._taken = budget.rows * budget.fixed  # bytes: the rows' recurrent states, and caches of who is in
+        self._taken = (
+            budget.rows * budget.fixed
+        )  # bytes: all rows' recurrent states, and the states of who was admitted
         self._make_way()
 
     @cached_property
@@ -132,10 +134,10 @@ class Scheduler:
         """
         ticket = Ticket(self.model, request)
         free = self.budget.states - self.budget.rows * self.budget.fixed
-        if ticket.bytes - self.budget.fixed > free:
+        if ticket.bytes > free:
             raise ConfigError(
                 f"max_tokens: the state of {ticket.total:,} tokens, the prompt's included, takes {ticket.bytes:,} "
-                f"bytes, and the memory has {free + self.budget.fixed:,} for states; lower it, or give more memory"
+                f"bytes, and the memory has {free:,} for it; lower it, or give more memory"
             )
         self.waiting.append(ticket)
         return ticket
@@ -168,7 +170,7 @@ class Scheduler:
     def _admit(self) -> None:
         """Give memory to those who wait, in order, as long as it lasts; snapshots give way."""
         for ticket in list(self.waiting):
-            need = ticket.bytes - self.budget.fixed
+            need = ticket.bytes
             if len(self.reading) + len(self.live) >= self.budget.rows or self._taken + need > self.budget.states:
                 return
             if self._reads_the_same(ticket):
@@ -178,9 +180,8 @@ class Scheduler:
             self.reading.append(ticket)
             if self.snapshots is None or ticket.request.prompt_logprobs is not None:
                 continue
-            if (found := self.snapshots.find(ticket.request.owner, ticket.ids)) is not None:
+            if (found := self.snapshots.find(ticket.request.owner, ticket.ids, ticket.total)) is not None:
                 ticket.read, ticket.state, ticket.logits = found
-                ticket.state.reserve(ticket.total)
                 ticket.reused_tokens = ticket.read
                 self.reused_tokens += ticket.read
             shared = self.snapshots.shared(ticket.request.owner, ticket.ids)
@@ -207,7 +208,7 @@ class Scheduler:
         return False
 
     def _give_back(self, ticket: Ticket) -> None:
-        self._taken -= ticket.bytes - self.budget.fixed
+        self._taken -= ticket.bytes
         ticket.state = ticket.logits = None
         self._make_way()
 
@@ -261,12 +262,12 @@ class Scheduler:
                 before = ModelState.concat([state or self.model.empty_state(1) for state in states])
             segments = Segments.from_lengths([size for _, size in group])
             logits, state = self.model(torch.cat(parts), segments, before, last_only=True)
-            found = [state.fork(row, ticket.total) for row, (ticket, _) in enumerate(group)]
+            found = [state.one(row, ticket.total) for row, (ticket, _) in enumerate(group)]
         for row, ((ticket, size), state) in enumerate(zip(group, found, strict=True)):
             ticket.read, ticket.state = ticket.read + size, state
             ticket.logits = logits[row] if ticket.read == ticket.prompt.shape[0] else None
             if self.snapshots is not None and ticket.read in ticket.cuts and ticket.logits is None:
-                self.snapshots.keep(ticket.request.owner, ticket.ids[: ticket.read], state.fork(0))
+                self.snapshots.keep(ticket.request.owner, ticket.ids[: ticket.read], state.one(0))
 
     def _score_prompt(self, ticket: Ticket, hidden: Tensor, top: int) -> Tensor:
         """Say how likely a prompt's next tokens are, given hidden [T, D] of those before; return the last logits."""
@@ -287,7 +288,7 @@ class Scheduler:
             assert ticket.state is not None
             assert ticket.logits is not None
             if self.snapshots is not None and ticket.reused_tokens < ticket.read:
-                kept = ticket.state.fork(0), ticket.logits.clone()
+                kept = ticket.state.one(0), ticket.logits.clone()
                 self.snapshots.keep(ticket.request.owner, ticket.ids, *kept)
             states.append(ticket.state)
             ticket.state = ticket.logits = None

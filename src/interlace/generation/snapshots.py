@@ -74,8 +74,10 @@ class Snapshots:
         self.nbytes += kept.nbytes
         return True
 
-    def find(self, owner: str, tokens: Sequence[int]) -> tuple[int, ModelState, Tensor | None] | None:
+    def find(self, owner: str, tokens: Sequence[int], reserve: int = 0) -> tuple[int, ModelState, Tensor | None] | None:
         """Return the longest of an owner's snapshots that these tokens begin with.
+
+        reserve: tokens that the copy's caches have space for.
 
         Returns:
             Its number of tokens, a copy of its state, and the logits after it, or None where they are not known. All of
@@ -96,7 +98,7 @@ class Snapshots:
         key, kept = found
         self._kept.move_to_end(key)
         with torch.inference_mode():
-            return len(kept.tokens) // 4, kept.state.fork(0), kept.logits
+            return len(kept.tokens) // 4, kept.state.one(0, reserve), kept.logits
 
     def shared(self, owner: str, tokens: Sequence[int]) -> int:
         """Return how many of these tokens the text of one of an owner's snapshots begins with, at most."""

@@ -65,9 +65,7 @@ class Slots:
 
     def fork(self, slot: int, reserve: int = 0) -> ModelState:
         """Return a copy of one sequence; its caches have space for `reserve` tokens."""
-        seen = int(self.positions[slot])
-        layers = [None if layer is None else layer.one(slot, seen, reserve) for layer in self.layers]
-        return ModelState(layers, torch.tensor([seen]), self.kinds)
+        return ModelState(self.layers, self.positions, self.kinds).one(slot, reserve)
 
     def first(self, rows: int) -> FirstSlots:
         """Return the first sequences, for a step that changes them in place."""

@@ -133,16 +133,23 @@ class ModelState(UsedOnce):
                 ours.write(rows, theirs)
         self.positions[torch.as_tensor(rows, dtype=torch.int64)] = other.positions
 
-    def fork(self, row: int, reserve_tokens: int = 0) -> ModelState:
-        """Return a copy of one sequence, to continue from; its caches grow to `reserve_tokens` at once."""
-        one = self.select([row])
-        one.reserve(reserve_tokens)
-        return one
+    def fork(self, row: int) -> ModelState:
+        """Return a copy of one sequence, to continue from independently."""
+        return self.select([row])
 
-    def reserve(self, tokens: int) -> None:
-        """Let caches grow to so many tokens at once, when they next grow."""
-        for state in self._states():
-            state.reserve_for(tokens)
+    def one(self, row: int, reserve_tokens: int = 0) -> ModelState:
+        """Return a copy of one sequence that takes no more memory than it needs.
+
+        reserve_tokens: that its caches have space for.
+
+        Raises:
+            StateUsed: the state was used up. ShapeError: there is no such row.
+        """
+        self.check_unused()
+        (row,) = self._checked([row])
+        seen = int(self.positions[row])
+        layers = [s if s is None else s.one(row, seen, reserve_tokens) for s in self.layers]
+        return ModelState(layers, torch.tensor([seen]), self.kinds)
 
     @staticmethod
     def concat(states: Sequence[ModelState]) -> ModelState:

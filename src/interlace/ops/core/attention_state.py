@@ -143,10 +143,6 @@ class AttentionState(LayerState):
         self._make_room(max(positions))
         return AttentionState(self.keys, self.values, positions, self.window, self.reserve)
 
-    def reserve_for(self, tokens: int) -> None:
-        """Let the buffers grow to so many tokens at once; see `LayerState.reserve_for`."""
-        self.reserve = tokens
-
     def grow(self) -> None:
         """Allocate space for one more token of each sequence, if there is none."""
         self._make_room(max(self.positions) + 1)
@@ -198,6 +194,10 @@ class AttentionState(LayerState):
     def enlarge(self) -> None:
         """Allocate what is reserved, if it is not there."""
         self._make_room(self.reserve)
+
+    def one(self, slot: int, seen: int, reserve: int = 0) -> AttentionState:
+        """Return a copy of one sequence; see `LayerState.one`."""
+        return _copied((self.keys[slot], self.values[slot]), seen, self.window, reserve)
 
     def put(self, key: Tensor, value: Tensor) -> None:
         """Write one token of each sequence, [N, heads, ...], where `places` says; for a view on the device."""
@@ -352,11 +352,16 @@ class AttentionRows(AttentionState):
         """Return a copy of one sequence; see `LayerState.one`."""
         pair = self.rows[slot]
         assert pair is not None
-        held = min(seen, self.window or seen)
-        size = max(held, min(reserve, self.window or reserve))
-        keys, values = (x.new_empty(1, size, *x.shape[1:]) for x in pair)
-        keys[0, :held], values[0, :held] = pair[0][:held], pair[1][:held]
-        return AttentionState(keys, values, [seen], self.window, reserve)
+        return _copied(pair, seen, self.window, reserve)
 
     def take(self, after: AttentionState) -> None:
         """Do nothing: a step writes its tokens in place."""
+
+
+def _copied(pair: tuple[Tensor, Tensor], seen: int, window: int | None, reserve: int) -> AttentionState:
+    """Return what one sequence holds of keys and values [capacity, heads, ...], with space for `reserve` tokens."""
+    held = min(seen, window or seen)
+    size = max(held, min(reserve, window or reserve))
+    keys, values = (x.new_empty(1, size, *x.shape[1:]) for x in pair)
+    keys[0, :held], values[0, :held] = pair[0][:held], pair[1][:held]
+    return AttentionState(keys, values, [seen], window, reserve)

@@ -44,11 +44,6 @@ class LayerState(UsedOnce):
         for state in self._states():
             state.advance()
 
-    def reserve_for(self, tokens: int) -> None:
-        """Let caches grow to so many tokens at once, when they next grow."""
-        for state in self._states():
-            state.reserve_for(tokens)
-
     def grow(self) -> None:
         """Allocate space for one more token of each sequence, where there is none."""
         for state in self._states():
@@ -116,9 +111,9 @@ class LayerState(UsedOnce):
                 part.clear(slot)
 
     def one(self, slot: int, seen: int, reserve: int = 0) -> Any:
-        """Return a copy of the sequence of a slot, which has seen so many tokens, as a state of its own.
+        """Return a copy of one sequence, which has seen so many tokens, without what its caches hold none in.
 
-        reserve: tokens that its caches have space for.
+        reserve: tokens that the copy's caches have space for.
         """
         made = {}
         for name, part in self.parts().items():
