@@ -38,6 +38,7 @@ class StandIn:
     """A graph that remembers the function. Its addresses are checked, and capturing it changes nothing."""
 
     made: list[StandIn]
+    masks = True
 
     def __init__(self):
         self.warmed = self.replays = 0

@@ -25,7 +25,14 @@ VARIABLE = "INTERLACE_GRAPHS"  # "off": steps are run, not replayed
 
 
 class Graph(Protocol):
-    """The launches of a function, to be repeated."""
+    """The launches of a function, to be repeated.
+
+    Attributes:
+        masks: whether steps mask what caches hold no token in, and so read it. The CPU's kernel reads no such place:
+            memory that nobody has touched stays free.
+    """
+
+    masks: bool
 
     def warm(self, run: Callable[[], None]) -> None:
         """Run a function beside what the device does, as it must have run once before it is captured."""
@@ -39,6 +46,8 @@ class Graph(Protocol):
 
 class CudaGraph:
     """A graph of CUDA's."""
+
+    masks = True
 
     def __init__(self, device: torch.device):
         """device: where everything lies."""
@@ -107,7 +116,7 @@ class Steps(Protocol):
     def on_device(self, places: Tensor) -> list[Any]:
         """As `ModelState.on_device`."""
 
-    def make_ready(self) -> None:
+    def make_ready(self, clear: bool = True) -> None:
         """As `ModelState.make_ready`."""
 
     def take(self, after: Sequence[Any]) -> None:
@@ -135,7 +144,7 @@ class GraphedStep:
             BackendUnavailable: the step of a layer needs positions on the host.
         """
         state.on_device(state.positions)  # a layer that cannot go says so before anything is changed
-        state.make_ready()
+        state.make_ready(graph.masks)
         self.model, self.state, self.segments, self.graph = model, state, segments, graph
         self.tokens = torch.zeros(state.count, dtype=torch.int64, device=model.device)
         self.places = on_device(state.positions.clone(), model.device).clone() if places is None else places
@@ -168,7 +177,7 @@ class GraphedStep:
 
     def joined(self) -> bool:
         """Read the positions of sequences that came into the state; return whether all lies where it lay."""
-        self.state.make_ready()
+        self.state.make_ready(self.graph.masks)
         self.places.copy_(on_device(self.state.positions.clone(), self.model.device))
         return [x.data_ptr() for x in self.state.tensors()] == self.held
 

@@ -41,6 +41,8 @@ class CpuGraph:
         reason: why they cannot be repeated; "" if they can.
     """
 
+    masks = False  # see `graph.Graph`
+
     def __init__(self) -> None:
         """Begin with no calls."""
         self.recording, self.reason = kernels.Recording(), "no step was run yet"

@@ -91,7 +91,7 @@ class FirstSlots:
         """Return views of the layers' states; places: int64 [count], which the views read."""
         return [None if layer is None else layer.first(self.count, places) for layer in self.slots.layers]
 
-    def make_ready(self) -> None:
+    def make_ready(self, clear: bool = True) -> None:
         """Do nothing: who comes brings space for all its tokens."""
 
     def take(self, after: Sequence[Any]) -> None:

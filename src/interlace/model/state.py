@@ -75,11 +75,15 @@ class ModelState(UsedOnce):
         """
         return [s if s is None else s.on_device(places) for s in self.layers]
 
-    def make_ready(self) -> None:
-        """Allocate space for one more token of each sequence, where there is none, and clear what holds no token."""
+    def make_ready(self, clear: bool = True) -> None:
+        """Allocate space for one more token of each sequence, where there is none.
+
+        clear: fill what holds no token with zeros, for a step that masks it and so multiplies it by 0.
+        """
         for state in self._states():
             state.grow()
-            state.clear_unseen()
+            if clear:
+                state.clear_unseen()
 
     def take(self, after: Sequence[Any]) -> None:
         """Copy the layers' states after a step into the memory of these, where it was not written in place."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from interlace.base.segments import Segments
-from interlace.ops.core import kernels
 from interlace.ops.core.kernels import wants_gradients
 from interlace.ops.core.layer_state import UNLIMITED, LayerState
 
@@ -148,12 +147,7 @@ class AttentionState(LayerState):
         self._make_room(max(self.positions) + 1)
 
     def clear_unseen(self) -> None:
-        """Fill the slots that hold no token with zeros: what masks them multiplies them by 0.
-
-        The CPU's kernel reads no such slot, and memory that nobody has touched stays free.
-        """
-        if self.keys.device.type == "cpu" and kernels.available() and self.keys.dtype in kernels.DTYPES:
-            return
+        """Fill the slots that hold no token with zeros: what masks them multiplies them by 0."""
         for row in range(self.count):
             held = self.held(row)
             self.keys[row, held:], self.values[row, held:] = 0, 0
