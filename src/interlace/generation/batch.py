@@ -20,10 +20,11 @@ def pieces_of(model: HybridLM, request: Request) -> Iterator[Piece]:
     """
     scheduler = Scheduler(model, Budget.unlimited(1), reuse=False)
     scheduler.submit(request)
-    return _pieces(scheduler, len(request.prompt) + request.max_tokens)
+    return pieces(scheduler, len(request.prompt) + request.max_tokens)
 
 
-def _pieces(scheduler: Scheduler, tokens: int) -> Iterator[Piece]:
+def pieces(scheduler: Scheduler, tokens: int) -> Iterator[Piece]:
+    """Yield what a scheduler brings until it is idle, or raise what went wrong; tokens: that its states may hold."""
     while not scheduler.idle:
         with memory_for(tokens):
             came = scheduler.step()

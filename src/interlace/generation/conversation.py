@@ -9,8 +9,9 @@ import torch
 from interlace.base.errors import ConfigError
 from interlace.data.chat import ChatTemplate, split_thought
 from interlace.data.tokenizer import Tokenizer
+from interlace.generation.batch import pieces
 from interlace.generation.budget import Budget
-from interlace.generation.prompts import check_count, check_fits, check_ids, fresh_seed, memory_for, seeded
+from interlace.generation.prompts import check_count, check_fits, check_ids, fresh_seed, seeded
 from interlace.generation.request import Request
 from interlace.generation.sampling import Sampling
 from interlace.generation.scheduler import Scheduler
@@ -85,15 +86,10 @@ class Conversation:
         )
         ticket = self._scheduler.submit(request)
         try:
-            while not self._scheduler.idle:
-                with memory_for(ticket.total):
-                    came = self._scheduler.step()
-                for _, piece in came:
-                    if piece.error is not None:
-                        raise piece.error
-                    if piece.token is not None:
-                        self.made_tokens += 1
-                        yield piece.token
+            for piece in pieces(self._scheduler, ticket.total):
+                if piece.token is not None:
+                    self.made_tokens += 1
+                    yield piece.token
         finally:
             ticket.cancelled = True
             if not self._scheduler.idle:  # an answer that is broken off leaves nothing half read

@@ -14,7 +14,7 @@ from interlace.generation.budget import Budget, parse_bytes
 from interlace.generation.pack import pack_for_decoding
 from interlace.generation.penalties import Penalties
 from interlace.generation.prefill import PREFILL
-from interlace.generation.prompts import check_ids, checked_prompt, fresh_seed
+from interlace.generation.prompts import checked_prompt, encoded, fresh_seed
 from interlace.generation.request import Answer, Piece, Request
 from interlace.generation.scheduler import Scheduler, Ticket
 from interlace.generation.stops import checked_stops
@@ -114,14 +114,9 @@ class Engine:
     def _ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
             return checked_prompt(prompt)
-        tokenizer = self.model.tokenizer
-        if tokenizer is None:
+        if self.model.tokenizer is None:
             raise ConfigError("prompt: the model has no tokenizer; give token ids")
-        ids: list[int] = tokenizer.encode_text(prompt) or ([] if tokenizer.eos is None else [tokenizer.eos])
-        if not ids:
-            raise ConfigError("prompt: is empty, and the tokenizer has no end-of-text token to start from")
-        check_ids(self.model, ids)
-        return ids
+        return encoded(self.model, prompt)
 
     def submit(self, request: Request, take: Taker) -> Callable[[], None]:
         """Hand a request over; return what cancels it.

@@ -28,6 +28,20 @@ def check_ids(model: HybridLM, ids: Sequence[int]) -> None:
         )
 
 
+def encoded(model: HybridLM, prompt: str) -> list[int]:
+    """Return the ids of a prompt, for a model with a tokenizer; an empty one begins with the end of a text.
+
+    Raises:
+        ConfigError: nothing is there to begin with, or the model has no row for a token.
+    """
+    tokenizer = model.tokenizer
+    ids: list[int] = tokenizer.encode_text(prompt) or ([] if tokenizer.eos is None else [tokenizer.eos])
+    if not ids:
+        raise ConfigError("prompt: is empty, and the tokenizer has no end-of-text token to start from")
+    check_ids(model, ids)
+    return ids
+
+
 def check_count(name: str, value: Any) -> None:
     """Raise ConfigError for a value that is no number of tokens."""
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < MOST:

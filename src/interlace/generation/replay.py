@@ -45,10 +45,14 @@ class CpuGraph:
 
     def __init__(self) -> None:
         """Begin with no calls."""
-        self.recording, self.reason = kernels.Recording(), "no step was run yet"
+        self.recording, self.reason, self._tried = kernels.Recording(), "no step was run yet", False
 
     def warm(self, run: Callable[[], None]) -> None:
-        """Run a function, and capture what it computes."""
+        """Run a function, and capture what it computes; one that cannot be repeated is captured once only."""
+        if self._tried:
+            run()
+            return
+        self._tried = True
         with kernels.recording() as self.recording, _Operations(self.recording) as operations:
             run()
         looks = ", ".join(sorted(operations.looks))

@@ -54,7 +54,7 @@ class SlotRows:
     def __init__(self, model: HybridLM, slots: Slots):
         """slots: without sequences."""
         self.model, self.slots = model, slots
-        self._steps: dict[int, GraphedStep] = {}
+        self._steps: dict[int, tuple[GraphedStep, bool]] = {}  # by rows: the step, and whether it can be replayed
 
     @property
     def count(self) -> int:
@@ -78,15 +78,15 @@ class SlotRows:
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
         """See `Rows.step`."""
-        ids, step = torch.tensor(tokens), self._steps.get(self.count)
-        if step is None:
-            view = self.slots.first(self.count)
-            step = GraphedStep(self.model, view, Segments.equal(self.count, 1), CpuGraph(), view.positions)
-            logits = step.first(ids)
-            if not step.prepare():
-                self._steps[self.count] = step
-            return logits
-        return step.replay(ids)
+        ids = torch.tensor(tokens)
+        if self.count in self._steps:
+            step, replays = self._steps[self.count]
+            return step.replay(ids) if replays else step.first(ids)
+        view = self.slots.first(self.count)
+        step = GraphedStep(self.model, view, Segments.equal(self.count, 1), CpuGraph(), view.positions)
+        logits = step.first(ids)
+        self._steps[self.count] = step, not step.prepare()
+        return logits
 
     def fork(self, row: int, reserve: int = 0) -> ModelState:
         """See `Rows.fork`."""

@@ -8,7 +8,7 @@ from typing import Any
 from interlace.base.errors import ConfigError
 from interlace.checkpoint.folder import GENERATION
 from interlace.generation.batch import pieces_of
-from interlace.generation.prompts import check_ids, checked_prompt, fresh_seed
+from interlace.generation.prompts import checked_prompt, encoded, fresh_seed
 from interlace.generation.request import Piece, Request
 from interlace.generation.sampling import Sampling
 from interlace.generation.stops import checked_stops
@@ -44,11 +44,7 @@ def generate(
     """
     if model.tokenizer is None:
         raise ConfigError("model: has no tokenizer; generate from token ids with `generate_tokens`")
-    tokenizer = model.tokenizer
-    ids = tokenizer.encode_text(prompt) or ([tokenizer.eos] if tokenizer.eos is not None else [])
-    if not ids:
-        raise ConfigError("prompt: is empty, and the tokenizer has no end-of-text token to start from")
-    check_ids(model, ids)
+    ids = encoded(model, prompt)
     sampling, _ = recommended(model, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     request = Request(tuple(ids), max_tokens, sampling, seed=fresh_seed(seed), stop=checked_stops(stop))
     return Pieces(pieces_of(model, request))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -128,7 +127,6 @@ async def stream(served: Served, asked: Completion, requests: list[Request]) -> 
             choice["logprobs"] = completion_logprobs(served.tokenizer, [piece.token], [piece.chosen], 0)
         if piece.text or piece.finish or choice["logprobs"]:
             yield event({**head, "choices": [choice], **counted})
-        await asyncio.sleep(0)
     if counted:
         yield event({**head, "choices": [], "usage": usage(found)})
     yield DONE
