@@ -10,8 +10,8 @@ import torch
 
 import interlace
 from interlace.base.errors import ConfigError, Failure, PromptTooLong
+from interlace.generation import replay, snapshots
 from interlace.generation import scheduler as scheduling
-from interlace.generation import snapshots
 from interlace.generation.budget import Budget, parse_bytes
 from interlace.generation.engine import Engine
 from interlace.generation.pack import pack_for_decoding
@@ -160,6 +160,24 @@ def test_rows_keep_their_memory_and_replay():
     torch.testing.assert_close(found, torch.stack(want), rtol=0, atol=1e-5)
     assert rows.leave([0]) == ([2, 1] if isinstance(rows, SlotRows) else [1, 2])
     assert rows.fork(0).positions.tolist() == [4 if isinstance(rows, SlotRows) else 2]
+
+
+def test_a_step_that_cannot_be_replayed_is_captured_once(monkeypatch):
+    """A head that looks at values: each step is then a plain pass."""
+    model, captured = build(), []
+    head, made = type(model).logits, replay._Operations
+    monkeypatch.setattr(type(model), "logits", lambda self, x: head(self, x if float(x[0, 0]) < 1e9 else -x))
+    monkeypatch.setattr(replay, "_Operations", lambda recording: captured.append(1) or made(recording))
+    rows = rows_for(model, 2)
+    if not isinstance(rows, SlotRows):
+        pytest.skip("slots need the CPU's kernels")
+    with torch.inference_mode():
+        for token in range(2):
+            rows.join(model(torch.tensor([token]), state=model.empty_state(1, 9))[1])
+    for _ in range(4):
+        rows.step([1, 2])
+    assert len(captured) == 1
+    assert not rows._steps[2][1]
 
 
 def test_freed_slots_hold_nothing_of_those_who_left():
