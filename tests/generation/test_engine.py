@@ -10,6 +10,7 @@ import torch
 
 import interlace
 from interlace.base.errors import ConfigError, Failure, PromptTooLong
+from interlace.data.tokenizer import Tokenizer
 from interlace.generation import replay, snapshots
 from interlace.generation import scheduler as scheduling
 from interlace.generation.budget import Budget, parse_bytes
@@ -21,6 +22,7 @@ from interlace.generation.rows import JoinedRows, SlotRows, rows_for
 from interlace.generation.sampling import Sampling
 from interlace.generation.scheduler import Scheduler
 from interlace.generation.snapshots import Snapshots
+from interlace.generation.structure import Structure
 from interlace.generation.text import generate_tokens
 from interlace.model.presets import preset
 from interlace.ops.core import kernels
@@ -28,9 +30,22 @@ from interlace.ops.core import kernels
 KINDS = ["tiny-hybrid", "tiny-recurrent", "tiny-sliding", "tiny-kimi", "tiny-nemotron", "tiny-granite", "tiny-hyena"]
 
 
-def build(name="tiny-hybrid"):
+SHAPES = [
+    Structure.json_schema({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}),
+    Structure.regex("[a-f]{2,9}(,[0-9]+)*"),
+    Structure(Structure.choice(["yes", "no"]).grammar, after="e", again=True),
+]
+
+
+def build(name="tiny-hybrid", **more):
     torch.manual_seed(0)
-    return pack_for_decoding(interlace.HybridLM(preset(name).replace(init_std=0.2)).eval())
+    return pack_for_decoding(interlace.HybridLM(preset(name).replace(init_std=0.2, **more)).eval())
+
+
+def build_with_text(name):
+    model = build(name, vocabulary=300)
+    model.tokenizer = Tokenizer.train(["the quick brown fox, [1, 2]"] * 3, 300)
+    return model
 
 
 def budget(model, rows=5, states=1 << 30):
@@ -48,7 +63,9 @@ def asked(model, draw, texts):
     penalties = draw.choice(
         [Penalties(), Penalties(), Penalties(1.3, 0.5, 0.2), Penalties(bias=((3, 4.0), (5, -100.0)))]
     )
-    return Request(tuple(prompt), draw.randint(1, 24), sampling, penalties, draw.randrange(1 << 40), logprobs=3)
+    shape = draw.choice([None, None, *SHAPES])
+    how = {"seed": draw.randrange(1 << 40), "logprobs": 3, "structure": shape}
+    return Request(tuple(prompt), draw.randint(1, 24), sampling, penalties, **how)
 
 
 def run(model, requests, draw=None, reuse=False, rows=5, cancel=0.0):
@@ -95,10 +112,10 @@ def check_equal(model, count, seed):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_batched_answer_is_the_answer_alone(name, short_parts):
     """Random prompts, draws, penalties, arrivals and cancellations, with states reused and not."""
-    model = build(name)
+    model = build_with_text(name)
     requests, alone = check_equal(model, 12, 1)
     for request, one in zip(requests, alone, strict=True):  # and it is what `generate` makes
-        if request.penalties == Penalties():
+        if request.penalties == Penalties() and request.structure is None:
             made = list(
                 generate_tokens(
                     model,
@@ -114,7 +131,7 @@ def test_a_batched_answer_is_the_answer_alone(name, short_parts):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS[:6])
 def test_hundreds_of_answers_are_those_alone(name, short_parts):
-    check_equal(build(name), 50, 2)
+    check_equal(build_with_text(name), 50, 2)
 
 
 def test_logprobs_are_those_of_one_pass_over_the_text():

@@ -11,7 +11,7 @@ from interlace.serve.served import Served
 
 @pytest.fixture(scope="session")
 def live():
-    model = small(max_positions=400)
+    model = small(max_positions=2000)
     made = Live({"tiny": Served("tiny", model, "2GB", 8, None)}, Keys([KEY, OTHER]), 40)
     yield made
     made.close()

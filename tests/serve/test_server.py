@@ -136,6 +136,19 @@ CHAT = {"model": "tiny", "messages": HELLO}
 TEXT = {"model": "tiny", "prompt": "the"}
 
 
+def schema_of(schema):
+    return {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+
+
+def tool(name="f", **more):
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+def called(arguments):
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "param", "says"),
     [
@@ -147,7 +160,7 @@ TEXT = {"model": "tiny", "prompt": "the"}
         ("completions", {**TEXT, "prompt": None}, 400, "prompt", "prompt"),
         ("completions", {**TEXT, "prompt": [1, 2, 999]}, 400, "prompt", "ids must lie in [0, 300), got 999"),
         ("completions", {**TEXT, "prompt": [1.5]}, 400, "prompt", "must be text or token ids"),
-        ("completions", {**TEXT, "prompt": "fox " * 2000}, 400, "prompt", "the model's limit is 400"),
+        ("completions", {**TEXT, "prompt": "fox " * 2000}, 400, "prompt", "the model's limit is 2000"),
         ("completions", {**TEXT, "max_tokens": 5000}, 400, "max_tokens", "tokens can be made, got 5000"),
         ("completions", {**TEXT, "max_tokens": -1}, 400, "max_tokens", "max_tokens: "),
         ("completions", {**TEXT, "max_tokens": 1 << 63}, 400, "max_tokens", "max_tokens: "),
@@ -173,15 +186,35 @@ TEXT = {"model": "tiny", "prompt": "the"}
             "messages.0.role",
         ),
         ("chat/completions", {**CHAT, "chat_template": "{{ 1 }}"}, 400, "chat_template", "is not served here"),
-        ("chat/completions", {**CHAT, "chat_template_kwargs": {}}, 400, "chat_template_kwargs", "is not served here"),
-        ("chat/completions", {**CHAT, "tools": [{}]}, 400, "tools", "tools"),
         (
             "chat/completions",
-            {**CHAT, "response_format": {"type": "json_object"}},
+            {**CHAT, "chat_template_kwargs": {"messages": []}},
             400,
-            "response_format",
-            "response_format",
+            "chat_template_kwargs",
+            "chat_template_kwargs.messages: is not served here",
         ),
+        ("chat/completions", {**CHAT, "reasoning_effort": "low"}, 400, "reasoning_effort", "template does not read it"),
+        ("chat/completions", {**CHAT, "tools": [{}]}, 400, "tools", "tools"),
+        *[
+            ("chat/completions", {**CHAT, **body}, 400, next(iter(body)), says)
+            for body, says in [
+                ({"response_format": {"type": "xml"}}, "response_format: "),
+                ({"response_format": schema_of({"items": {"not": {}}})}, "response_format: #/items/not: 'not' would"),
+                ({"response_format": schema_of({"pattern": "(?=a)"})}, "response_format: #: "),
+                ({"structured_outputs": {"regex": "a{1000000}"}}, "structured_outputs: regex: "),
+                ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "must have one of json, regex"),
+                ({"structured_outputs": {}}, "must have one of json, regex"),
+                ({"structured_outputs": {"grammar": "start: ("}}, "structured_outputs: grammar: "),
+                ({"tool_choice": "required"}, "tool_choice: needs tools"),
+                ({"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [tool()]}, "there is f"),
+                ({"tools": [tool(), tool()]}, "two functions are named 'f'"),
+                ({"tools": [tool("a b")]}, "tools.0.function.name"),
+                ({"tools": [tool(parameters={"not": {}}, strict=True)]}, "tools: f: parameters: #/not"),
+                ({"structured_outputs": {"regex": "a"}, "tools": [tool()]}, "not together with tools"),
+                ({"messages": [called("[1]")]}, "the arguments of the call 'c' must be a JSON object"),
+            ]
+        ],
+        ("completions", {**TEXT, "structured_outputs": {"choice": []}}, 400, "structured_outputs", "list of 1 to 1000"),
         ("chat/completions", {**CHAT, "top_logprobs": 2}, 400, "top_logprobs", "needs logprobs"),
         (
             "chat/completions",

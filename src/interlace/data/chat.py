@@ -58,13 +58,30 @@ class ChatTemplate:
         self._tokens = {"eos_token": eos, "bos_token": bos}
         self._templates = Templates()
 
-    def render(self, messages: Messages, ask: bool, tools: Sequence[Any] | None = None) -> str:
+    def render(
+        self,
+        messages: Messages,
+        ask: bool,
+        tools: Sequence[Any] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The text of a conversation; `ask` adds what an answer follows.
+
+        variables: what else the template is told, such as `enable_thinking`; it changes no other value.
 
         Raises:
             ConfigError: the template fails on it, reaches outside its sandbox or does not end.
         """
-        return self._templates.render(self.template, self._values(messages, ask, tools), "chat template", chat=True)
+        values = {**(variables or {}), **self._values(messages, ask, tools)}
+        return self._templates.render(self.template, values, "chat template", chat=True)
+
+    def names(self) -> set[str]:
+        """Return the names of values that the template reads.
+
+        Raises:
+            ConfigError: it is no template.
+        """
+        return self._templates.names(self.template, "chat template")
 
     def _values(self, messages: Messages, ask: bool, tools: Sequence[Any] | None) -> dict[str, Any]:
         turns = [_as_templates_ask(message) for message in messages]

@@ -18,6 +18,7 @@ from interlace.generation.prompts import checked_prompt, encoded, fresh_seed
 from interlace.generation.request import Answer, Piece, Request
 from interlace.generation.scheduler import Scheduler, Ticket
 from interlace.generation.stops import checked_stops
+from interlace.generation.structure import Structure, grammars_of
 from interlace.generation.text import recommended
 from interlace.model.model import HybridLM
 
@@ -78,6 +79,7 @@ class Engine:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         logprobs: int | None = None,
+        structure: Structure | None = None,
         owner: str = "",
     ) -> Request:
         """Return a request.
@@ -90,6 +92,7 @@ class Engine:
             seed: of the draws; None for a fresh one.
             stop: strings that end the answer.
             logprobs: how many alternatives come with each token's log-probability; None for neither.
+            structure: the form of the answer, such as `Structure.json_schema(...)`; None for any.
             owner: whose states may be reused.
 
         Raises:
@@ -100,6 +103,8 @@ class Engine:
         penalties = Penalties(repetition_penalty, presence_penalty, frequency_penalty, bias)
         if logprobs is not None and (not isinstance(logprobs, int) or isinstance(logprobs, bool) or logprobs < 0):
             raise ConfigError(f"logprobs: must be a whole number or None, got {logprobs!r}")
+        if structure is not None:
+            grammars_of(self.model).matcher(structure)  # here, so that what is wrong with it is said to the caller
         return Request(
             tuple(self._ids(prompt)),
             max_tokens,
@@ -108,6 +113,7 @@ class Engine:
             fresh_seed(seed),
             stop=checked_stops(stop),
             logprobs=logprobs,
+            structure=structure,
             owner=owner,
         )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from interlace.base.errors import InterlaceError
 from interlace.generation.penalties import Penalties
 from interlace.generation.sampling import Sampling
+from interlace.generation.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Request:
         text: whether text is made of the tokens.
         afresh: whether that is a text by itself, of which some tokenizers leave out a blank at the start; else one that
             continues the prompt.
+        shown: special tokens that are part of the text; others are left out of it.
+        structure: the form that the answer must have; None for any.
         owner: whose states it may reuse, and who may reuse its own.
     """
 
@@ -39,6 +42,8 @@ class Request:
     prompt_logprobs: int | None = None
     text: bool = True
     afresh: bool = False
+    shown: tuple[str, ...] = ()
+    structure: Structure | None = None
     owner: str = ""
 
 

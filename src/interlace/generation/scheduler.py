@@ -26,6 +26,7 @@ from interlace.generation.rows import Rows, rows_for
 from interlace.generation.sampling import DAMAGED, Draws
 from interlace.generation.snapshots import Snapshots, common
 from interlace.generation.stops import Stops
+from interlace.generation.structure import Shape, grammars_of
 from interlace.model.model import HybridLM
 from interlace.model.state import ModelState
 
@@ -69,9 +70,12 @@ class Ticket:
         self.ends = {*model.config.tokens.eos, *request.ends}
         self.stops = None
         if model.tokenizer is not None and request.text:
-            self.stops = Stops(model.tokenizer, request.stop, after=() if request.afresh else ids)
+            self.stops = Stops(model.tokenizer, request.stop, () if request.afresh else ids, request.shown)
         if self.stops is None and request.stop:
             raise ConfigError("stop: no text is made without a tokenizer; leave it out")
+        self.shape = None
+        if request.structure is not None:
+            self.shape = Shape(grammars_of(model), request.structure, self.ends, model.config.vocabulary)
         self.bytes = sequence_bytes(model, len(ids) + request.max_tokens)
         self.made: list[int] = []
         self.cancelled, self.finish = False, ""
@@ -319,20 +323,33 @@ class Scheduler:
 
     def _draw(self, tickets: Sequence[Ticket], logits: Tensor, came: list[tuple[Ticket, Piece]]) -> list[bool]:
         """Draw the next token of each answer from logits [N, vocabulary]; return which of them go on."""
-        shaped = logits
-        if any(ticket.penalised is not None for ticket in tickets):
-            rows = zip(tickets, logits, strict=True)
-            shaped = torch.stack([row.float() if t.penalised is None else t.penalised(row) for t, row in rows])
+        shaped, failed = self._shaped(tickets, logits)
         going = []
         draws = Draws([t.request.sampling for t in tickets], [t.generator for t in tickets], logits.device)
         for row, (ticket, token) in enumerate(zip(tickets, draws(shaped), strict=True)):
-            if token < 0:  # of this request alone
-                piece = Piece(None, finish="error", error=Failure(DAMAGED))
+            if row in failed or token < 0:  # of this request alone
+                piece = Piece(None, finish="error", error=failed.get(row) or Failure(DAMAGED))
             else:
                 piece = self._next(ticket, logits[row], token)
             self.made_tokens += piece.token is not None
             going.append(self._end(ticket, came, piece))
         return going
+
+    def _shaped(self, tickets: Sequence[Ticket], logits: Tensor) -> tuple[Tensor, dict[int, ConfigError]]:
+        """Return logits [N, vocabulary] after penalties and forms, and what went wrong, by row."""
+        failed = dict[int, ConfigError]()
+        if all(ticket.penalised is None and ticket.shape is None for ticket in tickets):
+            return logits, failed
+        rows = []
+        for row, (ticket, given) in enumerate(zip(tickets, logits, strict=True)):
+            one = given.float() if ticket.penalised is None else ticket.penalised(given)
+            if ticket.shape is not None:
+                try:
+                    one = ticket.shape.mask(one)
+                except ConfigError as error:
+                    failed[row] = error
+            rows.append(one)
+        return torch.stack(rows), failed
 
     def _end(self, ticket: Ticket, came: list[tuple[Ticket, Piece]], piece: Piece) -> bool:
         """Hand a piece over; return whether the answer goes on."""
@@ -349,10 +366,17 @@ class Scheduler:
         ticket.made.append(token)
         if ticket.penalised is not None:
             ticket.penalised.push(token)
+        if ticket.shape is not None:
+            try:
+                ticket.shape.push(token)
+            except ConfigError as error:
+                return Piece(None, finish="error", error=error)
         chosen = None if request.logprobs is None else _chosen(logits, token, request.logprobs)
         text = "" if stops is None else stops.push(token)
         if stops is not None and stops.met:
             return Piece(token, text, chosen, "stop")
+        if ticket.shape is not None and ticket.shape.met:
+            return Piece(token, text + ("" if stops is None else stops.end()), chosen, "stop")
         if len(ticket.made) < request.max_tokens:
             return Piece(token, text, chosen)
         return Piece(token, text + ("" if stops is None else stops.end()), chosen, "length")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from interlace.base.errors import ConfigError
 from interlace.data.tokenizer import Tokenizer
@@ -34,9 +34,16 @@ class Stops:
         met: whether one did.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: str | Sequence[str] | None, after: Sequence[int] = ()):
-        """after: ids of the text that the cut text continues."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: str | Sequence[str] | None,
+        after: Sequence[int] = (),
+        shown: Collection[str] = (),
+    ):
+        """after: ids of the text that the cut text continues; shown: special tokens that are part of the text."""
         stops, names = checked_stops(stop), tokenizer.special_ids()
+        self._names = {number: name for number, name in names.items() if name in shown}
         used = sorted({n for n in names.values() if n and any(n in s for s in stops)}, key=lambda n: (-len(n), n))
         marks = {name: chr(FIRST_MARK + i) for i, name in enumerate(used)}
         if len(marks) >= LAST_MARK - FIRST_MARK:
@@ -61,6 +68,8 @@ class Stops:
 
     def push(self, token: int) -> str:
         """Take an id; return what may be shown now. None may follow once a stop string was met."""
+        if token in self._names:
+            return self._take(self._decoding.end() + self._names[token])
         mark = self._marks.get(token)
         if mark is None:
             return self._take(self._decoding.push(token))

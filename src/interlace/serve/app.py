@@ -83,7 +83,7 @@ class Api:
         """Go on from prompts."""
         asked: Completion = parsed(Completion, await read_json(http.receive))
         served = self.named(asked.model)
-        requests = completions.requests_of(served, asked, http.state.owner)
+        requests = await asyncio.to_thread(completions.requests_of, served, asked, http.state.owner)
         if asked.stream:
             return self.streamed(requests, completions.stream(served, asked, requests))
         return JSONResponse(await self.whole(http, requests, completions.whole(served, asked, requests)))
@@ -92,10 +92,10 @@ class Api:
         """Answer a conversation."""
         asked: Chat = parsed(Chat, await read_json(http.receive))
         served = self.named(asked.model)
-        requests, opened = await chat.requests_of(served, asked, http.state.owner)
+        plan = await chat.planned(served, asked, http.state.owner)
         if asked.stream:
-            return self.streamed(requests, chat.stream(served, asked, requests, opened))
-        return JSONResponse(await self.whole(http, requests, chat.whole(served, asked, requests, opened)))
+            return self.streamed(plan.requests, chat.stream(served, asked, plan))
+        return JSONResponse(await self.whole(http, plan.requests, chat.whole(served, asked, plan)))
 
     async def tokenize(self, http: Http) -> Response:
         """Say which tokens a text is."""

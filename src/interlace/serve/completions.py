@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from interlace.base.errors import ConfigError
 from interlace.generation.request import Answer, Chosen, Piece, Request
 from interlace.serve.answers import DONE, Events, completion_logprobs, event, finish, usage
-from interlace.serve.errors import ApiError
+from interlace.serve.dialogue import structure_without_tools
+from interlace.serve.errors import ApiError, of_request
 from interlace.serve.flow import answer_all, merged
 from interlace.serve.schema import MOST_PROMPTS, Completion
 from interlace.serve.served import Served
@@ -61,6 +63,10 @@ def requests_of(served: Served, asked: Completion, owner: str) -> list[Request]:
     most = 16 if asked.max_tokens is None else asked.max_tokens
     if most == 0 and not asked.echo:
         raise ApiError(400, "max_tokens: 0 makes nothing; give at least 1, or echo", "max_tokens", "invalid_value")
+    try:
+        structure = structure_without_tools(asked.response_format, asked.structured_outputs)
+    except ConfigError as error:
+        raise of_request(error) from None
     found = []
     for ids in prompts_of(served, asked.prompt):
         found += served.requests(
@@ -71,6 +77,7 @@ def requests_of(served: Served, asked: Completion, owner: str) -> list[Request]:
             field="prompt",
             logprobs=asked.logprobs,
             prompt_logprobs=asked.logprobs if asked.echo else None,
+            structure=structure,
         )
     return found
 

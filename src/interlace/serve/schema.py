@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interlace.serve.errors import ApiError
 
-MOST_CHOICES, MOST_TOP, MOST_STOPS, MOST_BIASES, MOST_PROMPTS = 16, 20, 16, 1024, 64
+MOST_CHOICES, MOST_TOP, MOST_STOPS, MOST_BIASES, MOST_PROMPTS, MOST_TOOLS = 16, 20, 16, 1024, 64, 128
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -62,6 +63,58 @@ class Drawing(Strict):
     prompt_cache_key: str | None = None
 
 
+class TextFormat(Strict):
+    """An answer of any form."""
+
+    type: Literal["text"]
+
+
+class ObjectFormat(Strict):
+    """An answer that is a JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(Strict):
+    """A JSON schema; it is always enforced as a whole."""
+
+    name: Annotated[str, Field(max_length=64)]
+    description: Text | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class SchemaFormat(Strict):
+    """An answer that a JSON schema allows."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+Format = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
+
+
+class Structured(Strict):
+    """The form of an answer, under vLLM's name `structured_outputs`; one of the fields.
+
+    Attributes:
+        json_: a JSON schema.
+        regex: a regular expression that the whole answer matches.
+        choice: texts of which the answer is one.
+        grammar: in llguidance's dialect of Lark.
+    """
+
+    json_: Annotated[dict[str, Any] | None, Field(alias="json")] = None
+    regex: Text | None = None
+    choice: list[Text] | None = None
+    grammar: Text | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are given, by their names in a request."""
+        fields = {"json": self.json_, "regex": self.regex, "choice": self.choice, "grammar": self.grammar}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
 class Completion(Drawing):
     """A request of /v1/completions."""
 
@@ -69,6 +122,8 @@ class Completion(Drawing):
     max_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
+    response_format: Format | None = None
+    structured_outputs: Structured | None = None
     best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     suffix: None = None
 
@@ -86,6 +141,26 @@ class Call(Strict):
     id: str
     type: Literal["function"] = "function"
     function: Function
+
+    def plain(self) -> dict[str, Any]:
+        """Return the call as chat templates read it: its arguments are an object.
+
+        Raises:
+            ApiError: they are not.
+        """
+        try:
+            arguments = json.loads(self.function.arguments or "{}")
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise ApiError(
+                400,
+                f"messages: the arguments of the call '{self.id[:40]}' must be a JSON object, got "
+                f"{self.function.arguments[:40]!r}",
+                "messages",
+                "invalid_value",
+            )
+        return {"id": self.id, "type": self.type, "function": {"name": self.function.name, "arguments": arguments}}
 
 
 class Part(Strict):
@@ -115,7 +190,7 @@ class Turn(Strict):
         if thought := self.reasoning_content or self.reasoning:
             turn["reasoning_content"] = thought
         if self.tool_calls:
-            turn["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+            turn["tool_calls"] = [call.plain() for call in self.tool_calls]
         if self.tool_call_id is not None:
             turn["tool_call_id"] = self.tool_call_id
         if self.name is not None:
@@ -123,10 +198,46 @@ class Turn(Strict):
         return turn
 
 
-class TextFormat(Strict):
-    """An answer of any form."""
+class Offer(Strict):
+    """A function that may be called.
 
-    type: Literal["text"]
+    Attributes:
+        parameters: a JSON schema of its arguments; None for none.
+        strict: whether all of the schema must be enforced; else what can be.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    """A tool that a request offers."""
+
+    type: Literal["function"]
+    function: Offer
+
+
+class Named(Strict):
+    """The name of a function."""
+
+    name: str
+
+
+class OneTool(Strict):
+    """The one tool that must be called."""
+
+    type: Literal["function"]
+    function: Named
+
+
+class Variables(Strict):
+    """What a chat template may be told beside the conversation."""
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+    reasoning_effort: Annotated[str, Field(pattern="^[a-z]{1,16}$")] | None = None
 
 
 class Chat(Drawing):
@@ -137,10 +248,13 @@ class Chat(Drawing):
     max_completion_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
-    response_format: TextFormat | None = None
-    tools: None = None
-    tool_choice: Literal["none"] | None = None
+    response_format: Format | None = None
+    structured_outputs: Structured | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | OneTool | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: Annotated[str, Field(pattern="^[a-z]{1,16}$")] | None = None
+    chat_template_kwargs: Variables | None = None
 
 
 class Tokenize(Strict):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from interlace.base.errors import ConfigError, InterlaceError
+from interlace.data.calls import Form, form_of
 from interlace.data.chat import ChatTemplate
 from interlace.data.tokenizer import Tokenizer
 from interlace.generation.conversation import end_tokens
 from interlace.generation.engine import Engine
 from interlace.generation.request import Request
+from interlace.generation.structure import Structure
 from interlace.model.model import HybridLM
 from interlace.serve.errors import ApiError, of_request
 from interlace.serve.schema import Drawing
@@ -27,6 +30,8 @@ class Served:
         engine: answers them.
         tokenizer: of the model, or None.
         no_chat: why there is no chat; "" if there is.
+        form: how the template writes calls of tools, or None.
+        shown: special tokens that stand for thoughts and calls, which answers to conversations show.
         created: when it was loaded, in seconds of the epoch.
     """
 
@@ -41,6 +46,9 @@ class Served:
         self.created = int(time.time())
         self.chat: ChatTemplate | None = None
         self.ends: tuple[int, ...] = ()
+        self.form: Form | None = None
+        self.shown: tuple[str, ...] = ()
+        self._variables: set[str] = set()
         self.no_chat = self._begin_chat()
         self._rendering = asyncio.Lock()
 
@@ -52,8 +60,12 @@ class Served:
         self.chat = self.tokenizer.chat()
         try:
             self.ends = end_tokens(self.tokenizer, self.chat)
+            self._variables = self.chat.names()
         except ConfigError as error:
             return str(error)
+        self.form = form_of(self.chat)
+        marks = {"<think>", "</think>", *([] if self.form is None else self.form.marks)}
+        self.shown = tuple(name for name in self.tokenizer.special_ids().values() if name in marks)
         return ""
 
     @property
@@ -61,19 +73,37 @@ class Served:
         """How many tokens a prompt and its answer may have together."""
         return self.engine.model.config.max_positions or 1 << 31
 
-    async def render(self, messages: list[dict[str, Any]]) -> tuple[str, list[int]]:
+    async def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        field: str,
+    ) -> tuple[str, list[int]]:
         """Return the text that a conversation's answer follows, and its ids.
 
+        Args:
+            tools: what may be called.
+            variables: what else the template is told.
+            field: what holds the conversation, for messages.
+
         Raises:
-            ApiError: there is no template, or it refuses these turns.
+            ApiError: there is no template, or it refuses these turns, or does not know a variable.
         """
         if self.no_chat or self.chat is None or self.tokenizer is None:
-            raise ApiError(400, f"messages: {self.no_chat}", "messages", "no_chat_template")
+            raise ApiError(400, f"{field}: {self.no_chat}", field, "no_chat_template")
+        if strange := next((name for name in variables if name not in self._variables), None):
+            raise ApiError(
+                400,
+                f"{strange}: the model's chat template does not read it; leave it out",
+                strange,
+                "unsupported_parameter",
+            )
         async with self._rendering:
             try:
-                text = await asyncio.to_thread(self.chat.render, messages, True)
+                text = await asyncio.to_thread(self.chat.render, messages, True, tools or None, variables)
             except ConfigError as error:
-                raise ApiError(400, f"messages: {error}", "messages", "invalid_value") from None
+                raise ApiError(400, f"{field}: {error}", field, "invalid_value") from None
         return text, await asyncio.to_thread(self.tokenizer.encode, text)
 
     def requests(
@@ -87,12 +117,16 @@ class Served:
         ends: tuple[int, ...] = (),
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
+        structure: Structure | None = None,
+        shown: tuple[str, ...] = (),
     ) -> list[Request]:
         """Return a request for each choice.
 
         Args:
             most: tokens that were asked for; None for as many as fit.
             field: what holds the prompt, for messages.
+            structure: the form of each answer.
+            shown: special tokens that are part of the text.
 
         Raises:
             ApiError: they cannot be served.
@@ -119,6 +153,7 @@ class Served:
                 seed=None if asked.seed is None else asked.seed % (1 << 64),
                 stop=asked.stop,
                 logprobs=logprobs,
+                structure=structure,
                 owner=owner,
             )
         except InterlaceError as error:
@@ -147,7 +182,14 @@ class Served:
                 "context_length_exceeded",
             )
         count = min(space, self.most_tokens or DEFAULT_TOKENS) if most is None else most
-        one = replace(one, max_tokens=max(1, count), ends=ends, prompt_logprobs=prompt_logprobs, afresh=bool(ends))
+        one = replace(
+            one,
+            max_tokens=max(1, count),
+            ends=ends,
+            prompt_logprobs=prompt_logprobs,
+            afresh=bool(ends),
+            shown=shown,
+        )
         return [replace(one, seed=_seed(one.seed, choice)) for choice in range(asked.n or 1)]
 
     def close(self) -> None:

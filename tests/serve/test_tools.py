@@ -1,0 +1,204 @@
+"""Answers of a given form, and calls of tools, as OpenAI's client asks for them."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Literal
+
+import openai
+import pydantic
+import pytest
+import torch
+from live import KEY
+
+from interlace.generation import scheduler
+
+CITY = {"type": "string", "enum": ["Rome", "Oslo"]}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": CITY, "days": {"type": "integer", "minimum": 1, "maximum": 3}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+NOW = {"type": "function", "function": {"name": "now"}}
+HELLO = [{"role": "user", "content": "the quick"}]
+
+
+class Place(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    city: Literal["Rome", "Oslo"]
+    days: list[Literal[1, 2]] = pydantic.Field(min_length=1, max_length=2)
+
+
+@pytest.fixture
+def client(live):
+    return openai.OpenAI(base_url=f"{live.url}/v1", api_key=KEY, max_retries=0)
+
+
+@pytest.fixture
+def begins(live, monkeypatch):
+    """Return what has every answer begin with a text, and go on with the likeliest token that is allowed."""
+
+    def with_text(text):
+        ids = live.served["tiny"].tokenizer.encode_text(text)
+
+        class Draws:
+            def __init__(self, samplings, generators, device):
+                self.generators = generators
+
+            def __call__(self, logits):
+                found = []
+                for generator, row in zip(self.generators, logits, strict=True):
+                    done = getattr(generator, "done", 0)
+                    generator.done = done + 1
+                    found.append(ids[done] if done < len(ids) else int(row.argmax()))
+                return found
+
+        monkeypatch.setattr(scheduler, "Draws", Draws)
+        monkeypatch.setattr(scheduler, "seeded", lambda seed: Generator())
+
+    return with_text
+
+
+class Generator:
+    """Counts what was drawn."""
+
+
+def test_an_answer_is_parsed_into_a_class(client):
+    for seed in range(3):
+        found = client.chat.completions.parse(
+            model="tiny", messages=HELLO, response_format=Place, temperature=1, seed=seed, max_tokens=300
+        )
+        assert found.choices[0].message.parsed.city in ("Rome", "Oslo")
+        assert found.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("how", "pattern"),
+    [
+        ({"regex": "[a-c]{3}-[0-9]{2}"}, "[a-c]{3}-[0-9]{2}"),
+        ({"choice": ["yes", "no"]}, "yes|no"),
+        ({"grammar": 'start: "<" /[ab]{2}/ ">"'}, "<[ab]{2}>"),
+        ({"json": CITY}, '"Rome"|"Oslo"'),
+    ],
+)
+def test_forms_of_vllm(client, how, pattern):
+    more = {"temperature": 1, "max_tokens": 60, "extra_body": {"structured_outputs": how}}
+    chat = client.chat.completions.create(model="tiny", messages=HELLO, n=4, **more)
+    texts = [choice.message.content for choice in chat.choices]
+    texts += [choice.text for choice in client.completions.create(model="tiny", prompt="fox", n=4, **more).choices]
+    assert all(re.fullmatch(pattern, text) for text in texts), texts
+
+
+def test_a_form_begins_after_the_thought(client, begins):
+    begins("let me see</think>")
+    how = {"enable_thinking": True}
+    found = client.chat.completions.create(
+        model="tiny",
+        messages=HELLO,
+        max_tokens=200,
+        response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": CITY}},
+        extra_body={"chat_template_kwargs": how},
+    )
+    message = found.choices[0].message
+    assert message.content in ('"Rome"', '"Oslo"')
+    assert (message.reasoning_content, message.reasoning) == ("let me see", "let me see")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+def test_a_call_that_must_be_made_is_made(client, choice, stream):
+    how = {"model": "tiny", "messages": HELLO, "tools": [WEATHER], "tool_choice": choice, "parallel_tool_calls": False}
+    how |= {"temperature": 1, "seed": 3, "max_tokens": 300}
+    calls, reason = made(client, how, stream)
+    assert reason == "tool_calls"
+    assert [name for name, _ in calls] == ["weather"]
+    assert calls[0][1]["city"] in ("Rome", "Oslo")
+    assert set(calls[0][1]) <= {"city", "days"}
+
+
+def made(client, how, stream):
+    """Return the calls of an answer and why it ended."""
+    if not stream:
+        choice = client.chat.completions.create(**how).choices[0]
+        return [
+            (c.function.name, json.loads(c.function.arguments)) for c in choice.message.tool_calls
+        ], choice.finish_reason
+    with client.chat.completions.stream(**how) as events:
+        choice = events.get_final_completion().choices[0]
+    return [
+        (c.function.name, json.loads(c.function.arguments)) for c in choice.message.tool_calls
+    ], choice.finish_reason
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_within_a_text_are_well_formed_and_told_from_it(client, begins, stream):
+    begins("I ask.\n<tool_call>")
+    how = {"model": "tiny", "messages": HELLO, "tools": [WEATHER], "max_tokens": 120, "parallel_tool_calls": False}
+    calls, reason = made(client, how, stream)
+    assert (reason, calls[0][0]) == ("tool_calls", "weather")
+    whole = client.chat.completions.create(**how).choices[0].message
+    assert whole.content == "I ask."
+    assert whole.tool_calls[0].id.startswith("call_")
+
+
+def test_a_turn_of_calls_and_results_is_read_back(client, live):
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    turns = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    turns.append({"role": "tool", "tool_call_id": "c1", "content": "rain"})
+    found = client.chat.completions.create(model="tiny", messages=turns, tools=[WEATHER, NOW], max_tokens=2)
+    tokenizer = live.served["tiny"].tokenizer
+    plain = {"function": {"name": "weather", "arguments": {"city": "Rome"}}}
+    as_read = [*HELLO, {"role": "assistant", "content": "", "tool_calls": [plain]}, {"role": "tool", "content": "rain"}]
+    text = live.served["tiny"].chat.render(as_read, True, [WEATHER, NOW])
+    assert '{"name": "weather", "arguments": {"city": "Rome"}}' in text
+    assert found.usage.prompt_tokens == len(tokenizer.encode(text))
+
+
+def test_none_writes_no_tools(client):
+    how = {"model": "tiny", "messages": HELLO, "max_tokens": 2}
+    plain = client.chat.completions.create(**how).usage.prompt_tokens
+    assert client.chat.completions.create(**how, tools=[NOW], tool_choice="none").usage.prompt_tokens == plain
+    assert client.chat.completions.create(**how, tools=[NOW]).usage.prompt_tokens > plain
+
+
+def test_json_or_a_call(client):
+    schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"const": "no"}}}
+    seen = set()
+    for seed in range(12):
+        message = (
+            client.chat.completions.create(
+                model="tiny",
+                messages=HELLO,
+                tools=[NOW],
+                response_format=schema,
+                temperature=2,
+                seed=seed,
+                max_tokens=200,
+            )
+            .choices[0]
+            .message
+        )
+        if message.tool_calls:
+            seen.add("call")
+        elif message.content.strip() == '"no"':
+            seen.add("content")
+    assert seen == {"call", "content"}
+
+
+def test_what_a_form_allows_has_the_models_own_likelihood(client):
+    how = {"model": "tiny", "messages": HELLO, "temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": 5}
+    free = client.chat.completions.create(**how).choices[0].logprobs.content[0]
+    bound = (
+        client.chat.completions.create(**how, response_format={"type": "json_object"}).choices[0].logprobs.content[0]
+    )
+    assert bound.token == "{"
+    assert [(t.token, t.logprob) for t in bound.top_logprobs] == [(t.token, t.logprob) for t in free.top_logprobs]
+    assert torch.tensor(bound.logprob) < torch.tensor(free.logprob)
