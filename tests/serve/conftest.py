@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from live import KEY, OTHER, Live, small
 
+from interlace.generation import scheduler
 from interlace.serve.keys import Keys
 from interlace.serve.served import Served
 
@@ -22,3 +23,34 @@ def ask(live):
     """A client that bears the key."""
     with live.client() as client:
         yield client
+
+
+class Counted:
+    """Counts what was drawn of one answer, in the place of a generator."""
+
+    drawn = 0
+
+
+@pytest.fixture
+def says(live, monkeypatch):
+    """Return what has every answer begin with a text, and then end, or go on with the likeliest tokens."""
+    tokenizer = live.served["tiny"].tokenizer
+
+    def with_text(text, end=True):
+        ids = [*tokenizer.encode_text(text), *([tokenizer.eos] if end else [])]
+
+        class Draws:
+            def __init__(self, _, generators, device):
+                self.generators = generators
+
+            def __call__(self, logits):
+                found = []
+                for generator, row in zip(self.generators, logits, strict=True):
+                    found.append(ids[generator.drawn] if generator.drawn < len(ids) else int(row.argmax()))
+                    generator.drawn += 1
+                return found
+
+        monkeypatch.setattr(scheduler, "Draws", Draws)
+        monkeypatch.setattr(scheduler, "seeded", lambda seed: Counted())
+
+    return with_text

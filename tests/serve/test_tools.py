@@ -12,8 +12,6 @@ import pytest
 import torch
 from live import KEY
 
-from interlace.generation import scheduler
-
 CITY = {"type": "string", "enum": ["Rome", "Oslo"]}
 WEATHER = {
     "type": "function",
@@ -42,35 +40,6 @@ def client(live):
     return openai.OpenAI(base_url=f"{live.url}/v1", api_key=KEY, max_retries=0)
 
 
-@pytest.fixture
-def begins(live, monkeypatch):
-    """Return what has every answer begin with a text, and go on with the likeliest token that is allowed."""
-
-    def with_text(text):
-        ids = live.served["tiny"].tokenizer.encode_text(text)
-
-        class Draws:
-            def __init__(self, samplings, generators, device):
-                self.generators = generators
-
-            def __call__(self, logits):
-                found = []
-                for generator, row in zip(self.generators, logits, strict=True):
-                    done = getattr(generator, "done", 0)
-                    generator.done = done + 1
-                    found.append(ids[done] if done < len(ids) else int(row.argmax()))
-                return found
-
-        monkeypatch.setattr(scheduler, "Draws", Draws)
-        monkeypatch.setattr(scheduler, "seeded", lambda seed: Generator())
-
-    return with_text
-
-
-class Generator:
-    """Counts what was drawn."""
-
-
 def test_an_answer_is_parsed_into_a_class(client):
     for seed in range(3):
         found = client.chat.completions.parse(
@@ -97,8 +66,8 @@ def test_forms_of_vllm(client, how, pattern):
     assert all(re.fullmatch(pattern, text) for text in texts), texts
 
 
-def test_a_form_begins_after_the_thought(client, begins):
-    begins("let me see</think>")
+def test_a_form_begins_after_the_thought(client, says):
+    says("let me see</think>", end=False)
     how = {"enable_thinking": True}
     found = client.chat.completions.create(
         model="tiny",
@@ -139,8 +108,8 @@ def made(client, how, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_calls_within_a_text_are_well_formed_and_told_from_it(client, begins, stream):
-    begins("I ask.\n<tool_call>")
+def test_calls_within_a_text_are_well_formed_and_told_from_it(client, says, stream):
+    says("I ask.\n<tool_call>", end=False)
     how = {"model": "tiny", "messages": HELLO, "tools": [WEATHER], "max_tokens": 120, "parallel_tool_calls": False}
     calls, reason = made(client, how, stream)
     assert (reason, calls[0][0]) == ("tool_calls", "weather")

@@ -17,13 +17,19 @@ def event(data: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 
 
-def usage(found: Sequence[Answer]) -> dict[str, Any]:
-    """Return how many tokens were read and made for all choices of a request."""
+def named_event(kind: str, data: dict[str, Any]) -> bytes:
+    """Return a server-sent event that bears a name."""
+    return f"event: {kind}\n".encode() + event(data)
+
+
+def usage(found: Sequence[Answer], thought: int | None = None) -> dict[str, Any]:
+    """Return how many tokens were read and made for all choices of a request; `thought` of them in thoughts."""
     prompt, made = found[0].prompt_tokens, sum(len(answer.tokens) for answer in found)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": made,
         "total_tokens": prompt + made,
+        **({} if thought is None else {"completion_tokens_details": {"reasoning_tokens": thought}}),
         "prompt_tokens_details": {"cached_tokens": found[0].reused_tokens},
     }
 

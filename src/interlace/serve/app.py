@@ -14,13 +14,15 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from interlace.generation.request import Request
-from interlace.serve import chat, completions
+from interlace.serve import chat, completions, responses
 from interlace.serve.answers import DONE, Events, event
 from interlace.serve.errors import ApiError
 from interlace.serve.guard import App, Guard, read_json
+from interlace.serve.items import Ask
 from interlace.serve.keys import Keys
 from interlace.serve.schema import Chat, Completion, Detokenize, Tokenize, parsed
 from interlace.serve.served import Served
+from interlace.serve.store import Store
 
 RETRY_SECONDS = 1  # after which a client that came when all was full may come again
 Handler = Callable[[Http], Awaitable[Response]]
@@ -33,11 +35,13 @@ class Api:
         served: the models.
         most: requests that may be on their way at a time, those in the queue included.
         going: how many are.
+        store: answers that later requests may go on from.
     """
 
     def __init__(self, served: Mapping[str, Served], most: int):
         """See the attributes."""
         self.served, self.most, self.going = served, most, 0
+        self.store = Store()
 
     def routes(self) -> list[Route]:
         """Return them."""
@@ -48,6 +52,9 @@ class Api:
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/responses", self.responses, methods=["POST"]),
+            Route("/v1/responses/{name}", self.response),
+            Route("/v1/responses/{name}", self.forget, methods=["DELETE"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
         ]
@@ -96,6 +103,26 @@ class Api:
         if asked.stream:
             return self.streamed(plan.requests, chat.stream(served, asked, plan))
         return JSONResponse(await self.whole(http, plan.requests, chat.whole(served, asked, plan)))
+
+    async def responses(self, http: Http) -> Response:
+        """Answer a list of items."""
+        asked: Ask = parsed(Ask, await read_json(http.receive))
+        served, owner = self.named(asked.model), http.state.owner
+        plan, turns = await responses.planned(served, asked, owner, self.store)
+        kept = responses.Kept(self.store, owner, asked, turns)
+        if asked.stream:
+            return self.streamed(plan.requests, responses.stream(served, asked, plan, kept))
+        return JSONResponse(await self.whole(http, plan.requests, responses.whole(served, asked, plan, kept)))
+
+    async def response(self, http: Http) -> Response:
+        """Show an answer again."""
+        return JSONResponse(self.store.find(http.state.owner, http.path_params["name"], None).response)
+
+    async def forget(self, http: Http) -> Response:
+        """Forget an answer."""
+        name = http.path_params["name"]
+        self.store.forget(http.state.owner, name)
+        return JSONResponse({"id": name, "object": "response", "deleted": True})
 
     async def tokenize(self, http: Http) -> Response:
         """Say which tokens a text is."""

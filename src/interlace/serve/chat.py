@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from interlace.generation.request import Answer
 from interlace.serve.answers import DONE, Events, chat_logprobs, event, finish, usage
-from interlace.serve.dialogue import Made, Plan, plan_of
+from interlace.serve.dialogue import Made, Plan, Reader, plan_of, read_all
 from interlace.serve.errors import ApiError
-from interlace.serve.flow import answer_all, merged
+from interlace.serve.flow import merged
 from interlace.serve.schema import Chat
 from interlace.serve.served import Served
 
@@ -63,19 +64,25 @@ def _reason(reason: str, calls: int) -> str | None:
     return "tool_calls" if calls and reason == "stop" else finish(reason)
 
 
+def _usage(found: Sequence[Answer], readers: Sequence[Reader]) -> dict[str, Any]:
+    return usage(found, sum(reader.thought_tokens for reader in readers))
+
+
 async def whole(served: Served, asked: Chat, plan: Plan) -> dict[str, Any]:
     """Return a whole answer."""
-    found, choices = await answer_all(served.engine, plan.requests), []
-    for index, answer in enumerate(found):
-        reader = plan.reader()
-        said = reader.read(answer.text)
+    found, choices = await read_all(served.engine, plan), []
+    for index, (answer, said, reader) in enumerate(found):
         content: dict[str, Any] = {"content": said.text or (None if said.calls else "")}
         calls = {"tool_calls": [_called(made) for made in said.calls]} if said.calls else {}
         message = {"role": "assistant", **content, **_thought(said.thought.strip()), **calls, "refusal": None}
         likely = chat_logprobs(served.tokenizer, answer.tokens, answer.chosen) if asked.logprobs else None
         reason = _reason(answer.finish, reader.called)
         choices.append({"index": index, "message": message, "finish_reason": reason, "logprobs": likely})
-    return {**_head(served, "chat.completion"), "choices": choices, "usage": usage(found)}
+    return {
+        **_head(served, "chat.completion"),
+        "choices": choices,
+        "usage": _usage([one[0] for one in found], [one[2] for one in found]),
+    }
 
 
 async def stream(served: Served, asked: Chat, plan: Plan) -> Events:
@@ -107,5 +114,5 @@ async def stream(served: Served, asked: Chat, plan: Plan) -> Events:
         if piece.finish:
             yield chunk(index, {}, _reason(piece.finish, readers[index].called))
     if counted:
-        yield event({**head, "choices": [], "usage": usage(found)})
+        yield event({**head, "choices": [], "usage": _usage(found, readers)})
     yield DONE

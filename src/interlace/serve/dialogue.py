@@ -10,10 +10,12 @@ from typing import Any
 
 from interlace.base.errors import ConfigError
 from interlace.data.calls import Call, Calls, Form
-from interlace.generation.request import Piece, Request
+from interlace.generation.engine import Engine
+from interlace.generation.request import Answer, Piece, Request
 from interlace.generation.structure import Structure
 from interlace.serve.answers import Thought
 from interlace.serve.errors import ApiError
+from interlace.serve.flow import merged
 from interlace.serve.schema import Drawing, Format, ObjectFormat, Offer, OneTool, SchemaFormat, Structured, Tool
 from interlace.serve.served import Served
 from interlace.serve.tools import structure_of
@@ -72,17 +74,20 @@ class Reader:
 
     Attributes:
         called: how many calls it has made.
+        thought_tokens: how many tokens its thought has.
     """
 
     def __init__(self, plan: Plan):
         """Begin."""
         self._plan, self._thought = plan, Thought(plan.opened)
         self._calls = None if plan.form is None else Calls(plan.form, plan.tools)
-        self.called = 0
+        self.called = self.thought_tokens = 0
 
     def push(self, piece: Piece) -> Said:
         """Take a piece; return what it brings."""
+        before = self._thought.inside
         text, thought = self._thought.push(piece.text)
+        self.thought_tokens += piece.token is not None and (before or self._thought.inside)
         if piece.finish:
             rest = self._thought.end()
             text, thought = text + rest[0], thought + rest[1]
@@ -93,16 +98,32 @@ class Reader:
             text += self._calls.end()
         return Said(text, thought, tuple(self._made(call) for call in found))
 
-    def read(self, text: str) -> Said:
-        """Return what a whole answer says."""
-        return self.push(Piece(None, text, finish="stop"))
-
     def _made(self, call: Call) -> Made:
         form = self._plan.form
         assert form is not None
         number = self._plan.calls + self.called
         self.called += 1
         return Made(form.call_id(call.name, number, secrets.token_hex(12)), call)
+
+
+async def read_all(engine: Engine, plan: Plan) -> list[tuple[Answer, Said, Reader]]:
+    """Return all answers to a plan: each as it was made, and read.
+
+    Raises:
+        ApiError: one cannot be served.
+    """
+    found = [(Answer(len(request.prompt)), plan.reader()) for request in plan.requests]
+    said: list[list[Said]] = [[] for _ in found]
+    async for index, piece in merged(engine, plan.requests):
+        answer, reader = found[index]
+        answer.add(piece)
+        said[index].append(reader.push(piece))
+    return [(answer, _joined(parts), reader) for (answer, reader), parts in zip(found, said, strict=True)]
+
+
+def _joined(parts: Sequence[Said]) -> Said:
+    text, thought = "".join(one.text for one in parts), "".join(one.thought for one in parts)
+    return Said(text, thought, tuple(call for one in parts for call in one.calls))
 
 
 async def plan_of(

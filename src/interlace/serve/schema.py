@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -57,7 +58,6 @@ class Drawing(Strict):
     # They change no answer.
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    store: Literal[False] | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -126,6 +126,7 @@ class Completion(Drawing):
     structured_outputs: Structured | None = None
     best_of: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     suffix: None = None
+    store: Literal[False] | None = None
 
 
 class Function(Strict):
@@ -133,6 +134,26 @@ class Function(Strict):
 
     name: str
     arguments: str
+
+
+def arguments_of(function: Function, name: str, field: str) -> dict[str, Any]:
+    """Return the arguments of a call.
+
+    Args:
+        function: what was called.
+        name: the call's id; field: what holds it; for messages.
+
+    Raises:
+        ApiError: they are no JSON object.
+    """
+    try:
+        arguments = json.loads(function.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        said = f"the arguments of the call '{name[:40]}' must be a JSON object, got {function.arguments[:40]!r}"
+        raise ApiError(400, f"{field}: {said}", field, "invalid_value")
+    return arguments
 
 
 class Call(Strict):
@@ -148,18 +169,7 @@ class Call(Strict):
         Raises:
             ApiError: they are not.
         """
-        try:
-            arguments = json.loads(self.function.arguments or "{}")
-        except (ValueError, RecursionError):
-            arguments = None
-        if not isinstance(arguments, dict):
-            raise ApiError(
-                400,
-                f"messages: the arguments of the call '{self.id[:40]}' must be a JSON object, got "
-                f"{self.function.arguments[:40]!r}",
-                "messages",
-                "invalid_value",
-            )
+        arguments = arguments_of(self.function, self.id, "messages")
         return {"id": self.id, "type": self.type, "function": {"name": self.function.name, "arguments": arguments}}
 
 
@@ -255,6 +265,7 @@ class Chat(Drawing):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Annotated[str, Field(pattern="^[a-z]{1,16}$")] | None = None
     chat_template_kwargs: Variables | None = None
+    store: Literal[False] | None = None
 
 
 class Tokenize(Strict):
@@ -271,6 +282,9 @@ class Detokenize(Strict):
     tokens: list[Annotated[int, Field(ge=0)]]
 
 
+_FIELD = re.compile("[a-z][a-z0-9_]*")  # other parts of a place name a kind of value
+
+
 def parsed(kind: type[BaseModel], body: Any) -> Any:
     """Return a request of a kind.
 
@@ -282,8 +296,10 @@ def parsed(kind: type[BaseModel], body: Any) -> Any:
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = [str(part) for part in first["loc"] if not str(part).startswith(("constrained", "function-"))]
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        # Where several kinds are allowed, what goes furthest into the value is about the kind that was meant.
+        first = max(found, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
+        place = [str(part) for part in first["loc"] if isinstance(part, int) or _FIELD.fullmatch(part)]
         field = place[0] if place else None
         path = ".".join(place[:4])
         if first["type"] == "extra_forbidden":
