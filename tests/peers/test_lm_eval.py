@@ -10,6 +10,7 @@ from importlib import import_module
 import pytest
 import torch
 from configs import CONFIGS
+from live import Live
 
 os.environ.update(HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
@@ -19,6 +20,8 @@ import interlace
 from interlace.cli.main import run as command
 from interlace.data.tokenizer import Tokenizer
 from interlace.evaluate.run import kept_rows
+from interlace.serve.keys import Keys
+from interlace.serve.served import Served
 
 pytestmark = pytest.mark.slow  # lm_eval takes ten seconds to import
 CHOICE = {
@@ -82,7 +85,7 @@ def made(tmp_path_factory):
     return folder
 
 
-def harness(kind, made, tasks, **more):
+def harness(kind, made, tasks, model_args=None, **more):
     """{task: (results, samples)} of `lm_eval`."""
     settings = []
     for name, task, file in tasks:
@@ -93,7 +96,7 @@ def harness(kind, made, tasks, **more):
 
         found = lm_eval.simple_evaluate(
             model=kind,
-            model_args={"pretrained": str(made / "model"), "dtype": "float32", **more},
+            model_args=model_args or {"pretrained": str(made / "model"), "dtype": "float32", **more},
             tasks=settings,
             device="cpu",
             bootstrap_iters=0,
@@ -175,3 +178,32 @@ def test_arguments_that_are_not_known_are_named(made, capsys):
         warnings.simplefilter("ignore")
         assert command(words) == 2
     assert "beams: is not an argument" in capsys.readouterr().err
+
+
+def test_over_http_it_is_the_same(made):
+    """`lm_eval --model local-completions` against our server, and our class: the same figures and the same texts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import_module("interlace.evaluate.lm_eval")
+    rows = [{**json.loads(line), "gold": "x"} for line in (made / "rows.jsonl").read_text().splitlines()]
+    (made / "write.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    tasks = [("choose", CHOICE, "rows.jsonl"), ("roll", ROLLING, "texts.jsonl"), ("write", ANSWER, "write.jsonl")]
+    model = interlace.load(made / "model", dtype=torch.float32)
+    limit = model.config.max_positions
+    live = Live({"m": Served("m", model, "4GB", 16, None)}, Keys([]), 64)
+    try:
+        args = {"model": "m", "base_url": f"{live.url}/v1/completions", "max_length": limit}
+        served = harness("local-completions", made, tasks, {**args, "tokenizer_backend": "remote"})
+    finally:
+        live.close()
+    ours = harness("interlace", made, tasks)
+    for name in ("choose", "roll"):
+        for key, value in ours[name][0].items():
+            if isinstance(value, float):
+                assert served[name][0][key] == pytest.approx(value, abs=1e-4), key
+    for mine, other in zip(ours["choose"][1], served["choose"][1], strict=True):
+        for a, b in zip(mine["filtered_resps"], other["filtered_resps"], strict=True):
+            assert float(a[0]) == pytest.approx(float(b[0]), abs=1e-3)
+            assert a[1] == b[1]
+    for mine, other in zip(ours["write"][1], served["write"][1], strict=True):
+        assert mine["filtered_resps"] == other["filtered_resps"]

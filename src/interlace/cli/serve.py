@@ -24,7 +24,7 @@ def serve(
 ) -> None:
     """Serve models over HTTP, as OpenAI's clients ask.
 
-    Routes: /v1/models, /v1/completions, /v1/chat/completions, /tokenize, /detokenize, /health.
+    Routes: /v1/models, /v1/completions, /v1/chat/completions, /v1/responses, /tokenize, /detokenize, /health, /metrics.
 
     Examples:
 

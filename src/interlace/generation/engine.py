@@ -16,7 +16,7 @@ from interlace.generation.penalties import Penalties
 from interlace.generation.prefill import PREFILL
 from interlace.generation.prompts import checked_prompt, encoded, fresh_seed
 from interlace.generation.request import Answer, Piece, Request
-from interlace.generation.scheduler import Scheduler, Ticket
+from interlace.generation.scheduler import Counts, Scheduler, Ticket
 from interlace.generation.stops import checked_stops
 from interlace.generation.structure import Structure, grammars_of
 from interlace.generation.text import recommended
@@ -62,6 +62,10 @@ class Engine:
         self._closed, self._lock = False, threading.Lock()
         self._thread = threading.Thread(target=self._work, name="interlace-engine", daemon=True)
         self._thread.start()
+
+    def counts(self) -> Counts:
+        """Return what the engine does now, and has done; any thread may ask."""
+        return self._scheduler.counts()
 
     def request(
         self,

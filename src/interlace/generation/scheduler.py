@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -97,6 +97,28 @@ class Ticket:
         return self.prompt.shape[0] + self.request.max_tokens
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What a scheduler does now, and has done.
+
+    Attributes:
+        waiting, reading, live: requests, as of `Scheduler`.
+        sequence_bytes: what the requests that were admitted may come to, and the recurrent states of all rows.
+        snapshots, snapshot_bytes: states that are kept for reuse, and their bytes.
+        read_tokens, made_tokens, reused_tokens: so far.
+    """
+
+    waiting: int
+    reading: int
+    live: int
+    sequence_bytes: int
+    snapshots: int
+    snapshot_bytes: int
+    read_tokens: int
+    made_tokens: int
+    reused_tokens: int
+
+
 class Scheduler:
     """Requests of one model.
 
@@ -129,6 +151,21 @@ class Scheduler:
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not (self.waiting or self.reading or self.live)
+
+    def counts(self) -> Counts:
+        """Return what it does now; other threads may ask."""
+        kept = self.snapshots
+        return Counts(
+            len(self.waiting),
+            len(self.reading),
+            len(self.live),
+            self._taken,
+            0 if kept is None else len(kept),
+            0 if kept is None else kept.nbytes,
+            self.read_tokens,
+            self.made_tokens,
+            self.reused_tokens,
+        )
 
     def submit(self, request: Request) -> Ticket:
         """Take a request into the queue.

@@ -96,6 +96,7 @@ class Thought:
     def __init__(self, opened: bool):
         """opened: whether the prompt has opened a thought already."""
         self.inside, self._begun, self._held = opened, opened, ""
+        self._after = False  # whether a thought has just ended: lines that are left empty after it are no answer
 
     def push(self, text: str) -> tuple[str, str]:
         """Take text; return (what belongs to the answer, what to the thought) and can be shown."""
@@ -110,11 +111,16 @@ class Thought:
                 self._begun = True
         if not self.inside:
             answer, self._held = self._held, ""
+            if self._after:
+                answer = answer.lstrip("\n")
+                self._after = not answer
             return answer, ""
         thought, closed, rest = self._held.partition(self.END)
         if closed:
             self.inside, self._held = False, ""
-            return rest.lstrip("\n"), thought.rstrip("\n")
+            answer = rest.lstrip("\n")
+            self._after = not answer
+            return answer, thought.rstrip("\n")
         keep = next((k for k in range(len(self.END) - 1, 0, -1) if thought.endswith(self.END[:k])), 0)
         shown, self._held = thought[: len(thought) - keep], thought[len(thought) - keep :]
         return "", shown

@@ -16,10 +16,12 @@ from starlette.routing import Route
 from interlace.generation.request import Request
 from interlace.serve import chat, completions, responses
 from interlace.serve.answers import DONE, Events, event
+from interlace.serve.document import document
 from interlace.serve.errors import ApiError
 from interlace.serve.guard import App, Guard, read_json
 from interlace.serve.items import Ask
 from interlace.serve.keys import Keys
+from interlace.serve.metrics import CONTENT_TYPE, Metrics
 from interlace.serve.schema import Chat, Completion, Detokenize, Tokenize, parsed
 from interlace.serve.served import Served
 from interlace.serve.store import Store
@@ -35,13 +37,14 @@ class Api:
         served: the models.
         most: requests that may be on their way at a time, those in the queue included.
         going: how many are.
+        metrics: for Prometheus.
         store: answers that later requests may go on from.
     """
 
     def __init__(self, served: Mapping[str, Served], most: int):
         """See the attributes."""
         self.served, self.most, self.going = served, most, 0
-        self.store = Store()
+        self.store, self.metrics = Store(), Metrics(served)
 
     def routes(self) -> list[Route]:
         """Return them."""
@@ -53,9 +56,12 @@ class Api:
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/v1/chat/completions", self.chat, methods=["POST"]),
             Route("/v1/responses", self.responses, methods=["POST"]),
-            Route("/v1/responses/{name}", self.response),
-            Route("/v1/responses/{name}", self.forget, methods=["DELETE"]),
+            Route("/v1/responses/compact", _missing, methods=["POST"]),  # no answer has this name
+            Route("/v1/responses/{name}", self.response, methods=["GET", "DELETE"]),
+            Route("/metrics", self.show_metrics),
+            Route("/openapi.json", self.openapi),
             Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/tokenizer_info", self.tokenizer_info),
             Route("/detokenize", self.detokenize, methods=["POST"]),
         ]
 
@@ -77,6 +83,14 @@ class Api:
     async def health(self, _: Http) -> Response:
         """Say that the server answers."""
         return JSONResponse({"status": "ok"})
+
+    async def show_metrics(self, _: Http) -> Response:
+        """Show what Prometheus reads."""
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE)
+
+    async def openapi(self, _: Http) -> Response:
+        """Show the OpenAPI document."""
+        return JSONResponse(document(list(self.served)))
 
     async def models(self, _: Http) -> Response:
         """List the models."""
@@ -115,23 +129,33 @@ class Api:
         return JSONResponse(await self.whole(http, plan.requests, responses.whole(served, asked, plan, kept)))
 
     async def response(self, http: Http) -> Response:
-        """Show an answer again."""
-        return JSONResponse(self.store.find(http.state.owner, http.path_params["name"], None).response)
-
-    async def forget(self, http: Http) -> Response:
-        """Forget an answer."""
-        name = http.path_params["name"]
-        self.store.forget(http.state.owner, name)
-        return JSONResponse({"id": name, "object": "response", "deleted": True})
+        """Show an answer again, or forget it."""
+        owner, name = http.state.owner, http.path_params["name"]
+        if http.method == "DELETE":
+            self.store.forget(owner, name)
+            return JSONResponse({"id": name, "object": "response", "deleted": True})
+        return JSONResponse(self.store.find(owner, name, None).response)
 
     async def tokenize(self, http: Http) -> Response:
         """Say which tokens a text is."""
         asked: Tokenize = parsed(Tokenize, await read_json(http.receive))
         served = self.named(asked.model)
-        if served.tokenizer is None:
+        tokenizer = served.tokenizer
+        if tokenizer is None:
             raise ApiError(400, "prompt: the model has no tokenizer", "prompt", "no_tokenizer")
-        ids = served.tokenizer.encode_text(asked.prompt)
+        encode = tokenizer.encode_text if asked.add_special_tokens else tokenizer.encode
+        ids = await asyncio.to_thread(encode, asked.prompt)
         return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": served.limit})
+
+    async def tokenizer_info(self, http: Http) -> Response:
+        """Say what lm_eval asks before it tokenizes here."""
+        tokenizer = self.named(http.query_params.get("model")).tokenizer
+        if tokenizer is None:
+            raise ApiError(400, "model: has no tokenizer", "model", "no_tokenizer")
+        eos = None if tokenizer.eos is None else tokenizer.fast.id_to_token(tokenizer.eos)
+        return JSONResponse(
+            {"eos_token": eos, "bos_token": tokenizer.bos or None, "chat_template": tokenizer.chat_template}
+        )
 
     async def detokenize(self, http: Http) -> Response:
         """Say which text tokens are."""
@@ -226,6 +250,10 @@ async def _refused(_: Http, error: Exception) -> Response:
     return JSONResponse(ApiError(error.status_code, said).body(), error.status_code, error.headers)
 
 
+async def _missing(_: Http) -> Response:
+    raise HTTPException(404)
+
+
 async def _told(_: Http, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return JSONResponse(error.body(), error.status, error.headers)
@@ -241,4 +269,11 @@ def build(served: Mapping[str, Served], keys: Keys, most: int, origins: tuple[st
         origins: of pages of other servers that may ask.
     """
     handlers: Any = {HTTPException: _refused, ApiError: _told}
-    return Guard(Starlette(routes=Api(served, most).routes(), exception_handlers=handlers), keys, origins)
+    api = Api(served, most)
+    routes = api.routes()
+    paths = {route.path for route in routes if "{" not in route.path}
+
+    def seen(path: str, status: int) -> None:
+        api.metrics.count(path if path in paths else "other", status)
+
+    return Guard(Starlette(routes=routes, exception_handlers=handlers), keys, origins, seen)

@@ -70,11 +70,18 @@ def _usage(found: Sequence[Answer], readers: Sequence[Reader]) -> dict[str, Any]
 
 async def whole(served: Served, asked: Chat, plan: Plan) -> dict[str, Any]:
     """Return a whole answer."""
-    found, choices = await read_all(served.engine, plan), []
+    found, choices = await read_all(served, plan), []
     for index, (answer, said, reader) in enumerate(found):
         content: dict[str, Any] = {"content": said.text or (None if said.calls else "")}
         calls = {"tool_calls": [_called(made) for made in said.calls]} if said.calls else {}
-        message = {"role": "assistant", **content, **_thought(said.thought.strip()), **calls, "refusal": None}
+        message = {
+            "role": "assistant",
+            **content,
+            **_thought(said.thought.strip()),
+            **calls,
+            "refusal": None,
+            "annotations": [],
+        }
         likely = chat_logprobs(served.tokenizer, answer.tokens, answer.chosen) if asked.logprobs else None
         reason = _reason(answer.finish, reader.called)
         choices.append({"index": index, "message": message, "finish_reason": reason, "logprobs": likely})
@@ -98,7 +105,7 @@ async def stream(served: Served, asked: Chat, plan: Plan) -> Events:
 
     for index in range(len(plan.requests)):
         yield chunk(index, {"role": "assistant", "content": ""})
-    async for index, piece in merged(served.engine, plan.requests):
+    async for index, piece in merged(served, plan.requests):
         found[index].add(piece)
         before = readers[index].called
         said = readers[index].push(piece)

@@ -101,7 +101,7 @@ def _choice(served: Served, asked: Completion, index: int, request: Request, ans
 
 async def whole(served: Served, asked: Completion, requests: list[Request]) -> dict[str, Any]:
     """Return a whole answer."""
-    found = await answer_all(served.engine, requests)
+    found = await answer_all(served, requests)
     pairs = zip(requests, found, strict=True)
     counts = [usage(found[i : i + (asked.n or 1)]) for i in range(0, len(found), asked.n or 1)]
     total = {key: sum(one[key] for one in counts) for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
@@ -125,7 +125,7 @@ async def stream(served: Served, asked: Completion, requests: list[Request]) -> 
     head, options = _head(served), asked.stream_options
     counted: dict[str, Any] = {"usage": None} if options is not None and options.include_usage else {}
     found = [Answer(len(request.prompt)) for request in requests]
-    pieces: AsyncIterator[tuple[int, Piece]] = merged(served.engine, requests)
+    pieces: AsyncIterator[tuple[int, Piece]] = merged(served, requests)
     async for index, piece in pieces:
         found[index].add(piece)
         choice: dict[str, Any] = {"index": index, "text": piece.text, "finish_reason": finish(piece.finish)}

@@ -10,7 +10,6 @@ from typing import Any
 
 from interlace.base.errors import ConfigError
 from interlace.data.calls import Call, Calls, Form
-from interlace.generation.engine import Engine
 from interlace.generation.request import Answer, Piece, Request
 from interlace.generation.structure import Structure
 from interlace.serve.answers import Thought
@@ -106,7 +105,7 @@ class Reader:
         return Made(form.call_id(call.name, number, secrets.token_hex(12)), call)
 
 
-async def read_all(engine: Engine, plan: Plan) -> list[tuple[Answer, Said, Reader]]:
+async def read_all(served: Served, plan: Plan) -> list[tuple[Answer, Said, Reader]]:
     """Return all answers to a plan: each as it was made, and read.
 
     Raises:
@@ -114,7 +113,7 @@ async def read_all(engine: Engine, plan: Plan) -> list[tuple[Answer, Said, Reade
     """
     found = [(Answer(len(request.prompt)), plan.reader()) for request in plan.requests]
     said: list[list[Said]] = [[] for _ in found]
-    async for index, piece in merged(engine, plan.requests):
+    async for index, piece in merged(served, plan.requests):
         answer, reader = found[index]
         answer.add(piece)
         said[index].append(reader.push(piece))

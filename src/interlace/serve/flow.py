@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 
-from interlace.base.errors import InterlaceError
-from interlace.generation.engine import Engine
 from interlace.generation.request import Answer, Piece, Request
 from interlace.serve.errors import of_request
+from interlace.serve.served import Served
 
 
-async def answer_all(engine: Engine, requests: Sequence[Request]) -> list[Answer]:
+async def answer_all(served: Served, requests: Sequence[Request]) -> list[Answer]:
     """Return the answers to all requests; if one fails, or the client leaves, the others end.
 
     Raises:
         ApiError: one cannot be served.
     """
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(engine.generate(request)) for request in requests]
-    except* InterlaceError as errors:
-        first: BaseException = errors
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        assert isinstance(first, InterlaceError)
-        raise of_request(first) from None
-    return [task.result() for task in tasks]
+    found = [Answer(len(request.prompt)) for request in requests]
+    async for index, piece in merged(served, requests):
+        found[index].add(piece)
+    return found
 
 
-async def merged(engine: Engine, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Piece]]:
+async def merged(served: Served, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Piece]]:
     """Yield (which request, its next piece) until all have ended; whoever leaves the iterator ends the others.
 
     Raises:
         ApiError: one cannot be served.
     """
     loop, pieces = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Piece]]()
+    began, going = time.monotonic(), set(range(len(requests)))
+    waiting = set(going)
     cancels = []
     try:
         for index, request in enumerate(requests):
@@ -43,13 +39,17 @@ async def merged(engine: Engine, requests: Sequence[Request]) -> AsyncIterator[t
             def take(piece: Piece, index: int = index) -> None:
                 loop.call_soon_threadsafe(pieces.put_nowait, (index, piece))
 
-            cancels.append(engine.submit(request, take))
-        going = len(requests)
+            cancels.append(served.engine.submit(request, take))
         while going:
             index, piece = await pieces.get()
             if piece.error is not None:
                 raise of_request(piece.error)
-            going -= bool(piece.finish)
+            if index in waiting:
+                waiting.discard(index)
+                served.first.add(time.monotonic() - began)
+            if piece.finish:
+                going.discard(index)
+                served.whole.add(time.monotonic() - began)
             yield index, piece
     finally:
         for cancel in cancels:

@@ -33,9 +33,16 @@ log = logging.getLogger("interlace.serve")
 class Guard:
     """Wraps the routes."""
 
-    def __init__(self, app: App, keys: Keys, origins: tuple[str, ...] = ()):
-        """keys: who may ask; origins: of pages of other servers that may, none as a rule."""
-        self.app, self.keys, self.origins = app, keys, origins
+    def __init__(self, app: App, keys: Keys, origins: tuple[str, ...], seen: Callable[[str, int], None]):
+        """Wrap an application.
+
+        Args:
+            app: what answers.
+            keys: who may ask.
+            origins: of pages of other servers that may, none as a rule.
+            seen: told the path and the status of each request that was answered.
+        """
+        self.app, self.keys, self.origins, self.seen = app, keys, origins, seen
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a connection."""
@@ -79,6 +86,7 @@ class Guard:
                 raise
             await answer(ApiError(500, "the server failed on this request; it goes on", kind="server_error"), told)
         finally:
+            self.seen(scope["path"], status)
             line = {"id": number.decode(), "method": scope["method"], "path": scope["path"][:200], "status": status}
             log.info(json.dumps({**line, "seconds": round(time.monotonic() - began, 4)}))
 

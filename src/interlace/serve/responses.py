@@ -292,7 +292,7 @@ class Kept:
 async def whole(served: Served, asked: Ask, plan: Plan, kept: Kept) -> dict[str, Any]:
     """Return a whole answer."""
     writer = Writer(served, asked, plan)
-    async for _, piece in merged(served.engine, plan.requests):
+    async for _, piece in merged(served, plan.requests):
         for _event in writer.push(piece):
             pass
     kept.keep(writer)
@@ -313,7 +313,7 @@ async def stream(served: Served, asked: Ask, plan: Plan, kept: Kept) -> Events:
 
     yield written(writer.begin())
     try:
-        async for _, piece in merged(served.engine, plan.requests):
+        async for _, piece in merged(served, plan.requests):
             if came := written(writer.push(piece)):
                 yield came
     except ApiError as error:

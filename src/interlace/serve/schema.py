@@ -6,7 +6,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from interlace.serve.errors import ApiError
 
@@ -115,10 +115,21 @@ class Structured(Strict):
         return {name: value for name, value in fields.items() if value is not None}
 
 
+_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+PROMPTS: dict[str, Any] = {  # what completions.prompts_of reads
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "maxItems": MOST_PROMPTS, "items": {"type": "string"}},
+        _IDS,
+        {"type": "array", "minItems": 1, "maxItems": MOST_PROMPTS, "items": _IDS},
+    ]
+}
+
+
 class Completion(Drawing):
     """A request of /v1/completions."""
 
-    prompt: Text | list[Any]
+    prompt: Annotated[Text | list[Any], WithJsonSchema(PROMPTS)]
     max_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
@@ -269,10 +280,15 @@ class Chat(Drawing):
 
 
 class Tokenize(Strict):
-    """A request of /tokenize."""
+    """A request of /tokenize.
+
+    Attributes:
+        add_special_tokens: whether the text begins as the tokenizer begins texts.
+    """
 
     model: str | None = None
     prompt: Text
+    add_special_tokens: bool = True
 
 
 class Detokenize(Strict):

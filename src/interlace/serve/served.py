@@ -19,6 +19,7 @@ from interlace.generation.request import Request
 from interlace.generation.structure import Structure
 from interlace.model.model import HybridLM
 from interlace.serve.errors import ApiError, of_request
+from interlace.serve.metrics import Times
 from interlace.serve.schema import Drawing
 
 
@@ -32,6 +33,7 @@ class Served:
         no_chat: why there is no chat; "" if there is.
         form: how the template writes calls of tools, or None.
         shown: special tokens that stand for thoughts and calls, which answers to conversations show.
+        first, whole: how long clients waited for the first token, and for the last.
         created: when it was loaded, in seconds of the epoch.
     """
 
@@ -44,6 +46,7 @@ class Served:
         self.engine = Engine(model, memory, rows=rows)
         self.tokenizer: Tokenizer | None = model.tokenizer
         self.created = int(time.time())
+        self.first, self.whole = Times(), Times()
         self.chat: ChatTemplate | None = None
         self.ends: tuple[int, ...] = ()
         self.form: Form | None = None
