@@ -14,7 +14,8 @@ from interlace.base.errors import ConfigError
 from interlace.generation.sampling import Sampling
 from interlace.generation.text import generate_tokens
 from interlace.serve.answers import Thought
-from interlace.serve.guard import MOST_BODY, nesting
+from interlace.serve.app import Api
+from interlace.serve.guard import MOST_BODY, OPEN, nesting
 from interlace.serve.keys import Keys
 from interlace.serve.run import is_loopback, listen, serve
 from interlace.serve.schema import MOST_CHOICES
@@ -280,18 +281,15 @@ def test_nesting_is_that_of_json():
 @pytest.mark.parametrize(
     "path",
     [
-        "/v1/models",
+        *sorted({route.path for route in Api({}, 1).routes()} - set(OPEN)),
         "//v1/models",
         "/V1/models",
         "/v1/models/",
         "/v1/../v1/models",
         "/%2e/v1/models",
         "/v1/models.",
-        "/tokenize",
-        "/",
-        "/metrics",
+        "/page.js/../metrics",
         "/health/../v1/models",
-        "/openapi.json",
     ],
 )
 def test_every_path_but_health_asks_for_a_key(live, path, host):
@@ -303,6 +301,18 @@ def test_every_path_but_health_asks_for_a_key(live, path, host):
             if found.status_code == 401:
                 assert found.json()["error"]["type"] == "authentication_error"
                 assert found.headers["www-authenticate"] == "Bearer"
+
+
+def test_what_needs_no_key_tells_nothing(live):
+    assert set(OPEN) == {"/health", "/ready", "/", "/page.js", "/page.css"}
+    with live.client(None) as client:
+        for path in OPEN:
+            found = client.get(path)
+            assert found.status_code == 200
+            assert "tiny" not in found.text
+        policy = client.get("/").headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
 
 
 def test_health_needs_no_key_and_other_methods_do(live):

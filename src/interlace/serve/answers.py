@@ -96,7 +96,7 @@ class Thought:
     def __init__(self, opened: bool):
         """opened: whether the prompt has opened a thought already."""
         self.inside, self._begun, self._held = opened, opened, ""
-        self._after = False  # whether a thought has just ended: lines that are left empty after it are no answer
+        self._fresh = opened  # whether a thought, or the answer after one, has shown nothing yet
 
     def push(self, text: str) -> tuple[str, str]:
         """Take text; return (what belongs to the answer, what to the thought) and can be shown."""
@@ -104,30 +104,34 @@ class Thought:
         if not self._begun:
             start = self._held.lstrip()
             if start.startswith(self.BEGIN):
-                self.inside, self._begun, self._held = True, True, start[len(self.BEGIN) :].lstrip("\n")
+                self.inside, self._begun, self._held, self._fresh = True, True, start[len(self.BEGIN) :], True
             elif self.BEGIN.startswith(start):
                 return "", ""
             else:
                 self._begun = True
         if not self.inside:
             answer, self._held = self._held, ""
-            if self._after:
-                answer = answer.lstrip("\n")
-                self._after = not answer
-            return answer, ""
+            return self._without_lines(answer), ""
         thought, closed, rest = self._held.partition(self.END)
         if closed:
-            self.inside, self._held = False, ""
-            answer = rest.lstrip("\n")
-            self._after = not answer
-            return answer, thought.rstrip("\n")
+            thought = self._without_lines(thought.rstrip("\n"))
+            self.inside, self._held, self._fresh = False, "", True
+            return self._without_lines(rest), thought
         keep = next((k for k in range(len(self.END) - 1, 0, -1) if thought.endswith(self.END[:k])), 0)
-        shown, self._held = thought[: len(thought) - keep], thought[len(thought) - keep :]
-        return "", shown
+        shown = thought[: len(thought) - keep].rstrip("\n")
+        self._held = thought[len(shown) :]
+        return "", self._without_lines(shown)
+
+    def _without_lines(self, text: str) -> str:
+        """Return text without empty lines where a thought, or the answer after one, begins."""
+        if self._fresh:
+            text = text.lstrip("\n")
+            self._fresh = not text
+        return text
 
     def end(self) -> tuple[str, str]:
         """Return what is left."""
-        held, self._held = self._held, ""
+        held, self._held = self._without_lines(self._held), ""
         return ("", held) if self.inside else (held, "")
 
 

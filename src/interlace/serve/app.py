@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
@@ -26,6 +27,13 @@ from interlace.serve.schema import Chat, Completion, Detokenize, Tokenize, parse
 from interlace.serve.served import Served
 from interlace.serve.store import Store
 
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
 RETRY_SECONDS = 1  # after which a client that came when all was full may come again
 Handler = Callable[[Http], Awaitable[Response]]
 
@@ -58,6 +66,10 @@ class Api:
             Route("/v1/responses", self.responses, methods=["POST"]),
             Route("/v1/responses/compact", _missing, methods=["POST"]),  # no answer has this name
             Route("/v1/responses/{name}", self.response, methods=["GET", "DELETE"]),
+            Route("/", self.page),
+            Route("/page.js", self.page),
+            Route("/page.css", self.page),
+            Route("/memory", self.memory),
             Route("/metrics", self.show_metrics),
             Route("/openapi.json", self.openapi),
             Route("/tokenize", self.tokenize, methods=["POST"]),
@@ -83,6 +95,21 @@ class Api:
     async def health(self, _: Http) -> Response:
         """Say that the server answers."""
         return JSONResponse({"status": "ok"})
+
+    async def page(self, http: Http) -> Response:
+        """Show the page; it loads nothing from elsewhere, and the browser holds it to that."""
+        name = http.url.path.removeprefix("/") or "index.html"
+        media = {"html": "text/html", "js": "text/javascript", "css": "text/css"}[name.rpartition(".")[2]]
+        content = files("interlace.serve").joinpath("page", name).read_bytes()
+        return Response(content, headers=PAGE_HEADERS, media_type=media)
+
+    async def memory(self, http: Http) -> Response:
+        """Say what the state of a sequence takes, and what a transformer's cache would."""
+        served = self.named(http.query_params.get("model"))
+        given = http.query_params.get("tokens", "")
+        if not given.isascii() or not given.isdigit() or not 0 < len(given) < 10 or not int(given):
+            raise ApiError(400, f"tokens: must be a number from 1, got {given[:20]!r}", "tokens", "invalid_value")
+        return JSONResponse(served.memory(int(given)))
 
     async def show_metrics(self, _: Http) -> Response:
         """Show what Prometheus reads."""
@@ -238,6 +265,7 @@ def _shown(served: Served) -> dict[str, Any]:
         "created": served.created,
         "owned_by": "interlace",
         "max_model_len": served.limit,
+        "no_chat": served.no_chat or None,
     }
 
 

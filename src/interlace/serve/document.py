@@ -87,6 +87,18 @@ def document(models: Sequence[str]) -> dict[str, Any]:
         "/detokenize": {"post": _operation("Say which text tokens are", ANSWERS["text"], Detokenize)},
         "/health": {"get": _operation("Say whether the server answers", ANSWERS["health"], needs_key=False)},
         "/ready": {"get": _operation("Say whether the server takes requests", ANSWERS["health"], needs_key=False)},
+        "/memory": {
+            "get": _operation(
+                "Say what the state of a sequence takes, and what a transformer's cache would",
+                {"type": "object"},
+                parameter={
+                    "name": "tokens",
+                    "in": "query",
+                    "required": True,
+                    "schema": {"type": "integer", "minimum": 1},
+                },
+            )
+        },
         "/metrics": {"get": _operation("Numbers for Prometheus", None)},
     }
     return {

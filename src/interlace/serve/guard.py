@@ -24,7 +24,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = ("/health", "/ready")  # who watches a server bears no key
+# Who watches a server bears no key, and the page asks for one: it holds nothing by itself.
+OPEN = ("/health", "/ready", "/", "/page.js", "/page.css")
 MOST_BODY, DEEPEST, BODY_SECONDS = 8 << 20, 64, 30.0
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("interlace.serve")

@@ -18,6 +18,7 @@ from interlace.generation.engine import Engine
 from interlace.generation.request import Request
 from interlace.generation.structure import Structure
 from interlace.model.model import HybridLM
+from interlace.model.sizes import all_attention, sizes
 from interlace.serve.errors import ApiError, of_request
 from interlace.serve.metrics import Times
 from interlace.serve.schema import Drawing
@@ -46,6 +47,7 @@ class Served:
         self.engine = Engine(model, memory, rows=rows)
         self.tokenizer: Tokenizer | None = model.tokenizer
         self.created = int(time.time())
+        self._transformer = all_attention(model.config)
         self.first, self.whole = Times(), Times()
         self.chat: ChatTemplate | None = None
         self.ends: tuple[int, ...] = ()
@@ -75,6 +77,16 @@ class Served:
     def limit(self) -> int:
         """How many tokens a prompt and its answer may have together."""
         return self.engine.model.config.max_positions or 1 << 31
+
+    def memory(self, tokens: int) -> dict[str, int]:
+        """Return the bytes of a sequence's state and caches, and those of a transformer of the same width and depth."""
+        element = self.engine.model.dtype.itemsize
+        own, other = (sizes(config, (tokens,), element) for config in (self.engine.model.config, self._transformer))
+        return {
+            "tokens": tokens,
+            "state_bytes": own.state_bytes[tokens] + own.cache_bytes[tokens],
+            "transformer_bytes": other.cache_bytes[tokens],
+        }
 
     async def render(
         self,
