@@ -14,7 +14,7 @@ import interlace
 from interlace.data.tokenizer import Tokenizer
 from interlace.model.presets import preset
 from interlace.serve.app import build
-from interlace.serve.run import listen
+from interlace.serve.run import configured, listen
 
 KEY, OTHER = "a-key-of-sixteen-or-more", "another-key-of-the-server"
 TEMPLATE = (
@@ -42,8 +42,7 @@ class Live:
         self.served = served
         self.socket = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        config = uvicorn.Config(build(served, keys, most), log_config=None, lifespan="off", http="h11", ws="none")
-        self.server = uvicorn.Server(config)
+        self.server = uvicorn.Server(configured(build(served, keys, most), most, 5))
         self.thread = threading.Thread(target=lambda: asyncio.run(self.server.serve([self.socket])), daemon=True)
         self.thread.start()
         while not self.server.started:

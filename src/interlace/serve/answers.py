@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from interlace.data.tokenizer import Tokenizer
@@ -135,4 +135,4 @@ class Thought:
         return ("", held) if self.inside else (held, "")
 
 
-Events = AsyncIterator[bytes]
+Events = AsyncGenerator[bytes, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -19,7 +19,7 @@ from interlace.serve import chat, completions, responses
 from interlace.serve.answers import DONE, Events, event
 from interlace.serve.document import document
 from interlace.serve.errors import ApiError
-from interlace.serve.guard import App, Guard, read_json
+from interlace.serve.guard import FAILED, App, Guard, read_json
 from interlace.serve.items import Ask
 from interlace.serve.keys import Keys
 from interlace.serve.metrics import CONTENT_TYPE, Metrics
@@ -196,7 +196,7 @@ class Api:
         return JSONResponse({"prompt": served.tokenizer.decode(asked.tokens)})
 
     @contextlib.contextmanager
-    def place(self, count: int) -> Any:
+    def place(self, count: int) -> Iterator[None]:
         """Take so many places among the requests on their way.
 
         Raises:
@@ -234,23 +234,32 @@ class Api:
 
     def streamed(self, requests: list[Request], events: Events) -> Response:
         """Return a stream; a client that leaves ends it."""
-        place = self.place(len(requests))
-        place.__enter__()
+        return _Stream(events, self.place(len(requests)))
+
+
+class _Stream(StreamingResponse):
+    """Events that hold places until they end, however they end."""
+
+    def __init__(self, events: Events, place: contextlib.AbstractContextManager[None]):
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return StreamingResponse(_closed(events, place), media_type="text/event-stream", headers=headers)
+        super().__init__(_told_errors(events), media_type="text/event-stream", headers=headers)
+        self._events, self._place = events, place
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send the events."""
+        async with contextlib.aclosing(self._events):  # or they would go on until somebody collects them
+            with self._place:
+                await super().__call__(scope, receive, send)
 
 
-async def _closed(events: Events, place: Any) -> AsyncIterator[bytes]:
-    """Yield events; an error ends them in words, and whoever leaves gives the place back."""
+async def _told_errors(events: Events) -> AsyncIterator[bytes]:
+    """Yield events; an error ends them in words."""
     try:
         async for one in events:
             yield one
     except ApiError as error:
         yield event(error.body())
         yield DONE
-    finally:
-        place.__exit__(None, None, None)
-        await events.aclose()  # type: ignore[attr-defined]
 
 
 async def _left(http: Http) -> None:
@@ -282,6 +291,10 @@ async def _missing(_: Http) -> Response:
     raise HTTPException(404)
 
 
+async def _failed(_: Http, error: Exception) -> Response:
+    return JSONResponse(FAILED.body(), FAILED.status)
+
+
 async def _told(_: Http, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return JSONResponse(error.body(), error.status, error.headers)
@@ -296,7 +309,7 @@ def build(served: Mapping[str, Served], keys: Keys, most: int, origins: tuple[st
         most: requests that may be on their way at a time.
         origins: of pages of other servers that may ask.
     """
-    handlers: Any = {HTTPException: _refused, ApiError: _told}
+    handlers: Any = {HTTPException: _refused, ApiError: _told, Exception: _failed}
     api = Api(served, most)
     routes = api.routes()
     paths = {route.path for route in routes if "{" not in route.path}

@@ -26,9 +26,14 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # Who watches a server bears no key, and the page asks for one: it holds nothing by itself.
 OPEN = ("/health", "/ready", "/", "/page.js", "/page.css")
-MOST_BODY, DEEPEST, BODY_SECONDS = 8 << 20, 64, 30.0
+MOST_BODY, DEEPEST, BODY_SECONDS, WRITE_SECONDS = 8 << 20, 64, 30.0, 60.0
+FAILED = ApiError(500, "the server failed on this request; it goes on", kind="server_error")
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("interlace.serve")
+
+
+class ClientLeft(Exception):
+    """A client neither reads nor hangs up."""
 
 
 class Guard:
@@ -54,14 +59,16 @@ class Guard:
         given = headers.get(b"x-request-id", b"")
         number = given if _ID.fullmatch(given) else f"req-{secrets.token_hex(12)}".encode()
         extra = [(b"x-request-id", number), *self._cross_origin(headers)]
-        began, status, started = time.monotonic(), 0, False
+        began, status, whole = time.monotonic(), 0, False
 
         async def told(message: Message) -> None:
-            nonlocal status, started
+            nonlocal status, whole
             if message["type"] == "http.response.start":
-                status, started = message["status"], True
+                status = message["status"]
                 message["headers"] = [*message.get("headers", []), *extra]
-            await send(message)
+            async with asyncio.timeout(WRITE_SECONDS):  # who reads nothing keeps no place
+                await send(message)
+            whole = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             owner = self.keys.owner(headers.get(b"authorization"))
@@ -73,6 +80,8 @@ class Guard:
                     kind="authentication_error",
                     headers={"www-authenticate": "Bearer"},
                 )
+            if b"transfer-encoding" in headers and b"content-length" in headers:
+                raise ApiError(400, "content-length: must not come with transfer-encoding", code="two_lengths")
             length = headers.get(b"content-length", b"0")
             if not length.isdigit() or int(length) > MOST_BODY:
                 raise too_long()
@@ -81,11 +90,15 @@ class Guard:
             await self.app(scope, receive, told)
         except ApiError as error:
             await answer(error, told)
+        except TimeoutError:
+            log.warning("a client read nothing for %.0f s: %s", WRITE_SECONDS, number.decode())
+            raise ClientLeft from None
         except Exception:
             log.exception("a request failed: %s", number.decode())
-            if started:
-                raise
-            await answer(ApiError(500, "the server failed on this request; it goes on", kind="server_error"), told)
+            if not status:
+                await answer(FAILED, told)
+            elif not whole:
+                raise  # the connection is cut, so that nobody takes half an answer for a whole one
         finally:
             self.seen(scope["path"], status)
             line = {"id": number.decode(), "method": scope["method"], "path": scope["path"][:200], "status": status}
@@ -142,9 +155,17 @@ async def read_json(receive: Receive) -> Any:
     if (depth := nesting(text)) > DEEPEST:
         raise ApiError(400, f"body: is nested {depth} deep; {DEEPEST} is the most", code="too_deep")
     try:
-        return json.loads(text, parse_constant=_no_number)
+        value = json.loads(text, parse_constant=_no_number)
+        if _HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except UnicodeEncodeError:
+        raise ApiError(400, "body: holds half a surrogate pair, which is no character", code="invalid_utf8") from None
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"body: is no JSON: {str(error)[:120]}", code="invalid_json") from None
+
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _no_number(name: str) -> Any:

@@ -16,10 +16,12 @@ import uvicorn
 from interlace.base.errors import ConfigError, Failure
 from interlace.model.model import HybridLM
 from interlace.serve.app import build
+from interlace.serve.guard import App
 from interlace.serve.keys import Keys
+from interlace.serve.protocol import HEADER_BYTES, Protocol
 from interlace.serve.served import Served
 
-HEADER_BYTES, BACKLOG = 64 << 10, 512
+BACKLOG = 512
 
 
 def is_loopback(host: str) -> bool:
@@ -50,6 +52,29 @@ def listen(host: str, port: int) -> socket.socket:
             "what uses it"
         ) from None
     return made
+
+
+def configured(app: App, most: int, drain_seconds: int) -> uvicorn.Config:
+    """Return how the server listens.
+
+    Args:
+        app: what answers.
+        most: requests that may be on their way at a time; some more connections may be open.
+        drain_seconds: how long answers may go on once the server is to end.
+    """
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        limit_concurrency=4 * most + 64,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=drain_seconds,
+    )
 
 
 class _Server(uvicorn.Server):
@@ -104,18 +129,7 @@ def serve(
         for name, load in models.items():
             served[name] = Served(name, load(), memory, rows, max_tokens)
         app = build(served, keys, rows + max_queue, origins)
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            h11_max_incomplete_event_size=HEADER_BYTES,
-            http="h11",
-            ws="none",
-            lifespan="off",
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=drain_seconds,
-        )
+        config = configured(app, rows + max_queue, drain_seconds)
         logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # the guard says what went wrong, in a line
         made.listen(BACKLOG)
