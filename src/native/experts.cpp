@@ -6,8 +6,8 @@ namespace {
 template <class T>
 void some_outputs(const T* w, long D, const T* x, float* y, long count) {
   long o = 0;
-  for (; o + OUTPUTS <= count; o += OUTPUTS) outputs<T, OUTPUTS>(w + o * D, D, x, y + o);
-  for (; o < count; o++) outputs<T, 1>(w + o * D, D, x, y + o);
+  for (; o + OUTPUTS <= count; o += OUTPUTS) outputs<T, OUTPUTS, 1>(w + o * D, D, x, D, y + o);
+  for (; o < count; o++) outputs<T, 1, 1>(w + o * D, D, x, D, y + o);
 }
 
 template <class T>

@@ -17,6 +17,7 @@ from interlace.base.segments import Segments
 from interlace.ops import (
     attention,
     cross_entropy_,
+    experts,
     gated_delta,
     gated_delta_step,
     linear,
@@ -437,3 +438,29 @@ def test_a_state_changed_under_a_graph_is_noticed():
         gated_delta_step(**x)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize(("width", "outputs"), [(83, 71), (512, 256), (48, 5)])
+def test_a_row_of_a_product_is_the_same_to_the_bit_in_any_batch(dtype, width, outputs):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(67, width, generator=draw).to(torch.float32 if dtype == torch.int8 else dtype)
+    weight, more = torch.randn(outputs, width, generator=draw).to(x.dtype), {}
+    if dtype == torch.int8:
+        weight = torch.randint(-127, 128, (outputs, width), generator=draw, dtype=torch.int8)
+        more = {"scales": torch.rand(outputs, generator=draw)}
+    with torch.no_grad():
+        whole = linear(x, weight, backend="native", **more)
+        for first, last in [(0, 1), (0, 2), (3, 6), (5, 9), (11, 16), (60, 67), (1, 33)]:
+            assert torch.equal(linear(x[first:last].contiguous(), weight, backend="native", **more), whole[first:last])
+
+
+def test_rows_of_experts_are_the_same_to_the_bit_in_any_batch():
+    draw = torch.Generator().manual_seed(0)
+    x, first, second = (torch.randn(*s, generator=draw) for s in ((40, 24), (6, 32, 24), (6, 20, 16)))
+    chosen = torch.stack([torch.randperm(6, generator=draw)[:2] for _ in range(40)])
+    weights = torch.rand(40, 2, generator=draw)
+    with torch.no_grad():
+        whole = experts(x, chosen, weights, first, second, backend="native")
+        for a, b in [(0, 1), (5, 9), (0, 33)]:
+            assert torch.equal(experts(x[a:b], chosen[a:b], weights[a:b], first, second, backend="native"), whole[a:b])

@@ -16,7 +16,7 @@ from interlace.ops.core.operands import check_devices
 from interlace.ops.experts import native, sorted
 from interlace.ops.experts.plain import plain
 
-FEW = 4  # rows; beyond, an expert's rows are one product
+FEW = 64  # rows; beyond, an expert's rows are one product
 PAIRS = (0, 24, 96)  # that an expert has on average: from each on, the Triton kernels take larger tiles
 
 

@@ -13,7 +13,8 @@ from interlace.ops.core import kernels
 from interlace.ops.core.backends import Backend, choose
 from interlace.ops.core.kernels import DTYPES, address
 
-FEW = 4  # rows; beyond, the library's blocked product is faster
+FEW = 64  # rows; beyond, the library's blocked product is faster
+FEW_HALF = 16  # of bfloat16, which processors with tiles multiply at several times the rate
 
 
 def _plain(x: Tensor, weight: Tensor, residual: Tensor | None, scales: Tensor | None) -> Tensor:
@@ -46,12 +47,14 @@ def _refuses(x: Tensor, weight: Tensor, residual: Tensor | None, scales: Tensor 
     return kernels.refuses(x) if weight.is_contiguous() else "the weight is not contiguous"
 
 
-def _without_gradients(*_: Tensor | None) -> bool:
-    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+def _pays(x: Tensor, weight: Tensor, *_: Tensor | None) -> bool:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    return x.shape[0] <= FEW_HALF or weight.dtype != torch.bfloat16
 
 
 BACKENDS = (
-    kernels.backend(lambda: _run_native, _refuses, ("cpu",), rows=FEW, when=_without_gradients),
+    kernels.backend(lambda: _run_native, _refuses, ("cpu",), rows=FEW, when=_pays),
     Backend("plain", lambda: _plain, slow_on=("cpu",)),
 )
 
