@@ -3,7 +3,7 @@
     python benchmarks/serve.py                        # ten minutes on two cores; needs transformers[serving], httpx
     python benchmarks/serve.py --parts load --seconds 300 --clients 64
 
-load: many clients at once, prompts and answers of mixed lengths, a share of which hangs up; errors, time to the first
+load: many clients at once, prompts of about 20 to 400 tokens and answers of 16 to 192, a fifth of which hangs up; errors, time to the first
 token, tokens a second beside one request alone, and how the server's memory grows after the first quarter. peer: the same
 folder behind `transformers serve`, by turns. reuse: many questions after one long text, and a conversation of many turns;
 what was read is the server's own count in /metrics. The weights are random: no answer ends by itself.
@@ -86,10 +86,10 @@ def process(words: list[str], ready: str) -> Iterator[tuple[str, int]]:
         made.wait(60)
 
 
-def ours(folder: Path, port: int, rows: int) -> Any:
+def ours(folder: Path, port: int, rows: int, memory: str = "4GB") -> Any:
     """Run `interlace serve`."""
     words = [sys.executable, "-m", "interlace", "serve", str(folder), "--name", "m", "--port", str(port)]
-    return process([*words, "--rows", str(rows), "--memory", "4GB"], f"http://127.0.0.1:{port}")
+    return process([*words, "--rows", str(rows), "--memory", memory], f"http://127.0.0.1:{port}")
 
 
 def theirs(folder: Path, port: int) -> Any:
@@ -159,7 +159,7 @@ async def crowd(
         async with httpx.AsyncClient(base_url=url, timeout=600) as client:
             while time.perf_counter() < end:
                 start = draw.randrange(len(text) - 4000)
-                prompt, most = text[start : start + draw.choice([60, 200, 800, 2400])], draw.randint(8, 96)
+                prompt, most = text[start : start + draw.choice([80, 200, 500, 1600])], draw.randint(16, 192)
                 leave = draw.randint(1, most) if draw.random() < hang else None
                 await one(client, model, prompt, most, leave, seen)
 
@@ -201,7 +201,7 @@ def told(name: str, seen: Seen, took: float) -> dict[str, Any]:
 
 def load(folder: Path, text: str, given: argparse.Namespace) -> dict[str, Any]:
     """Measure our server under load, and with one request alone."""
-    with ours(folder, 8141, 64) as (url, pid):
+    with ours(folder, 8141, 64, given.memory) as (url, pid):
         asyncio.run(crowd(url, "m", text, 1, 3, 0, None))
         alone = told("one at a time", *asyncio.run(crowd(url, "m", text, 1, given.seconds / 10, 0, None))[:2])
         seen, took, memory = asyncio.run(crowd(url, "m", text, given.clients, given.seconds, 0.2, pid))
@@ -287,6 +287,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--peer-seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", default="2GB", help="of the server under load: what is kept for reuse fills it, then it is flat")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     require_truth()

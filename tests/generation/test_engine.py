@@ -184,7 +184,7 @@ def test_a_step_that_cannot_be_replayed_is_captured_once(monkeypatch):
     model, captured = build(), []
     head, made = type(model).logits, replay._Operations
     monkeypatch.setattr(type(model), "logits", lambda self, x: head(self, x if float(x[0, 0]) < 1e9 else -x))
-    monkeypatch.setattr(replay, "_Operations", lambda recording: captured.append(1) or made(recording))
+    monkeypatch.setattr(replay, "_Operations", lambda *given: captured.append(1) or made(*given))
     rows = rows_for(model, 2)
     if not isinstance(rows, SlotRows):
         pytest.skip("slots need the CPU's kernels")
@@ -465,3 +465,17 @@ def test_a_prompt_beyond_the_limit_and_memory_without_space_are_refused():
     assert [parse_bytes("m", x) for x in ("8GB", "1.5 KiB", 7, "3")] == [8 * 10**9, 1536, 7, 3]
     with pytest.raises(ConfigError, match="rows: must be"):
         Engine(model, rows=0)
+
+
+def test_steps_of_many_sizes_share_their_memory():
+    """What a step computes lies where the steps of other sizes have theirs; answers are as before."""
+    model = build()
+    requests = [Request((1, 2, 3 + i), 4 + 2 * i, Sampling(0)) for i in range(12)]
+    alone = [run(model, [request])[0][0].tokens for request in requests]
+    found, scheduler = run(model, requests, rows=12)
+    assert [answer.tokens for answer in found] == alone
+    rows = scheduler._rows
+    assert isinstance(rows, SlotRows)
+    assert len(rows._steps) == 12
+    sizes = sum(12 * p.shape[0] * p.itemsize for p in model.parameters() if p.ndim == 2)  # outputs of 12 rows
+    assert rows._shared.nbytes <= max(2 << 20, 4 * sizes)

@@ -133,12 +133,21 @@ class GraphedStep:
         logits: [N, vocabulary], overwritten by each step.
     """
 
-    def __init__(self, model: HybridLM, state: Steps, segments: Segments, graph: Graph, places: Tensor | None = None):
+    def __init__(
+        self,
+        model: HybridLM,
+        state: Steps,
+        segments: Segments,
+        graph: Graph,
+        places: Tensor | None = None,
+        logits: Tensor | None = None,
+    ):
         """Capture nothing yet.
 
         Args:
             state: changed in place by each step; its positions on the host are the caller's to count.
             places: int64 [N] on the device, which each step counts on; None for a copy of the state's positions.
+            logits: [N, vocabulary] to write into; None for a tensor of the step's own.
 
         Raises:
             BackendUnavailable: the step of a layer needs positions on the host.
@@ -150,7 +159,8 @@ class GraphedStep:
         self.places = on_device(state.positions.clone(), model.device).clone() if places is None else places
         self.held = [x.data_ptr() for x in state.tensors()]
         self.captured = False
-        self.logits = torch.empty(state.count, model.config.vocabulary, dtype=model.dtype, device=model.device)
+        shape = (state.count, model.config.vocabulary)
+        self.logits = torch.empty(shape, dtype=model.dtype, device=model.device) if logits is None else logits
 
     def first(self, tokens: Tensor) -> Tensor:
         """Run the step as it is, which compiles and checks its kernels."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,11 +28,37 @@ _LOOKS = {
     "bincount",
 }
 # These compute nothing: memory that is not filled, and views whose schema does not say so.
-_NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"}
-_NOTHING |= {"_unsafe_view", "_reshape_alias", "detach"}
+_EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
+_NOTHING = {*_EMPTY, "lift_fresh", "_unsafe_view", "_reshape_alias", "detach"}
 
 _WHOLE = {"lstm"}  # looks at how many sequences there are, which a step does not change
 _OF_RESULTS = {"dtype", "layout", "device", "pin_memory"}  # arguments that given results replace
+
+
+class Shared:
+    """Memory that captured steps share, one of which runs at a time: what a step's kernels write and read lies in it.
+
+    Attributes:
+        nbytes: of all blocks. A block is twice as large as the one before it, and is kept as steps point into it.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._block, self._used, self.nbytes = torch.empty(0, dtype=torch.uint8), 0, 0
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self._used = 0
+
+    def like(self, x: Tensor) -> Tensor:
+        """Return memory for a contiguous tensor that holds nothing yet."""
+        size = -(-x.nbytes // 64) * 64
+        if self._used + size > self._block.numel():
+            self._block = torch.empty(max(1 << 20, size, 2 * self._block.numel()), dtype=torch.uint8)
+            self._used, self.nbytes = 0, self.nbytes + self._block.nbytes
+        taken = self._block[self._used : self._used + x.nbytes]
+        self._used += size
+        return taken.view(x.dtype).view(x.shape)
 
 
 class CpuGraph:
@@ -43,9 +70,10 @@ class CpuGraph:
 
     masks = False  # see `graph.Graph`
 
-    def __init__(self) -> None:
-        """Begin with no calls."""
+    def __init__(self, shared: Shared | None = None) -> None:
+        """Begin with no calls; shared: memory for what the step computes, or None for its own."""
         self.recording, self.reason, self._tried = kernels.Recording(), "no step was run yet", False
+        self._shared = shared or Shared()
 
     def warm(self, run: Callable[[], None]) -> None:
         """Run a function, and capture what it computes; one that cannot be repeated is captured once only."""
@@ -53,7 +81,8 @@ class CpuGraph:
             run()
             return
         self._tried = True
-        with kernels.recording() as self.recording, _Operations(self.recording) as operations:
+        self._shared.begin()
+        with kernels.recording() as self.recording, _Operations(self.recording, self._shared) as operations:
             run()
         looks = ", ".join(sorted(operations.looks))
         self.reason = f"the model looks at values on the way ({looks})" if looks else ""
@@ -71,9 +100,9 @@ class CpuGraph:
 class _Operations(TorchDispatchMode):
     """Adds every torch operation that computes to a recording."""
 
-    def __init__(self, recording: kernels.Recording) -> None:
+    def __init__(self, recording: kernels.Recording, shared: Shared) -> None:
         super().__init__()
-        self.recording, self.looks = recording, set[str]()
+        self.recording, self.shared, self.looks = recording, shared, set[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -85,6 +114,8 @@ class _Operations(TorchDispatchMode):
                 return result
         with kernels.unrecorded():  # kernels inside an operator of ours belong to it
             result = func(*args, **kwargs)
+        if name in _EMPTY and result.numel() and result.is_contiguous() and result.device.type == "cpu":
+            return self.shared.like(result)
         if name in _LOOKS:
             self.looks.add(name)
         elif name not in _NOTHING and not func.is_view:

@@ -12,7 +12,7 @@ from interlace.base.errors import BackendUnavailable
 from interlace.base.segments import Segments
 from interlace.generation.capture import Decoder
 from interlace.generation.graph import GraphedStep, graphs_for
-from interlace.generation.replay import CpuGraph
+from interlace.generation.replay import CpuGraph, Shared
 from interlace.model.model import HybridLM
 from interlace.model.slots import Slots
 from interlace.model.state import ModelState
@@ -54,6 +54,8 @@ class SlotRows:
     def __init__(self, model: HybridLM, slots: Slots):
         """slots: without sequences."""
         self.model, self.slots = model, slots
+        self._shared = Shared()
+        self._logits = torch.empty(slots.size, model.config.vocabulary, dtype=model.dtype)
         self._steps: dict[int, tuple[GraphedStep, bool]] = {}  # by rows: the step, and whether it can be replayed
 
     @property
@@ -82,8 +84,8 @@ class SlotRows:
         if self.count in self._steps:
             step, replays = self._steps[self.count]
             return step.replay(ids) if replays else step.first(ids)
-        view = self.slots.first(self.count)
-        step = GraphedStep(self.model, view, Segments.equal(self.count, 1), CpuGraph(), view.positions)
+        view, logits = self.slots.first(self.count), self._logits[: self.count]
+        step = GraphedStep(self.model, view, Segments.equal(self.count, 1), CpuGraph(self._shared), view.positions, logits)
         logits = step.first(ids)
         self._steps[self.count] = step, not step.prepare()
         return logits
