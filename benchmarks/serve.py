@@ -3,10 +3,11 @@
     python benchmarks/serve.py                        # ten minutes on two cores; needs transformers[serving], httpx
     python benchmarks/serve.py --parts load --seconds 300 --clients 64
 
-load: many clients at once, prompts of about 20 to 400 tokens and answers of 16 to 192, a fifth of which hangs up; errors, time to the first
-token, tokens a second beside one request alone, and how the server's memory grows after the first quarter. peer: the same
-folder behind `transformers serve`, by turns. reuse: many questions after one long text, and a conversation of many turns;
-what was read is the server's own count in /metrics. The weights are random: no answer ends by itself.
+load: many clients at once, prompts of about 20 to 400 tokens and answers of 16 to 192, a fifth of which hangs up; errors,
+time to the first token, tokens a second beside one request alone, and how the server's memory grows after the first
+quarter. peer: the same folder behind `transformers serve`, by turns. reuse: many questions after one long text, and a
+conversation of many turns; what was read is the server's own count in /metrics. ahead: tokens that a text foresees, tried
+at once. The weights are random: no answer ends by itself.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ from measure import describe, require_truth
 import interlace
 from interlace.data.library import sources
 from interlace.data.tokenizer import Tokenizer
+from interlace.generation import scheduler
+from interlace.generation.budget import Budget
+from interlace.generation.pack import pack_for_decoding
+from interlace.generation.request import Request
+from interlace.generation.sampling import Sampling
 
 CONFIG = {
     "width": 512,
@@ -48,7 +54,10 @@ CONFIG = {
     "attention": {"heads": 8, "norm": "output"},
     "mlp": {"width": 1408},
 }
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
 
 
 def build(folder: Path) -> str:
@@ -150,7 +159,7 @@ async def one(client: httpx.AsyncClient, model: str, prompt: str, most: int, lea
 async def crowd(
     url: str, model: str, text: str, clients: int, seconds: float, hang: float, pid: int | None
 ) -> tuple[Seen, float, list[tuple[float, float]]]:
-    """Let clients ask until the time is over; return what they saw, how long it took, and the memory in MiB over time."""
+    """Let clients ask until the time is over; return what they saw, how long it took, and memory in MiB over time."""
     seen, end, memory = Seen(), time.perf_counter() + seconds, list[tuple[float, float]]()
     began = time.perf_counter()
 
@@ -210,7 +219,8 @@ def load(folder: Path, text: str, given: argparse.Namespace) -> dict[str, Any]:
     slope = float(np.polyfit([at / 60 for at, _ in warm], [size for _, size in warm], 1)[0])
     ratio = found["tokens_per_second"] / alone["tokens_per_second"]
     print(
-        f"{ratio:.2f} times one request alone; memory {warm[0][1]:.0f} to {warm[-1][1]:.0f} MiB, slope {slope:+.2f} MiB/min"
+        f"{ratio:.2f} times one request alone; memory {warm[0][1]:.0f} to {warm[-1][1]:.0f} MiB, slope {slope:+.2f} "
+        "MiB/min"
     )
     return {"alone": alone, "crowd": found, "ratio": ratio, "slope_mib_per_minute": slope}
 
@@ -258,7 +268,8 @@ def reuse(folder: Path, text: str, given: argparse.Namespace) -> dict[str, Any]:
             asked, hits = asked + usage["prompt_tokens"], hits + bool(usage["prompt_tokens_details"]["cached_tokens"])
         took, done = time.perf_counter() - began, read() - before
         print(
-            f"50 questions after 4,000 tokens: {done:.0f} of {asked} tokens read, {asked / done:.1f} times less; {hits} hits; {took:.1f} s"
+            f"50 questions after 4,000 tokens: {done:.0f} of {asked} tokens read, {asked / done:.1f} times less; {hits} hits; "
+            f"{took:.1f} s"
         )
         turns, lines = [{"role": "user", "content": text[:400]}], []
         for _ in range(20):
@@ -273,21 +284,74 @@ def reuse(folder: Path, text: str, given: argparse.Namespace) -> dict[str, Any]:
             ]
             turns[-2] = {"role": "assistant", "content": turns[-2]["content"]}
     whole, part = sum(line[0] for line in lines), sum(line[1] for line in lines)
-    print(
-        f"20 turns: {part:.0f} of {whole} tokens read; turns 2, 10 and 20: {', '.join(f'{lines[i][1]:.0f} read of {lines[i][0]} in {lines[i][2]:.2f} s' for i in (1, 9, 19))}"
-    )
+    print(f"20 turns: {part:.0f} of {whole} tokens read")
+    for i in (1, 9, 19):
+        print(f"  turn {i + 1}: {lines[i][1]:.0f} read of {lines[i][0]}, {lines[i][2]:.2f} s")
     return {"questions": {"asked": asked, "read": done, "hits": hits, "seconds": took}, "turns": lines}
+
+
+def ahead(folder: Path, text: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Time answers with tries and without, by turns: one that copies its prompt, and ones that foresee nothing.
+
+    Random weights copy nothing: here what is drawn is written beforehand for the copy; the passes are the model's.
+    """
+    model = pack_for_decoding(interlace.load(folder).eval())
+    ids = model.tokenizer.encode(text[:6000])[:400]
+
+    class Copied(scheduler.Draws):
+        """Draws the prompt again."""
+
+        def __call__(self, logits: torch.Tensor) -> list[int]:
+            super().__call__(logits)
+            return [next(written) for _ in logits]
+
+    def seconds(copies: bool, tries: bool, sampling: Sampling) -> tuple[float, list[int]]:
+        nonlocal written
+        written, made = iter(ids * 2), list[int]()
+        scheduler.Draws, before = Copied if copies else scheduler.Draws, scheduler.Draws  # type: ignore[misc]
+        try:
+            work = scheduler.Scheduler(model, Budget.unlimited(1), reuse=False, ahead=tries)
+            work.submit(Request(tuple(ids), 300, sampling, seed=1, text=False))
+            while not work.live:
+                work.step()
+            began = time.perf_counter()
+            while not work.idle:
+                made += [piece.token for _, piece in work.step() if piece.token is not None]
+            return time.perf_counter() - began, made
+        finally:
+            scheduler.Draws = before  # type: ignore[misc]
+
+    written: Iterator[int] = iter(())
+    found = {}
+    for name, copies, sampling in (
+        ("copies", True, Sampling(0)),
+        ("greedy", False, Sampling(0)),
+        ("drawn", False, Sampling(1.0)),
+    ):
+        pairs = []
+        for turn in range(2 * given.rounds + 1):
+            (without, one), (with_tries, other) = (seconds(copies, tries, sampling) for tries in (False, True))
+            assert one == other
+            pairs += [(without, with_tries)] if turn else []
+        found[name] = statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+        print(f"tries, {name}: {found[name]:.2f} times as fast, the same tokens", flush=True)
+    return found
+
+
+PARTS = {"load": load, "peer": peer, "reuse": reuse, "ahead": ahead}
 
 
 def main() -> None:
     """Measure the parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=["load", "peer", "reuse"], default=["load", "peer", "reuse"])
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--peer-seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", default="2GB", help="of the server under load: what is kept for reuse fills it, then it is flat")
+    parser.add_argument(
+        "--memory", default="2GB", help="of the server under load: what is kept for reuse fills it, then it is flat"
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     require_truth()
@@ -295,7 +359,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "model"
         text = build(folder)
-        found = {part: {"load": load, "peer": peer, "reuse": reuse}[part](folder, text, given) for part in given.parts}
+        found = {part: PARTS[part](folder, text, given) for part in given.parts}
     if given.json:
         given.json.write_text(json.dumps(found, indent=1))
 

@@ -90,6 +90,14 @@ bool keep_memory() {
 #endif
 }
 
+bool return_memory() {
+#ifdef __GLIBC__
+  return mallopt(M_MMAP_THRESHOLD, 128 << 10) && mallopt(M_TRIM_THRESHOLD, 1 << 20);
+#else
+  return false;
+#endif
+}
+
 template <class T>
 T* pointer(size_t address) {
   return reinterpret_cast<T*>(address);
@@ -313,6 +321,7 @@ NB_MODULE(_native, m) {
   m.def("active", [] { return std::string(active->name); }, "The instruction set in use.");
   m.def("threads_of_torch", &threads_of_torch, "Threads of the OpenMP runtime; torch's number if it is the same one.");
   m.def("keep_memory", &keep_memory, "Never give freed memory back to the system; false where malloc has no such switch.");
+  m.def("return_memory", &return_memory, "Give freed memory back to the system at once; false where malloc has no such switch.");
   m.def("gated_delta_forward", &rule_forward<&Kernels::gated_delta_forward>);
   m.def("gated_delta_backward", &gated_delta_backward);
   m.def("gated_delta_step", &rule_step<&Kernels::gated_delta_step>);

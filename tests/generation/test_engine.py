@@ -11,7 +11,7 @@ import torch
 import interlace
 from interlace.base.errors import ConfigError, Failure, PromptTooLong
 from interlace.data.tokenizer import Tokenizer
-from interlace.generation import replay, snapshots
+from interlace.generation import lookup, replay, snapshots
 from interlace.generation import scheduler as scheduling
 from interlace.generation.budget import Budget, parse_bytes
 from interlace.generation.engine import Engine
@@ -68,9 +68,9 @@ def asked(model, draw, texts):
     return Request(tuple(prompt), draw.randint(1, 24), sampling, penalties, **how)
 
 
-def run(model, requests, draw=None, reuse=False, rows=5, cancel=0.0):
+def run(model, requests, draw=None, reuse=False, rows=5, cancel=0.0, ahead=False):
     """Answer requests; with `draw` they come at random steps, and some are cancelled."""
-    scheduler = Scheduler(model, budget(model, rows), reuse)
+    scheduler = Scheduler(model, budget(model, rows), reuse, ahead)
     answers, tickets, waiting = {}, {}, list(enumerate(requests))
     while waiting or not scheduler.idle:
         while waiting and (draw is None or draw.random() < 0.5):
@@ -86,9 +86,12 @@ def run(model, requests, draw=None, reuse=False, rows=5, cancel=0.0):
 
 @pytest.fixture
 def short_parts(monkeypatch):
-    """Prompts are read in several parts."""
+    """Prompts are read in several parts, and what a text foresees is tried whether that pays or not."""
     monkeypatch.setattr(scheduling, "PART", 16)
     monkeypatch.setattr(scheduling, "PREFILL", 48)
+    monkeypatch.setattr(lookup, "GRAM", 1)
+    monkeypatch.setattr(lookup, "RIGHT", 1)
+    monkeypatch.setattr(lookup.Pace, "worth", lambda _, draft: draft >= 2)
 
 
 def check_equal(model, count, seed):
@@ -96,9 +99,10 @@ def check_equal(model, count, seed):
     texts = [[draw.randrange(model.config.vocabulary) for _ in range(60)] for _ in range(4)]
     requests = [asked(model, draw, texts) for _ in range(count)]
     alone = [run(model, [request])[0][0] for request in requests]
-    for reuse in (False, True):
-        found, scheduler = run(model, requests, random.Random(seed), reuse, cancel=0.002)
+    for reuse, ahead in ((False, False), (True, False), (False, True), (True, True)):
+        found, scheduler = run(model, requests, random.Random(seed), reuse, cancel=0.002, ahead=ahead)
         assert not reuse or scheduler.reused_tokens > 0
+        assert not ahead or 0 < scheduler.foreseen_tokens <= scheduler.tried_tokens
         for request, one, many in zip(requests, alone, found, strict=True):
             length = len(many.tokens)
             assert many.finish == one.finish or many.finish == "cancelled"

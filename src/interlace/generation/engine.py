@@ -35,7 +35,15 @@ class Engine:
         budget: how the memory is divided.
     """
 
-    def __init__(self, model: HybridLM, memory: int | str | None = None, *, rows: int = 64, reuse: bool = True):
+    def __init__(
+        self,
+        model: HybridLM,
+        memory: int | str | None = None,
+        *,
+        rows: int = 64,
+        reuse: bool = True,
+        ahead: bool = True,
+    ):
         """Start the thread.
 
         Args:
@@ -45,6 +53,9 @@ class Engine:
                 and snapshots take at most KEPT_BYTES.
             rows: the most answers that are made at a time.
             reuse: whether states are kept, so that a request which begins as an earlier one reads only what differs.
+
+            ahead: whether tokens that a text foresees, as it holds what goes on the same way, are tried at once, where
+                that is measured to pay; no answer changes.
 
         Raises:
             ConfigError: the memory holds no sequence, or an argument is out of range.
@@ -56,7 +67,7 @@ class Engine:
             self.budget = Budget.unlimited(rows, KEPT_BYTES)
         else:
             self.budget = Budget.of(self.model, parse_bytes("memory", memory), rows, PREFILL)
-        self._scheduler = Scheduler(self.model, self.budget, reuse)
+        self._scheduler = Scheduler(self.model, self.budget, reuse, ahead)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._takers: dict[Ticket, Taker] = {}
         self._closed, self._lock = False, threading.Lock()

@@ -34,6 +34,9 @@ class Rows(Protocol):
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Read one token of each sequence; return logits [count, vocabulary], which the next step overwrites."""
 
+    def put(self, row: int, state: ModelState) -> None:
+        """Let a state of one sequence, which is used up, take the place of a row's."""
+
     def fork(self, row: int, reserve: int = 0) -> ModelState:
         """Return a copy of one sequence, with caches for `reserve` tokens."""
 
@@ -85,10 +88,17 @@ class SlotRows:
             step, replays = self._steps[self.count]
             return step.replay(ids) if replays else step.first(ids)
         view, logits = self.slots.first(self.count), self._logits[: self.count]
-        step = GraphedStep(self.model, view, Segments.equal(self.count, 1), CpuGraph(self._shared), view.positions, logits)
+        step = GraphedStep(
+            self.model, view, Segments.equal(self.count, 1), CpuGraph(self._shared), view.positions, logits
+        )
         logits = step.first(ids)
         self._steps[self.count] = step, not step.prepare()
         return logits
+
+    def put(self, row: int, state: ModelState) -> None:
+        """See `Rows.put`."""
+        with torch.inference_mode():
+            self.slots.put(row, state)
 
     def fork(self, row: int, reserve: int = 0) -> ModelState:
         """See `Rows.fork`."""
@@ -151,6 +161,12 @@ class JoinedRows:
         logits = self._decoder.step(torch.tensor(given, device=self.model.device))
         whole = self._places == list(range(len(given)))
         return logits if whole else logits[torch.tensor(self._places, device=logits.device)]
+
+    @torch.inference_mode()
+    def put(self, row: int, state: ModelState) -> None:
+        """See `Rows.put`."""
+        assert self._decoder is not None
+        self._decoder.join([self._places[row]], state)
 
     @torch.inference_mode()
     def fork(self, row: int, reserve: int = 0) -> ModelState:

@@ -6,6 +6,7 @@ for longer than its part, and nobody waits for the longest answer.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from torch import Tensor
 from interlace.base.errors import ConfigError, Failure
 from interlace.base.segments import Segments
 from interlace.generation.budget import Budget, sequence_bytes
+from interlace.generation.lookup import Lookup, Pace
 from interlace.generation.penalties import Penalised
 from interlace.generation.prefill import PREFILL
 from interlace.generation.prompts import check_count, check_fits, checked_prompt, prompt_tokens, seeded
@@ -91,6 +93,15 @@ class Ticket:
         """How much of the prompt is read at once, at most: up to where a state is kept, or to its end."""
         return min((cut for cut in self.cuts if cut > self.read), default=self.prompt.shape[0])
 
+    @cached_property
+    def lookup(self) -> Lookup:
+        """What the text foresees."""
+        return Lookup(self.ids)
+
+    def foreseen(self) -> list[int]:
+        """Return tokens that may come next, as many as may still be made before the last."""
+        return self.lookup.draft(self.request.max_tokens - len(self.made) - 1)
+
     @property
     def total(self) -> int:
         """The most tokens that the sequence comes to."""
@@ -105,7 +116,7 @@ class Counts:
         waiting, reading, live: requests, as of `Scheduler`.
         sequence_bytes: what the requests that were admitted may come to, and the recurrent states of all rows.
         snapshots, snapshot_bytes: states that are kept for reuse, and their bytes.
-        read_tokens, made_tokens, reused_tokens: so far.
+        read_tokens, made_tokens, reused_tokens, tried_tokens, foreseen_tokens: so far.
     """
 
     waiting: int
@@ -117,6 +128,8 @@ class Counts:
     read_tokens: int
     made_tokens: int
     reused_tokens: int
+    tried_tokens: int
+    foreseen_tokens: int
 
 
 class Scheduler:
@@ -127,17 +140,25 @@ class Scheduler:
         reading: those whose prompt is being read.
         live: those whose answers are being made, by row.
         snapshots: states for reuse, or None.
-        read_tokens, made_tokens, reused_tokens: counts of all that was done.
+        read_tokens, made_tokens, reused_tokens, tried_tokens, foreseen_tokens: counts of all that was done; those that
+            were tried at once, and how many of these came.
     """
 
-    def __init__(self, model: HybridLM, budget: Budget, reuse: bool = True):
-        """budget: what fits; reuse: whether states are kept for later requests."""
+    def __init__(self, model: HybridLM, budget: Budget, reuse: bool = True, ahead: bool = True):
+        """Begin without requests.
+
+        Args:
+            budget: what fits.
+            reuse: whether states are kept for later requests.
+            ahead: whether tokens that a text foresees are tried at once, where that pays.
+        """
         self.model, self.budget = model, budget
         self.waiting: deque[Ticket] = deque()
         self.reading: deque[Ticket] = deque()
         self.live: list[Ticket] = []
         self.snapshots = Snapshots(budget.kept) if reuse and budget.kept else None
-        self.read_tokens = self.made_tokens = self.reused_tokens = 0
+        self.read_tokens = self.made_tokens = self.reused_tokens = self.tried_tokens = self.foreseen_tokens = 0
+        self.pace = Pace() if ahead and model.device.type == "cpu" else None
         self._taken = (
             budget.rows * budget.fixed
         )  # bytes: all rows' recurrent states, and the states of who was admitted
@@ -165,6 +186,8 @@ class Scheduler:
             self.read_tokens,
             self.made_tokens,
             self.reused_tokens,
+            self.tried_tokens,
+            self.foreseen_tokens,
         )
 
     def submit(self, request: Request) -> Ticket:
@@ -190,10 +213,46 @@ class Scheduler:
         self._drop(came)
         self._admit()
         self._read(came)
+        if self.live and self.pace is not None:
+            self._leave([row for row, ticket in enumerate(self.live) if not self._try_ahead(row, ticket, came)])
         if self.live:
+            began, count = time.perf_counter(), len(self.live)
             logits = self._rows.step([ticket.made[-1] for ticket in self.live])
             self._leave([row for row, goes_on in enumerate(self._draw(self.live, logits, came)) if not goes_on])
+            if self.pace is not None:
+                self.pace.stepped(count, time.perf_counter() - began)
         return came
+
+    def _try_ahead(self, row: int, ticket: Ticket, came: list[tuple[Ticket, Piece]]) -> bool:
+        """Read what a text foresees in one pass, and draw from it as long as it comes; return whether it goes on.
+
+        The pass works on a copy of the state. What came is the state of the row then, or else is read again.
+        """
+        assert self.pace is not None
+        draft = ticket.foreseen()
+        if not self.pace.worth(len(draft)) or self._taken + 2 * ticket.bytes > self.budget.states:
+            return True
+        began, before = time.perf_counter(), len(ticket.made)
+        self._taken += 2 * ticket.bytes  # the copy, and what becomes of it
+        self._make_way()
+        tokens = torch.tensor([ticket.made[-1], *draft], device=self.model.device)
+        logits, state = self.model(tokens, state=self._rows.fork(row, ticket.total))
+        goes_on, used = True, 0
+        while goes_on and used <= len(draft):
+            (goes_on,) = self._draw([ticket], logits[used : used + 1], came)
+            used += 1
+            if used > len(draft) or not goes_on or ticket.made[-1] != draft[used - 1]:
+                break
+        if goes_on or self.snapshots is not None:  # what ends is kept
+            if used <= len(draft):
+                _, state = self.model(tokens[:used], state=self._rows.fork(row, ticket.total), last_only=True)
+            self._rows.put(row, state)
+        self._taken -= 2 * ticket.bytes
+        self._make_way()
+        self.tried_tokens += len(draft)
+        self.foreseen_tokens += used - 1
+        self.pace.tried(len(ticket.made) - before, time.perf_counter() - began)
+        return goes_on
 
     def _drop(self, came: list[tuple[Ticket, Piece]]) -> None:
         """Let go of what was cancelled."""
@@ -401,6 +460,8 @@ class Scheduler:
         if token in ticket.ends:
             return Piece(None, "" if stops is None else stops.end(), finish="stop")
         ticket.made.append(token)
+        if self.pace is not None:
+            ticket.lookup.push(token)
         if ticket.penalised is not None:
             ticket.penalised.push(token)
         if ticket.shape is not None:

@@ -39,16 +39,23 @@ class Slots:
         Raises:
             ShapeError: all slots are taken, or it is another model's state. StateUsed: it was used up.
         """
-        state.check_kinds(self.kinds)
         if self.count == self.size or state.count != 1:
             raise ShapeError(f"slots: {self.count} of {self.size} are taken, and {state.count} sequences come")
-        slot = self.count
+        self.put(self.count, state)
+        self.count += 1
+        return self.count - 1
+
+    def put(self, slot: int, state: ModelState) -> None:
+        """Let a state of one sequence, which is used up, take a slot.
+
+        Raises:
+            ShapeError: it is another model's state. StateUsed: it was used up.
+        """
+        state.check_kinds(self.kinds)
         for ours, theirs in zip(self.layers, state.use().layers, strict=True):
             if ours is not None:
                 ours.place(slot, theirs)
         self.positions[slot] = state.positions[0]
-        self.count += 1
-        return slot
 
     def leave(self, slot: int) -> int:
         """Forget a sequence; return the slot of the one that has its place now, which is `slot` if it was the last."""

@@ -87,7 +87,7 @@ class Metrics(Collector):
         whole = HistogramMetricFamily("interlace_answer_seconds", "From a request to its end", labels=["model"])
         gauges = {name: GaugeMetricFamily(f"interlace_{name}", said, labels=["model"]) for name, said in GAUGES.items()}
         tokens = CounterMetricFamily(
-            "interlace_tokens", "Tokens that were read, made or reused", labels=["model", "kind"]
+            "interlace_tokens", "Tokens: read, made, reused, tried at once, foreseen so", labels=["model", "kind"]
         )
         for name, one in self._served.items():
             first.add_metric([name], one.first.buckets(), one.first.sum_seconds)
@@ -95,12 +95,8 @@ class Metrics(Collector):
             for gauge, value in now(one.engine).items():
                 gauges[gauge].add_metric([name], value)
             counts = one.engine.counts()
-            for kind, count in (
-                ("read", counts.read_tokens),
-                ("made", counts.made_tokens),
-                ("reused", counts.reused_tokens),
-            ):
-                tokens.add_metric([name, kind], count)
+            for kind in ("read", "made", "reused", "tried", "foreseen"):
+                tokens.add_metric([name, kind], getattr(counts, f"{kind}_tokens"))
         yield from (first, whole, tokens, *gauges.values())
 
 

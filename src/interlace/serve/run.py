@@ -15,6 +15,7 @@ import uvicorn
 
 from interlace.base.errors import ConfigError, Failure
 from interlace.model.model import HybridLM
+from interlace.ops.core import kernels
 from interlace.serve.app import build
 from interlace.serve.guard import App
 from interlace.serve.keys import Keys
@@ -122,6 +123,7 @@ def serve(
         raise ConfigError(
             f"host: {host} is reached by others, and no key is asked for; give --api-key-file, or --host 127.0.0.1"
         )
+    kernels.return_memory()
     keys = Keys([]) if api_key_file is None else Keys.read(api_key_file)
     made = listen(host, port)
     served: dict[str, Served] = {}

@@ -88,6 +88,16 @@ def keep_memory() -> None:
         _module.keep_memory()
 
 
+def return_memory() -> None:
+    """Give freed memory back to the system, in a process that runs for long and holds states of many sizes.
+
+    Else what is freed between states that live on is kept, and resident memory grows past what is in use. Without
+    kernels, or with another malloc than glibc's, nothing happens.
+    """
+    if _module is not None:
+        _module.return_memory()
+
+
 @contextmanager
 def using(instruction_set: str) -> Iterator[None]:
     """Run the kernels of this instruction set inside the block."""
