@@ -3,11 +3,11 @@
     python benchmarks/serve.py                        # ten minutes on two cores; needs transformers[serving], httpx
     python benchmarks/serve.py --parts load --seconds 300 --clients 64
 
-load: many clients at once, prompts of about 20 to 400 tokens and answers of 16 to 192, a fifth of which hangs up; errors,
-time to the first token, tokens a second beside one request alone, and how the server's memory grows after the first
-quarter. peer: the same folder behind `transformers serve`, by turns. reuse: many questions after one long text, and a
-conversation of many turns; what was read is the server's own count in /metrics. ahead: tokens that a text foresees, tried
-at once. The weights are random: no answer ends by itself.
+load: many clients at once, prompts of about 20 to 400 tokens and answers of 16 to 192, a fifth of which hangs up;
+errors, time to the first token, tokens a second beside one request alone, and how the server's memory grows after the
+first quarter. peer: the same folder behind `transformers serve`, by turns. reuse: many questions after one long text,
+and a conversation of many turns; what was read is the server's own count in /metrics. ahead: tokens that a text
+foresees, tried at once. The weights are random: no answer ends by itself.
 """
 
 from __future__ import annotations
@@ -268,7 +268,8 @@ def reuse(folder: Path, text: str, given: argparse.Namespace) -> dict[str, Any]:
             asked, hits = asked + usage["prompt_tokens"], hits + bool(usage["prompt_tokens_details"]["cached_tokens"])
         took, done = time.perf_counter() - began, read() - before
         print(
-            f"50 questions after 4,000 tokens: {done:.0f} of {asked} tokens read, {asked / done:.1f} times less; {hits} hits; "
+            f"50 questions after 4,000 tokens: {done:.0f} of {asked} tokens read, {asked / done:.1f} times less; "
+            f"{hits} hits; "
             f"{took:.1f} s"
         )
         turns, lines = [{"role": "user", "content": text[:400]}], []
