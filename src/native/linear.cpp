@@ -78,6 +78,7 @@ inline void outputs(const int8_t* w, long D, const float* x, long ld, float* y) 
 // outputs' weights are read by every row while they are near.
 template <class T>
 void linear_rows(const Linear& x) {
+  if (x.rows == 0) return;
   const long ld = padded(x.D);
   float* memory = scratch_memory((x.scales ? x.rows * ld : 0) + size_t(x.threads) * x.rows * STRETCH);
   float* wide = memory + size_t(x.threads) * x.rows * STRETCH;

@@ -88,6 +88,11 @@ def test_text_and_calls_are_told_apart_in_pieces_of_any_size(kind):
             {"s": "12", "b": True},
         ),
         (PARAMETERS, "\n<function=f>\n<parameter=x>\na\n\nb <c>\n</parameter>\n</function>\n", {"x": "a\n\nb <c>"}),
+        (
+            PARAMETERS,
+            "\n<function=f>\n<parameter=s>\n<parameter=x>\n</parameter>\n</function>\n",
+            {"s": "<parameter=x>"},
+        ),
         (PYTHON, "f(a=[1, {'b': None}], c=true, d=-1.5)", {"a": [1, {"b": None}], "c": True, "d": -1.5}),
     ],
 )
@@ -100,6 +105,7 @@ def test_arguments_are_read(form, body, arguments):
     [
         (JSON, "{"),
         (JSON, '{"name": "f", "arguments": "x"}'),
+        (JSON, '{"name": "f", "arguments": {"x": 1e999}}'),
         (JSON, '{"name": 3, "arguments": {}}'),
         (JSON, "[" * 100_000),
         (JSON, " " * (LONGEST + 1)),

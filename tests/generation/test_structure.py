@@ -255,6 +255,36 @@ def test_the_form_begins_after_a_text_and_may_come_again(grammars):
     assert not shape.met
 
 
+def test_a_mark_in_a_thought_begins_nothing(grammars):
+    shape = Shape(grammars, Structure(CALL.grammar, after="<call>", first="</think>", again=True), [0], VOCABULARY)
+    free = torch.zeros(VOCABULARY)
+    for token in grammars.spelled(b"I may <call> f(x) so</think> <call"):
+        assert shape.mask(free) is free
+        shape.push(token)
+    shape.push(grammars.spelled(b">")[0])
+    assert shape.mask(free) is not free
+
+
+def test_what_follows_a_mark_in_its_own_token_must_fit():
+    made = Tokenizer.train(["</think>S yes <call>{ no </think>\n\n"] * 30, 300)
+    one = Grammars(made, VOCABULARY, [made.eos])
+    ends = [n for n in range(made.fast.get_vocab_size()) if one.bytes_of(n).endswith((b">S", b">{"))]
+    assert ends
+    for token in ends:
+        mark = one.bytes_of(token)[:-1].decode()
+        with pytest.raises(ConfigError, match="ends the thought"):
+            Shape(one, Structure(CALL.grammar, after=mark), [0], VOCABULARY).push(token)
+        calls = Shape(one, Structure(CALL.grammar, after=mark, again=True), [0], VOCABULARY)
+        calls.push(token)
+        free = torch.zeros(VOCABULARY)
+        assert calls.mask(free) is free  # it was no call of ours
+
+
+def test_ends_beyond_the_vocabulary_are_none(grammars, tokenizer):
+    shape = Shape(grammars, CALL, [tokenizer.eos, VOCABULARY + 5], VOCABULARY)
+    assert shape.mask(torch.zeros(VOCABULARY)).isfinite().any()
+
+
 def test_compiled_grammars_are_bounded(grammars, monkeypatch):
     monkeypatch.setattr(structures, "KEPT", 4)
     for i in range(9):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import logging
 import socket
@@ -14,6 +15,7 @@ from live import KEY, OTHER, Live, small
 
 import interlace.serve
 from interlace.serve import guard, protocol
+from interlace.serve.app import build
 from interlace.serve.keys import Keys
 from interlace.serve.served import Served
 
@@ -233,3 +235,77 @@ def test_the_code_that_serves_cannot_do_some_things():
     assert "compare_digest" in source
     assert "digest ==" not in source
     assert "key ==" not in source
+
+
+def test_an_answer_before_the_body_is_read_keeps_no_connection(plain, monkeypatch):
+    """The rest of a body that was refused does not come; the connection ends all the same."""
+    monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.3)
+    began = time.monotonic()
+    with socket.create_connection(plain.socket.getsockname(), timeout=20) as made:
+        made.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
+        assert b" 401 " in made.recv(4096)
+        made.sendall(b"x")
+        while made.recv(4096):
+            pass
+    assert time.monotonic() - began < 15
+
+
+def test_pages_of_other_servers_are_kept_out_where_no_key_does():
+    open_server = Live({"tiny": Served("tiny", small(), "1GB", 2, None)}, Keys([]), 4)
+    try:
+        with open_server.client(None) as client:
+            own = {"origin": open_server.url}
+            assert client.get("/v1/models", headers=own).status_code == 200
+            for wrong in ({"origin": "https://evil.example"}, {"host": "evil.example:8000"}, {"origin": "null"}):
+                found = client.post("/v1/completions", content=json.dumps(TEXT), headers=wrong)
+                assert (found.status_code, found.json()["error"]["type"]) == (403, "invalid_request_error")
+            found = client.post("/v1/completions", json={**TEXT, "n": 5})
+            assert (found.status_code, found.json()["error"]["param"]) == (400, "n")  # more than there is room for
+    finally:
+        open_server.close()
+
+
+def test_a_page_that_is_named_may_ask(plain):
+    wrapped = build(plain.served, Keys([KEY]), 4, ("https://page.example",))
+
+    async def ask(method, origin):
+        sent = []
+
+        async def receive():
+            return {"type": "http.request", "body": b""}
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"origin", origin), (b"host", b"a")]
+        scope = {"type": "http", "method": method, "path": "/v1/models", "headers": headers, "query_string": b""}
+        await wrapped(scope, receive, send)
+        return sent[0]["status"], dict(sent[0]["headers"])
+
+    status, headers = asyncio.run(ask("OPTIONS", b"https://page.example"))
+    assert (status, headers[b"access-control-allow-origin"]) == (204, b"https://page.example")
+    assert b"POST" in headers[b"access-control-allow-methods"]
+    status, headers = asyncio.run(ask("OPTIONS", b"https://evil.example"))
+    assert status == 401
+    assert b"access-control-allow-origin" not in headers
+
+
+def calling(arguments):
+    """A turn whose call has these arguments."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": "a", "logit_bias": {"9" * 5000: 1}},
+        {"messages": [calling('{"x": "\\ud800"}')]},
+        {"messages": [calling('{"x": 1e999}')]},
+    ],
+    ids=["long id", "half a pair", "no number"],
+)
+def test_mistakes_of_a_client_are_its_own(plain, body):
+    path = "chat/completions" if "messages" in body else "completions"
+    with plain.client() as client:
+        assert client.post(f"/v1/{path}", json={"model": "tiny", "max_tokens": 1, **body}).status_code == 400

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from dataclasses import replace
 from typing import Literal
 
 import openai
@@ -11,6 +13,11 @@ import pydantic
 import pytest
 import torch
 from live import KEY
+
+from interlace.base.errors import ConfigError
+from interlace.data.calls import FORMS
+from interlace.serve.schema import Offer
+from interlace.serve.tools import structure_of
 
 CITY = {"type": "string", "enum": ["Rome", "Oslo"]}
 WEATHER = {
@@ -171,3 +178,48 @@ def test_what_a_form_allows_has_the_models_own_likelihood(client):
     assert bound.token == "{"
     assert [(t.token, t.logprob) for t in bound.top_logprobs] == [(t.token, t.logprob) for t in free.top_logprobs]
     assert torch.tensor(bound.logprob) < torch.tensor(free.logprob)
+
+
+TEXTS = [{"const": "celsius"}, {"enum": ["a", ""]}, {"type": "string"}, {"enum": [1, "x"]}]
+
+
+@pytest.mark.parametrize("schema", TEXTS, ids=json.dumps)
+def test_what_a_grammar_writes_is_what_is_read(schema):
+    """Texts that stand without quotes on one side do so on the other."""
+    offer = Offer(name="f", parameters={"type": "object", "properties": {"a": schema}, "required": ["a"]})
+    form = replace(FORMS[2], lead="\n", tail="\n")
+    grammar = structure_of(form, [offer], {}, parallel=False, forced=True, after="").grammar
+    quoted = "%json" in json.loads(grammar)["grammars"][0]["lark_grammar"]
+    body = '\n<function=f>\n<parameter=a>\n"x"\n</parameter>\n</function>\n'
+    tools = [{"function": {"name": "f", "parameters": offer.parameters}}]
+    assert form.read(body, tools)[0].arguments["a"] == ("x" if quoted else '"x"')
+
+
+@pytest.mark.parametrize("name", ["get-weather", "class", "a.b-c"])
+def test_names_that_python_has_not_are_refused_where_calls_are_pythons(name):
+    with pytest.raises(ConfigError, match="is no name"):
+        structure_of(FORMS[3], [Offer(name=name)], {}, parallel=True, forced=True, after="")
+
+
+def test_many_parameters_take_no_time():
+    named = {f"p{i}": {"$ref": "#/$defs/n"} for i in range(300)}
+    offer = Offer(name="f", parameters={"type": "object", "properties": named, "$defs": {"n": {"type": "integer"}}})
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match="tools: must be a text"):  # too long for one grammar
+        structure_of(replace(FORMS[2], lead="\n"), [offer], {}, parallel=True, forced=True, after="")
+    assert time.monotonic() - began < 3
+
+
+def test_streams_of_completions_are_the_whole_answer(client):
+    how = {"model": "tiny", "prompt": ["a b c", "d e f g h"], "max_tokens": 3, "temperature": 0, "logprobs": 1}
+    whole = client.completions.create(**how, echo=True)
+    chunks = list(client.completions.create(**how, echo=True, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+    for choice in whole.choices:
+        own = [c.choices[0] for c in chunks if c.choices and c.choices[0].index == choice.index]
+        assert "".join(one.text for one in own) == choice.text
+        told = [one.logprobs for one in own if one.logprobs]
+        assert [t for one in told for t in one.tokens] == choice.logprobs.tokens
+    how["max_tokens"] = 0
+    bare = list(client.completions.create(**how, echo=True, stream=True))
+    assert "".join(c.choices[0].text for c in bare if c.choices[0].index == 0) == "a b c"

@@ -137,6 +137,7 @@ def _parameters(tools: Tools) -> dict[str, dict[str, Any]]:
 def _call(name: Any, arguments: Any) -> Call:
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         raise ValueError("no call")
+    json.dumps(arguments, allow_nan=False)  # a number may be too large for a float
     return Call(name, arguments)
 
 
@@ -154,6 +155,17 @@ def _read_parameters(body: str, parameters: Mapping[str, Any]) -> list[Call]:
     if head.strip() or not opened or not closed or after.strip():
         raise ValueError("no call")
     arguments = {}
+    if "\n</parameter>" in inner:  # as templates write it; a value may hold any other mark
+        *written, rest = inner.split("\n</parameter>")
+        if rest.strip():
+            raise ValueError("a parameter has no end")
+        for part in written:
+            opened, _, value = part.lstrip("\n").partition(">")
+            if not opened.startswith("<parameter="):
+                raise ValueError("text beside parameters")
+            key = opened.removeprefix("<parameter=")
+            arguments[key] = _value(value.removeprefix("\n"), parameters.get(name, {}).get(key))
+        return [_call(name.strip(), arguments)]
     parts = inner.split("<parameter=")
     if parts[0].strip():
         raise ValueError("text beside parameters")
@@ -169,7 +181,7 @@ def _read_parameters(body: str, parameters: Mapping[str, Any]) -> list[Call]:
 def _value(text: str, schema: Any) -> Any:
     """Return an argument that was written without quotes; its schema says whether it is a text."""
     kind = schema.get("type") if isinstance(schema, dict) else None
-    if kind == "string" or (isinstance(schema, dict) and all(isinstance(v, str) for v in schema.get("enum", [0]))):
+    if kind == "string" or texts_of(schema) is not None:
         return text
     if text in ("True", "False", "None"):  # as templates write these
         return {"True": True, "False": False, "None": None}[text]
@@ -177,6 +189,12 @@ def _value(text: str, schema: Any) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def texts_of(schema: Any) -> list[str] | None:
+    """Return the texts of which an argument is one, by its schema; None if it may be something else."""
+    choices = schema.get("enum", [schema.get("const")]) if isinstance(schema, dict) else None
+    return choices if isinstance(choices, list) and choices and all(isinstance(c, str) for c in choices) else None
 
 
 def _read_sections(body: str, _: Mapping[str, Any]) -> list[Call]:

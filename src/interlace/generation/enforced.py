@@ -61,6 +61,7 @@ def check_schema(schema: Any, field: str) -> None:
     size = len(json.dumps(schema))
     if size > LONGEST:
         raise ConfigError(f"{field}: must have at most {LONGEST:,} bytes, has {size:,}")
+    places: set[str] | None = None
     for count, (pointer, one) in enumerate(schemas(schema)):
         if count >= MOST_SCHEMAS:
             raise ConfigError(f"{field}: must hold at most {MOST_SCHEMAS:,} schemas")
@@ -69,8 +70,10 @@ def check_schema(schema: Any, field: str) -> None:
         if not isinstance(one, dict | bool):
             raise _wrong(field, pointer, "must be a schema: an object, true or false", one)
         if isinstance(one, dict):
+            if "$ref" in one and places is None:
+                places = {f"#{place}" for place, _ in schemas(schema)}
             for key, value in one.items():
-                _check_keyword(field, f"{pointer}/{escaped(key)}", key, value, schema)
+                _check_keyword(field, f"{pointer}/{escaped(key)}", key, value, places or set())
 
 
 def enforced(schema: Any) -> Any:
@@ -127,7 +130,7 @@ def schemas(schema: Any, pointer: str = "") -> Iterator[tuple[str, Any]]:
                 waiting += [(f"{place}/{key}/{escaped(name)}", each) for name, each in value.items()]
 
 
-def _check_keyword(field: str, pointer: str, key: str, value: Any, root: Any) -> None:
+def _check_keyword(field: str, pointer: str, key: str, value: Any, places: set[str]) -> None:
     """Check one keyword of a schema."""
     if key in SAID or key in ONES or (key == "uniqueItems" and value is False):
         return
@@ -152,7 +155,10 @@ def _check_keyword(field: str, pointer: str, key: str, value: Any, root: Any) ->
             f"must be a number above 0, with at most {MOST_MULTIPLE:,} as its digits without the point",
             _number(value) and value > 0 and _digits(value) <= MOST_MULTIPLE,
         ),
-        "$ref": ("must lead to a schema of this document, such as #/$defs/NAME", _leads(value, root)),
+        "$ref": (
+            "must lead to a schema of this document, such as #/$defs/NAME",
+            isinstance(value, str) and value in places,
+        ),
     }
     if key not in rules:
         hint = HINTS.get(key, "leave it out, or check the answer yourself")
@@ -187,10 +193,3 @@ def _short(value: Any) -> bool:
 def escaped(key: str) -> str:
     """Return a key as a JSON pointer has it."""
     return key.replace("~", "~0").replace("/", "~1")
-
-
-def _leads(value: Any, root: Any) -> bool:
-    """Return whether a reference leads to a schema of this document."""
-    if not isinstance(value, str) or not (value == "#" or value.startswith("#/")):
-        return False
-    return any(f"#{pointer}" == value for pointer, _ in schemas(root))

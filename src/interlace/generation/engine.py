@@ -74,6 +74,11 @@ class Engine:
         self._thread = threading.Thread(target=self._work, name="interlace-engine", daemon=True)
         self._thread.start()
 
+    @property
+    def closed(self) -> bool:
+        """Whether it answers nothing any more."""
+        return self._closed
+
     def counts(self) -> Counts:
         """Return what the engine does now, and has done; any thread may ask."""
         return self._scheduler.counts()
@@ -264,7 +269,7 @@ class Engine:
                     if piece.finish or not taken:
                         self._takers.pop(ticket, None)
                         ticket.cancelled = True
-        except Exception as found:  # nobody is left waiting
+        except BaseException as found:  # of a library's too: nobody is left waiting
             error = found if isinstance(found, InterlaceError) else Failure(f"engine: {type(found).__name__}: {found}")
         with self._lock:
             self._closed = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 GRAM = 3  # tokens that must be the same before a place is believed to go on the same way
+SEARCHED = 8192  # tokens of a prompt, its last ones
 RIGHT = 3  # tokens in a row that were foreseen before any are tried
 MOST = 32  # tokens that are tried at once
 PATIENCE, LONGEST = 16, 4096  # steps before tries that did not pay are measured again, at first and at most

@@ -11,15 +11,16 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interlace.base.errors import ConfigError, Failure
+from interlace.base.errors import ConfigError, Failure, InterlaceError
 from interlace.base.segments import Segments
 from interlace.generation.budget import Budget, sequence_bytes
-from interlace.generation.lookup import Lookup, Pace
+from interlace.generation.lookup import SEARCHED, Lookup, Pace
 from interlace.generation.penalties import Penalised
 from interlace.generation.prefill import PREFILL
 from interlace.generation.prompts import check_count, check_fits, checked_prompt, prompt_tokens, seeded
@@ -96,7 +97,12 @@ class Ticket:
     @cached_property
     def lookup(self) -> Lookup:
         """What the text foresees."""
-        return Lookup(self.ids)
+        return Lookup(self.ids[-SEARCHED:])
+
+    @cached_property
+    def array(self) -> np.ndarray[Any, Any]:
+        """The prompt's ids, to be compared with others."""
+        return np.array(self.ids, dtype=np.int64)
 
     def foreseen(self) -> list[int]:
         """Return tokens that may come next, as many as may still be made before the last."""
@@ -158,7 +164,8 @@ class Scheduler:
         self.live: list[Ticket] = []
         self.snapshots = Snapshots(budget.kept) if reuse and budget.kept else None
         self.read_tokens = self.made_tokens = self.reused_tokens = self.tried_tokens = self.foreseen_tokens = 0
-        self.pace = Pace() if ahead and model.device.type == "cpu" else None
+        # In bfloat16 a pass and a step may round to different tokens.
+        self.pace = Pace() if ahead and model.device.type == "cpu" and model.dtype == torch.float32 else None
         self._taken = (
             budget.rows * budget.fixed
         )  # bytes: all rows' recurrent states, and the states of who was admitted
@@ -293,11 +300,11 @@ class Scheduler:
         """Return whether a prompt that is being read begins as this one, and will leave a state that serves it."""
         if self.snapshots is None or ticket.request.prompt_logprobs is not None:
             return False
-        mine = np.array(ticket.ids)
+        mine = ticket.array
         for other in self.reading:
             if other.request.owner != ticket.request.owner:
                 continue
-            shared = common(mine, np.array(other.ids))
+            shared = common(mine, other.array)
             if shared == len(mine) != len(other.ids):
                 shared -= 1  # its last token is read for the logits
             if shared < SHARED and not shared == len(mine) == len(other.ids):
@@ -426,14 +433,17 @@ class Scheduler:
             if row in failed or token < 0:  # of this request alone
                 piece = Piece(None, finish="error", error=failed.get(row) or Failure(DAMAGED))
             else:
-                piece = self._next(ticket, logits[row], token)
+                try:
+                    piece = self._next(ticket, logits[row], token)
+                except InterlaceError as error:  # such as a token that the tokenizer cannot write
+                    piece = Piece(None, finish="error", error=error)
             self.made_tokens += piece.token is not None
             going.append(self._end(ticket, came, piece))
         return going
 
-    def _shaped(self, tickets: Sequence[Ticket], logits: Tensor) -> tuple[Tensor, dict[int, ConfigError]]:
+    def _shaped(self, tickets: Sequence[Ticket], logits: Tensor) -> tuple[Tensor, dict[int, InterlaceError]]:
         """Return logits [N, vocabulary] after penalties and forms, and what went wrong, by row."""
-        failed = dict[int, ConfigError]()
+        failed = dict[int, InterlaceError]()
         if all(ticket.penalised is None and ticket.shape is None for ticket in tickets):
             return logits, failed
         rows = []
@@ -442,7 +452,7 @@ class Scheduler:
             if ticket.shape is not None:
                 try:
                     one = ticket.shape.mask(one)
-                except ConfigError as error:
+                except InterlaceError as error:
                     failed[row] = error
             rows.append(one)
         return torch.stack(rows), failed
@@ -465,10 +475,7 @@ class Scheduler:
         if ticket.penalised is not None:
             ticket.penalised.push(token)
         if ticket.shape is not None:
-            try:
-                ticket.shape.push(token)
-            except ConfigError as error:
-                return Piece(None, finish="error", error=error)
+            ticket.shape.push(token)
         chosen = None if request.logprobs is None else _chosen(logits, token, request.logprobs)
         text = "" if stops is None else stops.push(token)
         if stops is not None and stops.met:

@@ -34,12 +34,14 @@ class Structure:
     Attributes:
         grammar: as llguidance reads it.
         after: the form begins after this text, and what comes before is free; "" for at once.
+        first: a text before which `after` is not looked for, such as the end of a thought; "" for none.
         again: whether the form may come several times, with free text between; else the answer ends with it.
         field: what asks for it, for messages.
     """
 
     grammar: str
     after: str = ""
+    first: str = ""
     again: bool = False
     field: str = "structure"
 
@@ -207,9 +209,10 @@ class Shape:
             ConfigError: as `Grammars.matcher`.
         """
         self._grammars, self._structure, self._vocabulary = grammars, structure, vocabulary
-        self._ends = torch.tensor(sorted(ends), dtype=torch.int64)
+        self._ends = torch.tensor(sorted(token for token in ends if token < vocabulary), dtype=torch.int64)
         self._matcher = grammars.matcher(structure)
-        self._free, self._tail = bool(structure.after), b""
+        self._marks = [mark.encode() for mark in (structure.first, structure.after) if mark]  # that the form waits for
+        self._free, self._tail = bool(self._marks), b""
         self.met = False
 
     def mask(self, logits: Tensor) -> Tensor:
@@ -238,23 +241,36 @@ class Shape:
         if not self._free:
             self._follow([token])
             return
-        after = self._structure.after.encode()
         self._tail += self._grammars.bytes_of(token)
-        before, found, rest = self._tail.partition(after)
-        self._tail = before[-len(after) :] if not found else b""
-        if found:
-            self._free = False
-            self._matcher = self._grammars.matcher(self._structure)
-            if rest:
-                self._follow(self._grammars.spelled(rest))
+        while self._marks:
+            before, found, rest = self._tail.partition(self._marks[0])
+            if not found:
+                self._tail = before[-len(self._marks[0]) :]
+                return
+            del self._marks[0]
+            self._tail = rest
+        self._free, self._tail = False, b""
+        self._matcher = self._grammars.matcher(self._structure)
+        rest = rest if self._structure.again else rest.lstrip()
+        if rest and not self._follow(self._grammars.spelled(rest)):
+            if not self._structure.again:
+                raise ConfigError(f"{self._structure.field}: a token that ends the thought begins another form")
+            self._wait()  # what follows the mark is none of ours
 
-    def _follow(self, tokens: Sequence[int]) -> None:
-        """Take tokens within the form."""
-        self._matcher.try_consume_tokens(list(tokens))
+    def _wait(self) -> None:
+        """Wait for the mark again."""
+        self._free, self._marks = True, [self._structure.after.encode()]
+
+    def _follow(self, tokens: Sequence[int]) -> bool:
+        """Take tokens within the form; return whether all fit."""
+        taken = self._matcher.try_consume_tokens(list(tokens))
         if self._matcher.is_error():
             raise ConfigError(f"{self._structure.field}: {_short(self._matcher.get_error())}")
         if self._matcher.is_stopped():
-            self._free, self.met = self._structure.again, not self._structure.again
+            self.met = not self._structure.again
+            if self._structure.again:
+                self._wait()
+        return bool(taken == len(tokens))
 
 
 _KNOWN: WeakKeyDictionary[HybridLM, Grammars] = WeakKeyDictionary()

@@ -58,7 +58,7 @@ class Api:
         """Return them."""
         return [
             Route("/health", self.health),
-            Route("/ready", self.health),
+            Route("/ready", self.ready),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/completions", self.completions, methods=["POST"]),
@@ -96,6 +96,11 @@ class Api:
         """Say that the server answers."""
         return JSONResponse({"status": "ok"})
 
+    async def ready(self, _: Http) -> Response:
+        """Say whether every model answers."""
+        stopped = [name for name, one in self.served.items() if one.engine.closed]
+        return JSONResponse({"status": "stopped" if stopped else "ok"}, 503 if stopped else 200)
+
     async def page(self, http: Http) -> Response:
         """Show the page; it loads nothing from elsewhere, and the browser holds it to that."""
         name = http.url.path.removeprefix("/") or "index.html"
@@ -130,6 +135,7 @@ class Api:
     async def completions(self, http: Http) -> Response:
         """Go on from prompts."""
         asked: Completion = parsed(Completion, await read_json(http.receive))
+        self.check_room()
         served = self.named(asked.model)
         requests = await asyncio.to_thread(completions.requests_of, served, asked, http.state.owner)
         if asked.stream:
@@ -139,6 +145,7 @@ class Api:
     async def chat(self, http: Http) -> Response:
         """Answer a conversation."""
         asked: Chat = parsed(Chat, await read_json(http.receive))
+        self.check_room()
         served = self.named(asked.model)
         plan = await chat.planned(served, asked, http.state.owner)
         if asked.stream:
@@ -148,6 +155,7 @@ class Api:
     async def responses(self, http: Http) -> Response:
         """Answer a list of items."""
         asked: Ask = parsed(Ask, await read_json(http.receive))
+        self.check_room()
         served, owner = self.named(asked.model), http.state.owner
         plan, turns = await responses.planned(served, asked, owner, self.store)
         kept = responses.Kept(self.store, owner, asked, turns)
@@ -193,7 +201,16 @@ class Api:
         size = served.engine.model.config.vocabulary
         if wrong := [i for i in asked.tokens if i >= size]:
             raise ApiError(400, f"tokens: must lie in [0, {size}), got {wrong[0]}", "tokens", "invalid_value")
-        return JSONResponse({"prompt": served.tokenizer.decode(asked.tokens)})
+        return JSONResponse({"prompt": await asyncio.to_thread(served.tokenizer.decode, asked.tokens)})
+
+    def check_room(self) -> None:
+        """Refuse a request before any work is done for it, where all places are taken.
+
+        Raises:
+            ApiError: they are.
+        """
+        with self.place(1):
+            pass
 
     @contextlib.contextmanager
     def place(self, count: int) -> Iterator[None]:
@@ -202,6 +219,8 @@ class Api:
         Raises:
             ApiError: all are taken.
         """
+        if count > self.most:
+            raise ApiError(400, f"n: asks for {count} answers, and {self.most} is the most here", "n", "invalid_value")
         if self.going + count > self.most:
             raise ApiError(
                 429,

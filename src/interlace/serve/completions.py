@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 from interlace.base.errors import ConfigError
-from interlace.generation.request import Answer, Chosen, Piece, Request
+from interlace.generation.request import Answer, Chosen, Request
 from interlace.serve.answers import DONE, Events, completion_logprobs, event, finish, usage
 from interlace.serve.dialogue import structure_without_tools
 from interlace.serve.errors import ApiError, of_request
@@ -85,11 +85,10 @@ def requests_of(served: Served, asked: Completion, owner: str) -> list[Request]:
 def _choice(served: Served, asked: Completion, index: int, request: Request, answer: Answer) -> dict[str, Any]:
     """Return one whole choice."""
     tokens, chosen = list[int](answer.tokens), list[Chosen | None](answer.chosen)
-    text, reason, before = answer.text, finish(answer.finish), ""
+    text, reason = answer.text, finish(answer.finish)
+    before = _before(served, request) if asked.echo or asked.logprobs is not None else ""
     if asked.max_tokens == 0:
         tokens, chosen, text, reason = [], [], "", "length"
-    if served.tokenizer is not None:
-        before = served.tokenizer.decode(list(request.prompt))
     if asked.echo:
         tokens, chosen, text = [*request.prompt, *tokens], [None, *answer.prompt, *chosen], before + text
     choice: dict[str, Any] = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
@@ -103,16 +102,21 @@ async def whole(served: Served, asked: Completion, requests: list[Request]) -> d
     """Return a whole answer."""
     found = await answer_all(served, requests)
     pairs = zip(requests, found, strict=True)
+    return {
+        **_head(served),
+        "choices": [_choice(served, asked, i, request, answer) for i, (request, answer) in enumerate(pairs)],
+        "usage": _usage(asked, found),
+    }
+
+
+def _usage(asked: Completion, found: list[Answer]) -> dict[str, Any]:
+    """Return how many tokens were read and made; a prompt counts once, however many choices it has."""
     counts = [usage(found[i : i + (asked.n or 1)]) for i in range(0, len(found), asked.n or 1)]
     total = {key: sum(one[key] for one in counts) for key in ("prompt_tokens", "completion_tokens", "total_tokens")}
     cached = sum(one["prompt_tokens_details"]["cached_tokens"] for one in counts)
     if asked.max_tokens == 0:
         total |= {"completion_tokens": 0, "total_tokens": total["prompt_tokens"]}
-    return {
-        **_head(served),
-        "choices": [_choice(served, asked, i, request, answer) for i, (request, answer) in enumerate(pairs)],
-        "usage": {**total, "prompt_tokens_details": {"cached_tokens": cached}},
-    }
+    return {**total, "prompt_tokens_details": {"cached_tokens": cached}}
 
 
 def _head(served: Served) -> dict[str, Any]:
@@ -125,15 +129,35 @@ async def stream(served: Served, asked: Completion, requests: list[Request]) -> 
     head, options = _head(served), asked.stream_options
     counted: dict[str, Any] = {"usage": None} if options is not None and options.include_usage else {}
     found = [Answer(len(request.prompt)) for request in requests]
-    pieces: AsyncIterator[tuple[int, Piece]] = merged(served, requests)
-    async for index, piece in pieces:
+    befores = [await asyncio.to_thread(_before, served, request) for request in requests]
+    offsets = [0 if asked.echo else len(before) for before in befores]
+    begun = [not asked.echo for _ in requests]
+
+    def chunk(index: int, text: str, finished: str | None, tokens: list[int], chosen: list[Chosen | None]) -> bytes:
+        choice: dict[str, Any] = {"index": index, "text": text, "finish_reason": finished, "logprobs": None}
+        if chosen:
+            choice["logprobs"] = completion_logprobs(served.tokenizer, tokens, chosen, offsets[index])
+        offsets[index] += len(text)
+        return event({**head, "choices": [choice], **counted})
+
+    async for index, piece in merged(served, requests):
         found[index].add(piece)
-        choice: dict[str, Any] = {"index": index, "text": piece.text, "finish_reason": finish(piece.finish)}
-        choice["logprobs"] = None
-        if piece.chosen is not None and piece.token is not None:
-            choice["logprobs"] = completion_logprobs(served.tokenizer, [piece.token], [piece.chosen], 0)
-        if piece.text or piece.finish or choice["logprobs"]:
-            yield event({**head, "choices": [choice], **counted})
+        if not begun[index]:
+            begun[index] = True
+            read: list[Chosen | None] = [None, *piece.prompt] if asked.logprobs is not None else []
+            yield chunk(index, befores[index], None, list(requests[index].prompt), read)
+        if asked.max_tokens == 0:  # the prompt alone was asked for
+            if piece.finish:
+                yield chunk(index, "", "length", [], [])
+            continue
+        made = [] if piece.chosen is None or piece.token is None else [piece.token]
+        if piece.text or piece.finish or made:
+            yield chunk(index, piece.text, finish(piece.finish), made, [piece.chosen] if made else [])
     if counted:
-        yield event({**head, "choices": [], "usage": usage(found)})
+        yield event({**head, "choices": [], "usage": _usage(asked, found)})
     yield DONE
+
+
+def _before(served: Served, request: Request) -> str:
+    """Return the text of a prompt."""
+    return "" if served.tokenizer is None else served.tokenizer.decode(list(request.prompt))

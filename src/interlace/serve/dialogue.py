@@ -166,7 +166,7 @@ async def plan_of(
     opened = text.rstrip().endswith(Thought.BEGIN)
     after = Thought.END if opened else ""
     try:
-        structure = _structure(served, offered, choice, parallel, form, structured, after)
+        structure = await asyncio.to_thread(_structure, served, offered, choice, parallel, form, structured, after)
         requests = await asyncio.to_thread(
             served.requests,
             asked,

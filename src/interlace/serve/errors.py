@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from interlace.base.errors import ConfigError, InterlaceError, PromptTooLong
+from interlace.base.errors import ConfigError, DataError, InterlaceError, PromptTooLong, ShapeError
 
 FIELDS = {"memory", "engine"}  # what a message may begin with that is no field of a request
 
@@ -45,7 +45,7 @@ def of_request(error: InterlaceError) -> ApiError:
     message = str(error)
     if isinstance(error, PromptTooLong):
         return ApiError(400, message, "messages", "context_length_exceeded")
-    if isinstance(error, ConfigError):
+    if isinstance(error, ConfigError | DataError | ShapeError):
         field = message.partition(":")[0]
         known = field.isidentifier() and field not in FIELDS
         return ApiError(400, message, field if known else None, "invalid_value")

@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 
+from interlace.base.errors import InterlaceError
 from interlace.generation.request import Answer, Piece, Request
-from interlace.serve.errors import of_request
+from interlace.serve.errors import ApiError, of_request
 from interlace.serve.served import Served
 
 
@@ -39,7 +40,10 @@ async def merged(served: Served, requests: Sequence[Request]) -> AsyncIterator[t
             def take(piece: Piece, index: int = index) -> None:
                 loop.call_soon_threadsafe(pieces.put_nowait, (index, piece))
 
-            cancels.append(served.engine.submit(request, take))
+            try:
+                cancels.append(served.engine.submit(request, take))
+            except InterlaceError:
+                raise ApiError(503, "the model has stopped; start the server again", kind="server_error") from None
         while going:
             index, piece = await pieces.get()
             if piece.error is not None:

@@ -7,6 +7,7 @@ nesting and the time that they take to come are limited. What goes wrong ends in
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import re
@@ -27,6 +28,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 # Who watches a server bears no key, and the page asks for one: it holds nothing by itself.
 OPEN = ("/health", "/ready", "/", "/page.js", "/page.css")
 MOST_BODY, DEEPEST, BODY_SECONDS, WRITE_SECONDS = 8 << 20, 64, 30.0, 60.0
+MUCH = 64 << 10  # bytes of a body that is read beside what goes on
 FAILED = ApiError(500, "the server failed on this request; it goes on", kind="server_error")
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("interlace.serve")
@@ -71,6 +73,10 @@ class Guard:
             whole = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
+            if scope["method"] == "OPTIONS" and len(extra) > 1:
+                await preflight(told)
+                return
+            self._check_page(headers)
             owner = self.keys.owner(headers.get(b"authorization"))
             if owner is None and scope["path"] not in OPEN:
                 raise ApiError(
@@ -104,12 +110,44 @@ class Guard:
             line = {"id": number.decode(), "method": scope["method"], "path": scope["path"][:200], "status": status}
             log.info(json.dumps({**line, "seconds": round(time.monotonic() - began, 4)}))
 
+    def _check_page(self, headers: dict[bytes, bytes]) -> None:
+        """Refuse what a page of another server asks in a browser, where no key keeps it out.
+
+        Raises:
+            ApiError: the page is another server's, or the name that led here is none of this machine.
+        """
+        if self.keys:
+            return
+        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
+        name = host.partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        if not is_loopback(name):
+            raise ApiError(403, "host: names another machine; a server without keys answers to 127.0.0.1 and localhost")
+        if origin and origin not in (f"http://{host}", *self.origins):
+            raise ApiError(403, "origin: pages of other servers may not ask; name them with --allow-origin")
+
     def _cross_origin(self, headers: dict[bytes, bytes]) -> list[tuple[bytes, bytes]]:
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin not in self.origins:
             return []
         allowed = (b"access-control-allow-headers", b"authorization, content-type")
         return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin"), allowed]
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+async def preflight(send: Send) -> None:
+    """Tell a browser that a page may ask."""
+    headers = [(b"access-control-allow-methods", b"GET, POST, DELETE"), (b"access-control-max-age", b"600")]
+    await send({"type": "http.response.start", "status": 204, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def too_long() -> ApiError:
@@ -148,8 +186,18 @@ async def read_json(receive: Receive) -> Any:
                     break
     except TimeoutError:
         raise ApiError(408, f"body: did not come within {BODY_SECONDS:.0f} s", code="timeout") from None
+    raw = b"".join(parts)
+    return await asyncio.to_thread(_read, raw) if size > MUCH else _read(raw)
+
+
+def _read(raw: bytes) -> Any:
+    """Return the JSON of a body.
+
+    Raises:
+        ApiError: as `read_json`.
+    """
     try:
-        text = b"".join(parts).decode("utf-8")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ApiError(400, f"body: is no UTF-8: {error.reason} at byte {error.start}", code="invalid_utf8") from None
     if (depth := nesting(text)) > DEEPEST:

@@ -25,9 +25,16 @@ class Protocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes; while headers are not complete, the time goes on."""
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        unread = self.cycle is not None and self.cycle.response_complete  # the rest of a body that nobody waits for
+        if self.conn.their_state is not h11.IDLE and not unread:
             self._stop()
-        elif self._late is None and self.conn.trailing_data[0]:
+        elif self._late is None and (unread or self.conn.trailing_data[0]):
+            self._wait()
+
+    def on_response_complete(self) -> None:
+        """Wait for the rest of a body that was answered before it was read, but not for ever."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.SEND_BODY:
             self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -36,6 +43,7 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def _wait(self) -> None:
+        self._stop()
         self._late = self.loop.call_later(HEADER_SECONDS, self._end)
 
     def _stop(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import signal
 import socket
@@ -17,22 +16,12 @@ from interlace.base.errors import ConfigError, Failure
 from interlace.model.model import HybridLM
 from interlace.ops.core import kernels
 from interlace.serve.app import build
-from interlace.serve.guard import App
+from interlace.serve.guard import App, is_loopback
 from interlace.serve.keys import Keys
 from interlace.serve.protocol import HEADER_BYTES, Protocol
 from interlace.serve.served import Served
 
 BACKLOG = 512
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def listen(host: str, port: int) -> socket.socket:

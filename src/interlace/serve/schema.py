@@ -159,6 +159,7 @@ def arguments_of(function: Function, name: str, field: str) -> dict[str, Any]:
     """
     try:
         arguments = json.loads(function.arguments or "{}")
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):

@@ -15,6 +15,7 @@ from interlace.data.chat import ChatTemplate
 from interlace.data.tokenizer import Tokenizer
 from interlace.generation.conversation import end_tokens
 from interlace.generation.engine import Engine
+from interlace.generation.prompts import check_ids
 from interlace.generation.request import Request
 from interlace.generation.structure import Structure
 from interlace.model.model import HybridLM
@@ -119,7 +120,12 @@ class Served:
                 text = await asyncio.to_thread(self.chat.render, messages, True, tools or None, variables)
             except ConfigError as error:
                 raise ApiError(400, f"{field}: {error}", field, "invalid_value") from None
-        return text, await asyncio.to_thread(self.tokenizer.encode, text)
+        try:
+            ids = await asyncio.to_thread(self.tokenizer.encode, text)
+            check_ids(self.engine.model, ids)
+        except InterlaceError as error:
+            raise ApiError(400, f"{field}: {error}", field, "invalid_value") from None
+        return text, ids
 
     def requests(
         self,
@@ -148,7 +154,7 @@ class Served:
         """
         bias: dict[int, float] = {}
         for token, value in (asked.logit_bias or {}).items():
-            if not token.isascii() or not token.isdigit():
+            if not token.isascii() or not token.isdigit() or len(token) > 10:
                 raise ApiError(
                     400, f"logit_bias: must name token ids, got {token!r:.40}", "logit_bias", "invalid_value"
                 )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import keyword
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from interlace.base.errors import ConfigError
-from interlace.data.calls import ARGUMENTS, CALL_BEGIN, CALL_END, Form
+from interlace.data.calls import ARGUMENTS, CALL_BEGIN, CALL_END, Form, texts_of
 from interlace.generation.enforced import check_schema, enforced, escaped
 from interlace.generation.structure import WHITESPACE, Structure
 from interlace.serve.schema import Offer
@@ -43,7 +44,8 @@ def structure_of(
     rules = _Rules(form, specials)
     body = rules.body(functions, parallel)
     if not forced and content is None:
-        return replace(Structure.lark(rules.text(f"start: {body}"), "tools", form.begin), again=parallel)
+        made = Structure.lark(rules.text(f"start: {body}"), "tools", form.begin)
+        return replace(made, first=after, again=parallel)
     whole = f"/\\n{{0,2}}/ {rules.literal(form.begin)} {body}"
     if parallel and not form.several:
         whole = f"({whole}){{1,16}}"
@@ -63,6 +65,13 @@ class _Rules:
     def __init__(self, form: Form, specials: Mapping[str, int]):
         self._form, self._specials = form, specials
         self._lines: list[str] = []
+        self._schemas: dict[str, Any] = {}
+
+    def schema(self, one: Offer) -> Any:
+        """Return a function's parameters as they are enforced; they are checked once."""
+        if one.name not in self._schemas:
+            self._schemas[one.name] = _schema(one)
+        return self._schemas[one.name]
 
     def text(self, start: str) -> str:
         """Return the grammar."""
@@ -87,7 +96,7 @@ class _Rules:
                     "type": "object",
                     "properties": {
                         "name": {"const": one.name},
-                        "arguments": _moved(_schema(one), f"/anyOf/{number}/properties/arguments"),
+                        "arguments": _moved(self.schema(one), f"/anyOf/{number}/properties/arguments"),
                     },
                     "required": ["name", "arguments"],
                     "additionalProperties": False,
@@ -105,23 +114,23 @@ class _Rules:
         return self.add(name, f"%json {json.dumps(_compact(schema))}")
 
     def _section(self, number: int, one: Offer) -> str:
-        arguments, begin = self._json(f"arguments_{number}", _schema(one)), self.literal(CALL_BEGIN)
+        arguments, begin = self._json(f"arguments_{number}", self.schema(one)), self.literal(CALL_BEGIN)
         name = json.dumps(f"functions.{one.name}:")
         rule = f"{begin} {name} /[0-9]{{1,4}}/ {self.literal(ARGUMENTS)} {arguments} {self.literal(CALL_END)}"
         return self.add(f"function_{number}", rule)
 
     def _parameters(self, number: int, one: Offer) -> str:
         parts = [json.dumps(f"<function={one.name}>\n")]
-        named, required = _properties(one)
+        named, required = _properties(self.schema(one))
         for place, (key, schema) in enumerate(named.items()):
             name = f"p_{number}_{place}"
             if _is_text(schema):
                 _check_free(one, key, schema)
                 value = self.add(f'{name}_v[suffix="\\n</parameter>\\n"]', r"/(.|\n)*/")
-            elif _texts(schema):
-                value = "(" + " | ".join(json.dumps(text) for text in schema["enum"]) + ') "\\n</parameter>\\n"'
+            elif texts := texts_of(schema):
+                value = "(" + " | ".join(json.dumps(text) for text in texts) + ') "\\n</parameter>\\n"'
             else:
-                value = self._json(f"{name}_v", _within(one, key)) + ' "\\n</parameter>\\n"'
+                value = self._json(f"{name}_v", _within(self.schema(one), key)) + ' "\\n</parameter>\\n"'
             part = self.add(name, f"{json.dumps(f'<parameter={key}>' + chr(10))} {value}")
             parts.append(part if key in required else f"{part}?")
         if not named:
@@ -131,7 +140,10 @@ class _Rules:
         return self.add(f"function_{number}", " ".join(parts))
 
     def _python(self, number: int, one: Offer) -> str:
-        named, required = _properties(one)
+        names = [*one.name.split("."), *_properties(self.schema(one))[0]]
+        if wrong := next((name for name in names if not name.isidentifier() or keyword.iskeyword(name)), None):
+            raise ConfigError(f"tools: {one.name}: this model calls as Python does, where '{wrong[:60]}' is no name")
+        named, required = _properties(self.schema(one))
         ordered = sorted(named, key=lambda key: key not in required)
         parts = []
         for place, key in enumerate(ordered):
@@ -139,7 +151,7 @@ class _Rules:
             if isinstance(schema, dict) and schema.get("type") == "boolean":
                 value = '("True" | "False")'
             else:
-                value = self._json(f"p_{number}_{place}_v", _within(one, key))
+                value = self._json(f"p_{number}_{place}_v", _within(self.schema(one), key))
             comma = '", "' if place else ""
             part = self.add(f"p_{number}_{place}", f"{comma} {json.dumps(key + '=')} {value}")
             parts.append(part if key in required else f"{part}?")
@@ -160,22 +172,18 @@ def _schema(one: Offer) -> Any:
     return enforced(given)
 
 
-def _properties(one: Offer) -> tuple[dict[str, Any], set[str]]:
+def _properties(schema: Any) -> tuple[dict[str, Any], set[str]]:
     """Return a function's parameters by name, and which are required."""
-    schema = _schema(one)
     named = schema.get("properties", {}) if isinstance(schema, dict) else {}
     return named, set(schema.get("required", ())) & set(named)
 
 
-def _within(one: Offer, key: str) -> Any:
+def _within(whole: Any, key: str) -> Any:
     """Return a parameter's schema by itself; what it refers to comes with it."""
-    schema = _schema(one)["properties"][key]
+    schema = whole["properties"][key]
     if "$ref" not in json.dumps(schema):
         return schema
-    return {
-        "$defs": {"whole": _moved(_schema(one), "/$defs/whole")},
-        "$ref": f"#/$defs/whole/properties/{escaped(key)}",
-    }
+    return {"$defs": {"whole": _moved(whole, "/$defs/whole")}, "$ref": f"#/$defs/whole/properties/{escaped(key)}"}
 
 
 def _moved(schema: Any, place: str) -> Any:
@@ -191,13 +199,7 @@ def _moved(schema: Any, place: str) -> Any:
 
 
 def _is_text(schema: Any) -> bool:
-    return isinstance(schema, dict) and schema.get("type") == "string" and not _texts(schema) and "const" not in schema
-
-
-def _texts(schema: Any) -> bool:
-    """Return whether a parameter is one of some texts."""
-    choices = schema.get("enum") if isinstance(schema, dict) else None
-    return isinstance(choices, list) and bool(choices) and all(isinstance(c, str) and c for c in choices)
+    return isinstance(schema, dict) and schema.get("type") == "string" and texts_of(schema) is None
 
 
 def _check_free(one: Offer, key: str, schema: Mapping[str, Any]) -> None:
