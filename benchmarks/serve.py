@@ -351,7 +351,7 @@ def main() -> None:
     parser.add_argument("--peer-seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--memory", default="2GB", help="of the server under load: what is kept for reuse fills it, then it is flat"
+        "--memory", default="800MB", help="of the server under load: what is kept for reuse fills it, then it is flat"
     )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
