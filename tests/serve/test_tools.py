@@ -223,3 +223,13 @@ def test_streams_of_completions_are_the_whole_answer(client):
     how["max_tokens"] = 0
     bare = list(client.completions.create(**how, echo=True, stream=True))
     assert "".join(c.choices[0].text for c in bare if c.choices[0].index == 0) == "a b c"
+
+
+def test_content_beside_calls_is_enforced_as_it_is_alone():
+    content = {"type": "array", "uniqueItems": False, "items": {"type": "string", "format": "date"}}
+    how = {"parallel": False, "forced": False, "after": ""}
+    grammar = structure_of(FORMS[1], [Offer(name="f")], {}, **how, content=content).grammar
+    assert "uniqueItems" not in grammar
+    assert "02-29" in grammar  # the calendar's days, which the form of dates alone does not know
+    with pytest.raises(ConfigError, match="response_format: #/not"):
+        structure_of(FORMS[1], [Offer(name="f")], {}, **how, content={"not": {}})

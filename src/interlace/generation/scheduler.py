@@ -244,11 +244,11 @@ class Scheduler:
         self._make_way()
         tokens = torch.tensor([ticket.made[-1], *draft], device=self.model.device)
         logits, state = self.model(tokens, state=self._rows.fork(row, ticket.total))
-        goes_on, used = True, 0
-        while goes_on and used <= len(draft):
+        used = 0
+        while True:
             (goes_on,) = self._draw([ticket], logits[used : used + 1], came)
             used += 1
-            if used > len(draft) or not goes_on or ticket.made[-1] != draft[used - 1]:
+            if not goes_on or used > len(draft) or ticket.made[-1] != draft[used - 1]:
                 break
         if goes_on or self.snapshots is not None:  # what ends is kept
             if used <= len(draft):

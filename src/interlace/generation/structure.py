@@ -95,10 +95,13 @@ class Structure:
         return Structure(json.dumps({"grammars": [{"lark_grammar": grammar}]}), after, field=field)
 
 
+def spaced(schema: Any) -> Any:
+    """Return a schema as llguidance reads it, with a bound on the blanks between the marks of JSON."""
+    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}} if isinstance(schema, dict) else schema
+
+
 def _of_schema(schema: Any) -> str:
-    if isinstance(schema, dict):
-        schema = {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}}
-    return json.dumps({"grammars": [{"json_schema": schema}]})
+    return json.dumps({"grammars": [{"json_schema": spaced(schema)}]})
 
 
 def _check_length(text: str, field: str) -> None:

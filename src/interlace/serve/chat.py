@@ -97,7 +97,7 @@ async def stream(served: Served, asked: Chat, plan: Plan) -> Events:
     head, options = _head(served, "chat.completion.chunk"), asked.stream_options
     counted: dict[str, Any] = {"usage": None} if options is not None and options.include_usage else {}
     found = [Answer(len(request.prompt)) for request in plan.requests]
-    readers = [plan.reader() for _ in plan.requests]
+    readers = [Reader(plan) for _ in plan.requests]
 
     def chunk(index: int, delta: dict[str, Any], reason: str | None = None, likely: Any = None) -> bytes:
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": likely}

@@ -13,7 +13,7 @@ from interlace.data.calls import Call, Calls, Form
 from interlace.generation.request import Answer, Piece, Request
 from interlace.generation.structure import Structure
 from interlace.serve.answers import Thought
-from interlace.serve.errors import ApiError
+from interlace.serve.errors import ApiError, of_request
 from interlace.serve.flow import merged
 from interlace.serve.schema import Drawing, Format, ObjectFormat, Offer, OneTool, SchemaFormat, Structured, Tool
 from interlace.serve.served import Served
@@ -63,10 +63,6 @@ class Plan:
     tools: list[dict[str, Any]] = field(default_factory=list)
     calls: int = 0
 
-    def reader(self) -> Reader:
-        """Return what reads one answer."""
-        return Reader(self)
-
 
 class Reader:
     """Reads one answer as it comes.
@@ -111,7 +107,7 @@ async def read_all(served: Served, plan: Plan) -> list[tuple[Answer, Said, Reade
     Raises:
         ApiError: one cannot be served.
     """
-    found = [(Answer(len(request.prompt)), plan.reader()) for request in plan.requests]
+    found = [(Answer(len(request.prompt)), Reader(plan)) for request in plan.requests]
     said: list[list[Said]] = [[] for _ in found]
     async for index, piece in merged(served, plan.requests):
         answer, reader = found[index]
@@ -180,7 +176,7 @@ async def plan_of(
             shown=served.shown,
         )
     except ConfigError as error:
-        raise ApiError(400, str(error), str(error).partition(":")[0], "invalid_value") from None
+        raise of_request(error) from None
     calls = sum(len(message.get("tool_calls") or ()) for message in messages)
     return Plan(requests, opened, served.form if tools else None, written, calls)
 
@@ -236,13 +232,10 @@ def _structure(
         )
     assert served.form is not None
     forced = choice == "required" or isinstance(choice, OneTool)
-    if schema is not None and not forced:
-        Structure.json_schema(schema, "response_format")
-    specials = {} if served.tokenizer is None else {name: n for n, name in served.tokenizer.special_ids().items()}
     return structure_of(
         served.form,
         offered,
-        specials,
+        served.specials,
         parallel=parallel,
         forced=forced,
         after=after,

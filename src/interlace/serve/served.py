@@ -34,6 +34,7 @@ class Served:
         tokenizer: of the model, or None.
         no_chat: why there is no chat; "" if there is.
         form: how the template writes calls of tools, or None.
+        specials: ids of special tokens, by their texts.
         shown: special tokens that stand for thoughts and calls, which answers to conversations show.
         first, whole: how long clients waited for the first token, and for the last.
         created: when it was loaded, in seconds of the epoch.
@@ -54,6 +55,7 @@ class Served:
         self.ends: tuple[int, ...] = ()
         self.form: Form | None = None
         self.shown: tuple[str, ...] = ()
+        self.specials: dict[str, int] = {}
         self._variables: set[str] = set()
         self.no_chat = self._begin_chat()
         self._rendering = asyncio.Lock()
@@ -71,7 +73,8 @@ class Served:
             return str(error)
         self.form = form_of(self.chat)
         marks = {"<think>", "</think>", *([] if self.form is None else self.form.marks)}
-        self.shown = tuple(name for name in self.tokenizer.special_ids().values() if name in marks)
+        self.specials = {name: number for number, name in self.tokenizer.special_ids().items()}
+        self.shown = tuple(name for name in self.specials if name in marks)
         return ""
 
     @property

@@ -11,7 +11,7 @@ from typing import Any
 from interlace.base.errors import ConfigError
 from interlace.data.calls import ARGUMENTS, CALL_BEGIN, CALL_END, Form, texts_of
 from interlace.generation.enforced import check_schema, enforced, escaped
-from interlace.generation.structure import WHITESPACE, Structure
+from interlace.generation.structure import Structure, spaced
 from interlace.serve.schema import Offer
 
 ANYTHING: dict[str, Any] = {"type": "object"}
@@ -39,7 +39,7 @@ def structure_of(
         content: a JSON schema for answers that are no calls, or None.
 
     Raises:
-        ConfigError: a function that asks for it cannot be called strictly.
+        ConfigError: a function that asks for it cannot be called strictly, or `content` would not be enforced.
     """
     rules = _Rules(form, specials)
     body = rules.body(functions, parallel)
@@ -50,13 +50,10 @@ def structure_of(
     if parallel and not form.several:
         whole = f"({whole}){{1,16}}"
     if not forced:
-        rules.add("content", f"%json {json.dumps(_compact(content))}")
+        check_schema(content, "response_format")
+        rules.json("content", enforced(content))
         whole = f"{whole} | /\\n{{0,2}}/ content"
     return Structure.lark(rules.text(f"start: {whole}"), "tools", after)
-
-
-def _compact(schema: Any) -> Any:
-    return {**schema, "x-guidance": {"whitespace_pattern": WHITESPACE}} if isinstance(schema, dict) else schema
 
 
 class _Rules:
@@ -103,18 +100,18 @@ class _Rules:
                 }
                 for number, one in enumerate(functions)
             ]
-            return f"{lead} {self._json('call', {'anyOf': calls})} {tail} {end}"
+            return f"{lead} {self.json('call', {'anyOf': calls})} {tail} {end}"
         write = {"parameters": self._parameters, "sections": self._section, "python": self._python}[form.kind]
         call = self.add("call", " | ".join(write(number, one) for number, one in enumerate(functions)))
         between = '"\\n"' if form.kind == "python" else ""
         more = f"({between} {call}){{0,15}}" if parallel and form.several else ""
         return f"{lead} {call} {more} {tail} {end}"
 
-    def _json(self, name: str, schema: Any) -> str:
-        return self.add(name, f"%json {json.dumps(_compact(schema))}")
+    def json(self, name: str, schema: Any) -> str:
+        return self.add(name, f"%json {json.dumps(spaced(schema))}")
 
     def _section(self, number: int, one: Offer) -> str:
-        arguments, begin = self._json(f"arguments_{number}", self.schema(one)), self.literal(CALL_BEGIN)
+        arguments, begin = self.json(f"arguments_{number}", self.schema(one)), self.literal(CALL_BEGIN)
         name = json.dumps(f"functions.{one.name}:")
         rule = f"{begin} {name} /[0-9]{{1,4}}/ {self.literal(ARGUMENTS)} {arguments} {self.literal(CALL_END)}"
         return self.add(f"function_{number}", rule)
@@ -130,7 +127,7 @@ class _Rules:
             elif texts := texts_of(schema):
                 value = "(" + " | ".join(json.dumps(text) for text in texts) + ') "\\n</parameter>\\n"'
             else:
-                value = self._json(f"{name}_v", _within(self.schema(one), key)) + ' "\\n</parameter>\\n"'
+                value = self.json(f"{name}_v", _within(self.schema(one), key)) + ' "\\n</parameter>\\n"'
             part = self.add(name, f"{json.dumps(f'<parameter={key}>' + chr(10))} {value}")
             parts.append(part if key in required else f"{part}?")
         if not named:
@@ -151,7 +148,7 @@ class _Rules:
             if isinstance(schema, dict) and schema.get("type") == "boolean":
                 value = '("True" | "False")'
             else:
-                value = self._json(f"p_{number}_{place}_v", _within(self.schema(one), key))
+                value = self.json(f"p_{number}_{place}_v", _within(self.schema(one), key))
             comma = '", "' if place else ""
             part = self.add(f"p_{number}_{place}", f"{comma} {json.dumps(key + '=')} {value}")
             parts.append(part if key in required else f"{part}?")
