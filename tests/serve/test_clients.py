@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import json
+import multiprocessing
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
+import foreign
 import pytest
 from live import KEY, Live, small
 
@@ -15,7 +17,6 @@ from interlace.serve.keys import Keys
 from interlace.serve.metrics import BOUNDS, GAUGES, Times
 from interlace.serve.served import Served
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 TOOL = {
     "type": "function",
     "function": {
@@ -31,52 +32,37 @@ TOOL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def collected():
-    """Sockets that these clients leave open are closed here, where their warnings are ignored."""
-    yield
-    gc.collect()
+@pytest.fixture(scope="module")
+def apart():
+    """Call a function of `foreign` in another process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield lambda function, *given, **more: process.submit(function, *given, **more).result()
 
 
-def test_litellm(live, says):
-    import litellm
-
-    how = {"model": "openai/tiny", "api_base": f"{live.url}/v1", "api_key": KEY, "num_retries": 0}
-    hello = [{"role": "user", "content": "the quick"}]
+@pytest.mark.process
+def test_litellm(live, says, apart):
     says("the fox")
-    whole = litellm.completion(**how, messages=hello)
-    assert whole.choices[0].message.content == "the fox"
-    chunks = list(litellm.completion(**how, messages=hello, stream=True, stream_options={"include_usage": True}))
-    rebuilt = litellm.stream_chunk_builder(chunks, messages=hello)
-    assert rebuilt.choices[0].message.content == "the fox"
-    assert rebuilt.usage.total_tokens == whole.usage.total_tokens
+    content, _, total, _ = apart(foreign.litellm_answer, live.url)
+    assert content == "the fox"
+    assert apart(foreign.litellm_streamed, live.url) == ("the fox", total)
     says("<think>\nhm\n</think>\nyes")
-    thought = litellm.completion(**how, messages=hello).choices[0].message
-    assert (thought.content, thought.reasoning_content) == ("yes", "hm")
-    assert litellm.responses(**how, input="the quick").output[-1].content[0].text == "yes"
+    assert apart(foreign.litellm_answer, live.url)[:2] == ("yes", "hm")
+    assert apart(foreign.litellm_responses, live.url) == "yes"
     says("<tool_call>", end=False)
-    called = litellm.completion(**how, messages=hello, tools=[TOOL], parallel_tool_calls=False)
-    assert json.loads(called.choices[0].message.tool_calls[0].function.arguments) == {"city": "Rome"}
+    assert apart(foreign.litellm_answer, live.url, tools=[TOOL], parallel_tool_calls=False)[3] == {"city": "Rome"}
 
 
-def test_langchain(live, says):
-    import langchain_openai
-
-    chat = langchain_openai.ChatOpenAI(base_url=f"{live.url}/v1", api_key=KEY, model="tiny", max_retries=0)
+@pytest.mark.process
+def test_langchain(live, says, apart):
     says("the fox")
-    assert chat.invoke("the quick").content == "the fox"
-    assert "".join(chunk.content for chunk in chat.stream("the quick")) == "the fox"
+    assert apart(foreign.langchain_answer, live.url) == "the fox"
+    assert apart(foreign.langchain_streamed, live.url) == "the fox"
+    assert apart(foreign.langchain_answer, live.url, use_responses_api=True) == "the fox"
     says("<tool_call>", end=False)
-    calling = chat.bind_tools([TOOL], parallel_tool_calls=False)
-    assert calling.invoke("the quick").tool_calls[0]["args"] == {"city": "Rome"}
-    with_schema = chat.with_structured_output({"title": "t", "type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": False})  # fmt: skip # noqa: E501
+    assert apart(foreign.langchain_called, live.url, TOOL) == {"city": "Rome"}
+    schema = {"properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": False}
     says("", end=False)
-    assert with_schema.invoke("the quick") == {"a": 1}
-    items = langchain_openai.ChatOpenAI(
-        base_url=f"{live.url}/v1", api_key=KEY, model="tiny", use_responses_api=True, max_retries=0
-    )
-    says("the fox")
-    assert items.invoke("the quick").text == "the fox"
+    assert apart(foreign.langchain_structured, live.url, {"title": "t", "type": "object", **schema}) == {"a": 1}
 
 
 @pytest.mark.parametrize(
