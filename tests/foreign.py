@@ -1,4 +1,4 @@
-"""What other people's clients answer; called in a process of its own, as they leave connections and event loops open."""
+"""What other people's clients answer; called in another process, as they leave connections and event loops open."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import json
 
 import openai
 import pytest
-from live import KEY, OTHER
+from live import OTHER
 
 from interlace.serve import store as stores
 from interlace.serve.errors import ApiError
@@ -27,11 +27,6 @@ TOOL = {
 }
 THINKING = {"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}}
 CALLING = "<think>\nWhere?\n</think>\nI ask.\n<tool_call>"
-
-
-@pytest.fixture
-def client(live):
-    return openai.OpenAI(base_url=f"{live.url}/v1", api_key=KEY, max_retries=0)
 
 
 def test_an_answer_is_a_message(client, says):
@@ -119,12 +114,12 @@ def test_a_conversation_goes_on_from_an_answer(client, says, live):
 
 def test_answers_of_others_and_answers_that_are_not_stored_are_not_found(client, says, live):
     says("the fox")
-    other = openai.OpenAI(base_url=f"{live.url}/v1", api_key=OTHER, max_retries=0)
     kept = client.responses.create(model="tiny", input="a")
     unkept = client.responses.create(model="tiny", input="a", store=False)
-    for who, name in ((other, kept.id), (client, unkept.id), (client, "resp_none")):
-        with pytest.raises(openai.NotFoundError):
-            who.responses.retrieve(name)
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key=OTHER, max_retries=0) as other:
+        for who, name in ((other, kept.id), (client, unkept.id), (client, "resp_none")):
+            with pytest.raises(openai.NotFoundError):
+                who.responses.retrieve(name)
 
 
 def test_results_of_calls_are_read_back(client, says):

@@ -24,11 +24,6 @@ from interlace.serve.served import Served
 HELLO = [{"role": "user", "content": "the quick"}]
 
 
-@pytest.fixture
-def client(live):
-    return openai.OpenAI(base_url=f"{live.url}/v1", api_key=KEY, max_retries=0)
-
-
 def text_of(live, prompt, most, seed=0, temperature=0.0):
     model = live.served["tiny"].engine.model
     ids = model.tokenizer.encode_text(prompt)
@@ -108,8 +103,8 @@ def test_what_was_read_before_is_reused_but_not_by_others(live):
     how = {"model": "tiny", "prompt": "over the lazy brown dog jumps the fox", "max_tokens": 2}
 
     def cached(key):
-        client = openai.OpenAI(base_url=f"{live.url}/v1", api_key=key, max_retries=0)
-        return client.completions.create(**how).usage.prompt_tokens_details.cached_tokens
+        with openai.OpenAI(base_url=f"{live.url}/v1", api_key=key, max_retries=0) as client:
+            return client.completions.create(**how).usage.prompt_tokens_details.cached_tokens
 
     assert cached(KEY) == 0
     assert cached(KEY) > 0

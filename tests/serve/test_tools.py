@@ -8,11 +8,9 @@ import time
 from dataclasses import replace
 from typing import Literal
 
-import openai
 import pydantic
 import pytest
 import torch
-from live import KEY
 
 from interlace.base.errors import ConfigError
 from interlace.data.calls import FORMS
@@ -40,11 +38,6 @@ class Place(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid")
     city: Literal["Rome", "Oslo"]
     days: list[Literal[1, 2]] = pydantic.Field(min_length=1, max_length=2)
-
-
-@pytest.fixture
-def client(live):
-    return openai.OpenAI(base_url=f"{live.url}/v1", api_key=KEY, max_retries=0)
 
 
 def test_an_answer_is_parsed_into_a_class(client):
