@@ -15,10 +15,14 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     install_import_hook(MODULES, "beartype.beartype")
 
+import interpreted
 import pytest
 import torch
 from small import recipe_of, texts_in
 from terminal import Terminal
+
+
+interpreted.hasten()
 
 
 @pytest.fixture(autouse=True)

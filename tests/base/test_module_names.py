@@ -8,8 +8,6 @@ import re
 import tomllib
 from pathlib import Path
 
-import pytest
-
 from interlace.base.package import VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +29,6 @@ def strings():
                     yield file.relative_to(SOURCE), name, id(node) in prose
 
 
-FOUND = sorted(set(strings()), key=str)
-
-
 def exists(name):
     """Whether a dotted name is a module, or what one holds."""
     for cut in (name, name.rpartition(".")[0]):
@@ -45,20 +40,20 @@ def exists(name):
     return False
 
 
-def test_there_are_some():
-    """Children of the sandbox, verbs, cells of a study, names of the root."""
-    named = {name for _, name, prose in FOUND if not prose}
+def test_modules_that_are_named_exist_and_lie_downward():
+    found, wrong = sorted(set(strings()), key=str), []
+    named = {name for _, name, prose in found if not prose}  # children of the sandbox, verbs, cells of a study
     assert {"interlace.sandbox.template_child", "interlace.verify.child", "interlace.study.tasks.cell"} <= named
-
-
-@pytest.mark.parametrize(("file", "name", "prose"), FOUND, ids=str)
-def test_a_module_that_is_named_exists_and_lies_downward(file, name, prose):
-    begins_others = name.endswith("_")  # of an f-string
-    assert exists(name) or begins_others or name.split(".")[1] not in FLOOR, f"{file} names {name}"
-    rooms = (file.parts[0], name.split(".")[1])
-    if not prose and all(room in FLOOR for room in rooms):
-        here, there = (FLOOR[room] for room in rooms)
-        assert there < here or rooms[0] == rooms[1], f"{file} names {name}, which lies above it"
+    for file, name, prose in found:
+        begins_others = name.endswith("_")  # of an f-string
+        if not (exists(name) or begins_others or name.split(".")[1] not in FLOOR):
+            wrong.append(f"{file} names {name}, which does not exist")
+        rooms = (file.parts[0], name.split(".")[1])
+        if not prose and all(room in FLOOR for room in rooms):
+            here, there = (FLOOR[room] for room in rooms)
+            if there >= here and rooms[0] != rooms[1]:
+                wrong.append(f"{file} names {name}, which lies above it")
+    assert not wrong
 
 
 def test_the_version_is_stated_twice_and_is_the_same():
