@@ -21,7 +21,6 @@ import torch
 from small import recipe_of, texts_in
 from terminal import Terminal
 
-
 interpreted.hasten()
 
 

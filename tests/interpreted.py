@@ -1,4 +1,4 @@
-"""Triton's interpreter in less time: it looks for what to patch once a launch, not at every call of a device function."""
+"""Triton's interpreter in less time: it looks for what to patch once a launch, not at every call within it."""
 
 from __future__ import annotations
 
@@ -20,4 +20,11 @@ def hasten() -> None:
         return nothing() if done else patch(fn)
 
     interpreter._patch_lang = unless_patched
-    interpreter._get_np_dtype = functools.cache(interpreter._get_np_dtype)
+    of_scalars = functools.cache(interpreter._get_np_dtype)
+
+    def np_dtype(kind):
+        scalar = kind.element_ty if isinstance(kind, tl.block_type) else kind
+        return address if isinstance(scalar, tl.pointer_type) else of_scalars(scalar)
+
+    address = interpreter._get_np_dtype(tl.pointer_type(tl.float32))
+    interpreter._get_np_dtype = np_dtype

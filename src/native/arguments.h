@@ -110,9 +110,17 @@ struct CrossEntropy {
   float* losses;           // [rows]: -log p(target)
 };
 
+// Weights of 8 or 4 bits in groups of 32 or 64 inputs, as quantised.h says; outputs and inputs are padded.
+struct QuantisedWeight {
+  const int32_t* words;  // [outputs / 16, groups, group * bits / 32, 16]
+  const bf16* scales;    // [outputs / 16, groups, 16]
+  const bf16* minima;    // the same with 4 bits, else null
+  long bits, group;
+};
+
 struct Linear {
-  const void *x, *weight, *residual;  // [rows, D] contiguous, [outputs, D] contiguous, [rows, outputs] or null
-  const float* scales;                // [outputs] where weight is int8, else null
+  const void *x, *weight, *residual;  // [rows, D] contiguous, [outputs, D] contiguous or null, [rows, outputs] or null
+  QuantisedWeight quantised;          // in the weight's place
   DType dtype;
   long rows, outputs, D;
   int threads;
@@ -120,7 +128,8 @@ struct Linear {
 };
 
 struct Experts {
-  const void *x, *first, *second;  // [rows, D], [E, A, D], [E, outputs, I], all contiguous
+  const void *x, *first, *second;                     // [rows, D], [E, A, D], [E, outputs, I], all contiguous
+  QuantisedWeight quantised_first, quantised_second;  // in the place of first and second where these are null
   const int64_t* chosen;           // [rows, k], each below E
   const float* weights;            // [rows, k]
   DType dtype;

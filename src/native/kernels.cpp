@@ -7,6 +7,7 @@
 #include "gemm.h"
 #include "parallel.h"
 #include "simd.h"
+#include "quantised.h"
 
 #include "attention.cpp"
 #include "cross_entropy.cpp"

@@ -7,6 +7,7 @@ constexpr int TOGETHER = 3;       // rows of x that share a load of W
 constexpr int BESIDE = sizeof(vec) == 64 ? 4 : 2;  // rows of W whose sums with these fit the registers
 constexpr long STRETCH = 64;      // outputs of an item of work
 constexpr long AHEAD = 2048;      // elements
+constexpr long TOGETHER_AT_MOST = 64;  // rows that read the weights side by side
 
 #ifdef __AVX512BF16__
 constexpr long STEP = 2 * VW;     // elements of one load: pairs of bfloat16 are multiplied and summed at once
@@ -24,7 +25,7 @@ inline vec add_products(vec total, const float* w, const float* x) { return tota
 // N outputs of R rows of x, y[r * STRETCH + n]; two sums each, so that a product need not wait for the one before it. The
 // order of a sum is the same for any N and R.
 template <class T, int N, int R, bool FETCH = true>
-inline void outputs(const T* w, long D, const T* x, long, float* y) {
+inline void outputs(const T* w, long D, const T* x, float* y) {
   constexpr long step = step_of<T>;
   vec even[N][R] = {}, odd[N][R] = {};
   long d = 0;
@@ -49,72 +50,54 @@ inline void outputs(const T* w, long D, const T* x, long, float* y) {
     for (int r = 0; r < R; r++) y[r * STRETCH + n] = sum(even[n][r] + odd[n][r]);
 }
 
-// int8 weights: rows of x as floats, `ld` apart, one product of 16 (8, 4) at a time, scaled at the end.
-template <class, int N, int R, bool FETCH = true>
-inline void outputs(const int8_t* w, long D, const float* x, long ld, float* y) {
-  vec even[N][R] = {}, odd[N][R] = {};
-  long d = 0;
-  for (; d + 2 * VW <= D; d += 2 * VW) {
-#pragma GCC unroll 4
-    for (int n = 0; n < N; n++) {
-      if (FETCH && d % 64 == 0) __builtin_prefetch(w + n * D + d + AHEAD, 0, 3);
-      const vec first = load(w + n * D + d), second = load(w + n * D + d + VW);
-#pragma GCC unroll 4
-      for (int r = 0; r < R; r++) {
-        even[n][r] += first * load(x + r * ld + d);
-        odd[n][r] += second * load(x + r * ld + d + VW);
-      }
-    }
+// `count` outputs of all rows. A few outputs' weights are read by every row while they are near.
+template <class T>
+inline void stretch_of_outputs(const T* w, long D, const T* x, long rows, float* y, long count) {
+  auto some = [&](long o, long r, auto beside, auto together, auto fetch) {
+    constexpr int N = decltype(beside)::value, R = decltype(together)::value;
+    outputs<T, N, R, bool(decltype(fetch)::value)>(w + o * D, D, x + r * D, y + r * STRETCH + o);
+  };
+  long o = 0;
+  for (; o + OUTPUTS <= count; o += OUTPUTS) {
+    some(o, 0, Int<OUTPUTS>{}, Int<1>{}, Int<1>{});  // the first row fetches the weights of the next outputs
+    long r = 1;
+    for (; r + TOGETHER <= rows; r += TOGETHER)
+      for (long n = 0; n < OUTPUTS; n += BESIDE) some(o + n, r, Int<BESIDE>{}, Int<TOGETHER>{}, Int<0>{});
+    for (; r < rows; r++) some(o, r, Int<OUTPUTS>{}, Int<1>{}, Int<0>{});
   }
-  for (int n = 0; n < N; n++)
-    for (int r = 0; r < R; r++) {
-      float total = sum(even[n][r] + odd[n][r]);
-      for (long e = d; e < D; e++) total += w[n * D + e] * x[r * ld + e];
-      y[r * STRETCH + n] = total;
-    }
+  for (; o < count; o++)
+    for (long r = 0; r < rows; r++) some(o, r, Int<1>{}, Int<1>{}, Int<0>{});
 }
 
-// Each output of each row is one sum in one order, however many rows there are: a batched row equals its solo run. A few
-// outputs' weights are read by every row while they are near.
+// Each output of each row is one sum in one order, however many rows there are: a batched row equals its solo run.
 template <class T>
 void linear_rows(const Linear& x) {
-  if (x.rows == 0) return;
-  const long ld = padded(x.D);
-  float* memory = scratch_memory((x.scales ? x.rows * ld : 0) + size_t(x.threads) * x.rows * STRETCH);
-  float* wide = memory + size_t(x.threads) * x.rows * STRETCH;
-  for (long r = 0; r < (x.scales ? x.rows : 0); r++) widen(wide + r * ld, static_cast<const T*>(x.x) + r * x.D, x.D);
-  parallel((x.outputs + STRETCH - 1) / STRETCH, x.threads, [&](long index) {
-    const long first = index * STRETCH, count = least(STRETCH, x.outputs - first);
-    const T* w = static_cast<const T*>(x.weight) + first * x.D;
-    const int8_t* w8 = static_cast<const int8_t*>(x.weight) + first * x.D;
-    float* y = memory + thread_index() * x.rows * STRETCH;
-    auto some = [&](long o, long r, auto beside, auto together, auto fetch) {
-      constexpr int N = decltype(beside)::value, R = decltype(together)::value;
-      constexpr bool FETCH = decltype(fetch)::value;
-      float* to = y + r * STRETCH + o;
-      if (x.scales) outputs<T, N, R, FETCH>(w8 + o * x.D, x.D, wide + r * ld, ld, to);
-      else outputs<T, N, R, FETCH>(w + o * x.D, x.D, static_cast<const T*>(x.x) + r * x.D, x.D, to);
-    };
-    long o = 0;
-    for (; o + OUTPUTS <= count; o += OUTPUTS) {
-      some(o, 0, Int<OUTPUTS>{}, Int<1>{}, Int<1>{});  // the first row fetches the weights of the next outputs
-      long r = 1;
-      for (; r + TOGETHER <= x.rows; r += TOGETHER)
-        for (long n = 0; n < OUTPUTS; n += BESIDE) some(o + n, r, Int<BESIDE>{}, Int<TOGETHER>{}, Int<0>{});
-      for (; r < x.rows; r++) some(o, r, Int<OUTPUTS>{}, Int<1>{}, Int<0>{});
-    }
-    for (; o < count; o++)
-      for (long r = 0; r < x.rows; r++) some(o, r, Int<1>{}, Int<1>{}, Int<0>{});
-    for (long r = 0; r < x.rows; r++) {
-      const T* residual = x.residual ? static_cast<const T*>(x.residual) + r * x.outputs + first : nullptr;
-      along_row(count, [&](long d, auto part) {
-        vec z = load_part(y + r * STRETCH, d, count, part);
-        if (x.scales) z *= load_part(x.scales + first, d, count, part);
-        if (residual) z += load_part(residual, d, count, part);
-        store_part(static_cast<T*>(x.out) + r * x.outputs + first, z, d, count, part);
-      });
-    }
-  });
+  const bool quantised = x.weight == nullptr;
+  for (long start = 0; start < x.rows; start += TOGETHER_AT_MOST) {
+    const long rows = least(TOGETHER_AT_MOST, x.rows - start);
+    const T* in = static_cast<const T*>(x.x) + start * x.D;
+    const size_t sums = size_t(x.threads) * rows * STRETCH;
+    float* memory = scratch_memory(sums + (quantised ? Steps::floats(rows, x.D, x.quantised.group) : 0));
+    const Steps steps(memory + sums, rows, x.D, quantised ? x.quantised.group : 1);
+    if (quantised) parallel(rows, rows < 8 ? 1 : x.threads, [&](long r) { steps.write(r, in + r * x.D, x.D); });
+    parallel((x.outputs + STRETCH - 1) / STRETCH, x.threads, [&](long index) {
+      const long first = index * STRETCH, count = least(STRETCH, x.outputs - first);
+      float* y = memory + thread_index() * rows * STRETCH;
+      if (quantised) {
+        for (long o = 0; o < count; o += LANES) rows_of_outputs(x.quantised, (first + o) / LANES, steps, 0, rows, y + o, STRETCH);
+      } else {
+        stretch_of_outputs(static_cast<const T*>(x.weight) + first * x.D, x.D, in, rows, y, count);
+      }
+      for (long r = 0; r < rows; r++) {
+        const T* residual = x.residual ? static_cast<const T*>(x.residual) + (start + r) * x.outputs + first : nullptr;
+        along_row(count, [&](long d, auto part) {
+          vec z = load_part(y + r * STRETCH, d, count, part);
+          if (residual) z += load_part(residual, d, count, part);
+          store_part(static_cast<T*>(x.out) + (start + r) * x.outputs + first, z, d, count, part);
+        });
+      }
+    });
+  }
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ std::vector<Level> levels() {
   (void)avx2, (void)avx512;
 #endif
 #ifdef INTERLACE_HAS_avx512bf16
-  found.push_back({&kernels_avx512bf16, avx512 && __builtin_cpu_supports("avx512bf16")});
+  found.push_back({&kernels_avx512bf16, avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")});
 #endif
 #ifdef INTERLACE_HAS_avx512
   found.push_back({&kernels_avx512, avx512});
@@ -238,25 +238,48 @@ void cross_entropy(Address logits, Address targets, int dtype, long rows, long D
                          pointer<float>(losses)});
 }
 
-void linear(Address x, Address weight, Address residual, Address scales, int dtype, long rows, long outputs, long D,
-            int threads, Address out) {
+void linear(Address x, Address weight, Address residual, int dtype, long rows, long outputs, long D, int threads, Address out) {
   nb::gil_scoped_release released;
-  active->linear({pointer<void>(x), pointer<void>(weight), pointer<void>(residual), pointer<float>(scales), DType(dtype), rows,
-                  outputs, D, threads, pointer<void>(out)});
+  active->linear({pointer<void>(x), pointer<void>(weight), pointer<void>(residual), {}, DType(dtype), rows, outputs, D, threads,
+                  pointer<void>(out)});
+}
+
+// words, scales and minima (or null); bits and inputs of a group.
+QuantisedWeight quantised(const std::vector<Address>& in, const std::vector<long>& sizes) {
+  return {pointer<int32_t>(in[0]), pointer<bf16>(in[1]), pointer<bf16>(in[2]), sizes[0], sizes[1]};
+}
+
+void linear_quantised(Address x, std::vector<Address> weight, std::vector<long> how, Address residual, int dtype, long rows,
+                      long outputs, long D, int threads, Address out) {
+  nb::gil_scoped_release released;
+  active->linear({pointer<void>(x), nullptr, pointer<void>(residual), quantised(weight, how), DType(dtype), rows, outputs, D,
+                  threads, pointer<void>(out)});
 }
 
 // Whether every choice names an expert; nothing is read or written otherwise.
-bool experts(std::vector<Address> in, std::vector<long> sizes, Address out) {
-  nb::gil_scoped_release released;
-  Experts x{};
+bool experts_of(Experts x, const std::vector<Address>& in, const std::vector<long>& sizes, Address out) {
   x.x = pointer<void>(in[0]), x.chosen = pointer<int64_t>(in[1]), x.weights = pointer<float>(in[2]);
-  x.first = pointer<void>(in[3]), x.second = pointer<void>(in[4]);
   x.dtype = DType(sizes[0]), x.rows = sizes[1], x.k = sizes[2], x.D = sizes[3], x.A = sizes[4], x.I = sizes[5];
   x.outputs = sizes[6], x.gated = sizes[7], x.threads = sizes[8], x.out = pointer<void>(out);
   for (long p = 0; p < x.rows * x.k; p++)
     if (x.chosen[p] < 0 || x.chosen[p] >= sizes[9]) return false;
   active->experts(x);
   return true;
+}
+
+bool experts(std::vector<Address> in, Address first, Address second, std::vector<long> sizes, Address out) {
+  nb::gil_scoped_release released;
+  Experts x{};
+  x.first = pointer<void>(first), x.second = pointer<void>(second);
+  return experts_of(x, in, sizes, out);
+}
+
+bool experts_quantised(std::vector<Address> in, std::vector<Address> first, std::vector<Address> second, std::vector<long> how,
+                       std::vector<long> sizes, Address out) {
+  nb::gil_scoped_release released;
+  Experts x{};
+  x.quantised_first = quantised(first, how), x.quantised_second = quantised(second, how);
+  return experts_of(x, in, sizes, out);
 }
 
 void attention_step(std::vector<Address> in, std::vector<long> sizes, float scale, Address out) {
@@ -338,7 +361,9 @@ NB_MODULE(_native, m) {
   m.def("swiglu_backward", &swiglu_backward);
   m.def("cross_entropy", &cross_entropy);
   m.def("linear", &linear);
+  m.def("linear_quantised", &linear_quantised);
   m.def("experts", &experts);
+  m.def("experts_quantised", &experts_quantised);
   m.def("mixer_step", &mixer_step);
   m.def("attention_step", &attention_step);
   m.def("attention_forward", &attention_forward);

@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX2__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -33,18 +33,6 @@ inline void store(float* p, vec x) { *reinterpret_cast<vec_anywhere*>(p) = x; }
 inline vec load(const bf16* p) {
   uvec wide = __builtin_convertvector(*reinterpret_cast<const hvec_anywhere*>(p), uvec);
   return (vec)(wide << 16);
-}
-
-inline vec load(const int8_t* p) {  // by name where the compiler would go element by element
-#if defined(__AVX512F__)
-  return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#elif defined(__AVX2__)
-  return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-#else
-  vec x;
-  for (int i = 0; i < VW; i++) x[i] = p[i];
-  return x;
-#endif
 }
 
 inline void store(bf16* p, vec x) {  // rounds to nearest, ties to even; NaN stays NaN

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import interlace
-from interlace.base.errors import CheckpointError, ConfigError, PromptTooLong
-from interlace.base.segments import Segments
+from interlace.base.errors import ConfigError, PromptTooLong
 from interlace.data.tokenizer import Tokenizer
 from interlace.generation.capture import Decoder
 from interlace.generation.pack import pack_for_decoding
@@ -211,44 +210,6 @@ def test_why_a_pass_is_not_replayed(monkeypatch):
         decoder.step(torch.tensor([3]))
         decoder.step(torch.tensor([3]))
     assert "looks at values on the way (_local_scalar_dense)" in decoder.reason or not native.available()
-
-
-# int8 weights
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_int8_weights_are_near_and_cannot_be_saved_or_trained(model, tmp_path, tied):
-    model = interlace.HybridLM(model.config.replace(tied_embeddings=tied)).eval()
-    tokens = torch.randint(300, (40,))
-    with torch.no_grad():
-        bytes_before = sum(p.nbytes for p in model.parameters())
-        plain = model(tokens)[0]
-        rounded = interlace.HybridLM(model.config).eval()
-        rounded.load_state_dict(model.state_dict())
-        for module in rounded.modules():
-            if isinstance(module, torch.nn.Linear) and not (tied and module is rounded.head):
-                step = module.weight.abs().amax(1, keepdim=True) / 127
-                module.weight.copy_((module.weight / step).round() * step)
-        if tied:
-            step = rounded.head.weight.abs().amax(1, keepdim=True) / 127
-            rounded_head = (rounded.head.weight / step).round() * step
-            want = torch.nn.functional.linear(rounded.hidden(tokens)[0], rounded_head)
-        else:
-            want = rounded(tokens)[0]
-        pack_for_decoding(model, int8=True)
-        found = model(tokens)[0]
-        state, steps = model.empty_state(1, 40), []
-        for token in tokens.split(1):
-            logits, state = model(token, Segments.equal(1, 1), state)
-            steps.append(logits)
-    assert relative(found, want) < 1e-4  # the model whose weights were rounded in float32
-    assert relative(found, plain) > 1e-3  # which is another model than before
-    assert relative(torch.cat(steps), found) < 1e-4  # few rows by the kernel, many by the library: the same weights
-    assert sum(p.nbytes for p in model.parameters()) < 0.6 * bytes_before
-    with pytest.raises(CheckpointError, match="rounded to int8"):
-        interlace.save(model, tmp_path / "x")
-    with pytest.raises(ConfigError, match="rounded to int8"):
-        model(tokens)[0].sum()
 
 
 def test_a_cast_after_packing_is_seen(model):

@@ -127,30 +127,6 @@ def test_models_made_under_inference_mode_run(name):
         pack_for_decoding(build(name))(torch.arange(5))
 
 
-@pytest.mark.parametrize("how", ["in place", "replaced"])
-def test_a_rounded_head_that_is_tied_follows_its_embedding_or_says_that_it_cannot(how):
-    model = interlace.HybridLM(preset("tiny-hybrid").replace(init_std=0.2, tied_embeddings=True)).eval()
-    weight = pack_for_decoding(model, int8=True).embedding.weight
-    with torch.no_grad():
-        new = 0.2 * torch.randn_like(weight)
-        weight.copy_(new) if how == "in place" else setattr(weight, "data", new)
-        try:
-            found = model.logits(torch.eye(model.config.width))
-        except interlace.base.errors.ConfigError as error:
-            assert "int8" in str(error)
-        else:
-            assert relative(found, weight.T) < 0.05
-
-
-def test_rounded_weights_that_get_new_ones_are_not_forgotten():
-    """int8 gives the layers' own weights up: loading others is refused in words, not ignored."""
-    model = pack_for_decoding(build("tiny-hybrid"), int8=True)
-    layer = model.blocks[0].mixer.query
-    layer.weight = torch.nn.Parameter(torch.randn(layer.out_features, layer.in_features))
-    with torch.no_grad(), pytest.raises(interlace.base.errors.ConfigError, match="int8"):
-        model(torch.arange(5))
-
-
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_a_state_that_was_used_up_is_refused(name, count):

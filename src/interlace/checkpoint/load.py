@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from interlace.base.errors import CheckpointError, InterlaceError, nearest
+from interlace.checkpoint import rounded
 from interlace.checkpoint.adapter import base_of, known_base, merge_stored
+from interlace.checkpoint.families import own
 from interlace.checkpoint.families.registry import FAMILIES
 from interlace.checkpoint.family import Family, Slot, Slots
 from interlace.checkpoint.fingerprint import weights_hash
@@ -55,6 +58,10 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
     )
     check_vocabulary(folder, tokenizer, config)
     entries = read_entries(folder)
+    if family is own.FAMILY and rounded.KEY in raw:
+        model = rounded.read(folder, config, raw[rounded.KEY], entries, dtype, device)
+        model.tokenizer, model.source = tokenizer, _source(family, folder, files, tokenizer)
+        return model
     refuse_quantised(folder, family.loaded(entries))
     check_sizes(folder, config, entries)
     plan = match(family, config, entries)
@@ -73,15 +80,18 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
             read_into(entries[name], name, target, done)
             done += target.numel()
     model.tokenizer = tokenizer
-    model.source = Source(
-        family.model_type,
-        {name: entries[name].dtype for name in plan},
-        {name: _read_kept(entry, name, dtype) for name, entry in entries.items() if family.keeps(name)},
-        {key: raw[key] for key in family.kept_keys if key in raw},
-        {n: p.read_bytes() for n, p in files.items() if tokenizer is None or n not in tokenizer.files},
-        generation_config(folder),
+    model.source = replace(
+        _source(family, folder, files, tokenizer),
+        dtypes={name: entries[name].dtype for name in plan},
+        tensors={name: _read_kept(entry, name, dtype) for name, entry in entries.items() if family.keeps(name)},
+        keys={key: raw[key] for key in family.kept_keys if key in raw},
     )
     return model.eval()
+
+
+def _source(family: Family, folder: Path, files: Mapping[str, Path], tokenizer: Tokenizer | None) -> Source:
+    beside = {n: p.read_bytes() for n, p in files.items() if tokenizer is None or n not in tokenizer.files}
+    return Source(family.model_type, {}, {}, {}, beside, generation_config(folder))
 
 
 def load_merged(base: str | Path, adapter: Path, dtype: torch.dtype | None = None, device: Any = None) -> HybridLM:
@@ -240,6 +250,12 @@ def match(family: Family, config: ModelConfig, entries: Mapping[str, Entry]) -> 
     Raises:
         CheckpointError: a tensor is missing, unknown, given twice, or has another shape.
     """
+    if any(name.endswith(".words") for name in entries):
+        folder = next(iter(entries.values())).path.parent
+        raise CheckpointError(
+            f"{folder}: its weights were rounded to few bits for decoding (`interlace quantise`); take the checkpoint "
+            "that they were rounded from"
+        )
     slots, optional = family.slots(config), family.optional(config)
     known = {**slots, **family.aliases(config, {n: e.shape for n, e in entries.items()})}
     shapes = {n: tuple(p.shape) for n, p in HybridLM(config, device="meta").named_parameters()}

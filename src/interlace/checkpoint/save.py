@@ -13,6 +13,8 @@ from torch import Tensor
 
 from interlace.base.errors import CheckpointError
 from interlace.base.files import new_folder, user_path
+from interlace.checkpoint import rounded
+from interlace.checkpoint.families import own
 from interlace.checkpoint.families.registry import FAMILIES
 from interlace.checkpoint.family import Family
 from interlace.checkpoint.folder import BESIDE, GENERATION, INDEX, SINGLE, WEIGHTS
@@ -36,8 +38,10 @@ def save(model: HybridLM, folder: str | Path, *, shard_bytes: int = SHARD_BYTES)
     Published formats do not hold what only initial values are drawn from (`decay_range`, `step_range`, `step_floor`): a
     model loaded again has our defaults there.
 
+    A model whose weights were rounded for decoding is saved as it is, in our own format.
+
     Raises:
-        CheckpointError: the model was laid out for decoding with int8 weights.
+        CheckpointError: the model has LoRA adapters.
         Failure: the disk refuses; an earlier checkpoint of that name is left as it was.
     """
     with new_folder(user_path(folder, CheckpointError), stale=(*WEIGHTS, *BESIDE)) as partial:
@@ -48,21 +52,38 @@ def write_model(model: HybridLM, folder: Path, shard_bytes: int = SHARD_BYTES) -
     """Write the files of a model into a folder that exists."""
     if next(adapters(model), None) is not None:
         raise CheckpointError("model: has LoRA adapters, which this format does not hold; call `merge_adapters` first")
-    if model.rounded:
-        raise CheckpointError("model: its weights were rounded to int8 for decoding; load it again to save it")
+    if model.rounding is not None:
+        _write_rounded(model, folder, shard_bytes)
+        return
     source = model.source
     family, config = family_of(model.config, None if source is None else source.model_type)
     _say_another_format(family, source)
     if source is not None and source.model_type == family.model_type:
         config = {**source.keys, **config}
-    text = json.dumps(document(family, config, model.dtype), indent=2) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
-    shards = in_shards([planned(*triple) for triple in _tensors(model, family)], shard_bytes)
+    _write(folder, document(family, config, model.dtype), [planned(*x) for x in _tensors(model, family)], shard_bytes)
+    _write_beside(model, folder)
+
+
+def _write_rounded(model: HybridLM, folder: Path, shard_bytes: int) -> None:
+    config = {**own.write_config(model.config), rounded.KEY: rounded.described(model)}
+    tensors = [planned(name, tuple(tensor.shape), tensor) for name, tensor in rounded.tensors_of(model)]
+    _write(folder, document(own.FAMILY, config, model.dtype), tensors, shard_bytes)
+    _write_beside(model, folder)
+
+
+def _write(folder: Path, config: dict[str, Any], tensors: Sequence[Planned], shard_bytes: int) -> None:
+    """Write config.json and the weights."""
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    shards = in_shards(tensors, shard_bytes)
     for name, shard in shards.items():
         write_planned(folder / name, shard)
     if len(shards) > 1:
         (folder / INDEX).write_text(json.dumps(index_of(shards), indent=2) + "\n", encoding="utf-8")
-    for name, raw in {} if source is None else source.files.items():
+
+
+def _write_beside(model: HybridLM, folder: Path) -> None:
+    """Write the tokenizer's files, and those that lay beside the weights that the model came from."""
+    for name, raw in {} if model.source is None else model.source.files.items():
         if model.tokenizer is None or name == GENERATION:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(raw)

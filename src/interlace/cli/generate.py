@@ -37,7 +37,7 @@ def generate(
 
         interlace generate runs/mine "Once upon" --temperature 0.7 --min-p 0.05 --seed 1 --stop "."
 
-        interlace generate runs/mine "Once upon" --weights int8 --weights-loss held-out.txt
+        interlace generate runs/mine "Once upon" --weights int4 --weights-loss held-out.txt
 
     Parameters
     ----------
@@ -62,9 +62,10 @@ def generate(
     dtype: str
         "auto" (bfloat16 weights are widened where this machine is slow in bfloat16), "float32" or "bfloat16".
     weights: str
-        "auto" (as they are), or "int8": rounded to 255 steps per output, which halves what bfloat16 reads per token.
+        "auto" (as they are), "int8" or "int4": rounded to 8 or 4 bits in groups of 64 inputs, of which a token reads
+        about half or a quarter of bfloat16's bytes.
     weights_loss: Path
-        A text on which to say, before generating, what int8 costs in bits per byte (its first 65,536 tokens count).
+        A text on which to say, before generating, what rounding costs in bits per byte (its first 65,536 tokens count).
     device: str
         "cpu", or "cuda".
     json: bool
@@ -74,31 +75,27 @@ def generate(
 
     import interlace
     from interlace.base.errors import ConfigError
-    from interlace.evaluate.bits_per_byte import score_text
-    from interlace.generation.pack import pack_for_decoding
+    from interlace.evaluate.rounding import rounding_loss
+    from interlace.generation.pack import pack_for_decoding, rounding_of
     from interlace.generation.text import recommended
     from interlace.model.device import check_device
     from interlace.model.precision import choose_precision
 
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ConfigError(f"dtype: must be auto, float32 or bfloat16, got {dtype!r}")
-    if weights not in ("auto", "int8"):
-        raise ConfigError(f"weights: must be auto or int8, got {weights!r}")
-    if weights_loss is not None and weights != "int8":
-        raise ConfigError("weights_loss: measures what --weights int8 costs; give both or neither")
+    rounding = rounding_of(weights)
+    if weights_loss is not None and rounding is None:
+        raise ConfigError("weights_loss: measures what --weights int8 or int4 costs; give both or neither")
     check_device(device)
     model = interlace.load(checkpoint, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device)
     if dtype == "auto" and model.dtype == torch.bfloat16 and choose_precision("auto", model.device) == "float32":
         model = model.float()
     loss = None
     if weights_loss is None:
-        pack_for_decoding(model, int8=weights == "int8")
+        pack_for_decoding(model, rounding)
     else:
-        before = score_text(model, weights_loss)
-        after = score_text(pack_for_decoding(model, int8=True), weights_loss)
-        loss = {"bits_per_byte": before, "bits_per_byte_int8": after, "bits_per_byte_lost": after - before}
-        lost = f"{after:.4f} bits per byte instead of {before:.4f} ({after - before:+.4f})"
-        say(f"int8 weights: {lost}", style="dim", console=err)
+        loss = rounding_loss(model, rounding, weights_loss)
+        say(f"{weights} weights: {loss.said}", style="dim", console=err)
     drawn: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     say_recommended(recommended(model, **drawn)[1])
     pieces = interlace.generate(model, prompt, max_tokens=max_tokens, seed=seed, stop=stop or [], **drawn)
@@ -116,7 +113,7 @@ def generate(
     seconds, tokens = time.perf_counter() - start, pieces.tokens
     if json:
         document = {"prompt": prompt, "text": "".join(made), "tokens": tokens, "seconds": seconds}
-        print_json(document if loss is None else {**document, "weights": loss})
+        print_json(document if loss is None else {**document, "weights": loss.table(weights)})
         return
     sys.stdout.write("\n")
     say(f"{tokens} tokens, {count(tokens / max(seconds, 1e-9))} tokens/s", style="dim", console=err)

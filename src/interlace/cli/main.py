@@ -36,6 +36,7 @@ VERBS = {
     "lm-eval": "Run `lm_eval`, EleutherAI's harness, with interlace's models in it.",
     "serve": "Serve models over HTTP, as OpenAI's clients ask.",
     "merge": "Write a model with the weights that a LoRA adapter adds to it.",
+    "quantise": "Write a model whose weights have 8 or 4 bits; it opens as any other.",
     "recipes": "List the recipes that come with interlace, or copy one to start from.",
     "completion": "Print what completes verbs and options in a shell.",
 }

@@ -20,6 +20,7 @@ def serve(
     max_tokens: Whole | None = None,
     drain_seconds: Whole = 30,
     allow_origin: list[str] | None = None,
+    weights: str = "auto",
     device: str = "cpu",
 ) -> None:
     """Serve models over HTTP, as OpenAI's clients ask.
@@ -31,6 +32,8 @@ def serve(
         interlace serve runs/mine
 
         interlace serve runs/mine --model other=runs/other --port 9000
+
+        interlace serve models/large --weights int4 --memory 8GB
 
         interlace serve runs/mine --host 0.0.0.0 --api-key-file keys.txt --memory 24GB
 
@@ -60,6 +63,8 @@ def serve(
         How long answers may go on after SIGTERM.
     allow_origin: list[str]
         A page's origin that may ask from a browser, such as https://example.org; may be given several times.
+    weights: str
+        "auto" (as they are), "int8" or "int4": rounded to 8 or 4 bits, of which a token reads fewer bytes.
     device: str
         "cpu", or "cuda".
     """
@@ -68,9 +73,15 @@ def serve(
 
     import interlace
     from interlace.base.errors import BackendUnavailable, ConfigError
+    from interlace.generation.pack import pack_for_decoding, rounding_of
     from interlace.model.device import check_device
 
     check_device(device)
+    rounding = rounding_of(weights)
+
+    def load(folder: str) -> interlace.HybridLM:
+        return pack_for_decoding(interlace.load(folder, device=device), rounding)
+
     try:
         from interlace.serve.run import serve as run
     except ImportError as error:
@@ -86,7 +97,7 @@ def serve(
             raise ConfigError(f"model: two are called '{label}'; give one of them another name")
         named[label] = folder
     run(
-        {label: partial(interlace.load, folder, device=device) for label, folder in named.items()},
+        {label: partial(load, folder) for label, folder in named.items()},
         host=host,
         port=port,
         api_key_file=api_key_file,

@@ -61,7 +61,7 @@ class Budget:
             ConfigError: nothing is left for a single sequence.
         """
         need = prefill_memory(model.config, part_tokens, part_tokens, model.dtype)
-        weights = sum(p.nbytes for p in model.parameters())
+        weights = model.weights_bytes
         working = need.working + need.kept
         left = memory - weights - working
         element = model.dtype.itemsize

@@ -5,12 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from interlace.base.errors import ConfigError
 from interlace.layers.projection import Projections
 from interlace.model.model import HybridLM
 from interlace.ops.core import kernels
+from interlace.ops.core.quantised import Rounding
+
+ROUNDINGS = {"int8": Rounding(8), "int4": Rounding(4)}
+HEAD_BITS = 8  # at least: the logits show a head's rounding most, and it is few of the weights
 
 
-def pack_for_decoding(model: HybridLM, int8: bool = False) -> HybridLM:
+def pack_for_decoding(model: HybridLM, rounding: Rounding | None = None) -> HybridLM:
     """Pack a model's matrices for one-row products, which read every weight once per token. It will only generate.
 
     Layers that read the same input become one product. Where there are no native kernels, float32 matrices are stored
@@ -18,17 +23,35 @@ def pack_for_decoding(model: HybridLM, int8: bool = False) -> HybridLM:
 
     Args:
         model: changed in place; an optimizer made before would still hold the old layout.
-        int8: round each output's weights to 255 steps, which halves what bfloat16 reads. The model then cannot be
-            trained or saved.
+        rounding: round the weights to fewer bits, of which a token reads fewer bytes. The head keeps 8 bits, the
+            embedding its own. The model then cannot be trained. One that is rounded already stays as it is.
+
+    Raises:
+        ConfigError: the weights have other bits already, or LoRA adapters are beside them.
     """
     on_cpu = model.device.type == "cpu"
+    if (before := model.rounding) is not None:
+        if rounding not in (None, before):
+            raise ConfigError(f"weights: the model's have {before.bits} bits already; leave the setting out")
+        return model
     for module in model.modules():
-        if isinstance(module, Projections) and (int8 or (on_cpu and kernels.available())):
-            module.pack(int8)
+        if isinstance(module, Projections) and (rounding is not None or (on_cpu and kernels.available())):
+            module.pack(rounding)
         elif isinstance(module, nn.Linear) and on_cpu and not kernels.available():
             weight: Tensor = module.weight
             if weight.dtype == torch.float32 and weight.numel():
                 weight.data = weight.data.t().contiguous().t()
-    if int8:
-        model.pack_head()
+    if rounding is not None:
+        model.pack_head(rounding._replace(bits=max(rounding.bits, HEAD_BITS)))
     return model
+
+
+def rounding_of(weights: str) -> Rounding | None:
+    """Return the rounding that a setting names; None for weights as they are.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    if weights != "auto" and weights not in ROUNDINGS:
+        raise ConfigError(f"weights: must be auto, {' or '.join(ROUNDINGS)}, got {weights!r}")
+    return ROUNDINGS.get(weights)

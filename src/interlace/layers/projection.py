@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,10 @@ from torch import Tensor, nn
 from interlace.base.errors import ConfigError
 from interlace.layers.low_rank import adapter_of, added_by_adapters
 from interlace.layers.parts import Parts
+from interlace.ops.core.quantised import Quantised, Rounding, quantise
 from interlace.ops.linear.dispatch import linear
+
+ROUNDED = "rounded to few bits for decoding"
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -37,32 +40,28 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 @dataclass
 class Packed:
-    """A group's weights laid out for decoding: as they are, or as int8 with one scale per output.
+    """A group's weights laid out for decoding: as they are, or rounded to few bits.
 
     Attributes:
-        weight: [outputs, D], floating or int8.
-        scales: float32 [outputs] with an int8 weight, else None.
+        weight: [outputs, D].
         bias: [outputs] or None.
         parts: weight and bias of each layer as they lie in these; a layer without a bias adds zeros.
     """
 
-    weight: Tensor
-    scales: Tensor | None = None
+    weight: Tensor | Quantised
     bias: Tensor | None = None
     parts: tuple[tuple[Tensor, Tensor | None], ...] = ()
 
-    @staticmethod
-    def int8(weight: Tensor) -> Packed:
-        """Round each output's weights to 255 steps of its own largest."""
-        wide = weight.float()
-        scales = (wide.abs().amax(dim=1) / 127).clamp(min=1e-12)
-        return Packed((wide / scales[:, None]).round().to(torch.int8), scales)
+    @property
+    def rounding(self) -> Rounding | None:
+        """How the weight was rounded; None for one that was not."""
+        return self.weight.rounding if isinstance(self.weight, Quantised) else None
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x weight^T + bias + residual."""
         if self.bias is None:
-            return linear(x, self.weight, residual, scales=self.scales)
-        out = linear(x, self.weight, scales=self.scales) + self.bias
+            return linear(x, self.weight, residual)
+        out = linear(x, self.weight) + self.bias
         return out if residual is None else residual + out
 
 
@@ -93,6 +92,9 @@ class Projections(nn.Module):
             parameter = getattr(self, name)
             if parameter.dtype.itemsize < 4:
                 parameter.data = before.to(parameter.device, torch.float32)
+        for packed in self.packed.values():
+            if isinstance(packed.weight, Quantised):  # it moves, and is never cast
+                packed.weight = packed.weight.to(fn(torch.empty(0, device=packed.weight.device)).device)
         return self
 
     def fused(self) -> dict[str, Parts]:
@@ -104,16 +106,19 @@ class Projections(nn.Module):
         if self.packed and not torch.is_grad_enabled():
             packed = self.packed[group]
             if self._replaced(packed, self._layers(group)):
-                self._pack_group(group, packed.scales is not None)
+                if packed.rounding is not None and self._given_up(group) == list(self._names(group)):
+                    self.hold(group, packed.weight)  # only a bias changed
+                else:
+                    self._pack_group(group, packed.rounding)
                 packed = self.packed[group]
             return packed(x, residual)
         layers = self._layers(group)
         if layers[0].weight.shape[0] == 0:
-            raise ConfigError("model: its weights were rounded to int8 for decoding; load it again to train it")
+            raise ConfigError(f"model: its weights were {ROUNDED}; load the one they were rounded from to train it")
         dtype = compute_dtype(x)
         weights = [layer.weight.to(dtype) for layer in layers]
         weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        bias = _side_by_side([layer.bias for layer in layers], weights)
+        bias = _side_by_side(layers)
         x = x.to(dtype)
         if bias is not None:
             out = torch.nn.functional.linear(x, weight, bias.to(dtype))
@@ -122,45 +127,58 @@ class Projections(nn.Module):
             out = linear(x, weight, residual)
         return added_by_adapters(layers, x, out)
 
-    def pack(self, int8: bool = False) -> None:
-        """Pack the weights for decoding; with int8 the layers' own weights are dropped."""
+    def pack(self, rounding: Rounding | None = None) -> None:
+        """Pack the weights for decoding; with a rounding the layers' own weights are dropped."""
         for names in self.GROUPS:
-            self._pack_group(names[0], int8)
+            self._pack_group(names[0], rounding)
 
-    def _pack_group(self, group: str, int8: bool) -> None:
+    def _pack_group(self, group: str, rounding: Rounding | None) -> None:
         layers = self._layers(group)
         if any(adapter_of(layer) is not None for layer in layers):
             raise ConfigError(
                 "model: has LoRA adapters; merge them with `merge_adapters` before it is packed to decode"
             )
-        given_up = [layer.weight.shape[0] == 0 for layer in layers]
-        if any(given_up):
-            name = self._names(group)[given_up.index(True)]
+        if given_up := self._given_up(group):
             raise ConfigError(
-                f"model: the weight of '{name}' was rounded to int8 for decoding, so that its group cannot be packed "
-                "again; replace the weights of the whole group, or load the model again"
+                f"model: the weight of '{given_up[0]}' was {ROUNDED}, so that its group cannot be packed again; "
+                "replace the weights of the whole group, or load the model again"
             )
         weight = torch.cat([layer.weight.detach() for layer in layers])
-        bias = _side_by_side([layer.bias for layer in layers], [layer.weight for layer in layers])
-        bias = None if bias is None else bias.detach()
-        sizes = [layer.weight.shape[0] for layer in layers]
-        biases = [None] * len(layers) if bias is None else bias.split(sizes)
-        for layer, part, own in zip(layers, weight.split(sizes), biases, strict=True):  # the same memory, not a copy
-            layer.weight.data = part.new_empty(0, part.shape[1]) if int8 else part
-            if layer.bias is not None:
-                layer.bias.data = own
+        if rounding is not None:
+            rounded = quantise(weight, rounding)
+            for layer in layers:
+                layer.weight.data = weight.new_empty(0, weight.shape[1])
+            self.hold(group, rounded)
+            return
+        parts = weight.split([layer.out_features for layer in layers])
+        for layer, part in zip(layers, parts, strict=True):  # the same memory, not a copy
+            layer.weight.data = part
+        self.hold(group, weight)
+
+    def hold(self, group: str, weight: Tensor | Quantised) -> None:
+        """Take a group's weight, of which its layers hold the parts, or nothing where it was rounded."""
+        layers = self._layers(group)
+        bias = _side_by_side(layers)
+        if bias is not None:
+            bias = bias.detach()
+            for layer, own in zip(layers, bias.split([layer.out_features for layer in layers]), strict=True):
+                if layer.bias is not None:
+                    layer.bias.data = own
         parts = tuple((layer.weight.detach(), None if layer.bias is None else layer.bias.detach()) for layer in layers)
-        whole = Packed.int8(weight) if int8 else Packed(weight)
-        self.packed[group] = replace(whole, bias=bias, parts=parts)
+        self.packed[group] = Packed(weight, bias, parts)
 
     def _replaced(self, packed: Packed, layers: list[nn.Linear]) -> bool:
         """Return whether a weight or bias was cast, moved, copied, replaced, added or removed since packing."""
         for layer, (weight, bias) in zip(layers, packed.parts, strict=True):
-            if not (_same(layer.weight, weight) if packed.scales is None else layer.weight.shape[0] == 0):
+            if not (_same(layer.weight, weight) if packed.rounding is None else layer.weight.shape[0] == 0):
                 return True
             if layer.bias is not bias and not _same(layer.bias, bias):  # both None, mostly
                 return True
         return False
+
+    def _given_up(self, group: str) -> list[str]:
+        """Return the layers of a group whose weights were rounded and dropped."""
+        return [name for name in self._names(group) if getattr(self, name).weight.shape[0] == 0]
 
     def _names(self, group: str) -> tuple[str, ...]:
         return next(names for names in self.GROUPS if names[0] == group)
@@ -169,12 +187,13 @@ class Projections(nn.Module):
         return [getattr(self, name) for name in self._names(group)]
 
 
-def _side_by_side(biases: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
+def _side_by_side(layers: Sequence[nn.Linear]) -> Tensor | None:
     """Return the biases of a group, zeros for a layer without one; None if no layer has one."""
-    if all(bias is None for bias in biases):
+    if all(layer.bias is None for layer in layers):
         return None
-    pairs = zip(biases, weights, strict=True)
-    return torch.cat([weight.new_zeros(weight.shape[0]) if bias is None else bias for bias, weight in pairs])
+    return torch.cat(
+        [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+    )
 
 
 def _same(given: Tensor | None, part: Tensor | None) -> bool:

@@ -109,5 +109,5 @@ def prefill_memory(config: ModelConfig, tokens: int, part: int, dtype: torch.dty
     with Alive([*known, *model.parameters()]) as alive:
         hidden, _, _ = model.body(model.embed(torch.zeros(part, dtype=torch.int64, device="meta")), stream, layers)
         model.logits(hidden[-1:])
-    weights = sum(p.nbytes for p in model.parameters())
+    weights = model.weights_bytes
     return PrefillMemory(weights, held, alive.peak)

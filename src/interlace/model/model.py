@@ -14,11 +14,13 @@ from interlace.base.segments import Segments
 from interlace.layers.base import Stream
 from interlace.layers.block import Block
 from interlace.layers.low_rank import with_adapter
-from interlace.layers.projection import Packed, Projections, compute_dtype
+from interlace.layers.moe import MoE
+from interlace.layers.projection import ROUNDED, Packed, Projections, compute_dtype
 from interlace.model.config import ModelConfig
 from interlace.model.device import check_dtype, resolve_device
 from interlace.model.state import ModelState
 from interlace.ops.core import tables
+from interlace.ops.core.quantised import Quantised, Rounding, quantise
 from interlace.ops.linear.dispatch import linear
 
 
@@ -176,30 +178,42 @@ class HybridLM(nn.Module):
         return linear(hidden, with_adapter(self.head))
 
     @property
-    def rounded(self) -> bool:
-        """Whether weights were rounded to int8 for decoding and the originals dropped."""
-        groups = [p for m in self.modules() if isinstance(m, Projections) for p in m.packed.values()]
-        return any(p.scales is not None for p in groups)
+    def rounding(self) -> Rounding | None:
+        """How its weights were rounded for decoding and the originals dropped; None if they were not."""
+        groups = (p.rounding for m in self.modules() if isinstance(m, Projections) for p in m.packed.values())
+        return next((found for found in groups if found is not None), None)
 
-    def pack_head(self) -> None:
-        """Round the head to int8 for decoding; its own weights are dropped, unless they are the embedding's too.
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all weights, those that were rounded for decoding as they are held."""
+        held = [packed.weight for m in self.modules() if isinstance(m, Projections) for packed in m.packed.values()]
+        held += [] if self.packed_head is None else [self.packed_head.weight]
+        held += [w for m in self.modules() if isinstance(m, MoE) for w in m.rounded_experts or ()]
+        rounded = sum(weight.nbytes for weight in held if isinstance(weight, Quantised))
+        return rounded + sum(p.nbytes for p in self.parameters())
+
+    def pack_head(self, rounding: Rounding) -> None:
+        """Round the head for decoding; its own weights are dropped, unless they are the embedding's too.
 
         The embedding of a model made in inference mode does not show when it is written to: such a head stays as it is.
         """
         weight = self.head.weight
         if self.config.tied_embeddings and weight.is_inference():
             return
-        self.packed_head, self._packed_from = Packed.int8(weight.detach()), _identity(weight)
+        self.hold_head(quantise(weight, rounding))
+
+    def hold_head(self, rounded: Quantised) -> None:
+        """Take a head of few bits in the place of its own weights."""
+        weight = self.head.weight
+        self.packed_head, self._packed_from = Packed(rounded), _identity(weight)
         if not self.config.tied_embeddings:
             weight.data = weight.new_empty(0, self.config.width)
 
     def _check_packed_head(self) -> None:
-        """Refuse a head that was rounded to int8 if its weights changed afterwards."""
+        """Refuse a head that was rounded if its weights changed afterwards."""
         weight = self.head.weight
         if _identity(weight) != self._packed_from if self.config.tied_embeddings else weight.shape[0]:
-            raise ConfigError(
-                "model: the weights of its head changed after they were rounded to int8 for decoding; load it again"
-            )
+            raise ConfigError(f"model: the weights of its head changed after they were {ROUNDED}; load it again")
 
     def hidden(
         self, tokens: Tensor, segments: Segments | None = None, state: ModelState | None = None

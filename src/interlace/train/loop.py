@@ -88,6 +88,11 @@ def _started(recipe: Recipe, corpus: Corpus, device: str, precision: str) -> Hyb
     start = recipe.train.start
     dtype = torch.float32 if recipe.train.lora is None else getattr(torch, precision)
     model = load(start, dtype=dtype, device=device)
+    if model.rounding is not None:
+        raise ConfigError(
+            f"train.start: the weights of {start} were rounded to few bits for decoding; name the checkpoint that they "
+            "were rounded from"
+        )
     if wrong := moved(model.config, recipe.model):
         raise ConfigError(
             f"model: is not what {start} holds ({', '.join(wrong)}); leave [model] out where train.start is given"

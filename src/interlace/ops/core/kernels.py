@@ -20,6 +20,7 @@ from torch import Tensor
 from interlace.base.errors import BackendUnavailable, ConfigError, nearest
 from interlace.base.package import folders
 from interlace.ops.core.backends import Backend
+from interlace.ops.core.quantised import Quantised
 
 VARIABLE = "INTERLACE_NATIVE"
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -157,6 +158,11 @@ def address(x: Tensor | None) -> int:
     if _thread.recording is not None:
         _thread.recording.kept.append(x.detach())  # its memory, whatever becomes of the parameter
     return x.data_ptr()
+
+
+def quantised(weight: Quantised) -> tuple[list[int], list[int]]:
+    """Return where the parts of a weight of few bits lie, and its bits and the inputs of a group."""
+    return [address(weight.words), address(weight.scales), address(weight.minima)], list(weight.rounding)
 
 
 class Recording:

@@ -5,7 +5,7 @@ Its fields, in order, are also the inputs of the rules' custom operators (`core.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,9 +15,10 @@ from torch import Tensor
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
 from interlace.ops.core.normalise import normalised
+from interlace.ops.core.quantised import Quantised
 
 
-def check_devices(operator: str, tensors: dict[str, Tensor | None]) -> None:
+def check_devices(operator: str, tensors: Mapping[str, Tensor | Quantised | None]) -> None:
     """Raise ShapeError, naming the operator and two arguments, unless the tensors lie on one device."""
     given = {name: x for name, x in tensors.items() if x is not None}
     (first, one), *others = given.items()

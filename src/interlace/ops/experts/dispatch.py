@@ -13,6 +13,7 @@ from interlace.base.errors import ShapeError
 from interlace.ops.core import gpu, kernels
 from interlace.ops.core.backends import ANY, Backend, choose
 from interlace.ops.core.operands import check_devices
+from interlace.ops.core.quantised import Quantised
 from interlace.ops.experts import native, sorted
 from interlace.ops.experts.plain import plain
 
@@ -39,13 +40,18 @@ BACKENDS = (
     Backend("plain", lambda: plain, slow_on=(ANY,)),
 )
 
+OF_FEW_BITS = (
+    kernels.backend(lambda: native.immediately, native.refuses, rows=FEW),
+    Backend("sorted", lambda: sorted.forward, slow_on=(ANY,)),
+)
+
 
 def experts(
     x: Float[Tensor, "rows D"],
     chosen: Int64[Tensor, "rows k"],
     weights: Float[Tensor, "rows k"],
-    first: Float[Tensor, "E A D"],
-    second: Float[Tensor, "E outputs I"],
+    first: Float[Tensor, "E A D"] | Quantised,
+    second: Float[Tensor, "E outputs I"] | Quantised,
     *,
     activation: str = "swiglu",
     backend: str = "auto",
@@ -56,8 +62,9 @@ def experts(
         x: [rows, D].
         chosen: int64 [rows, k], the experts of each row.
         weights: [rows, k], what each counts.
-        first: [E, A, D], A = 2 I (gate, then up) for "swiglu", I for "relu2"; cast to x's dtype expert by expert.
-        second: [E, outputs, I].
+        first: [E, A, D], A = 2 I (gate, then up) for "swiglu", I for "relu2"; cast to x's dtype expert by expert, or of
+            few bits.
+        second: [E, outputs, I], as first.
         activation: "swiglu", SiLU(gate) up, or "relu2", ReLU squared.
         backend: "auto", "triton" (float32 and bfloat16 on a GPU), "native" (the same on a CPU; for a few rows),
             "sorted" or "plain".
@@ -84,5 +91,6 @@ def experts(
         )
     check_devices("experts", {"x": x, "chosen": chosen, "weights": weights, "first": first, "second": second})
     operands = (x, chosen, weights, first, second, activation)
-    run: Callable[..., Tensor] = choose("experts", BACKENDS, backend, *operands)
+    table = OF_FEW_BITS if isinstance(first, Quantised) else BACKENDS
+    run: Callable[..., Tensor] = choose("experts", table, backend, *operands)
     return run(*operands)

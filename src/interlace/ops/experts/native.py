@@ -11,28 +11,37 @@ from interlace.base.errors import ShapeError
 from interlace.ops.core import kernels
 from interlace.ops.core.custom_op import Signature, custom_op
 from interlace.ops.core.kernels import DTYPES, address, floats
+from interlace.ops.core.quantised import Quantised
 from interlace.ops.experts import sorted
+from interlace.ops.experts.sorted import Expert
 
 
-def refuses(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, _: str) -> str | None:
+def refuses(x: Tensor, chosen: Tensor, weights: Tensor, first: Expert, second: Expert, _: str) -> str | None:
     """Return why the kernel cannot serve a call, or None."""
-    return kernels.refuses(x, first, second)
+    return kernels.refuses(x, *(w for w in (first, second) if isinstance(w, Tensor)))
 
 
-def of_one_dtype(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, *_: Any) -> bool:
+def of_one_dtype(x: Tensor, chosen: Tensor, weights: Tensor, first: Expert, *_: Any) -> bool:
     """Return whether the experts need not be cast; a cast costs more than the kernel saves."""
-    return first.dtype == x.dtype
+    return isinstance(first, Quantised) or first.dtype == x.dtype
 
 
-def immediately(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, activation: str) -> Tensor:
+def immediately(x: Tensor, chosen: Tensor, weights: Tensor, first: Expert, second: Expert, activation: str) -> Tensor:
     """Call the kernel without autograd."""
     x, chosen, weights = x.contiguous(), chosen.contiguous(), floats(weights)
-    first, second = first.to(x.dtype).contiguous(), second.to(x.dtype).contiguous()
     out = x.new_empty(x.shape[0], second.shape[1])
     sizes = [DTYPES[x.dtype], *chosen.shape, x.shape[1], first.shape[1], second.shape[2], second.shape[1]]
     sizes += [activation == "swiglu", torch.get_num_threads(), first.shape[0]]
-    operands = (x, chosen, weights, first, second)
-    if not kernels.module().experts([address(y) for y in operands], sizes, address(out)):
+    operands = [address(y) for y in (x, chosen, weights)]
+    if isinstance(first, Quantised) and isinstance(second, Quantised):
+        (parts, how), (more, _) = kernels.quantised(first), kernels.quantised(second)
+        good = kernels.module().experts_quantised(operands, parts, more, how, sizes, address(out))
+    else:
+        assert isinstance(first, Tensor)
+        assert isinstance(second, Tensor)
+        first, second = first.to(x.dtype).contiguous(), second.to(x.dtype).contiguous()
+        good = kernels.module().experts(operands, address(first), address(second), sizes, address(out))
+    if not good:
         raise ShapeError(
             f"experts: chosen must lie in [0, {first.shape[0]}), got {int(chosen.min())} to {int(chosen.max())}"
         )

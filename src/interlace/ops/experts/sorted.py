@@ -10,8 +10,10 @@ from torch.nn.functional import relu, silu
 
 from interlace.base.errors import ShapeError
 from interlace.ops.core.custom_op import Signature, custom_op
+from interlace.ops.core.quantised import Quantised
 from interlace.ops.experts.plain import act
 
+Expert = Tensor | Quantised
 LARGEST = 1024  # rows of one product
 LEAST = 4  # of fewer rows a library takes other sums: a token's result would depend on who chose its expert with it
 INPUTS = "Tensor x, Tensor chosen, Tensor weights, Tensor first, Tensor second, str activation"
@@ -43,7 +45,13 @@ def _filled(tokens: Tensor) -> Tensor:
     return tokens if missing <= 0 else torch.cat((tokens, tokens[-1:].expand(missing)))
 
 
-def forward(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: Tensor, activation: str) -> Tensor:
+def _weight(all_weights: Expert, expert: int, x: Tensor) -> Tensor:
+    if isinstance(all_weights, Quantised):
+        return all_weights.at(expert).weight(x.dtype)
+    return all_weights[expert].to(x.dtype)
+
+
+def forward(x: Tensor, chosen: Tensor, weights: Tensor, first: Expert, second: Expert, activation: str) -> Tensor:
     """Map x [rows, D], chosen and weights [rows, k], first [E, A, D], second [E, D', I] to [rows, D']."""
     k, wide = chosen.shape[1], torch.promote_types(x.dtype, torch.float32)
     out = x.new_zeros(x.shape[0], second.shape[1], dtype=wide)
@@ -51,7 +59,7 @@ def forward(x: Tensor, chosen: Tensor, weights: Tensor, first: Tensor, second: T
     for expert, places in by_expert(chosen, first.shape[0]):
         tokens = places // k
         inputs = x[_filled(tokens)]
-        hidden = act(inputs @ first[expert].to(x.dtype).T, activation) @ second[expert].to(x.dtype).T
+        hidden = act(inputs @ _weight(first, expert, x).T, activation) @ _weight(second, expert, x).T
         hidden = hidden[: tokens.shape[0]]
         out.index_add_(0, tokens, hidden * shares[places, None])
     return out.to(x.dtype)
