@@ -30,7 +30,7 @@ from measure import Apart, compare, describe, median, reading_bytes_per_second, 
 import interlace
 from interlace.base.segments import Segments
 from interlace.data.batches import IGNORE, Batch
-from interlace.generation.pack import pack_for_decoding
+from interlace.generation.pack import ROUNDINGS, pack_for_decoding
 from interlace.generation.sampling import Sampling
 from interlace.generation.text import generate_tokens
 from interlace.model.config import ModelConfig
@@ -147,8 +147,7 @@ def prefill(table: dict[str, Any], dtype: torch.dtype, pairs: int) -> Result:
 def decode(table: dict[str, Any], dtype: torch.dtype, pairs: int, made: int, weights: str = "") -> Result:
     """Greedy tokens, one at a time with carried state, after a prompt of 16, batch 1, `generate` on both sides."""
     ours, theirs = both(table, dtype)
-    read = sum(p.nbytes for n, p in ours.named_parameters() if n != "embedding.weight")
-    pack_for_decoding(ours, int8=weights == "int8")
+    pack_for_decoding(ours, ROUNDINGS.get(weights))
     prompt = torch.randint(table["vocabulary"], (1, 16))
     ids, greedy = prompt[0].tolist(), Sampling(temperature=0)
 
@@ -161,7 +160,7 @@ def decode(table: dict[str, Any], dtype: torch.dtype, pairs: int, made: int, wei
 
     result = compare(mine, other, pairs)
     per_second = made / result["ours_seconds"]
-    read = read // 2 if weights == "int8" else read
+    read = ours.weights_bytes - ours.embedding.weight.nbytes
     limit = read * per_second / reading_bytes_per_second()
     agreement = sum(a == b for a, b in zip(mine(), other(), strict=True)) / made
     return {**result, "tokens_per_second": per_second, "limit": limit, "same_tokens": agreement}
@@ -179,7 +178,8 @@ def cases(name: str, pairs: int) -> dict[str, Any]:
     found[f"decode 37M, {name}"] = lambda: decode(SMALL, dtype, pairs, 64)
     if dtype == torch.bfloat16:
         found[f"decode 356M, {name}"] = lambda: decode(LARGE, dtype, pairs, 32)
-        found[f"decode 356M, int8 against {name}"] = lambda: decode(LARGE, dtype, pairs, 32, "int8")
+        for weights in ROUNDINGS:
+            found[f"decode 356M, {weights} against {name}"] = lambda w=weights: decode(LARGE, dtype, pairs, 32, w)
     return found
 
 

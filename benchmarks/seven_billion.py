@@ -1,6 +1,7 @@
 """Load, prefill and decode of Olmo Hybrid's 7B geometry in bfloat16, int8 and int4, beside `transformers`, in one run.
 
-    python benchmarks/seven_billion.py FOLDER [--layers 32] [--tokens 8] [--prompt 64] [--rounds 3] [--busy 0] [--json]
+    python benchmarks/seven_billion.py FOLDER [--layers 32] [--tokens 8] [--prompt 64] [--rounds 3] [--busy 0]
+        [--their-tokens 2] [--their-prompt 8] [--json]
 
 Makes FOLDER/bfloat16 with random weights, shard by shard (15 GB of disk), and FOLDER/int8 and FOLDER/int4 by `interlace
 quantise` (12 GB more); they stay for the next run. Each side runs in a process of its own, one after the other, as two
@@ -106,7 +107,8 @@ def run_side(side: str, folder: Path, tokens: int, prompt: int) -> dict[str, Any
             if number == 1:
                 each.clear()  # the step was captured
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    times = {"load_seconds": loaded - start, "prefill_seconds": filled - loaded, "token_seconds": each}
+    read_tokens = prompt / (filled - loaded)
+    times = {"load_seconds": loaded - start, "prefill_tokens_per_second": read_tokens, "token_seconds": each}
     return {**times, "read_bytes": read, "peak_bytes": peak, "bytes_per_second": rate}
 
 
@@ -123,6 +125,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--their-tokens", type=int, default=2, help="of transformers, in one round")
+    parser.add_argument("--their-prompt", type=int, default=8)
     parser.add_argument("--busy", type=int, default=0)
     parser.add_argument("--only", default=",".join(SIDES))
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -148,9 +152,14 @@ def main() -> None:
     for process in spinning:
         process.start()
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in options.only.split(",")}
-    same = ["--tokens", str(options.tokens), "--prompt", str(options.prompt), "--layers", str(options.layers)]
     for number in range(options.rounds):
         for side, results in found.items():
+            if (theirs := side == "transformers") and number:
+                continue
+            tokens, prompt = (
+                (options.their_tokens, options.their_prompt) if theirs else (options.tokens, options.prompt)
+            )
+            same = ["--tokens", str(tokens), "--prompt", str(prompt), "--layers", str(options.layers)]
             command = [sys.executable, __file__, options.folder, "--side", side, *same]
             results.append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
             token = statistics.median(results[-1]["token_seconds"])
@@ -159,7 +168,7 @@ def main() -> None:
         process.kill()
     heads = (
         ("load s", 7),
-        ("prefill s", 9),
+        ("prefill t/s", 11),
         ("token s", 8),
         ("of bf16", 8),
         ("read GB", 8),
@@ -171,7 +180,7 @@ def main() -> None:
     for side, results in found.items():
         token = statistics.median(t for r in results for t in r["token_seconds"])
         base = token if side == "bfloat16" else base
-        keys = ("load_seconds", "prefill_seconds", "bytes_per_second")
+        keys = ("load_seconds", "prefill_tokens_per_second", "bytes_per_second")
         load, prefill, rate = (statistics.median(r[key] for r in results) for key in keys)
         read, peak = results[0]["read_bytes"], max(r["peak_bytes"] for r in results)
         times = "" if base is None else f"{base / token:.2f}"

@@ -59,6 +59,7 @@ def load(source: str | Path, dtype: torch.dtype | None = None, device: Any = Non
     check_vocabulary(folder, tokenizer, config)
     entries = read_entries(folder)
     if family is own.FAMILY and rounded.KEY in raw:
+        check_sizes(folder, config, entries, rounded.MOST_IN_A_WORD)
         model = rounded.read(folder, config, raw[rounded.KEY], entries, dtype, device)
         model.tokenizer, model.source = tokenizer, _source(family, folder, files, tokenizer)
         return model
@@ -154,9 +155,12 @@ def check_vocabulary(folder: Path, tokenizer: Tokenizer | None, config: ModelCon
         )
 
 
-def check_sizes(folder: Path, config: ModelConfig, entries: Mapping[str, Entry]) -> None:
-    """Refuse a config that asks for several times what the files hold, before anything is laid out."""
-    asked, held = sizes(config, contexts=()).total, sum(entry.elements for entry in entries.values())
+def check_sizes(folder: Path, config: ModelConfig, entries: Mapping[str, Entry], in_a_word: int = 1) -> None:
+    """Refuse a config that asks for several times what the files hold, before anything is laid out.
+
+    in_a_word: weights in an element of what is stored.
+    """
+    asked, held = sizes(config, contexts=()).total, in_a_word * sum(entry.elements for entry in entries.values())
     if asked > 4 * held:
         raise CheckpointError(
             f"{folder / 'config.json'}: asks for {asked:,} parameters, but the files hold {held:,} numbers; "

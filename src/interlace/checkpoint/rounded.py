@@ -23,6 +23,7 @@ from interlace.ops.core.quantised import Quantised, Rounding, empty
 
 KEY = "rounding"  # of config.json: how the layers' weights were rounded, and the head's
 HEAD = "head"
+MOST_IN_A_WORD = 8  # weights
 
 
 def described(model: HybridLM) -> dict[str, dict[str, int]]:

@@ -145,11 +145,13 @@ def _shifts(bits: int) -> list[int]:
 
 
 def _packed(steps: Tensor, bits: int) -> Tensor:
-    """Return int32 words [..., n / inputs of a word] of steps [..., n]."""
-    steps = steps.to(torch.int64).unflatten(-1, (-1, 32 // bits))
-    words = sum(steps[..., i] << shift for i, shift in enumerate(_shifts(bits)))
-    assert isinstance(words, Tensor)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    """Return int32 words [..., n / inputs of a word] of steps [..., n], byte by byte, the lowest first."""
+    steps = steps.to(torch.uint8).unflatten(-1, (-1, 32 // bits))
+    if bits == 8:
+        ordered = steps[..., [0, 2, 1, 3]]
+    else:
+        ordered = steps[..., [0, 4, 1, 5]] | steps[..., [2, 6, 3, 7]] << 4
+    return ordered.contiguous().view(torch.int32).squeeze(-1)
 
 
 def _symmetric(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -166,22 +168,18 @@ def _with_minimum(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     A group keeps its best try.
     """
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+    count, total, squares = x.shape[-1], x.sum(-1, keepdim=True), (x * x).sum(-1, keepdim=True)
     scale, least = (high - low) / 15, low
-    best = None
+    best: list[Tensor] = []
     for _ in range(TRIES):
         scale, least = scale.bfloat16(), least.bfloat16()
-        wide, base = scale.float(), least.float()
-        steps = ((x - base) / wide.clamp(min=1e-30)).round_().clamp_(0, 15)
-        error = (steps * wide + base - x).square_().sum(-1, keepdim=True)
-        if best is None:
-            best = [scale, least, steps, error]
-        else:
-            better = error < best[3]
-            best = [torch.where(better, *pair) for pair in zip((scale, least, steps, error), best, strict=True)]
-        centre, middle = steps.mean(-1, keepdim=True), x.mean(-1, keepdim=True)
-        spread = (steps - centre).square().sum(-1, keepdim=True)
-        slope = ((steps - centre) * (x - middle)).sum(-1, keepdim=True) / spread.clamp(min=1e-30)
-        scale = torch.where(spread > 0, slope, wide)
-        least = middle - scale * centre
-    assert best is not None
+        s, m = scale.float(), least.float()
+        steps = (x - m).mul_(1 / s.clamp(min=1e-30)).round_().clamp_(0, 15)
+        q, qq, qx = (y.sum(-1, keepdim=True) for y in (steps, steps * steps, steps * x))
+        error = squares + s * s * qq + m * m * count + 2 * (s * m * q - s * qx - m * total)
+        found = [scale, least, steps, error]
+        best = [torch.where(error < best[3], *pair) for pair in zip(found, best, strict=True)] if best else found
+        spread = qq - q * q / count
+        scale = torch.where(spread > 0, (qx - q * total / count) / spread.clamp(min=1e-30), s)
+        least = (total - scale * q) / count
     return best[0], best[1], best[2]

@@ -15,7 +15,8 @@ from interlace.ops.core.kernels import DTYPES, address
 from interlace.ops.core.quantised import Quantised
 
 FEW = 64  # rows; beyond, the library's blocked product is faster
-FEW_HALF = 16  # of bfloat16, which processors with tiles multiply at several times the rate
+FEW_HALF = 16  # of bfloat16 where the processor multiplies it: the library's product is several times as fast there
+WITHOUT_HALF = ("avx2", "avx512", "portable")  # the library's takes 20 times as long as ours, for any number of rows
 
 
 def _plain(x: Tensor, weight: Tensor | Quantised, residual: Tensor | None) -> Tensor:
@@ -55,7 +56,9 @@ def _pays(x: Tensor, weight: Tensor | Quantised, *_: Tensor | None) -> bool:
         return False
     if isinstance(weight, Quantised):
         return True  # the library would multiply by a copy in x's dtype
-    return x.shape[0] <= (FEW_HALF if weight.dtype == torch.bfloat16 else FEW)
+    if weight.dtype == torch.bfloat16:
+        return x.shape[0] <= FEW_HALF or kernels.active() in WITHOUT_HALF
+    return x.shape[0] <= FEW
 
 
 BACKENDS = (
