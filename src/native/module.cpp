@@ -21,6 +21,8 @@ namespace nb = nanobind;
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_avx512bf16, kernels_neon;
 
+int interlace_most_threads = INT_MAX;
+
 namespace {
 
 struct Level {
@@ -341,6 +343,9 @@ NB_MODULE(_native, m) {
   use("");
   m.def("instruction_sets", &instruction_sets, "Those built here that this processor has, the widest first.");
   m.def("use", &use, "Run the kernels of this instruction set from now on.", nb::arg("name"));
+  m.def("most_threads", [] { return __atomic_load_n(&interlace_most_threads, __ATOMIC_RELAXED); });
+  m.def("use_at_most", [](int threads) { __atomic_store_n(&interlace_most_threads, threads, __ATOMIC_RELAXED); },
+        "Threads of any region from now on.");
   m.def("active", [] { return std::string(active->name); }, "The instruction set in use.");
   m.def("threads_of_torch", &threads_of_torch, "Threads of the OpenMP runtime; torch's number if it is the same one.");
   m.def("keep_memory", &keep_memory, "Never give freed memory back to the system; false where malloc has no such switch.");

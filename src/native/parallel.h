@@ -1,7 +1,14 @@
 // One parallel region per call. The threads are torch's own: both use the OpenMP runtime that torch has loaded.
 #pragma once
 
+extern int interlace_most_threads;  // of any region, whatever a call asks for
+
 namespace INTERLACE_ISA {
+
+inline int threads_of(int asked) {
+  const int most = __atomic_load_n(&interlace_most_threads, __ATOMIC_RELAXED);
+  return asked < most ? asked : most;
+}
 
 inline int thread_index() {
 #ifdef _OPENMP
@@ -27,6 +34,7 @@ struct Carver {
 // in the same way at every call, so that a thread finds its part of the data in its own cache.
 template <class Work>
 inline void parallel(long items, int threads, const Work& work) {
+  threads = threads_of(threads);
   (void)threads;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1 && items > 1)
   for (long i = 0; i < items; i++) work(i);
@@ -35,6 +43,7 @@ inline void parallel(long items, int threads, const Work& work) {
 // The same for items of very different size, which go to whoever is free.
 template <class Work>
 inline void parallel_uneven(long items, int threads, const Work& work) {
+  threads = threads_of(threads);
   (void)threads;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && items > 1)
   for (long i = 0; i < items; i++) work(i);

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from interlace.ops.core import kernels
+from interlace.ops.core.threads import Free
 
 # Results of these depend on values: they look at one on the host, or their shape does.
 _LOOKS = {
@@ -31,6 +32,7 @@ _LOOKS = {
 _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 _NOTHING = {*_EMPTY, "lift_fresh", "_unsafe_view", "_reshape_alias", "detach"}
 
+FREE = Free()
 _WHOLE = {"lstm"}  # looks at how many sequences there are, which a step does not change
 _OF_RESULTS = {"dtype", "layout", "device", "pin_memory"}  # arguments that given results replace
 
@@ -93,8 +95,9 @@ class CpuGraph:
             raise RuntimeError(self.reason)
 
     def replay(self) -> None:
-        """Repeat the calls."""
-        self.recording.replay()
+        """Repeat the calls, on the processors that others leave free."""
+        with kernels.at_most(FREE()):
+            self.recording.replay()
 
 
 class _Operations(TorchDispatchMode):

@@ -111,6 +111,18 @@ def using(instruction_set: str) -> Iterator[None]:
         _module.use(before)
 
 
+@contextmanager
+def at_most(threads: int) -> Iterator[None]:
+    """Run the kernels on no more threads than this inside the block, in this process."""
+    assert _module is not None, missing
+    before = _module.most_threads()
+    _module.use_at_most(threads)
+    try:
+        yield
+    finally:
+        _module.use_at_most(before)
+
+
 def wants_gradients(*tensors: Tensor | None) -> bool:
     """Return whether autograd will go back through a call on these tensors."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
