@@ -6,7 +6,7 @@ constexpr long OUTPUTS = 4;       // rows of W read side by side
 constexpr int TOGETHER = 3;       // rows of x that share a load of W
 constexpr int BESIDE = sizeof(vec) == 64 ? 4 : 2;  // rows of W whose sums with these fit the registers
 constexpr long STRETCH = 64;      // outputs of an item of work
-constexpr long AHEAD = 2048;      // elements
+constexpr long AHEAD = 8192;      // bytes; these rows lie end to end, and what follows is fetched in that order
 constexpr long TOGETHER_AT_MOST = 64;  // rows that read the weights side by side
 
 #ifdef __AVX512BF16__
@@ -26,16 +26,16 @@ inline vec add_products(vec total, const float* w, const float* x) { return tota
 // order of a sum is the same for any N and R.
 template <class T, int N, int R, bool FETCH = true>
 inline void outputs(const T* w, long D, const T* x, float* y) {
-  constexpr long step = step_of<T>;
+  constexpr long step = step_of<T>, bytes = N * 2 * step * sizeof(T), lines = bytes < 64 ? 1 : bytes / 64;
   vec even[N][R] = {}, odd[N][R] = {};
   long d = 0;
   for (; d + 2 * step <= D; d += 2 * step) {
+    if constexpr (FETCH) {
+#pragma GCC unroll 8
+      for (int i = 0; i < lines; i++) __builtin_prefetch(reinterpret_cast<const char*>(w + N * d) + 64 * i + AHEAD, 0, 3);
+    }
 #pragma GCC unroll 4
     for (int n = 0; n < N; n++) {
-      if constexpr (FETCH) {
-        __builtin_prefetch(w + n * D + d + AHEAD, 0, 3);
-        __builtin_prefetch(w + n * D + d + AHEAD + step, 0, 3);
-      }
 #pragma GCC unroll 4
       for (int r = 0; r < R; r++) {
         even[n][r] = add_products(even[n][r], w + n * D + d, x + r * D + d);
