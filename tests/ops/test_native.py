@@ -29,6 +29,7 @@ from interlace.ops import (
 from interlace.ops.attention.cases import attention_case
 from interlace.ops.core import kernels as native
 from interlace.ops.core.cases import given_dtype, outputs_and_gradients, recurrence_case
+from interlace.ops.core.quantised import Rounding, quantise
 from interlace.ops.gated_delta import native as gated_delta_native
 from interlace.ops.gated_delta.cases import gated_delta_case
 from interlace.ops.short_convolution.cases import short_convolution_case
@@ -382,12 +383,12 @@ def test_a_masked_logit_is_no_error():
 def test_shapes_that_would_be_read_out_of_bounds_are_refused():
     with torch.no_grad():
         for weight, more in (
-            ((5, 8), {}),
-            ((5, 3), {"residual": torch.zeros(5)}),
-            ((5, 3), {"scales": torch.zeros(4)}),
+            (torch.zeros(5, 8), {}),
+            (torch.zeros(5, 3), {"residual": torch.zeros(5)}),
+            (quantise(torch.zeros(5, 64), Rounding(4)), {}),
         ):
             with pytest.raises(ShapeError, match="linear"):
-                linear.__wrapped__(torch.zeros(2, 3), torch.zeros(weight), **more)
+                linear.__wrapped__(torch.zeros(2, 3), weight, **more)
     with pytest.raises(ShapeError, match="must be int64"):
         cross_entropy_.__wrapped__(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int32))
     with pytest.raises(ShapeError, match="must hold something"):
