@@ -162,7 +162,8 @@ def test_defaults_are_written_as_toml_reads_them():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/train.md", "docs/distill.md", "docs/finetune.md", "docs/evaluate.md"]
+    "page",
+    ["README.md", "docs/train.md", "docs/distill.md", "docs/finetune.md", "docs/evaluate.md", "docs/serve.md"],
 )
 def test_commands_are_understood(page):
     assert verbs(page)
