@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -13,6 +14,7 @@ import interlace
 from interlace.base.errors import CheckpointError, ConfigError
 from interlace.cli.main import run
 from interlace.data.tokenizer import Tokenizer
+from interlace.generation.budget import sequence_bytes
 from interlace.generation.pack import ROUNDINGS, pack_for_decoding
 from interlace.generation.sampling import Sampling
 from interlace.generation.text import generate_tokens
@@ -219,3 +221,20 @@ def test_the_verb_writes_a_folder_that_other_verbs_open(tmp_path, capsys):
         assert run(verb) == 2, verb
         assert message in " ".join(capsys.readouterr().err.split())
         assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("weights", ["auto", "int4"])
+@pytest.mark.parametrize("name", ["tiny-hybrid", "tiny-kimi"])
+def test_inspect_predicts_what_the_engine_does_with_its_memory(name, weights, tmp_path, capsys):
+    model = pack_for_decoding(built(name), ROUNDINGS.get(weights))
+    with interlace.Engine(model, memory="40MB", rows=9) as engine:
+        budget = engine.budget
+    interlace.save(model, tmp_path / "model")
+    verb = ["inspect", str(tmp_path / "model"), "--memory", "40MB", "--rows", "9", "--dtype", "float32"]
+    assert run([*verb, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["memory"]
+    tokens, fits = found.pop("sequences").popitem()
+    assert found == dataclasses.asdict(budget)
+    assert fits == min(budget.rows, budget.states // sequence_bytes(model, int(tokens)))
+    assert run(verb) == 0
+    assert "sequences at a time" in capsys.readouterr().out

@@ -88,6 +88,20 @@ def read(
     return model
 
 
+def stored_rounding(folder: Path, table: Mapping[str, Any]) -> Rounding | None:
+    """Return how the layers of a folder were rounded, as its config.json says; None if they were not."""
+    return _roundings(folder, table[KEY])[0] if KEY in table else None
+
+
+def on_paper(config: ModelConfig, dtype: torch.dtype, layers: Rounding, head: Rounding) -> HybridLM:
+    """Return a rounded model on the meta device: its sizes and no numbers."""
+    model = HybridLM(config, device="meta").to(dtype).eval()
+    weights, places = _dropped(model, layers, head)
+    for name, weight in weights.items():
+        places[name](weight)
+    return model
+
+
 def _roundings(folder: Path, said: Any) -> tuple[Rounding, Rounding | None]:
     found = []
     try:

@@ -42,8 +42,13 @@ def pack_for_decoding(model: HybridLM, rounding: Rounding | None = None) -> Hybr
             if weight.dtype == torch.float32 and weight.numel():
                 weight.data = weight.data.t().contiguous().t()
     if rounding is not None:
-        model.pack_head(rounding._replace(bits=max(rounding.bits, HEAD_BITS)))
+        model.pack_head(head_rounding(rounding))
     return model
+
+
+def head_rounding(rounding: Rounding) -> Rounding:
+    """Return the rounding of a head beside layers of this one."""
+    return rounding._replace(bits=max(rounding.bits, HEAD_BITS))
 
 
 def rounding_of(weights: str) -> Rounding | None:
