@@ -14,6 +14,7 @@ import interlace
 from interlace.base.errors import CheckpointError, ConfigError
 from interlace.cli.main import run
 from interlace.data.tokenizer import Tokenizer
+from interlace.generation import pack
 from interlace.generation.budget import sequence_bytes
 from interlace.generation.pack import ROUNDINGS, pack_for_decoding
 from interlace.generation.sampling import Sampling
@@ -115,6 +116,20 @@ def test_a_rounded_model_opens_in_another_dtype(tmp_path, dtype):
         want = model(tokens)[0].float()
         assert relative(again(tokens)[0].float(), want) < 0.05
         assert relative(again.float()(tokens)[0], want) < 0.05
+
+
+@pytest.mark.parametrize("name", ["tiny-hybrid", "tiny-kimi", "tiny-granite"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_rounded_model_is_moved_whole(name, tied):
+    model = pack_for_decoding(built(name, tied_embeddings=tied), ROUNDINGS["int4"])
+    with torch.no_grad():
+        want = model(torch.arange(9))[0]
+        cast = model.to(torch.float64).to(torch.float32)(torch.arange(9))[0]
+    assert relative(cast, want) < 1e-5
+    model.to("meta")
+    held = [w for m in model.modules() for w in (getattr(m, "rounded_experts", None) or ())]
+    held += [p.weight for m in model.modules() for p in getattr(m, "packed", {}).values()]
+    assert {weight.device.type for weight in [*held, model.packed_head.weight]} == {"meta"}
 
 
 @pytest.mark.parametrize("name", ["tiny-hybrid", "tiny-kimi"])
@@ -238,3 +253,20 @@ def test_inspect_predicts_what_the_engine_does_with_its_memory(name, weights, tm
     assert fits == min(budget.rows, budget.states // sequence_bytes(model, int(tokens)))
     assert run(verb) == 0
     assert "sequences at a time" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("free", "rounding", "faster", "want"),
+    [
+        (1 << 40, None, "float32", torch.float32),
+        (0, None, "float32", torch.float32),  # the system does not tell
+        (1000, None, "float32", torch.bfloat16),
+        (1 << 40, ROUNDINGS["int4"], "float32", torch.bfloat16),
+        (1 << 40, None, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_weights_are_widened_where_that_is_faster_and_fits(free, rounding, faster, want, monkeypatch):
+    monkeypatch.setattr(pack, "free_bytes", lambda: free)
+    monkeypatch.setattr(pack, "choose_precision", lambda *_: faster)
+    assert pack.widened(built("tiny-hybrid").bfloat16(), rounding).dtype == want
+    assert pack.widened(built("tiny-hybrid")).dtype == torch.float32

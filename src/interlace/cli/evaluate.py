@@ -179,13 +179,10 @@ def _loaded(source: str, dtype: str, device: str) -> Any:
     import torch
 
     import interlace
-    from interlace.generation.pack import pack_for_decoding
-    from interlace.model.precision import choose_precision
+    from interlace.generation.pack import pack_for_decoding, widened
 
     model = interlace.load(source, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device)
-    if dtype == "auto" and model.dtype == torch.bfloat16 and choose_precision("auto", model.device) == "float32":
-        model = model.float()
-    return pack_for_decoding(model)
+    return pack_for_decoding(widened(model) if dtype == "auto" else model)
 
 
 def _suite(

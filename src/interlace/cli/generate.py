@@ -76,10 +76,9 @@ def generate(
     import interlace
     from interlace.base.errors import ConfigError
     from interlace.evaluate.rounding import rounding_loss
-    from interlace.generation.pack import pack_for_decoding, rounding_of
+    from interlace.generation.pack import pack_for_decoding, rounding_of, widened
     from interlace.generation.text import recommended
     from interlace.model.device import check_device
-    from interlace.model.precision import choose_precision
 
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ConfigError(f"dtype: must be auto, float32 or bfloat16, got {dtype!r}")
@@ -88,8 +87,8 @@ def generate(
         raise ConfigError("weights_loss: measures what --weights int8 or int4 costs; give both or neither")
     check_device(device)
     model = interlace.load(checkpoint, dtype=None if dtype == "auto" else getattr(torch, dtype), device=device)
-    if dtype == "auto" and model.dtype == torch.bfloat16 and choose_precision("auto", model.device) == "float32":
-        model = model.float()
+    if dtype == "auto":
+        model = widened(model, rounding)
     loss = None
     if weights_loss is None:
         pack_for_decoding(model, rounding)

@@ -8,10 +8,13 @@ from torch import Tensor, nn
 from interlace.base.errors import ConfigError
 from interlace.layers.projection import Projections
 from interlace.model.model import HybridLM
+from interlace.model.precision import choose_precision
 from interlace.ops.core import kernels
 from interlace.ops.core.quantised import Rounding
+from interlace.runs.machine import free_bytes
 
 ROUNDINGS = {"int8": Rounding(8), "int4": Rounding(4)}
+SPARED = 0.5  # of free memory, what a wider copy of the weights may take beside them
 HEAD_BITS = 8  # at least: the logits show a head's rounding most, and it is few of the weights
 
 
@@ -44,6 +47,18 @@ def pack_for_decoding(model: HybridLM, rounding: Rounding | None = None) -> Hybr
     if rounding is not None:
         model.pack_head(head_rounding(rounding))
     return model
+
+
+def widened(model: HybridLM, rounding: Rounding | None = None) -> HybridLM:
+    """Return a bfloat16 model in float32 where this machine multiplies that faster, and where there is memory for it.
+
+    One that is rounded, or will be, stays as it is: its products are of integers.
+    """
+    if model.dtype != torch.bfloat16 or rounding is not None or model.rounding is not None:
+        return model
+    if model.device.type == "cpu" and model.weights_bytes > SPARED * (free_bytes() or 1 << 62):
+        return model
+    return model.float() if choose_precision("auto", model.device) == "float32" else model
 
 
 def head_rounding(rounding: Rounding) -> Rounding:

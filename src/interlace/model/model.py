@@ -209,6 +209,16 @@ class HybridLM(nn.Module):
         if not self.config.tied_embeddings:
             weight.data = weight.new_empty(0, self.config.width)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move a head of few bits with the other weights; one that was cast is the same."""
+        packed, fresh = self.packed_head, _identity(self.head.weight) == self._packed_from
+        super()._apply(fn, recurse)
+        if packed is not None and isinstance(packed.weight, Quantised):
+            packed.weight = packed.weight.to(fn(torch.empty(0, device=packed.weight.device)).device)
+            if fresh:
+                self._packed_from = _identity(self.head.weight)
+        return self
+
     def _check_packed_head(self) -> None:
         """Refuse a head that was rounded if its weights changed afterwards."""
         weight = self.head.weight
