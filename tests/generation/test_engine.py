@@ -90,6 +90,7 @@ def short_parts(monkeypatch):
     """Prompts are read in several parts, and what a text foresees is tried whether that pays or not."""
     monkeypatch.setattr(scheduling, "PART", 16)
     monkeypatch.setattr(scheduling, "PREFILL", 48)
+    monkeypatch.setattr(scheduling, "MILESTONES", (8, 16, 32, 64, 128, 256))
     monkeypatch.setattr(lookup, "GRAM", 1)
     monkeypatch.setattr(lookup, "RIGHT", 1)
     monkeypatch.setattr(lookup.Pace, "worth", lambda _, draft: draft >= 2)
@@ -283,6 +284,22 @@ def test_many_questions_after_one_long_text_read_it_once_or_twice(short_parts, t
     alone, read = ask_all(plain, prompts, together)
     assert read == 20 * 403
     assert [ticket.made for ticket in tickets] == [ticket.made for ticket in alone]
+
+
+def test_a_prompt_that_parts_early_begins_at_a_milestone(short_parts):
+    """Where nobody parted before; and no state is kept there that others would have to go for."""
+    model = build()
+    text = [i * 7 % 61 for i in range(400)]
+    other = [*text[:300], *[60] * 103]
+    scheduler = Scheduler(model, budget(model))
+    assert ask_all(scheduler, [[*text, 1, 2, 3]], True)[1] == 403
+    assert scheduler.counts().snapshots == 1 + 6 + 1  # after the prompt, at milestones, after the answer
+    (ticket,), read = ask_all(scheduler, [other], True)
+    assert read == 403 - 256
+    (alone,), _ = ask_all(Scheduler(model, budget(model), reuse=False), [other], True)
+    assert ticket.made == alone.made
+    kept = Snapshots(100)
+    assert (kept.has_space(50), kept.has_space(51)) == (True, False)
 
 
 def test_the_same_prompt_many_times_is_read_once(short_parts):

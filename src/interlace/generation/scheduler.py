@@ -35,6 +35,7 @@ from interlace.model.state import ModelState
 
 PART = 512  # prompt tokens read in a step while answers are made
 SHARED = 32  # tokens that two prompts begin with: from so many on, the state after them is kept for others
+MILESTONES = tuple(1024 << i for i in range(12))  # tokens of a prompt after which states are kept where there is space
 SCORED = 256  # tokens of a prompt whose logits are in memory at a time
 
 
@@ -85,6 +86,7 @@ class Ticket:
         self.reused_tokens = 0
         self.read = 0  # tokens of the prompt
         self.cuts: set[int] = set()  # how many are read when the state is kept for others that begin alike
+        self.milestones: set[int] = set()  # the same, where there is space without forgetting others
         self.state: ModelState | None = None  # until it joins the rows
         self.logits: Tensor | None = None  # after the prompt
         self.likely: list[Chosen] = []  # of the prompt's tokens, until they are handed over
@@ -92,7 +94,8 @@ class Ticket:
     @property
     def next_cut(self) -> int:
         """How much of the prompt is read at once, at most: up to where a state is kept, or to its end."""
-        return min((cut for cut in self.cuts if cut > self.read), default=self.prompt.shape[0])
+        cuts = (cut for cut in (*self.cuts, *self.milestones) if cut > self.read)
+        return min(cuts, default=self.prompt.shape[0])
 
     @cached_property
     def lookup(self) -> Lookup:
@@ -294,6 +297,7 @@ class Scheduler:
             shared = self.snapshots.shared(ticket.request.owner, ticket.ids)
             if ticket.read + SHARED <= shared < len(ticket.ids):
                 ticket.cuts.add(shared)
+            ticket.milestones = {place for place in MILESTONES if ticket.read < place < len(ticket.ids)}
             self._make_way()
 
     def _reads_the_same(self, ticket: Ticket) -> bool:
@@ -373,8 +377,10 @@ class Scheduler:
         for row, ((ticket, size), state) in enumerate(zip(group, found, strict=True)):
             ticket.read, ticket.state = ticket.read + size, state
             ticket.logits = logits[row] if ticket.read == ticket.prompt.shape[0] else None
-            if self.snapshots is not None and ticket.read in ticket.cuts and ticket.logits is None:
-                self.snapshots.keep(ticket.request.owner, ticket.ids[: ticket.read], state.one(0))
+            if self.snapshots is not None and ticket.logits is None:
+                spare = ticket.read in ticket.milestones and self.snapshots.has_space(state.nbytes)
+                if spare or ticket.read in ticket.cuts:
+                    self.snapshots.keep(ticket.request.owner, ticket.ids[: ticket.read], state.one(0))
 
     def _score_prompt(self, ticket: Ticket, hidden: Tensor, top: int) -> Tensor:
         """Say how likely a prompt's next tokens are, given hidden [T, D] of those before; return the last logits."""

@@ -106,6 +106,10 @@ class Snapshots:
         mine = [kept for whose, kept in self._kept.values() if whose == owner]
         return max((common(given, np.frombuffer(kept.tokens, np.int32)) for kept in mine[-COMPARED:]), default=0)
 
+    def has_space(self, nbytes: int) -> bool:
+        """Return whether twice so many bytes fit without forgetting any."""
+        return self.nbytes + 2 * nbytes <= self.limit_bytes
+
     def make_room(self, limit_bytes: int) -> None:
         """Forget the least recently used until the rest takes at most so many bytes."""
         while self._kept and self.nbytes > limit_bytes:
