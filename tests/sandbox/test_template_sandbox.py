@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -97,3 +98,11 @@ def test_a_worker_that_was_stopped_is_started_anew(tmp_path, monkeypatch):
     with pytest.raises(Exception, match="KeyError: 'no'"):
         worker.ask("wrong")
     worker.close()
+
+
+def test_threads_that_render_at_once_each_get_their_own_text(templates):
+    numbers = [10**n for n in range(60)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(lambda n: templates.render("{{ n }}", {"n": n}, "x"), numbers)) == list(
+            map(str, numbers)
+        )

@@ -8,6 +8,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -30,6 +31,8 @@ class Refused(Failure):
 class Worker:
     """A process that answers requests one after another; it starts when first asked, and again after it was killed.
 
+    Any thread may ask: each waits until the thread before it has its answer.
+
     The module it runs has a function `answer(request)`, which takes and returns plain data and raises ValueError for
     wrong input.
     """
@@ -39,6 +42,7 @@ class Worker:
         self.module, self.seconds, self.memory_bytes = module, seconds, memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
+        self._turn = threading.RLock()
 
     def ask(self, request: Any) -> Any:
         """Return the answer to one request.
@@ -47,14 +51,52 @@ class Worker:
             OutOfBounds: it took too long or too much memory; the process is gone, the next request starts another.
             Refused: the input is wrong.
         """
+        with self._turn:
+            reply = self._exchange(json.dumps(request).encode())
+        if "memory" in reply:
+            raise OutOfBounds(f"needed more than {self.memory_bytes >> 20} MiB of memory")
+        if "refused" in reply:
+            raise Refused(reply["refused"])
+        return reply["answer"]
+
+    def close(self) -> None:
+        """End the process, after the answer that another thread waits for."""
+        with self._turn:
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+                for pipe in (self._process.stdin, self._process.stdout):
+                    if pipe is not None:
+                        pipe.close()
+                self._process, self._ready = None, False
+
+    def start(self) -> None:
+        """Start the process if there is none, without waiting for it."""
+        with self._turn:
+            if self._process is None:
+                self._process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        code = CHILD.format(module=self.module, memory=self.memory_bytes)
+        environment = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME")}
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", code],  # nothing is imported from the folder that we are called in
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,  # keys that are pressed for us, such as Ctrl-C, are not meant for it
+            env=environment | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},  # no secret of ours reaches it
+        )
+
+    def _exchange(self, raw: bytes) -> Any:
+        """Send one request and return what the process replies."""
         self.start()
-        raw = json.dumps(request).encode()
         try:
             self._wait_until_ready()
             deadline = time.monotonic() + self.seconds + len(raw) / BYTES_PER_SECOND
             self._write(len(raw).to_bytes(8, "big") + raw, deadline)
             size = int.from_bytes(self._read(8, deadline), "big")
-            reply = json.loads(self._read(size, deadline))
+            return json.loads(self._read(size, deadline))
         except TimeoutError:
             self.close()
             raise OutOfBounds(f"took longer than {self.seconds:g} seconds and was stopped") from None
@@ -64,36 +106,6 @@ class Worker:
         except BaseException:  # such as a thread that is interrupted: half an answer must not be taken for the next
             self.close()
             raise
-        if "memory" in reply:
-            raise OutOfBounds(f"needed more than {self.memory_bytes >> 20} MiB of memory")
-        if "refused" in reply:
-            raise Refused(reply["refused"])
-        return reply["answer"]
-
-    def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                if pipe is not None:
-                    pipe.close()
-            self._process, self._ready = None, False
-
-    def start(self) -> None:
-        """Start the process if there is none, without waiting for it."""
-        if self._process is not None:
-            return
-        code = CHILD.format(module=self.module, memory=self.memory_bytes)
-        environment = {k: v for k, v in os.environ.items() if k in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "HOME")}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code],  # nothing is imported from the folder that we are called in
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,  # keys that are pressed for us, such as Ctrl-C, are not meant for it
-            env=environment | {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},  # no secret of ours reaches it
-        )
 
     def _wait_until_ready(self) -> None:
         """Wait until the process has started; this does not count as a request's time."""

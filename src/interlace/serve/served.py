@@ -58,7 +58,6 @@ class Served:
         self.specials: dict[str, int] = {}
         self._variables: set[str] = set()
         self.no_chat = self._begin_chat()
-        self._rendering = asyncio.Lock()
 
     def _begin_chat(self) -> str:
         if self.tokenizer is None:
@@ -118,11 +117,10 @@ class Served:
                 strange,
                 "unsupported_parameter",
             )
-        async with self._rendering:
-            try:
-                text = await asyncio.to_thread(self.chat.render, messages, True, tools or None, variables)
-            except ConfigError as error:
-                raise ApiError(400, f"{field}: {error}", field, "invalid_value") from None
+        try:
+            text = await asyncio.to_thread(self.chat.render, messages, True, tools or None, variables)
+        except ConfigError as error:
+            raise ApiError(400, f"{field}: {error}", field, "invalid_value") from None
         try:
             ids = await asyncio.to_thread(self.tokenizer.encode, text)
             check_ids(self.engine.model, ids)
