@@ -45,6 +45,12 @@ def user_path(text: str | Path, kind: type[InterlaceError] = DataError) -> Path:
     return path
 
 
+def check_new(out: Path, kind: type[InterlaceError] = DataError) -> None:
+    """Raise `kind` unless a folder to be made is absent or empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise kind(f"{out}: exists and is not an empty folder; name another --out, or remove it")
+
+
 @contextmanager
 def disk_errors(what: Path) -> Iterator[None]:
     """Raise the operating system's refusal to write as a plain sentence."""

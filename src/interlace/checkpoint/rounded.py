@@ -6,7 +6,8 @@ the same input, named after the first of them; see `ops/core/quantised.py`. All 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ from interlace.checkpoint.tensors import Entry, read_into
 from interlace.layers.moe import MoE
 from interlace.layers.projection import Projections
 from interlace.model.config import ModelConfig
-from interlace.model.model import HybridLM
+from interlace.model.model import HEAD, HybridLM
 from interlace.ops.core.quantised import Quantised, Rounding, empty
 
 KEY = "rounding"  # of config.json: how the layers' weights were rounded, and the head's
-HEAD = "head"
 MOST_IN_A_WORD = 8  # weights
 
 
@@ -35,23 +35,11 @@ def described(model: HybridLM) -> dict[str, dict[str, int]]:
 
 def tensors_of(model: HybridLM) -> Iterator[tuple[str, Tensor]]:
     """Return all tensors of a rounded model by stored name."""
-    parts = dict(_held(model))
     for name, parameter in model.named_parameters():
         if parameter.numel():
             yield name, parameter.detach()
-    for name, weight in parts.items():
+    for name, weight in model.rounded_weights():
         yield from ((f"{name}.{part}", tensor) for part, tensor in weight.parts.items())
-
-
-def _held(model: HybridLM) -> Iterator[tuple[str, Quantised]]:
-    for prefix, module in model.named_modules():
-        if isinstance(module, Projections):
-            found = ((group, packed.weight) for group, packed in module.packed.items())
-            yield from ((f"{prefix}.{group}", weight) for group, weight in found if isinstance(weight, Quantised))
-        if isinstance(module, MoE) and module.rounded_experts is not None:
-            yield from zip((f"{prefix}.first", f"{prefix}.second"), module.rounded_experts, strict=True)
-    if model.packed_head is not None and isinstance(model.packed_head.weight, Quantised):
-        yield HEAD, model.packed_head.weight
 
 
 def read(
@@ -113,23 +101,26 @@ def _roundings(folder: Path, said: Any) -> tuple[Rounding, Rounding | None]:
     return found[0], found[1] if len(found) > 1 else None
 
 
-def _dropped(model: HybridLM, layers: Rounding, head: Rounding | None) -> tuple[dict[str, Quantised], dict[str, Any]]:
+def _dropped(
+    model: HybridLM, layers: Rounding, head: Rounding | None
+) -> tuple[dict[str, Quantised], dict[str, Callable[[Quantised], None]]]:
     """Drop the weights that are stored in parts; return those by name, and by name what takes each when it is read."""
-    weights, places = {}, {}
+    weights: dict[str, Quantised] = {}
+    places: dict[str, Callable[[Quantised], None]] = {}
     for prefix, module in model.named_modules():
         if isinstance(module, Projections):
             for names in module.GROUPS:
                 group = [getattr(module, name) for name in names]
                 shape = (sum(layer.weight.shape[0] for layer in group), group[0].weight.shape[1])
                 weights[f"{prefix}.{names[0]}"] = empty(shape, layers, "meta")
-                places[f"{prefix}.{names[0]}"] = _into_group(module, names[0])
+                places[f"{prefix}.{names[0]}"] = partial(module.hold, names[0])
                 for layer in group:
                     layer.weight = nn.Parameter(layer.weight.new_empty(0, shape[1]))
         if isinstance(module, MoE):
-            for name in ("first", "second"):
+            for name in module.MATRICES:
                 weight = getattr(module, name)
                 weights[f"{prefix}.{name}"] = empty(tuple(weight.shape), layers, "meta")
-                places[f"{prefix}.{name}"] = _into_experts(module, name)
+                places[f"{prefix}.{name}"] = partial(module.hold, name)
                 setattr(module, name, nn.Parameter(weight.new_empty(0, *weight.shape[1:])))
     if head is not None:
         weights[HEAD] = empty(tuple(model.head.weight.shape), head, "meta")
@@ -137,18 +128,6 @@ def _dropped(model: HybridLM, layers: Rounding, head: Rounding | None) -> tuple[
         if not model.config.tied_embeddings:
             model.head.weight = nn.Parameter(model.head.weight.new_empty(0, model.config.width))
     return weights, places
-
-
-def _into_group(module: Projections, group: str) -> Any:
-    return lambda weight: module.hold(group, weight)
-
-
-def _into_experts(module: MoE, name: str) -> Any:
-    def place(weight: Quantised) -> None:
-        first, second = module.rounded_experts or (weight, weight)
-        module.rounded_experts = (weight, second) if name == "first" else (first, weight)
-
-    return place
 
 
 def _check(

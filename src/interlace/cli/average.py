@@ -33,13 +33,12 @@ def average(
         Print one JSON document.
     """
     from interlace.base.errors import CheckpointError
-    from interlace.base.files import user_path
+    from interlace.base.files import check_new, user_path
     from interlace.checkpoint.average import average as run
     from interlace.runs.progress import Progress
 
     out = user_path(out, CheckpointError)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists and is not an empty folder; name another --out, or remove it")
+    check_new(out, CheckpointError)
     with Meter() as meter:
         model = run(checkpoints, out, lambda done: meter.update(Progress("reading", done, len(checkpoints))))
     total = sum(p.numel() for p in model.parameters())

@@ -44,14 +44,13 @@ def merge(
     import torch
 
     from interlace.base.errors import CheckpointError, ConfigError
-    from interlace.base.files import user_path
+    from interlace.base.files import check_new, user_path
     from interlace.checkpoint.merge import merge as run
 
     out = user_path(out, CheckpointError)
     if dtype not in ("", "float32", "bfloat16", "float16"):
         raise ConfigError(f"--dtype: must be float32, bfloat16 or float16, got {dtype}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists and is not an empty folder; name another --out, or remove it")
+    check_new(out, CheckpointError)
     model = run(checkpoint, adapter, out, getattr(torch, dtype) if dtype else None)
     total = sum(p.numel() for p in model.parameters())
     if json:

@@ -47,7 +47,7 @@ def quantise(
     """
     import interlace
     from interlace.base.errors import CheckpointError, ConfigError
-    from interlace.base.files import user_path
+    from interlace.base.files import check_new, user_path
     from interlace.evaluate.rounding import rounding_loss
     from interlace.generation.pack import pack_for_decoding, rounding_of
 
@@ -57,8 +57,7 @@ def quantise(
         raise ConfigError("weights: must be int8 or int4, got 'auto'")
     rounding = rounding._replace(group=group)
     rounding.check()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out}: exists and is not an empty folder; name another --out, or remove it")
+    check_new(out, CheckpointError)
     model = interlace.load(checkpoint)
     if model.rounding is not None:
         raise CheckpointError(f"{checkpoint}: its weights have {model.rounding.bits} bits already")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from interlace.base.errors import ConfigError, DataError
-from interlace.base.files import PARTIAL, disk_errors, new_folder, sha256, user_path, write_file
+from interlace.base.files import PARTIAL, check_new, disk_errors, new_folder, sha256, user_path, write_file
 from interlace.data.chat import DEFAULT, ChatTemplate
 from interlace.data.encode import (
     ASIDE,
@@ -223,8 +223,7 @@ def _prepare(
     drop_duplicates: bool,
 ) -> dict[str, Any]:
     check_tokenizer(tokenizer)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: exists and is not an empty folder; name another --out, or remove it")
+    check_new(out)
     if not 0 < held_out_share < 1:
         raise DataError(f"held_out: must lie between 0 and 1, got {held_out_share}")
     work = out.with_name(f"{out.name}.pieces{PARTIAL}")

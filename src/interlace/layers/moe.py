@@ -5,9 +5,8 @@ How published models route differs in a handful of choices, which are data here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +18,7 @@ from interlace.layers.low_rank import with_adapter
 from interlace.layers.mlp import MLP, Activation, MLPConfig
 from interlace.layers.norm import NormStyle
 from interlace.layers.parts import Cut, Division, Parts, check_divides, check_no_bias
-from interlace.layers.projection import ROUNDED, Projections, compute_dtype, without_autocast
+from interlace.layers.projection import ROUNDED, Packed, Projections, compute_dtype, without_autocast
 from interlace.ops.core.quantised import Quantised, Rounding, quantise
 from interlace.ops.experts.dispatch import experts
 
@@ -171,7 +170,6 @@ class MoE(Projections):
         self.correction = nn.Parameter(torch.zeros(config.experts), requires_grad=False) if config.correction else None
         self.first = nn.Parameter(torch.empty(config.experts, doubled * config.width, inner))
         self.second = nn.Parameter(torch.empty(config.experts, inner, config.width))
-        self.rounded_experts: tuple[Quantised, Quantised] | None = None
         groups: list[tuple[str, ...]] = []
         if config.shared_width:
             self.shared = MLP(width, config.shared)
@@ -231,30 +229,29 @@ class MoE(Projections):
 
     def _experts(self) -> tuple[Tensor | Quantised, Tensor | Quantised]:
         """Return the matrices of all experts."""
-        if self.rounded_experts is None:
+        if self.MATRICES[0] not in self.packed:
             return with_adapter(self, "first"), with_adapter(self, "second")
         if self.first.shape[0] or self.second.shape[0]:
             raise ConfigError(f"model: the weights of its experts changed after they were {ROUNDED}; load it again")
         if torch.is_grad_enabled():
             raise ConfigError(f"model: its weights were {ROUNDED}; load the one they were rounded from to train it")
-        return self.rounded_experts
+        return self.packed["first"].weight, self.packed["second"].weight
 
     def pack(self, rounding: Rounding | None = None) -> None:
         """Pack the weights for decoding; with a rounding the experts' own weights are dropped."""
         super().pack(rounding)
-        if rounding is not None and self.rounded_experts is None:
-            self.rounded_experts = quantise(self.first, rounding), quantise(self.second, rounding)
-            for weight in (self.first, self.second):
+        if rounding is not None and self.MATRICES[0] not in self.packed:
+            for name in self.MATRICES:
+                weight = getattr(self, name)
+                self.hold(name, quantise(weight, rounding))
                 weight.data = weight.new_empty(0, *weight.shape[1:])
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move the experts of few bits with the others."""
-        super()._apply(fn, recurse)
-        if self.rounded_experts is not None:
-            first, second = self.rounded_experts
-            device = fn(torch.empty(0, device=first.device)).device
-            self.rounded_experts = first.to(device), second.to(device)
-        return self
+    def hold(self, group: str, weight: Tensor | Quantised) -> None:
+        """Take a group's weight, or a matrix of all experts that was rounded."""
+        if group in self.MATRICES:
+            self.packed[group] = Packed(weight)
+        else:
+            super().hold(group, weight)
 
     @torch.no_grad()
     def rebalance(self, load: Load, rate: float | Tensor) -> None:

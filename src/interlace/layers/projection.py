@@ -93,8 +93,8 @@ class Projections(nn.Module):
             if parameter.dtype.itemsize < 4:
                 parameter.data = before.to(parameter.device, torch.float32)
         for packed in self.packed.values():
-            if isinstance(packed.weight, Quantised):  # it moves, and is never cast
-                packed.weight = packed.weight.to(fn(torch.empty(0, device=packed.weight.device)).device)
+            if isinstance(packed.weight, Quantised):
+                packed.weight = packed.weight.moved(fn)
         return self
 
     def fused(self) -> dict[str, Parts]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ from interlace.base.segments import Segments
 from interlace.layers.base import Stream
 from interlace.layers.block import Block
 from interlace.layers.low_rank import with_adapter
-from interlace.layers.moe import MoE
 from interlace.layers.projection import ROUNDED, Packed, Projections, compute_dtype
 from interlace.model.config import ModelConfig
 from interlace.model.device import check_dtype, resolve_device
@@ -22,6 +21,8 @@ from interlace.model.state import ModelState
 from interlace.ops.core import tables
 from interlace.ops.core.quantised import Quantised, Rounding, quantise
 from interlace.ops.linear.dispatch import linear
+
+HEAD = "head"  # among the weights that were rounded
 
 
 @dataclass(frozen=True)
@@ -180,17 +181,22 @@ class HybridLM(nn.Module):
     @property
     def rounding(self) -> Rounding | None:
         """How its weights were rounded for decoding and the originals dropped; None if they were not."""
-        groups = (p.rounding for m in self.modules() if isinstance(m, Projections) for p in m.packed.values())
-        return next((found for found in groups if found is not None), None)
+        return next((weight.rounding for name, weight in self.rounded_weights() if name != HEAD), None)
 
     @property
     def weights_bytes(self) -> int:
         """Bytes of all weights, those that were rounded for decoding as they are held."""
-        held = [packed.weight for m in self.modules() if isinstance(m, Projections) for packed in m.packed.values()]
-        held += [] if self.packed_head is None else [self.packed_head.weight]
-        held += [w for m in self.modules() if isinstance(m, MoE) for w in m.rounded_experts or ()]
-        rounded = sum(weight.nbytes for weight in held if isinstance(weight, Quantised))
-        return rounded + sum(p.nbytes for p in self.parameters())
+        return sum(w.nbytes for _, w in self.rounded_weights()) + sum(p.nbytes for p in self.parameters())
+
+    def rounded_weights(self) -> Iterator[tuple[str, Quantised]]:
+        """Yield each weight that was rounded for decoding: its module and group, or HEAD, joined by a dot."""
+        for prefix, module in self.named_modules():
+            if isinstance(module, Projections):
+                for group, packed in module.packed.items():
+                    if isinstance(packed.weight, Quantised):
+                        yield f"{prefix}.{group}", packed.weight
+        if self.packed_head is not None and isinstance(self.packed_head.weight, Quantised):
+            yield HEAD, self.packed_head.weight
 
     def pack_head(self, rounding: Rounding) -> None:
         """Round the head for decoding; its own weights are dropped, unless they are the embedding's too.
@@ -214,7 +220,7 @@ class HybridLM(nn.Module):
         packed, fresh = self.packed_head, _identity(self.head.weight) == self._packed_from
         super()._apply(fn, recurse)
         if packed is not None and isinstance(packed.weight, Quantised):
-            packed.weight = packed.weight.to(fn(torch.empty(0, device=packed.weight.device)).device)
+            packed.weight = packed.weight.moved(fn)
             if fresh:
                 self._packed_from = _identity(self.head.weight)
         return self

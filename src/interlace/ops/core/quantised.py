@@ -6,6 +6,7 @@ a least value: w = scale q + least (q in 0..15).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -72,6 +73,10 @@ class Quantised:
         """Its tensors by name."""
         found = {"words": self.words, "scales": self.scales}
         return found if self.minima is None else {**found, "minima": self.minima}
+
+    def moved(self, fn: Callable[[Tensor], Tensor]) -> Quantised:
+        """Return it where `fn`, as `nn.Module._apply` is given it, puts tensors; it is never cast."""
+        return self.to(fn(torch.empty(0, device=self.device)).device)
 
     def to(self, device: torch.device) -> Quantised:
         """Return it on a device."""
