@@ -11,9 +11,9 @@ import pytest
 from live import KEY, OTHER, Live, small
 
 from interlace.base.errors import ConfigError
+from interlace.data.chat import Thought
 from interlace.generation.sampling import Sampling
 from interlace.generation.text import generate_tokens
-from interlace.serve.answers import Thought
 from interlace.serve.app import Api
 from interlace.serve.guard import MOST_BODY, OPEN, nesting
 from interlace.serve.keys import Keys

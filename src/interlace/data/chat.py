@@ -222,14 +222,55 @@ def _joined(parts: Iterable[Part]) -> list[Part]:
     return joined
 
 
-def split_thought(text: str, opened: bool) -> tuple[str, str]:
-    """Return (answer, thought) of what a model wrote; `opened`: its prompt had opened the thought already."""
-    begin, end = "<think>", "</think>"
-    body = text.lstrip()
-    if not opened and not body.startswith(begin):
-        return text, ""
-    thought, closed, answer = body.removeprefix(begin).partition(end)
-    return (answer.lstrip() if closed else ""), thought.strip()
+class Thought:
+    """Tells a thought at the beginning of an answer from what follows, as the text comes.
+
+    Attributes:
+        inside: whether the text is in the thought.
+    """
+
+    BEGIN, END = "<think>", "</think>"
+
+    def __init__(self, opened: bool):
+        """opened: whether the prompt has opened a thought already."""
+        self.inside, self._begun, self._held = opened, opened, ""
+        self._fresh = opened  # whether a thought, or the answer after one, has shown nothing yet
+
+    def push(self, text: str) -> tuple[str, str]:
+        """Take text; return (what belongs to the answer, what to the thought) and can be shown."""
+        self._held += text
+        if not self._begun:
+            start = self._held.lstrip()
+            if start.startswith(self.BEGIN):
+                self.inside, self._begun, self._held, self._fresh = True, True, start[len(self.BEGIN) :], True
+            elif self.BEGIN.startswith(start):
+                return "", ""
+            else:
+                self._begun = True
+        if not self.inside:
+            answer, self._held = self._held, ""
+            return self._without_lines(answer), ""
+        thought, closed, rest = self._held.partition(self.END)
+        if closed:
+            thought = self._without_lines(thought.rstrip("\n"))
+            self.inside, self._held, self._fresh = False, "", True
+            return self._without_lines(rest), thought
+        keep = next((k for k in range(len(self.END) - 1, 0, -1) if thought.endswith(self.END[:k])), 0)
+        shown = thought[: len(thought) - keep].rstrip("\n")
+        self._held = thought[len(shown) :]
+        return "", self._without_lines(shown)
+
+    def _without_lines(self, text: str) -> str:
+        """Return text without empty lines where a thought, or the answer after one, begins."""
+        if self._fresh:
+            text = text.lstrip("\n")
+            self._fresh = not text
+        return text
+
+    def end(self) -> tuple[str, str]:
+        """Return what is left."""
+        held, self._held = self._without_lines(self._held), ""
+        return ("", held) if self.inside else (held, "")
 
 
 def check_messages(messages: Any, where: str) -> Messages:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from interlace.base.errors import ConfigError
-from interlace.data.chat import ChatTemplate, split_thought
+from interlace.data.chat import ChatTemplate, Thought
 from interlace.data.tokenizer import Tokenizer
 from interlace.generation.batch import pieces
 from interlace.generation.budget import Budget
@@ -70,12 +70,12 @@ class Conversation:
         ids = self.tokenizer.encode(prompt)
         check_ids(self.model, ids)
         check_fits(self.model, len(ids), self.max_tokens, "conversation", "begin a new one")
-        made: list[str] = []
+        reader, made = Thought(prompt.rstrip().endswith(Thought.BEGIN)), []
         self.made_tokens = 0
         for piece in self.tokenizer.stream(self._tokens(ids)):
-            made.append(piece)
+            made.append(reader.push(piece))
             yield piece
-        answer, thought = split_thought("".join(made), prompt.rstrip().endswith("<think>"))
+        answer, thought = map("".join, zip(*made, reader.end(), strict=True))
         turn = {"role": "assistant", "content": answer}
         self.messages = [*asked, {**turn, "reasoning_content": thought} if thought else turn]
 

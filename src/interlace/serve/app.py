@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -36,6 +37,11 @@ PAGE_HEADERS = {
 }
 RETRY_SECONDS = 1  # after which a client that came when all was full may come again
 Handler = Callable[[Http], Awaitable[Response]]
+
+
+@cache
+def _of_page(name: str) -> bytes:
+    return files("interlace.serve").joinpath("page", name).read_bytes()
 
 
 class Api:
@@ -105,8 +111,7 @@ class Api:
         """Show the page; it loads nothing from elsewhere, and the browser holds it to that."""
         name = http.url.path.removeprefix("/") or "index.html"
         media = {"html": "text/html", "js": "text/javascript", "css": "text/css"}[name.rpartition(".")[2]]
-        content = files("interlace.serve").joinpath("page", name).read_bytes()
-        return Response(content, headers=PAGE_HEADERS, media_type=media)
+        return Response(_of_page(name), headers=PAGE_HEADERS, media_type=media)
 
     async def memory(self, http: Http) -> Response:
         """Say what the state of a sequence takes, and what a transformer's cache would."""
@@ -158,10 +163,10 @@ class Api:
         self.check_room()
         served, owner = self.named(asked.model), http.state.owner
         plan, turns = await responses.planned(served, asked, owner, self.store)
-        kept = responses.Kept(self.store, owner, asked, turns)
+        keeping = responses.Keeping(self.store, owner, asked, turns)
         if asked.stream:
-            return self.streamed(plan.requests, responses.stream(served, asked, plan, kept))
-        return JSONResponse(await self.whole(http, plan.requests, responses.whole(served, asked, plan, kept)))
+            return self.streamed(plan.requests, responses.stream(served, asked, plan, keeping))
+        return JSONResponse(await self.whole(http, plan.requests, responses.whole(served, asked, plan, keeping)))
 
     async def response(self, http: Http) -> Response:
         """Show an answer again, or forget it."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from interlace.base.errors import ConfigError
 from interlace.data.calls import Call, Calls, Form
+from interlace.data.chat import Thought
 from interlace.generation.request import Answer, Piece, Request
 from interlace.generation.structure import Structure
-from interlace.serve.answers import Thought
 from interlace.serve.errors import ApiError, of_request
 from interlace.serve.flow import merged
 from interlace.serve.schema import Drawing, Format, ObjectFormat, Offer, OneTool, SchemaFormat, Structured, Tool

@@ -276,7 +276,7 @@ def _format(asked: Ask) -> dict[str, Any]:
     return form.model_dump(by_alias=True)
 
 
-class Kept:
+class Keeping:
     """Keeps an answer for later requests once it has ended."""
 
     def __init__(self, store: Store, owner: str, asked: Ask, turns: list[dict[str, Any]]):
@@ -289,17 +289,17 @@ class Kept:
             self._store.keep(self._owner, [*self._turns, writer.turn()], writer.response)
 
 
-async def whole(served: Served, asked: Ask, plan: Plan, kept: Kept) -> dict[str, Any]:
+async def whole(served: Served, asked: Ask, plan: Plan, keeping: Keeping) -> dict[str, Any]:
     """Return a whole answer."""
     writer = Writer(served, asked, plan)
     async for _, piece in merged(served, plan.requests):
         for _event in writer.push(piece):
             pass
-    kept.keep(writer)
+    keeping.keep(writer)
     return writer.response
 
 
-async def stream(served: Served, asked: Ask, plan: Plan, kept: Kept) -> Events:
+async def stream(served: Served, asked: Ask, plan: Plan, keeping: Keeping) -> Events:
     """Yield events until the answer has ended."""
     writer, number = Writer(served, asked, plan), 0
 
@@ -319,5 +319,5 @@ async def stream(served: Served, asked: Ask, plan: Plan, kept: Kept) -> Events:
     except ApiError as error:
         yield written(writer.fail(error))
     else:
-        kept.keep(writer)
+        keeping.keep(writer)
     yield DONE
