@@ -8,12 +8,12 @@ import warnings
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, one process to a core, and so do their children
 os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels serve CPU tensors: see interlace.ops.core.gpu
 
+import shaped
 from jaxtyping import install_import_hook
-from shaped import MODULES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    install_import_hook(MODULES, "beartype.beartype")
+    install_import_hook(shaped.MODULES, "shaped.checked")
 
 import interpreted
 import pytest
@@ -25,8 +25,9 @@ interpreted.hasten()
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _each_test() -> None:
     torch.manual_seed(0)
+    shaped.begin()
 
 
 @pytest.fixture
