@@ -118,10 +118,16 @@ def test_doctor_checks_every_operator(capsys, monkeypatch):
     assert "Do not trust" in capsys.readouterr().out
 
 
-def test_models_are_built_without_torch_s_compiler():
-    """Importing it takes a second or two, which every verb would pay."""
-    code = "import sys, interlace.generation.batch, interlace.train.trainer; assert 'torch._dynamo' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_no_verb_imports_what_it_does_not_need(recipe, tmp_path):
+    """torch's compiler takes two seconds, scipy one, sympy half a one: every verb that touches them would pay."""
+    file, out, prompt = tmp_path / "r.toml", str(tmp_path / "run"), ["the quick", "--max-tokens", "2"]
+    file.write_text(tomli_w.dumps(recipe))
+    verbs = [["train", str(file), "--out", out], ["generate", out, *prompt], ["inspect", out]]
+    verbs.append(["evaluate", out, "--data", recipe["data"]["source"][0], "--out", str(tmp_path / "found")])
+    code = "import json, sys; from interlace.cli.main import run; assert not any(map(run, json.loads(sys.argv[1])))"
+    code += "; print(*{'torch._dynamo', 'scipy', 'sympy', 'torch.distributed.fsdp'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(verbs)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == ""
 
 
 def test_help_is_cheap_and_import_is_cheaper():

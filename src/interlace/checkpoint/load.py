@@ -241,7 +241,7 @@ def empty_model(config: ModelConfig, dtype: torch.dtype, device: Any, stored: Ma
                 own = parameter.dtype
                 kept = own if product else stored.get(f"{prefix}.{name}", own)
                 kept = kept if kept.is_floating_point and kept.itemsize > own.itemsize else own
-                empty = torch.empty_like(parameter, dtype=kept, device=device)
+                empty = torch.empty(parameter.shape, dtype=kept, device=device)
                 module._parameters[name] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     if config.tied_embeddings:
         model.head.weight = model.embedding.weight

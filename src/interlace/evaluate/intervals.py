@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm, t
 
 RESAMPLES = 2000
 LEVEL = 0.95
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)  # standard errors on either side
 POWER = 0.8  # at which the number of items needed is counted
 FEW = 10  # items, below which an interval is Student's
 BLOCK = 1 << 22  # numbers that are drawn at a time
@@ -73,10 +73,9 @@ def mean(scores: Sequence[float]) -> Figure:
 
 def wilson(right: float, items: float) -> tuple[float, float]:
     """Return the score interval of a share. Source: Wilson, "Probable inference", 1927."""
-    z = norm.ppf((1 + LEVEL) / 2)
-    share, extra = right / items, z * z / items
+    share, extra = right / items, Z * Z / items
     centre = (share + extra / 2) / (1 + extra)
-    half = z / (1 + extra) * math.sqrt(share * (1 - share) / items + extra / (4 * items))
+    half = Z / (1 + extra) * math.sqrt(share * (1 - share) / items + extra / (4 * items))
     low = 0.0 if right == 0 else max(0.0, centre - half)
     return low, 1.0 if right == items else min(1.0, centre + half)
 
@@ -106,7 +105,9 @@ def _studentised(parts: Sequence[Sums]) -> tuple[float, float, float]:
     if error == 0:
         return value, value, value
     if n < FEW:  # resamples would hold the same few values
-        half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * error
+        from scipy.special import stdtrit  # slow to import, as all of scipy
+
+        half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * error
         return value, value - half, value + half
     draw, found = np.random.default_rng(0), list[float]()
     while len(found) < RESAMPLES:
@@ -163,7 +164,7 @@ def agresti_min(differences: np.ndarray) -> tuple[float, float]:
     n = len(differences) + 2
     centre = float(differences.sum()) / n
     variance = (float(np.square(differences).sum()) + 1) / n - centre**2
-    half = norm.ppf((1 + LEVEL) / 2) * math.sqrt(variance / n)
+    half = Z * math.sqrt(variance / n)
     return max(-1.0, float(centre - half)), min(1.0, float(centre + half))
 
 
@@ -178,14 +179,16 @@ def tango(wins: int, losses: int, items: int) -> tuple[float, float]:
 
 def _upper(wins: int, losses: int, items: int) -> float:
     """Return the upper bound of Tango's interval."""
-    z, d = norm.ppf((1 + LEVEL) / 2), (wins - losses) / items
+    from scipy.optimize import brentq
+
+    d = (wins - losses) / items
 
     def above(delta: float) -> float:
         b = -wins - losses + (2 * items - wins + losses) * delta
         c = -losses * delta * (1 - delta)
         q = (math.sqrt(max(0.0, b * b - 8 * items * c)) - b) / (4 * items)  # share of losses, if delta is right
         variance = items * (2 * q + delta * (1 - delta))
-        return wins - losses - items * delta + z * math.sqrt(max(0.0, variance))
+        return wins - losses - items * delta + Z * math.sqrt(max(0.0, variance))
 
     if wins == items:
         return 1.0
@@ -197,5 +200,5 @@ def needed(differences: np.ndarray) -> int:
     size = float(differences.mean())
     if not size or len(differences) < 2:
         return 0
-    z = norm.ppf((1 + LEVEL) / 2) + norm.ppf(POWER)
+    z = Z + NormalDist().inv_cdf(POWER)
     return math.ceil((z / size) ** 2 * float(differences.var(ddof=1))) or len(differences)

@@ -107,6 +107,11 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self.recording, self.shared, self.looks = recording, shared, set[str]()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave torch's compiler unimported."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__

@@ -132,7 +132,8 @@ class GatedDelta(Projections):
         self.A_log = nn.Parameter(torch.empty(G, dtype=torch.float32))
         self.dt_bias = nn.Parameter(torch.empty(G, dtype=torch.float32))
         self.norm = GatedRMSNorm(config.value_dim, config.norm_eps)
-        self.initialise()
+        if not self.convolution.is_meta:
+            self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:

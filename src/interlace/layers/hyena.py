@@ -134,7 +134,8 @@ class Hyena(Projections):
         self.skip = nn.Parameter(torch.ones(self.size))
         self.kept: tuple[tuple[object, ...], Tensor] | None = None
         self._read: list[Tensor] = []
-        self.initialise()
+        if not self.convolution.is_meta:
+            self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:

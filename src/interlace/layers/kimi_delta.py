@@ -130,7 +130,8 @@ class KimiDelta(Projections):
         self.A_log = nn.Parameter(torch.empty(config.heads, dtype=torch.float32))
         self.dt_bias = nn.Parameter(torch.empty(key, dtype=torch.float32))
         self.norm = GatedRMSNorm(config.value_dim, config.norm_eps, "sigmoid")
-        self.initialise()
+        if not self.convolution.is_meta:
+            self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:

@@ -99,7 +99,8 @@ class Mamba(Projections):
         self.A_log = nn.Parameter(torch.empty(c.inner, c.state_dim, dtype=torch.float32))
         self.dt_bias = nn.Parameter(torch.empty(c.inner, dtype=torch.float32))
         self.D = nn.Parameter(torch.ones(c.inner, dtype=torch.float32))
-        self.initialise()
+        if not self.convolution.is_meta:
+            self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:

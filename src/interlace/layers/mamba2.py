@@ -130,7 +130,8 @@ class Mamba2(Projections):
         self.dt_bias = nn.Parameter(torch.empty(config.heads, dtype=torch.float32))
         self.D = nn.Parameter(torch.ones(config.heads, dtype=torch.float32))
         self.norm = GroupedGatedRMSNorm(config.inner, config.norm_eps, config.groups)
-        self.initialise()
+        if not self.convolution.is_meta:
+            self.initialise()
 
     @torch.no_grad()
     def initialise(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from interlace.base.errors import ConfigError
 from interlace.ops.core import kernels
@@ -12,6 +14,23 @@ from interlace.runs.machine import machine
 
 KINDS = ("cpu", "cuda", "mps", "xpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # of weights
+
+
+DRAWN_BY = {"normal_", "uniform_", "kaiming_uniform_"}  # of torch.nn.init, as nn.Linear and nn.Embedding are
+
+
+class Undrawn(TorchFunctionMode):
+    """Leaves weights undrawn: on the meta device they hold nothing, and torch imports its compiler to draw it.
+
+    That import takes two seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function, or return the tensor that it would draw."""
+        if getattr(func, "__name__", "") in DRAWN_BY:
+            tensor: Tensor = args[0] if args else kwargs["tensor"]
+            return tensor
+        return func(*args, **(kwargs or {}))
 
 
 def resolve_device(device: Any) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from interlace.layers.block import Block
 from interlace.layers.low_rank import with_adapter
 from interlace.layers.projection import ROUNDED, Packed, Projections, compute_dtype
 from interlace.model.config import ModelConfig
-from interlace.model.device import check_dtype, resolve_device
+from interlace.model.device import Undrawn, check_dtype, resolve_device
 from interlace.model.state import ModelState
 from interlace.ops.core import tables
 from interlace.ops.core.quantised import Quantised, Rounding, quantise
@@ -98,7 +99,8 @@ class HybridLM(nn.Module):
         self.through: Through | None = None
         self.packed_head: Packed | None = None
         self._packed_from: tuple[int, int] = (0, 0)
-        with device:
+        undrawn = device.type == "meta"
+        with device, Undrawn() if undrawn else nullcontext():
             self.embedding = nn.Embedding(config.vocabulary, config.width)
             style, multiplier = config.norm_style, config.residual_multiplier
             self.blocks = nn.ModuleList(
@@ -109,7 +111,7 @@ class HybridLM(nn.Module):
         self.kinds: tuple[Any, ...] = (config.width, *(config.kind(i) for i in range(config.depth)))
         if config.tied_embeddings:
             self.head.weight = self.embedding.weight
-        if self.embedding.weight.device.type != "meta":
+        if not undrawn:
             self.initialise()
         if dtype is not None:
             self.to(dtype)

@@ -7,6 +7,7 @@ can be float32. On a plain matrix in bfloat16 both do the same.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -62,7 +63,16 @@ def here(
         yield p, whole(p, momentum(p))
 
 
-class Muon(torch.optim.Optimizer):
+class Uncompiled(torch.optim.Optimizer):
+    """An optimizer without the wrappers of torch's compiler, which they would import: two seconds for nothing."""
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class Muon(Uncompiled):
     """Muon on matrices, and AdamW on the rest, as one optimizer with the groups of both."""
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from interlace.layers.low_rank import LowRank
 from interlace.layers.parts import Parts
 from interlace.layers.projection import Projections
 from interlace.model.config import ModelConfig
-from interlace.train.muon import Muon, Through, here
+from interlace.train.muon import Muon, Through, Uncompiled, here
 from interlace.train.recipe import TrainSettings
 from interlace.train.trained import laid_out_model
 
@@ -102,6 +103,12 @@ def _groups(model: nn.Module, found: Mapping[str, Route], weight_decay: float) -
     ]
 
 
+class AdamW(Uncompiled, torch.optim.AdamW):
+    """torch's own, never compiled."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+
 def optimizer_of(
     model: nn.Module,
     settings: TrainSettings,
@@ -120,7 +127,7 @@ def optimizer_of(
     """
     found = routes(model, settings.optimizer) if found is None else found
     groups = _groups(model, found, settings.weight_decay)
-    rest = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+    rest = AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
     if settings.optimizer == "adamw":
         return rest
     parameters = dict(model.named_parameters())

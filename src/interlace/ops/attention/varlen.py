@@ -20,6 +20,7 @@ from interlace.base.errors import BackendUnavailable
 from interlace.base.segments import Segments
 from interlace.ops.core import gpu, self_check, tables
 from interlace.ops.core.cases import Case
+from interlace.ops.core.custom_op import define
 from interlace.ops.core.self_check import Probe
 
 FOLD = 8  # elements: the kernel loads 16 bytes at a time
@@ -116,10 +117,12 @@ def _borders(offsets: Tensor, like: Tensor) -> Tensor:
     return tables.borders(offsets, like.device).clone()  # a compiled graph may write over what an operator returned
 
 
-_opaque_borders = torch.library.custom_op(
-    "interlace::borders", _borders, mutates_args=(), schema="(Tensor offsets, Tensor like) -> Tensor"
+_opaque_borders = define(
+    "borders",
+    "(Tensor offsets, Tensor like) -> Tensor",
+    _borders,
+    lambda offsets, like: torch.empty_like(offsets, device=like.device),
 )
-_opaque_borders.register_fake(lambda offsets, like: torch.empty_like(offsets, device=like.device))
 
 
 def borders(offsets: Tensor, like: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.segments import Segments
-from interlace.ops.core.custom_op import Signature, custom_op
+from interlace.ops.core.custom_op import Signature, custom_op, define
 from interlace.ops.core.operands import Recurrence
 
 
@@ -130,11 +130,13 @@ def _reduced(x: Tensor, group: str) -> Tensor:
     return out
 
 
-reduce = torch.library.custom_op(
-    "interlace::reduce", _reduced, mutates_args=(), schema="(Tensor x, str group) -> Tensor"
+reduce = define(
+    "reduce",
+    "(Tensor x, str group) -> Tensor",
+    _reduced,
+    lambda x, group: torch.empty_like(x, memory_format=torch.contiguous_format),
 )
 """(x, the name of a process group) to the sum of x over its workers; not differentiable by itself."""
-reduce.register_fake(lambda x, group: torch.empty_like(x, memory_format=torch.contiguous_format))
 
 
 def gather(x: Tensor, across: Across) -> Tensor:

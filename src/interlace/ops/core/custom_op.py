@@ -5,12 +5,56 @@ It is one node for torch.compile, has its own backward, and gives shapes on the 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+LIBRARY = torch.library.Library("interlace", "FRAGMENT")
+
+
+def define(
+    name: str, schema: str, function: Callable[..., Any], shapes: Callable[..., Any], device: str | None = None
+) -> Callable[..., Any]:
+    """Register `interlace::NAME`, an operator whose results are new tensors; return it.
+
+    It is what `torch.library.custom_op` makes, but for two seconds: those take torch's compiler along in their first
+    call, which a model that is not compiled never needs.
+
+    Args:
+        schema: in torch's language, without the name.
+        function: computes the results.
+        shapes: returns them with nothing in them.
+        device: the type of device that `function` serves; None for any.
+    """
+    LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+    key = "CompositeExplicitAutograd" if device is None else device.upper()
+    LIBRARY.impl(name, _uncompiled(function), key)
+    torch.library.register_fake(f"interlace::{name}", shapes, lib=LIBRARY)
+    operator: Callable[..., Any] = getattr(torch.ops.interlace, name).default
+    return operator
+
+
+def differentiate(name: str, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    """Give an operator of `define` its gradients, as `torch.library.register_autograd` has them."""
+    torch.library.register_autograd(f"interlace::{name}", backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that torch's compiler, if it was imported, does not look into."""
+    kept: list[Callable[..., Any]] = []
+
+    def call(*given: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*given)
+        if not kept:
+            kept.append(torch.compiler.disable(function))
+        return kept[0](*given)
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -78,19 +122,14 @@ def custom_op(
     operator_schema, backward_schema = signature.schemas()
     places = [signature.names.index(gradient) for gradient in signature.gradients]
     visible, extra = signature.outputs - signature.hidden, len(signature.kept)
-    operator = torch.library.custom_op(
-        f"interlace::{name}", forward, mutates_args=(), schema=operator_schema, device_types=signature.device
-    )
-    operator.register_fake(shapes)
-    back = torch.library.custom_op(
-        f"interlace::{name}_backward", backward, mutates_args=(), schema=backward_schema, device_types=signature.device
-    )
 
-    @back.register_fake
-    def _(*given: Any) -> Tensor | tuple[Tensor, ...]:
+    def gradients(*given: Any) -> Tensor | tuple[Tensor, ...]:
         inputs = given[visible + extra :]
         found = tuple(_like(inputs[place], inputs[0]) for place in places)
         return found if len(found) > 1 else found[0]
+
+    operator = define(name, operator_schema, forward, shapes, signature.device)
+    back = define(f"{name}_backward", backward_schema, backward, gradients, signature.device)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         outputs = output if isinstance(output, tuple) else (output,)
@@ -114,7 +153,7 @@ def custom_op(
             gradients[place] = None if inputs[place] is None else gradient
         return tuple(gradients)
 
-    operator.register_autograd(autograd, setup_context=setup_context)
+    differentiate(name, autograd, setup_context)
     return operator
 
 

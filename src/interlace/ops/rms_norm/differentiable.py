@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interlace.ops.core.custom_op import define, differentiate
+
 _FORM = "float eps, float offset, str activation, bool gate_first"
 _INPUTS = f"Tensor x, Tensor weight, Tensor? before, Tensor? gate, Tensor? after, {_FORM}, ScalarType dtype"
 _KEPT = (
@@ -47,22 +49,8 @@ def differentiable(
             `gradients` returns.
         device: the type of device that they serve; None for any.
     """
-    operator = torch.library.custom_op(
-        f"interlace::{name}",
-        forward,
-        mutates_args=(),
-        schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor)",
-        device_types=device,
-    )
-    operator.register_fake(outputs)
-    back = torch.library.custom_op(
-        f"interlace::{name}_backward",
-        backward,
-        mutates_args=(),
-        schema=f"({_KEPT}) -> (Tensor, Tensor, Tensor, Tensor)",
-        device_types=device,
-    )
-    back.register_fake(gradients)
+    operator = define(name, f"({_INPUTS}) -> (Tensor, Tensor, Tensor)", forward, outputs, device)
+    back = define(f"{name}_backward", f"({_KEPT}) -> (Tensor, Tensor, Tensor, Tensor)", backward, gradients, device)
 
     def autograd(ctx: Any, d_out: Tensor | None, d_sum: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         x, weight, gate, inverse = ctx.saved_tensors
@@ -82,7 +70,7 @@ def differentiable(
             *(None,) * 5,
         )
 
-    operator.register_autograd(autograd, setup_context=_keep)
+    differentiate(name, autograd, _keep)
     return operator
 
 
