@@ -112,7 +112,7 @@ ROWS = ((24, 40, 64), (100, 28), (7, 121), (128,))  # documents of four rows
 # steps on one worker. With a document of 330 tokens, the norm of "olmo" changes by 8e-3.
 CROSSING = ((20, 110, 14), (24, 24))  # one goes over the border of two ranks, and fills the second of four
 WIDE = ((24, 70, 2), (50, 46))  # two rows, each with one over its middle
-STEPS = 10
+STEPS = 5
 ALONE = {}  # what one worker computes, by job
 
 
