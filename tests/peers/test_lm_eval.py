@@ -93,11 +93,13 @@ def harness(kind, made, tasks, model_args=None, **more):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import lm_eval
+        from lm_eval.tasks import TaskManager
 
         found = lm_eval.simple_evaluate(
             model=kind,
             model_args=model_args or {"pretrained": str(made / "model"), "dtype": "float32", **more},
             tasks=settings,
+            task_manager=TaskManager(include_defaults=False),  # to list the thousands of its own takes ten seconds
             device="cpu",
             bootstrap_iters=0,
         )
