@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from interlace.base.errors import ConfigError, Failure
+from interlace.sandbox import templates as templates_module
 from interlace.sandbox.templates import Templates
 from interlace.sandbox.worker import OutOfBounds, Worker
 
@@ -58,11 +59,30 @@ def test_what_a_template_may_not_do_is_one_sentence(templates, template, said):
 def test_nothing_is_imported_from_where_we_are_called_and_a_failed_start_is_said(tmp_path, monkeypatch):
     (tmp_path / "jinja2.py").write_text("raise SystemExit('taken from here')")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(templates_module, "_idle", [])
     made = Templates()
     assert made.render("{{ a }}", {"a": 1}, "here") == "1"
-    made.close()
+    made._worker.close()
     with pytest.raises(Failure, match=r"a process for interlace\.nothing could not be started"):
         Worker("interlace.nothing").ask({})
+
+
+def test_a_process_that_was_left_is_taken_over_and_one_is_kept(monkeypatch):
+    monkeypatch.setattr(templates_module, "_idle", [])
+    first, second = Templates(), Templates()
+    processes = []
+    for one in (first, second):
+        assert one.render("{{ a }}", {"a": 1}, "here") == "1"
+        processes.append(one._worker._process)
+    first.close()
+    second.close()
+    first.close()
+    assert [p.poll() is None for p in processes] == [True, False]
+    third = Templates(seconds=0.5)
+    assert third._worker._process is processes[0]
+    with pytest.raises(Failure, match="longer than 0.5 seconds"):
+        third.render("{% for x in range(9**9) %}{% endfor %}", {}, "here")
+    third._worker.close()
 
 
 def test_filters_take_no_options_that_are_called(templates):

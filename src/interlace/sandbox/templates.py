@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,15 @@ MODULE = "interlace.sandbox.template_child"
 OUTSIDE = "reaches outside its sandbox"
 
 
+_idle: list[Worker] = []  # at most one
+
+
+@atexit.register
+def _end() -> None:
+    for worker in _idle:
+        worker.close()
+
+
 class UnsafeTemplate(ConfigError):
     """A template reaches outside its sandbox, or takes more time or memory than it was given."""
 
@@ -22,7 +32,8 @@ class Templates:
 
     def __init__(self, seconds: float = SECONDS):
         """seconds: the time limit of one rendering."""
-        self._worker = Worker(MODULE, seconds, 256 << 20)
+        self._worker = _idle.pop() if _idle else Worker(MODULE, memory_bytes=256 << 20)
+        self._worker.seconds = seconds
 
     def start(self) -> None:
         """Start the process now, so that it is ready when it is needed."""
@@ -63,8 +74,11 @@ class Templates:
         return set(self._ask({"do": "names", "template": template}, where))
 
     def close(self) -> None:
-        """End the process."""
-        self._worker.close()
+        """Leave the process to those that come next: its start takes longer than most templates."""
+        if not _idle:
+            _idle.append(self._worker)
+        elif self._worker not in _idle:
+            self._worker.close()
 
     def _ask(self, request: dict[str, Any], where: str) -> Any:
         try:
