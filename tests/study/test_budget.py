@@ -110,7 +110,7 @@ MACHINES = {
 
 
 @pytest.mark.parametrize("name", MACHINES)
-@pytest.mark.parametrize("minutes", [1.0, 4.0])
+@pytest.mark.parametrize("minutes", [1.0, 2.5])
 def test_it_ends_in_time(name, minutes, race, monkeypatch):
     machine = Machine(monkeypatch, *MACHINES[name])
     results = race(minutes)

@@ -179,7 +179,7 @@ def test_answers_are_balanced(name):
     if name in ("s5_swaps", "mad_memorization", "copy"):
         pytest.skip("not uniform: products of few swaps, a fixed dictionary, an end after every string")
     rng = np.random.default_rng(1)
-    samples = [task.sample(rng, task.trained[-1], test=False) for _ in range(1500)]
+    samples = [task.sample(rng, task.trained[-1], test=False) for _ in range(800)]
     answers = np.array([s.labels[s.answers[-1]] for s in samples])
     _, counts = np.unique(answers, return_counts=True)
     kinds = round(1 / task.chance(1)) if task.scored_by == "token" else len(task.words)
@@ -197,7 +197,7 @@ def test_no_test_sample_is_trained_on(name):
             continue
         tests = {s.problem for s in task.test_set(difficulty, 40)}
         rng = np.random.default_rng(3)
-        assert not tests & {task.sample(rng, difficulty, test=False).problem for _ in range(500)}
+        assert not tests & {task.sample(rng, difficulty, test=False).problem for _ in range(250)}
 
 
 def test_a_small_task_is_split_where_every_problem_is_drawn():

@@ -38,8 +38,10 @@ def loss_plot(
     `mark` is a level on the right, up to a number of tokens, with a label.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(10, 4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=110)
+    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.13, top=0.96, wspace=0.18)  # to find them takes as long as all
     left, right = figure.subplots(1, 2)
     for axis, curves, label in (
         (left, training, "training loss, nats per token"),
@@ -50,10 +52,11 @@ def loss_plot(
             axis.plot(x, y, label=name, color=colour, linewidth=1.6, marker="o" if axis is right else "", markersize=3)
         axis.set_xlabel("tokens")
         axis.set_ylabel(label)
-        axis.ticklabel_format(axis="x", style="sci", scilimits=(3, 6), useMathText=True)
+        axis.locator_params(axis="x", nbins=6)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, loc="upper right")  # losses fall
     if mark is not None:
         tokens, level, label = mark
         right.axhline(level, color="#999999", linewidth=0.8, linestyle="--")
