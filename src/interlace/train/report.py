@@ -41,7 +41,9 @@ def loss_plot(
     from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(10, 4), dpi=110)
-    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.13, top=0.96, wspace=0.18)  # to find them takes as long as all
+    figure.subplots_adjust(
+        left=0.07, right=0.99, bottom=0.13, top=0.96, wspace=0.18
+    )  # to find them takes as long as all
     left, right = figure.subplots(1, 2)
     for axis, curves, label in (
         (left, training, "training loss, nats per token"),
