@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -83,6 +85,20 @@ def test_a_process_that_was_left_is_taken_over_and_one_is_kept(monkeypatch):
     with pytest.raises(ConfigError, match="longer than 0.5 seconds"):
         third.render("{% for x in range(99999) %}{% for y in range(99999) %}{% endfor %}{% endfor %}", {}, "here")
     third._worker.close()
+
+
+def test_a_forked_process_starts_its_own():
+    """Two processes on the same pipes would take each other's answers."""
+    code = (
+        "import os; from interlace.sandbox.templates import Templates; made = Templates()\n"
+        "assert made.render('{{ 1 }}', {}, 'x') == '1'; made.close(); before = made._worker._process.pid\n"
+        "child = os.fork(); made = Templates(); text = made.render('{{ 1 }}', {}, 'x')\n"
+        "pid = made._worker._process.pid\n"
+        "made._worker.close()\n"
+        "os._exit(pid == before) if not child else print(text, pid == before, os.waitpid(child, 0)[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "1 True 0\n"
 
 
 def test_filters_take_no_options_that_are_called(templates):

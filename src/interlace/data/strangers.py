@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -76,6 +77,9 @@ def _worker() -> Worker:
     worker = Worker(CHILD, SECONDS, MEMORY_BYTES)
     atexit.register(worker.close)
     return worker
+
+
+os.register_at_fork(after_in_child=_worker.cache_clear)  # it answers the process that started it
 
 
 def _try_out(text: str, path: Path | str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ OUTSIDE = "reaches outside its sandbox"
 
 
 _idle: list[Worker] = []  # at most one
+os.register_at_fork(after_in_child=_idle.clear)  # it answers the process that started it
 
 
 @atexit.register
