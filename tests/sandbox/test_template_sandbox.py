@@ -88,17 +88,17 @@ def test_a_process_that_was_left_is_taken_over_and_one_is_kept(monkeypatch):
 
 
 def test_a_forked_process_starts_its_own():
-    """Two processes on the same pipes would take each other's answers."""
+    """Two processes on the same pipes would take each other's answers; whether the worker was left or is in use."""
     code = (
-        "import os; from interlace.sandbox.templates import Templates; made = Templates()\n"
-        "assert made.render('{{ 1 }}', {}, 'x') == '1'; made.close(); before = made._worker._process.pid\n"
-        "child = os.fork(); made = Templates(); text = made.render('{{ 1 }}', {}, 'x')\n"
-        "pid = made._worker._process.pid\n"
-        "made._worker.close()\n"
-        "os._exit(pid == before) if not child else print(text, pid == before, os.waitpid(child, 0)[1])"
+        "import os; from interlace.sandbox.templates import Templates; left, used = Templates(), Templates()\n"
+        "assert [x.render('{{ 1 }}', {}, 'x') for x in (left, used)] == ['1', '1']; left.close()\n"
+        "before = left._worker._process.pid, used._worker._process.pid; child = os.fork(); left = Templates()\n"
+        "text = [x.render('{{ 1 }}', {}, 'x') for x in (left, used)]\n"
+        "after = left._worker._process.pid, used._worker._process.pid; left._worker.close(); used._worker.close()\n"
+        "same = len({*before} & {*after}); os._exit(same) if not child else print(text, same, os.waitpid(child, 0)[1])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "1 True 0\n"
+    assert done.stdout == "['1', '1'] 2 0\n"
 
 
 def test_filters_take_no_options_that_are_called(templates):

@@ -88,7 +88,7 @@ EQUAL = {
             *jobs_of(("olmo",), shard=2),
             *jobs_of(("nemotron",), tensor=2),
             *jobs_of(("kimi",), context=2),
-            *jobs_of(("olmo",), context=2, by_heads=True),
+            *jobs_of(("granite",), context=2, by_heads=True),
         ]
     ),
 }

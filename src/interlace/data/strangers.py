@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -74,12 +72,7 @@ _tried: set[str] = set()
 
 @cache
 def _worker() -> Worker:
-    worker = Worker(CHILD, SECONDS, MEMORY_BYTES)
-    atexit.register(worker.close)
-    return worker
-
-
-os.register_at_fork(after_in_child=_worker.cache_clear)  # it answers the process that started it
+    return Worker(CHILD, SECONDS, MEMORY_BYTES)
 
 
 def _try_out(text: str, path: Path | str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +14,6 @@ OUTSIDE = "reaches outside its sandbox"
 
 
 _idle: list[Worker] = []  # at most one
-os.register_at_fork(after_in_child=_idle.clear)  # it answers the process that started it
-
-
-@atexit.register
-def _end() -> None:
-    for worker in _idle:
-        worker.close()
 
 
 class UnsafeTemplate(ConfigError):

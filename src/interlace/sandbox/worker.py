@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
 import select
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from typing import Any
+from weakref import WeakSet
 
 from interlace.base.errors import Failure
 
@@ -43,6 +45,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._turn = threading.RLock()
+        _all.add(self)
 
     def ask(self, request: Any) -> Any:
         """Return the answer to one request.
@@ -69,6 +72,12 @@ class Worker:
                     if pipe is not None:
                         pipe.close()
                 self._process, self._ready = None, False
+
+    def forget(self) -> None:
+        """Leave the process to the one that started it: after a fork, two would take each other's answers."""
+        if self._process is not None:
+            self._process.returncode = 0  # it is no child of this process
+        self._process, self._ready, self._turn = None, False, threading.RLock()
 
     def start(self) -> None:
         """Start the process if there is none, without waiting for it."""
@@ -143,6 +152,23 @@ class Worker:
             parts.append(part)
             size -= len(part)
         return b"".join(parts)
+
+
+_all: WeakSet[Worker] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for worker in list(_all):
+        worker.close()
+
+
+def _forget_all() -> None:
+    for worker in list(_all):
+        worker.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 class Workers:
