@@ -249,11 +249,15 @@ def reuse(folder: Path, text: str, given: argparse.Namespace) -> dict[str, Any]:
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     with ours(folder, 8144, 8) as (url, _), httpx.Client(base_url=url, timeout=600) as client:
 
-        def read() -> float:
-            found = re.search(
-                r'interlace_tokens_total\{kind="read",model="m"\} ([\d.e+]+)', client.get("/metrics").text
-            )
+        def counted(name: str) -> float:
+            found = re.search(rf"^{re.escape(name)} ([\d.e+]+)", client.get("/metrics").text, re.MULTILINE)
             return float(found[1]) if found else 0.0
+
+        def read() -> float:
+            return counted('interlace_tokens_total{kind="read",model="m"}')
+
+        def kept() -> float:
+            return counted('interlace_snapshot_bytes{model="m"}')
 
         prefix = tokenizer.decode(tokenizer.encode(text)[:4000])
         before, asked, hits, began = read(), 0, 0, time.perf_counter()
@@ -272,23 +276,35 @@ def reuse(folder: Path, text: str, given: argparse.Namespace) -> dict[str, Any]:
             f"{hits} hits; "
             f"{took:.1f} s"
         )
-        turns, lines = [{"role": "user", "content": text[:400]}], []
+        turns, lines, bytes_before, whole_copies = [{"role": "user", "content": text[:400]}], [], kept(), 0
         for _ in range(20):
             before, began = read(), time.perf_counter()
             answer = client.post(
                 "/v1/chat/completions", json={"model": "m", "messages": turns, "max_tokens": 60, "temperature": 0}
             ).json()
-            lines.append((answer["usage"]["prompt_tokens"], read() - before, time.perf_counter() - began))
+            usage = answer["usage"]
+            lines.append((usage["prompt_tokens"], read() - before, time.perf_counter() - began))
+            for tokens in (usage["prompt_tokens"], usage["total_tokens"]):
+                whole_copies += client.get(f"/memory?tokens={tokens}").json()["state_bytes"]
             turns += [
                 answer["choices"][0]["message"] | {"refusal": None},
                 {"role": "user", "content": "And what then?"},
             ]
             turns[-2] = {"role": "assistant", "content": turns[-2]["content"]}
+        bytes_kept = kept() - bytes_before
     whole, part = sum(line[0] for line in lines), sum(line[1] for line in lines)
-    print(f"20 turns: {part:.0f} of {whole} tokens read")
+    print(
+        f"20 turns: {part:.0f} of {whole} tokens read; their states take {bytes_kept / 2**20:.1f} MiB, whole copies "
+        f"would take {whole_copies / 2**20:.1f}"
+    )
     for i in (1, 9, 19):
         print(f"  turn {i + 1}: {lines[i][1]:.0f} read of {lines[i][0]}, {lines[i][2]:.2f} s")
-    return {"questions": {"asked": asked, "read": done, "hits": hits, "seconds": took}, "turns": lines}
+    return {
+        "questions": {"asked": asked, "read": done, "hits": hits, "seconds": took},
+        "turns": lines,
+        "kept_bytes": bytes_kept,
+        "whole_copies_bytes": whole_copies,
+    }
 
 
 def ahead(folder: Path, text: str, given: argparse.Namespace) -> dict[str, Any]:

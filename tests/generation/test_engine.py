@@ -183,7 +183,8 @@ def test_rows_keep_their_memory_and_replay():
     found = rows.step([7, 7, 7])
     torch.testing.assert_close(found, torch.stack(want), rtol=0, atol=1e-5)
     assert rows.leave([0]) == ([2, 1] if isinstance(rows, SlotRows) else [1, 2])
-    assert rows.fork(0).positions.tolist() == [4 if isinstance(rows, SlotRows) else 2]
+    state, place = rows.place(0)
+    assert state.one(place).positions.tolist() == [4 if isinstance(rows, SlotRows) else 2]
 
 
 def test_a_step_that_cannot_be_replayed_is_captured_once(monkeypatch):
@@ -298,8 +299,6 @@ def test_a_prompt_that_parts_early_begins_at_a_milestone(short_parts):
     assert read == 403 - 256
     (alone,), _ = ask_all(Scheduler(model, budget(model), reuse=False), [other], True)
     assert ticket.made == alone.made
-    kept = Snapshots(100)
-    assert (kept.has_space(50), kept.has_space(51)) == (True, False)
 
 
 def test_the_same_prompt_many_times_is_read_once(short_parts):
@@ -327,21 +326,84 @@ def test_a_conversation_costs_what_is_new_in_each_turn():
 
 def test_snapshots_stay_within_their_bytes_and_the_oldest_goes_first():
     model = build()
-    state = model.empty_state(1)
+    with torch.inference_mode():
+        state = model(torch.tensor([1]), state=model.empty_state(1))[1]
     one = Snapshots(1 << 30)
-    one.keep("", [1], state.fork(0))
+    one.keep("", [1], state)
     kept = Snapshots(int(2.5 * one.nbytes))
     for token in (1, 2):
-        assert kept.keep("", [token], state.fork(0))
+        assert kept.keep("", [token], state)
     assert kept.find("", [1, 9]) is not None  # now 2 is the oldest
-    kept.keep("", [3], state.fork(0))
+    kept.keep("", [3], state)
     assert len(kept) == 2
     assert kept.nbytes <= kept.limit_bytes
     assert [kept.find("", [token, 9]) is None for token in (1, 2, 3)] == [False, True, False]
     assert kept.find("", [1]) is None  # without logits nothing can be drawn from it
-    assert not Snapshots(10).keep("", [1], state.fork(0))
+    assert not Snapshots(10).keep("", [1], state)
+    for times, fits in ((2, True), (1.99, False)):  # where it would have to be spare
+        assert bool(Snapshots(int(times * one.nbytes)).keep("", [1], state, spare=True)) == fits
     kept.make_room(0)
-    assert (len(kept), kept.nbytes, kept._lengths) == (0, 0, {})
+    assert (len(kept), kept.nbytes, kept._lengths, kept._numbers, kept._users) == (0, 0, {}, {}, {})
+
+
+@pytest.mark.parametrize("forgotten", [None, 0, 1, 2, 3])
+def test_snapshots_of_one_sequence_share_what_they_have_in_common(forgotten):
+    """Whatever of them is forgotten: each state is that of a whole copy, and what goes on from it changes no other."""
+    model, text = build(), [i * 7 % 61 for i in range(400)]
+    with torch.inference_mode():
+        state, kept, wanted, after = model.empty_state(1, 400), Snapshots(1 << 30), [], 0
+        for begin in range(0, 400, 100):
+            state = model(torch.tensor(text[begin : begin + 100]), state=state)[1]
+            after = kept.keep("", text[: begin + 100], state, after=after)
+            wanted.append(state.fork(0))
+        alone = Snapshots(1 << 30)
+        alone.keep("", text, state)
+        recurrent = kept.find("", [*text, 1]).state.nbytes
+        assert kept.nbytes == alone.nbytes + 3 * recurrent + 4 * (100 + 200 + 300)  # tokens are int32
+        if forgotten is not None:
+            kept._forget(list(kept._kept)[forgotten])
+        stretches = {s for snapshot in kept._kept.values() for s in snapshot.stretches}
+        assert kept.nbytes == sum(x.nbytes for x in (*stretches, *kept._kept.values()))
+        for turn, want in enumerate(wanted):
+            found = kept.find("", [*text[: 100 * (turn + 1)], 60])
+            if turn == forgotten:
+                assert found is None or found.count == 100 * turn
+                continue
+            for _ in range(2):
+                logits, _ = model(torch.tensor([1] * 50), state=found.restored(0))
+                assert torch.equal(logits, model(torch.tensor([1] * 50), state=want.fork(0))[0])
+
+
+def test_a_number_of_a_forgotten_snapshot_shares_nothing():
+    """Not even with one that was made of the same tokens since, whose bits may differ."""
+    model = build()
+    with torch.inference_mode():
+        state = model(torch.tensor([1, 2, 3]), state=model.empty_state(1))[1]
+        kept = Snapshots(1 << 30)
+        first = kept.keep("", [1, 2, 3], state)
+        second = kept.keep("", [1, 2, 3], state)
+        assert (len(kept), len(kept._users)) == (1, 1)
+        kept.keep("", [1, 2, 3, 4], model(torch.tensor([4]), state=state.fork(0))[1], after=first)
+        assert len(kept._users) == 2
+        kept.keep("", [1, 2, 3, 5], model(torch.tensor([5]), state=state.fork(0))[1], after=second)
+        assert [len(snapshot.stretches) for snapshot in kept._kept.values()] == [1, 1, 2]
+
+
+def test_a_conversation_of_many_turns_is_kept_once():
+    """Its keys and values, in the budget and in memory; snapshots after prompts and answers share them."""
+    model = build()
+    scheduler = Scheduler(model, budget(model))
+    text = [1, 2, 3, 4]
+    for turn in range(20):
+        (ticket,), _ = ask_all(scheduler, [text], True)
+        text += [*ticket.made, 10 + turn, 11]
+    kept = scheduler.snapshots
+    assert kept is not None
+    assert len(kept) == 40
+    stretches = {id(s): s for snapshot in kept._kept.values() for s in snapshot.stretches}.values()
+    per_token = sum(cache.token_bytes for cache in model.empty_state(1).growing())
+    assert sum(s.nbytes for s in stretches) == per_token * max(s.end for s in stretches) > 0
+    assert kept.nbytes == sum(s.nbytes for s in [*stretches, *kept._kept.values()])
 
 
 def test_snapshots_take_no_more_than_their_tokens():
@@ -350,13 +412,17 @@ def test_snapshots_take_no_more_than_their_tokens():
     scheduler = Scheduler(model, budget(model))
     ask_all(scheduler, [[1, 2, 3], [i % 61 for i in range(200)]], True)
     most = scheduling.sequence_bytes(model, 3)
-    _, kept = scheduler.snapshots._kept[snapshots._hash("", snapshots._bytes([1, 2, 3])).digest()]
-    assert kept.nbytes <= most + 4 * 3
+    assert _bytes_of(scheduler, [1, 2, 3]) <= most + 4 * 3
     long = scheduler.submit(Request((4, 5), 5000, Sampling(0)))
     scheduler.step()
     long.cancelled = True
-    _, kept = scheduler.snapshots._kept[snapshots._hash("", snapshots._bytes([4, 5])).digest()]
-    assert kept.nbytes <= most
+    assert _bytes_of(scheduler, [4, 5]) <= most
+
+
+def _bytes_of(scheduler, tokens):
+    kept = scheduler.snapshots._kept[snapshots._hash("", snapshots._bytes(tokens)).digest()]
+    tensors = [x for stretch in kept.stretches for pair in stretch.caches for x in pair] + kept.state.tensors()
+    return kept.nbytes - kept.state.nbytes + sum(x.untyped_storage().nbytes() for x in tensors)
 
 
 def test_what_does_not_fit_waits_and_what_never_fits_is_refused():

@@ -37,8 +37,8 @@ class Rows(Protocol):
     def put(self, row: int, state: ModelState) -> None:
         """Let a state of one sequence, which is used up, take the place of a row's."""
 
-    def fork(self, row: int, reserve: int = 0) -> ModelState:
-        """Return a copy of one sequence, with caches for `reserve` tokens."""
+    def place(self, row: int) -> tuple[ModelState, int]:
+        """Return the state of all rows, and which sequence of it a row is, to copy from."""
 
 
 def rows_for(model: HybridLM, most: int) -> Rows:
@@ -100,10 +100,9 @@ class SlotRows:
         with torch.inference_mode():
             self.slots.put(row, state)
 
-    def fork(self, row: int, reserve: int = 0) -> ModelState:
-        """See `Rows.fork`."""
-        with torch.inference_mode():
-            return self.slots.fork(row, reserve)
+    def place(self, row: int) -> tuple[ModelState, int]:
+        """See `Rows.place`."""
+        return self.slots.whole(), row
 
 
 class JoinedRows:
@@ -168,8 +167,7 @@ class JoinedRows:
         assert self._decoder is not None
         self._decoder.join([self._places[row]], state)
 
-    @torch.inference_mode()
-    def fork(self, row: int, reserve: int = 0) -> ModelState:
-        """See `Rows.fork`."""
+    def place(self, row: int) -> tuple[ModelState, int]:
+        """See `Rows.place`."""
         assert self._decoder is not None
-        return self._decoder.state.one(self._places[row], reserve)
+        return self._decoder.state, self._places[row]

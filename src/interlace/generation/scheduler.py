@@ -87,6 +87,7 @@ class Ticket:
         self.read = 0  # tokens of the prompt
         self.cuts: set[int] = set()  # how many are read when the state is kept for others that begin alike
         self.milestones: set[int] = set()  # the same, where there is space without forgetting others
+        self.kept = 0  # the number of the last snapshot of this sequence
         self.state: ModelState | None = None  # until it joins the rows
         self.logits: Tensor | None = None  # after the prompt
         self.likely: list[Chosen] = []  # of the prompt's tokens, until they are handed over
@@ -246,7 +247,7 @@ class Scheduler:
         self._taken += 2 * ticket.bytes  # the copy, and what becomes of it
         self._make_way()
         tokens = torch.tensor([ticket.made[-1], *draft], device=self.model.device)
-        logits, state = self.model(tokens, state=self._rows.fork(row, ticket.total))
+        logits, state = self.model(tokens, state=self._fork(row, ticket))
         used = 0
         while True:
             (goes_on,) = self._draw([ticket], logits[used : used + 1], came)
@@ -255,7 +256,7 @@ class Scheduler:
                 break
         if goes_on or self.snapshots is not None:  # what ends is kept
             if used <= len(draft):
-                _, state = self.model(tokens[:used], state=self._rows.fork(row, ticket.total), last_only=True)
+                _, state = self.model(tokens[:used], state=self._fork(row, ticket), last_only=True)
             self._rows.put(row, state)
         self._taken -= 2 * ticket.bytes
         self._make_way()
@@ -263,6 +264,10 @@ class Scheduler:
         self.foreseen_tokens += used - 1
         self.pace.tried(len(ticket.made) - before, time.perf_counter() - began)
         return goes_on
+
+    def _fork(self, row: int, ticket: Ticket) -> ModelState:
+        state, place = self._rows.place(row)
+        return state.one(place, ticket.total)
 
     def _drop(self, came: list[tuple[Ticket, Piece]]) -> None:
         """Let go of what was cancelled."""
@@ -290,9 +295,10 @@ class Scheduler:
             self.reading.append(ticket)
             if self.snapshots is None or ticket.request.prompt_logprobs is not None:
                 continue
-            if (found := self.snapshots.find(ticket.request.owner, ticket.ids, ticket.total)) is not None:
-                ticket.read, ticket.state, ticket.logits = found
-                ticket.reused_tokens = ticket.read
+            if (found := self.snapshots.find(ticket.request.owner, ticket.ids)) is not None:
+                ticket.state, ticket.logits = found.restored(ticket.total), found.logits
+                ticket.kept = found.number
+                ticket.read = ticket.reused_tokens = found.count
                 self.reused_tokens += ticket.read
             shared = self.snapshots.shared(ticket.request.owner, ticket.ids)
             if ticket.read + SHARED <= shared < len(ticket.ids):
@@ -377,10 +383,8 @@ class Scheduler:
         for row, ((ticket, size), state) in enumerate(zip(group, found, strict=True)):
             ticket.read, ticket.state = ticket.read + size, state
             ticket.logits = logits[row] if ticket.read == ticket.prompt.shape[0] else None
-            if self.snapshots is not None and ticket.logits is None:
-                spare = ticket.read in ticket.milestones and self.snapshots.has_space(state.nbytes)
-                if spare or ticket.read in ticket.cuts:
-                    self.snapshots.keep(ticket.request.owner, ticket.ids[: ticket.read], state.one(0))
+            if ticket.logits is None and (ticket.read in ticket.cuts or ticket.read in ticket.milestones):
+                self._keep(ticket, state, spare=ticket.read not in ticket.cuts)
 
     def _score_prompt(self, ticket: Ticket, hidden: Tensor, top: int) -> Tensor:
         """Say how likely a prompt's next tokens are, given hidden [T, D] of those before; return the last logits."""
@@ -400,9 +404,8 @@ class Scheduler:
         for ticket in tickets:
             assert ticket.state is not None
             assert ticket.logits is not None
-            if self.snapshots is not None and ticket.reused_tokens < ticket.read:
-                kept = ticket.state.one(0), ticket.logits.clone()
-                self.snapshots.keep(ticket.request.owner, ticket.ids, *kept)
+            if ticket.reused_tokens < ticket.read:
+                self._keep(ticket, ticket.state)
             states.append(ticket.state)
             ticket.state = ticket.logits = None
         for ticket, state, goes_on in zip(tickets, states, self._draw(tickets, logits, came), strict=True):
@@ -417,18 +420,17 @@ class Scheduler:
             return
         for row in gone:
             ticket = self.live[row]
-            if self.snapshots is not None and ticket.finish in ("stop", "length"):
-                self._keep_turn(ticket, row)
+            if ticket.finish in ("stop", "length"):  # a conversation goes on from there
+                self._keep(ticket, *self._rows.place(row))
             self._give_back(ticket)
         self.live = [self.live[row] for row in self._rows.leave(gone)]
 
-    def _keep_turn(self, ticket: Ticket, row: int) -> None:
-        """Keep the state at the end of an answer: a conversation goes on from there."""
-        assert self.snapshots is not None
-        state = self._rows.fork(row)
-        seen = int(state.positions[0])
-        tokens = [*ticket.ids, *ticket.made]
-        self.snapshots.keep(ticket.request.owner, tokens[:seen], state)
+    def _keep(self, ticket: Ticket, state: ModelState, row: int = 0, spare: bool = False) -> None:
+        """Keep a copy of the state of a request's sequence, for others that begin alike; see `Snapshots.keep`."""
+        if self.snapshots is not None:
+            tokens = [*ticket.ids, *ticket.made][: int(state.positions[row])]
+            owner, after, logits = ticket.request.owner, ticket.kept, ticket.logits
+            ticket.kept = self.snapshots.keep(owner, tokens, state, row, after=after, logits=logits, spare=spare)
 
     def _draw(self, tickets: Sequence[Ticket], logits: Tensor, came: list[tuple[Ticket, Piece]]) -> list[bool]:
         """Draw the next token of each answer from logits [N, vocabulary]; return which of them go on."""

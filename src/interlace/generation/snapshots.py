@@ -1,6 +1,8 @@
 """States of texts that were read, kept so that a request that begins with one of them reads only what differs.
 
 A recurrent state is exact at its own position only: it serves texts that begin with all its tokens, and no others.
+Snapshots of one sequence share the keys and values of the tokens that they have in common: a conversation is kept once,
+whatever its number of turns. What goes on from a snapshot writes to a copy.
 """
 
 from __future__ import annotations
@@ -20,24 +22,63 @@ from interlace.model.state import ModelState
 COMPARED = 256  # snapshots that a text is compared with, the last ones used
 
 
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """Keys and values of consecutive tokens, which snapshots share; they are never changed.
+
+    Attributes:
+        begin, end: which tokens.
+        caches: for each growing cache of the model, keys [end - begin, heads, K] and values.
+    """
+
+    begin: int
+    end: int
+    caches: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return sum(x.nbytes for pair in self.caches for x in pair)
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The state after some tokens.
 
     Attributes:
+        owner: whose requests it serves.
         tokens: all of them, int32 as bytes.
-        state: of one sequence; it is copied before it is used.
+        state: of one sequence; its growing caches are empty.
+        stretches: what these hold, in order, without gaps.
         logits: [vocabulary] after the last token, or None where they are not known.
+        number: names it for the states that go on from it; no other snapshot has it.
     """
 
+    owner: str
     tokens: bytes
     state: ModelState
+    stretches: tuple[Stretch, ...]
     logits: Tensor | None
+    number: int
+
+    @property
+    def count(self) -> int:
+        """How many tokens it is after."""
+        return len(self.tokens) // 4
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
+        """Bytes that it takes for itself, without its stretches."""
         return self.state.nbytes + len(self.tokens) + (0 if self.logits is None else self.logits.nbytes)
+
+    def restored(self, reserve: int) -> ModelState:
+        """Return a state to go on from, whose caches have space for `reserve` tokens."""
+        state = self.state.one(0, max(reserve, self.count), growing=False)
+        caches = state.growing()
+        for stretch in self.stretches:
+            for cache, pair in zip(caches, stretch.caches, strict=True):
+                cache.fill(stretch.begin, pair)
+        return state
 
 
 class Snapshots:
@@ -45,43 +86,71 @@ class Snapshots:
 
     Attributes:
         limit_bytes: the most bytes of all together.
-        nbytes: the bytes of those that are kept.
+        nbytes: the bytes of those that are kept; what several share counts once.
     """
 
     def __init__(self, limit_bytes: int):
         """Begin without any."""
         self.limit_bytes, self.nbytes = limit_bytes, 0
-        self._kept: OrderedDict[bytes, tuple[str, Snapshot]] = OrderedDict()
+        self._kept: OrderedDict[bytes, Snapshot] = OrderedDict()
         self._lengths: dict[str, Counter[int]] = {}  # by owner: how many tokens its snapshots have
+        self._users: Counter[Stretch] = Counter()  # how many snapshots share it
+        self._numbers: dict[int, bytes] = {}
+        self._last = 0
 
     def __len__(self) -> int:
         """How many are kept."""
         return len(self._kept)
 
-    def keep(self, owner: str, tokens: Sequence[int], state: ModelState, logits: Tensor | None = None) -> bool:
-        """Keep a state after these tokens for requests of the same owner; return whether there is space for it.
+    @torch.inference_mode()
+    def keep(
+        self,
+        owner: str,
+        tokens: Sequence[int],
+        state: ModelState,
+        row: int = 0,
+        *,
+        after: int = 0,
+        logits: Tensor | None = None,
+        spare: bool = False,
+    ) -> int:
+        """Keep a copy of a state after these tokens for requests of the same owner.
 
-        state: of one sequence; the caller must not use it any more.
-        """
-        kept = Snapshot(_bytes(tokens), state, logits)
-        if kept.nbytes > self.limit_bytes:
-            return False
-        key = _hash(owner, kept.tokens).digest()
-        self._forget(key)
-        self.make_room(self.limit_bytes - kept.nbytes)
-        self._kept[key] = owner, kept
-        self._lengths.setdefault(owner, Counter())[len(tokens)] += 1
-        self.nbytes += kept.nbytes
-        return True
-
-    def find(self, owner: str, tokens: Sequence[int], reserve: int = 0) -> tuple[int, ModelState, Tensor | None] | None:
-        """Return the longest of an owner's snapshots that these tokens begin with.
-
-        reserve: tokens that the copy's caches have space for.
+        Args:
+            owner: whose requests.
+            tokens: all that the sequence has read.
+            state, row: the sequence.
+            after: the number of the snapshot that the sequence went on from: what is still kept of it is shared.
+            logits: [vocabulary] after the tokens, if they are known; they are copied.
+            spare: keep it only where twice its bytes fit without forgetting any.
 
         Returns:
-            Its number of tokens, a copy of its state, and the logits after it, or None where they are not known. All of
-            the tokens are never covered by one without logits. None if there is no snapshot.
+            The number of the snapshot; `after` if there is no space for it.
+        """
+        before = self._kept.get(self._numbers.get(after, b""))
+        shared = () if before is None else before.stretches
+        begin, end = 0 if before is None else before.count, len(tokens)
+        logits = None if logits is None else logits.clone()
+        rest = Snapshot(owner, _bytes(tokens), state.one(row, growing=False), (), logits, self._last + 1)
+        grown = (end - begin) * sum(cache.token_bytes for cache in state.growing())
+        need = rest.nbytes + grown
+        if spare and self.nbytes + 2 * need > self.limit_bytes:
+            return after
+        if need + sum(stretch.nbytes for stretch in shared) > self.limit_bytes:
+            return after
+        self._last += 1
+        stretches = shared
+        if grown:
+            new = Stretch(begin, end, tuple(cache.stretch(row, begin, end) for cache in state.growing()))
+            stretches = (*shared, new)
+        self._add(Snapshot(owner, rest.tokens, rest.state, stretches, logits, self._last))
+        self.make_room(self.limit_bytes)
+        return self._last
+
+    def find(self, owner: str, tokens: Sequence[int]) -> Snapshot | None:
+        """Return the longest of an owner's snapshots that these tokens begin with, or None.
+
+        All of the tokens are never covered by a snapshot without logits.
         """
         given, hashed, done, found = _bytes(tokens), _hash(owner, b""), 0, None
         for length in sorted(self._lengths.get(owner, ())):
@@ -89,42 +158,52 @@ class Snapshots:
                 break
             hashed.update(given[4 * done : 4 * length])
             done, key = length, hashed.digest()
-            _, kept = self._kept.get(key, ("", None))
+            kept = self._kept.get(key)
             whole = length == len(tokens)
             if kept is not None and kept.tokens == given[: 4 * length] and not (whole and kept.logits is None):
                 found = key, kept
         if found is None:
             return None
-        key, kept = found
-        self._kept.move_to_end(key)
-        with torch.inference_mode():
-            return len(kept.tokens) // 4, kept.state.one(0, reserve), kept.logits
+        self._kept.move_to_end(found[0])
+        return found[1]
 
     def shared(self, owner: str, tokens: Sequence[int]) -> int:
         """Return how many of these tokens the text of one of an owner's snapshots begins with, at most."""
         given = np.array(tokens, dtype=np.int32)
-        mine = [kept for whose, kept in self._kept.values() if whose == owner]
+        mine = [kept for kept in self._kept.values() if kept.owner == owner]
         return max((common(given, np.frombuffer(kept.tokens, np.int32)) for kept in mine[-COMPARED:]), default=0)
-
-    def has_space(self, nbytes: int) -> bool:
-        """Return whether twice so many bytes fit without forgetting any."""
-        return self.nbytes + 2 * nbytes <= self.limit_bytes
 
     def make_room(self, limit_bytes: int) -> None:
         """Forget the least recently used until the rest takes at most so many bytes."""
         while self._kept and self.nbytes > limit_bytes:
             self._forget(next(iter(self._kept)))
 
+    def _add(self, kept: Snapshot) -> None:
+        key = _hash(kept.owner, kept.tokens).digest()
+        old = self._kept.get(key)
+        self._kept[key], self._numbers[kept.number] = kept, key
+        self._kept.move_to_end(key)
+        self._lengths.setdefault(kept.owner, Counter())[kept.count] += 1
+        self.nbytes += kept.nbytes + sum(s.nbytes for s in kept.stretches if not self._users[s])
+        self._users.update(kept.stretches)
+        if old is not None:
+            self._drop(old)
+
     def _forget(self, key: bytes) -> None:
-        if key not in self._kept:
-            return
-        owner, kept = self._kept.pop(key)
-        self.nbytes -= kept.nbytes
-        lengths = self._lengths[owner]
-        lengths[len(kept.tokens) // 4] -= 1
+        self._drop(self._kept.pop(key))
+
+    def _drop(self, kept: Snapshot) -> None:
+        del self._numbers[kept.number]
+        self._users.subtract(kept.stretches)
+        gone = [stretch for stretch in kept.stretches if not self._users[stretch]]
+        for stretch in gone:
+            del self._users[stretch]
+        self.nbytes -= kept.nbytes + sum(stretch.nbytes for stretch in gone)
+        lengths = self._lengths[kept.owner]
+        lengths[kept.count] -= 1
         lengths += Counter()  # drops what is 0
         if not lengths:
-            del self._lengths[owner]
+            del self._lengths[kept.owner]
 
 
 def common(first: np.ndarray, second: np.ndarray) -> int:

@@ -70,9 +70,9 @@ class Slots:
         self.count = last
         return last
 
-    def fork(self, slot: int, reserve: int = 0) -> ModelState:
-        """Return a copy of one sequence; its caches have space for `reserve` tokens."""
-        return ModelState(self.layers, self.positions, self.kinds).one(slot, reserve)
+    def whole(self) -> ModelState:
+        """Return the state of all slots, to copy sequences from."""
+        return ModelState(self.layers, self.positions, self.kinds)
 
     def first(self, rows: int) -> FirstSlots:
         """Return the first sequences, for a step that changes them in place."""

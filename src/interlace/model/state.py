@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.base.state import UsedOnce
+from interlace.ops.core.attention_state import AttentionState
 from interlace.ops.core.layer_state import UNLIMITED, LayerState
 
 
@@ -141,10 +142,13 @@ class ModelState(UsedOnce):
         """Return a copy of one sequence, to continue from independently."""
         return self.select([row])
 
-    def one(self, row: int, reserve_tokens: int = 0) -> ModelState:
+    def one(self, row: int, reserve_tokens: int = 0, growing: bool = True) -> ModelState:
         """Return a copy of one sequence that takes no more memory than it needs.
 
-        reserve_tokens: that its caches have space for.
+        Args:
+            row: which one.
+            reserve_tokens: that its caches have space for.
+            growing: copy the tokens of growing caches too; else the caller fills these.
 
         Raises:
             StateUsed: the state was used up. ShapeError: there is no such row.
@@ -152,8 +156,12 @@ class ModelState(UsedOnce):
         self.check_unused()
         (row,) = self._checked([row])
         seen = int(self.positions[row])
-        layers = [s if s is None else s.one(row, seen, reserve_tokens) for s in self.layers]
+        layers = [s if s is None else s.one(row, seen, reserve_tokens, growing) for s in self.layers]
         return ModelState(layers, torch.tensor([seen]), self.kinds)
+
+    def growing(self) -> list[AttentionState]:
+        """Return the caches that grow with every token, in order: those of attention that sees all tokens."""
+        return [cache for s in self._states() for cache in s.growing()]
 
     @staticmethod
     def concat(states: Sequence[ModelState]) -> ModelState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -165,6 +166,11 @@ class AttentionState(LayerState):
         return tuple(self.keys.shape[2:]), tuple(self.values.shape[2:])
 
     @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token of one sequence."""
+        return sum(math.prod(shape) for shape in self.shapes) * self.dtype.itemsize
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of keys and values."""
         return self.keys.dtype
@@ -189,9 +195,32 @@ class AttentionState(LayerState):
         """Allocate what is reserved, if it is not there."""
         self._make_room(self.reserve)
 
-    def one(self, slot: int, seen: int, reserve: int = 0) -> AttentionState:
+    def pair(self, slot: int) -> tuple[Tensor, Tensor]:
+        """Return keys [capacity, heads, K] and values of one sequence."""
+        return self.keys[slot], self.values[slot]
+
+    def one(self, slot: int, seen: int, reserve: int = 0, growing: bool = True) -> AttentionState:
         """Return a copy of one sequence; see `LayerState.one`."""
-        return _copied((self.keys[slot], self.values[slot]), seen, self.window, reserve)
+        pair, window = self.pair(slot), self.window
+        held = min(seen, window or seen) if growing or window else 0
+        size = max(held, min(reserve, window or reserve))
+        keys, values = (x.new_empty(1, size, *x.shape[1:]) for x in pair)
+        keys[0, :held], values[0, :held] = pair[0][:held], pair[1][:held]
+        return AttentionState(keys, values, [seen], window, reserve)
+
+    def growing(self) -> list[AttentionState]:
+        """Return itself if it sees all tokens; see `LayerState.growing`."""
+        return [] if self.window else [self]
+
+    def stretch(self, slot: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Return copies of keys [end - begin, heads, K] and values of some tokens of one sequence."""
+        keys, values = self.pair(slot)
+        return keys[begin:end].clone(), values[begin:end].clone()
+
+    def fill(self, begin: int, stretch: tuple[Tensor, Tensor]) -> None:
+        """Write what `stretch` returned into the cache of one sequence, from a token on."""
+        for buffer, copied in zip(self.pair(0), stretch, strict=True):
+            buffer[begin : begin + copied.shape[0]] = copied
 
     def put(self, key: Tensor, value: Tensor) -> None:
         """Write one token of each sequence, [N, heads, ...], where `places` says; for a view on the device."""
@@ -342,20 +371,11 @@ class AttentionRows(AttentionState):
         self.rows[slot] = None
         self.table[slot] = 0
 
-    def one(self, slot: int, seen: int, reserve: int = 0) -> AttentionState:
-        """Return a copy of one sequence; see `LayerState.one`."""
-        pair = self.rows[slot]
-        assert pair is not None
-        return _copied(pair, seen, self.window, reserve)
+    def pair(self, slot: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values of one sequence."""
+        found = self.rows[slot]
+        assert found is not None
+        return found
 
     def take(self, after: AttentionState) -> None:
         """Do nothing: a step writes its tokens in place."""
-
-
-def _copied(pair: tuple[Tensor, Tensor], seen: int, window: int | None, reserve: int) -> AttentionState:
-    """Return what one sequence holds of keys and values [capacity, heads, ...], with space for `reserve` tokens."""
-    held = min(seen, window or seen)
-    size = max(held, min(reserve, window or reserve))
-    keys, values = (x.new_empty(1, size, *x.shape[1:]) for x in pair)
-    keys[0, :held], values[0, :held] = pair[0][:held], pair[1][:held]
-    return AttentionState(keys, values, [seen], window, reserve)

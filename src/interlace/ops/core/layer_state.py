@@ -110,15 +110,21 @@ class LayerState(UsedOnce):
             else:
                 part.clear(slot)
 
-    def one(self, slot: int, seen: int, reserve: int = 0) -> Any:
+    def one(self, slot: int, seen: int, reserve: int = 0, growing: bool = True) -> Any:
         """Return a copy of one sequence, which has seen so many tokens, without what its caches hold none in.
 
         reserve: tokens that the copy's caches have space for.
+        growing: copy the tokens of growing caches too; else the caller fills these with `fill`.
         """
         made = {}
         for name, part in self.parts().items():
-            made[name] = part[slot : slot + 1].clone() if isinstance(part, Tensor) else part.one(slot, seen, reserve)
+            whole = isinstance(part, Tensor)
+            made[name] = part[slot : slot + 1].clone() if whole else part.one(slot, seen, reserve, growing)
         return type(self)(**made)
+
+    def growing(self) -> list[Any]:
+        """Return the growing caches in it: the states of attention that sees all tokens."""
+        return [cache for state in self._states() for cache in state.growing()]
 
     def take(self, after: Any) -> None:
         """Copy the state after a step into the memory of this one, where the step has not written it in place."""
