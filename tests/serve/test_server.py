@@ -140,6 +140,11 @@ def tool(name="f", **more):
     return {"type": "function", "function": {"name": name, **more}}
 
 
+def allowed(*names):
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": tools}}
+
+
 def called(arguments):
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
     return {"role": "assistant", "content": None, "tool_calls": [call]}
@@ -203,6 +208,9 @@ def called(arguments):
                 ({"structured_outputs": {"grammar": "start: ("}}, "structured_outputs: grammar: "),
                 ({"tool_choice": "required"}, "tool_choice: needs tools"),
                 ({"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [tool()]}, "there is f"),
+                ({"tool_choice": allowed("g"), "tools": [tool()]}, "tool_choice: there is no function 'g'; there is f"),
+                ({"tool_choice": allowed(), "tools": [tool()]}, "tool_choice.allowed_tools.tools: "),
+                ({"tool_choice": {"type": "maybe"}, "tools": [tool()]}, "tool_choice.type: "),
                 ({"tools": [tool(), tool()]}, "two functions are named 'f'"),
                 ({"tools": [tool("a b")]}, "tools.0.function.name"),
                 ({"tools": [tool(parameters={"not": {}}, strict=True)]}, "tools: f: parameters: #/not"),

@@ -131,6 +131,30 @@ def test_a_turn_of_calls_and_results_is_read_back(client, live):
     assert found.usage.prompt_tokens == len(tokenizer.encode(text))
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_of_all_tools_that_are_written_some_are_allowed(client, says, mode):
+    if mode == "auto":
+        says("I ask.\n<tool_call>", end=False)
+    how = {"model": "tiny", "messages": HELLO, "tools": [NOW, WEATHER], "max_tokens": 300, "temperature": 1}
+    some = [{"type": "function", "function": {"name": "weather"}}]
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": some}}
+    found = client.chat.completions.create(**how, tool_choice=choice, n=8, parallel_tool_calls=False)
+    assert [c.message.tool_calls[0].function.name for c in found.choices] == ["weather"] * 8
+    tokenless = client.chat.completions.create(**how | {"max_tokens": 1})
+    assert found.usage.prompt_tokens == tokenless.usage.prompt_tokens
+    flat = [{"type": "function", **tool["function"]} for tool in (NOW, WEATHER)]
+    asked = client.responses.create(
+        model="tiny",
+        input=HELLO,
+        tools=flat,
+        tool_choice={"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "weather"}]},
+        max_output_tokens=300,
+        parallel_tool_calls=False,
+    )
+    assert [item.name for item in asked.output if item.type == "function_call"] == ["weather"]
+    assert asked.tool_choice.mode == mode
+
+
 def test_none_writes_no_tools(client):
     how = {"model": "tiny", "messages": HELLO, "max_tokens": 2}
     plain = client.chat.completions.create(**how).usage.prompt_tokens

@@ -13,7 +13,7 @@ from interlace.serve.answers import DONE, Events, chat_logprobs, event, finish, 
 from interlace.serve.dialogue import Made, Plan, Reader, plan_of, read_all
 from interlace.serve.errors import ApiError
 from interlace.serve.flow import merged
-from interlace.serve.schema import Chat
+from interlace.serve.schema import Chat, Choice
 from interlace.serve.served import Served
 
 
@@ -35,7 +35,7 @@ async def planned(served: Served, asked: Chat, owner: str) -> Plan:
         owner,
         most=asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens,
         tools=asked.tools or (),
-        choice=asked.tool_choice,
+        choice=Choice.of(asked.tool_choice),
         parallel=asked.parallel_tool_calls is not False,
         form=asked.response_format,
         structured=asked.structured_outputs,

@@ -15,12 +15,12 @@ from interlace.generation.request import Answer, Piece, Request
 from interlace.generation.structure import Structure
 from interlace.serve.errors import ApiError, of_request
 from interlace.serve.flow import merged
-from interlace.serve.schema import Drawing, Format, ObjectFormat, Offer, OneTool, SchemaFormat, Structured, Tool
+from interlace.serve.schema import Choice, Drawing, Format, ObjectFormat, Offer, SchemaFormat, Structured, Tool
 from interlace.serve.served import Served
 from interlace.serve.tools import structure_of
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
-Choice = str | OneTool | None
+ANY_CHOICE = Choice()
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ async def plan_of(
     most: int | None,
     field: str = "messages",
     tools: Sequence[Tool] = (),
-    choice: Choice = None,
+    choice: Choice = ANY_CHOICE,
     parallel: bool = True,
     form: Format | None = None,
     structured: Structured | None = None,
@@ -150,7 +150,7 @@ async def plan_of(
     Raises:
         ApiError: it cannot be served.
     """
-    if choice == "none":
+    if choice.mode == "none":
         tools = ()
     offered = [tool.function for tool in _chosen(tools, choice)]
     written = [_plain(tool) for tool in tools]
@@ -186,17 +186,14 @@ def _chosen(tools: Sequence[Tool], choice: Choice) -> Sequence[Tool]:
     names = [tool.function.name for tool in tools]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ApiError(400, f"tools: two functions are named '{twice}'", "tools", "invalid_value")
-    if not tools and choice not in (None, "none", "auto"):
+    if not tools and (choice.mode == "required" or choice.names is not None):
         raise ApiError(400, "tool_choice: needs tools", "tool_choice", "invalid_value")
-    if not isinstance(choice, OneTool):
-        return tools
-    wanted = choice.function.name
-    if wanted not in names:
+    if wrong := [name for name in choice.names or () if name not in names]:
         known = ", ".join(names[:20])
         raise ApiError(
-            400, f"tool_choice: there is no function '{wanted}'; there is {known}", "tool_choice", "invalid_value"
+            400, f"tool_choice: there is no function '{wrong[0]}'; there is {known}", "tool_choice", "invalid_value"
         )
-    return [tool for tool in tools if tool.function.name == wanted]
+    return [tool for tool in tools if choice.names is None or tool.function.name in choice.names]
 
 
 def _plain(tool: Tool) -> dict[str, Any]:
@@ -231,7 +228,7 @@ def _structure(
             "invalid_value",
         )
     assert served.form is not None
-    forced = choice == "required" or isinstance(choice, OneTool)
+    forced = choice.mode == "required"
     return structure_of(
         served.form,
         offered,

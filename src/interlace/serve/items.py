@@ -12,12 +12,13 @@ from interlace.serve.errors import ApiError
 from interlace.serve.schema import (
     MOST_TOOLS,
     MOST_TOP,
+    Choice,
+    Chooses,
     Drawing,
     Function,
     NamedSchema,
     ObjectFormat,
     Offer,
-    OneTool,
     SchemaFormat,
     Strict,
     Text,
@@ -107,15 +108,27 @@ class FlatTool(Offer):
         return Tool(type="function", function=Offer(**fields))
 
 
-class FlatChoice(Strict):
+class FlatChoice(Chooses):
     """The one function that must be called."""
 
     type: Literal["function"]
     name: str
 
-    def nested(self) -> OneTool:
-        """Return it as chat completions have it."""
-        return OneTool.model_validate({"type": "function", "function": {"name": self.name}})
+    def choice(self) -> Choice:
+        """Return what it says."""
+        return Choice("required", (self.name,))
+
+
+class FlatAllowed(Chooses):
+    """The functions that may be called; the model reads of all that are offered."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[FlatChoice], Field(min_length=1, max_length=MOST_TOOLS)]
+
+    def choice(self) -> Choice:
+        """Return what it says."""
+        return Choice(self.mode, tuple(tool.name for tool in self.tools))
 
 
 class FlatSchema(NamedSchema):
@@ -165,7 +178,7 @@ class Ask(Drawing):
     store: bool | None = None
     max_output_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     tools: Annotated[list[FlatTool], Field(max_length=MOST_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | FlatChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | FlatChoice | FlatAllowed | None = None
     parallel_tool_calls: bool | None = None
     text: Written | None = None
     reasoning: Reasoning | None = None

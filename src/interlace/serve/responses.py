@@ -16,7 +16,8 @@ from interlace.serve.answers import DONE, Events, chat_logprobs, named_event
 from interlace.serve.dialogue import Made, Plan, Reader, Said, plan_of
 from interlace.serve.errors import ApiError
 from interlace.serve.flow import merged
-from interlace.serve.items import Ask, FlatChoice, check_logprobs, checked_input, with_instructions
+from interlace.serve.items import Ask, check_logprobs, checked_input, with_instructions
+from interlace.serve.schema import Choice, Chooses
 from interlace.serve.served import Served
 from interlace.serve.store import Store
 
@@ -43,7 +44,7 @@ async def planned(served: Served, asked: Ask, owner: str, store: Store) -> tuple
         most=asked.max_output_tokens,
         field="input",
         tools=[tool.nested() for tool in asked.tools or ()],
-        choice=asked.tool_choice.nested() if isinstance(asked.tool_choice, FlatChoice) else asked.tool_choice,
+        choice=Choice.of(asked.tool_choice),
         parallel=asked.parallel_tool_calls is not False,
         form=None if asked.text is None else asked.text.nested(),
         variables=variables,
@@ -256,7 +257,7 @@ def _begun(served: Served, asked: Ask, plan: Plan) -> dict[str, Any]:
         "presence_penalty": penalties.presence,
         "frequency_penalty": penalties.frequency,
         "text": {"format": _format(asked)},
-        "tool_choice": choice.model_dump() if isinstance(choice, FlatChoice) else choice or "auto",
+        "tool_choice": choice.model_dump() if isinstance(choice, Chooses) else choice or "auto",
         "tools": tools,
         "top_logprobs": asked.top_logprobs or 0,
         "truncation": "disabled",

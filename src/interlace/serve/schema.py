@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -247,11 +248,60 @@ class Named(Strict):
     name: str
 
 
-class OneTool(Strict):
+@dataclass(frozen=True)
+class Choice:
+    """Which tools may be called, and whether one must be.
+
+    Attributes:
+        mode: none, auto or required.
+        names: of the functions that may be called, or None for all.
+    """
+
+    mode: str = "auto"
+    names: tuple[str, ...] | None = None
+
+    @staticmethod
+    def of(given: str | Chooses | None) -> Choice:
+        """Return what a request's `tool_choice` says."""
+        return Choice(given or "auto") if given is None or isinstance(given, str) else given.choice()
+
+
+class Chooses(Strict):
+    """A `tool_choice` that names functions."""
+
+    def choice(self) -> Choice:
+        """Return what it says."""
+        raise NotImplementedError
+
+
+class OneTool(Chooses):
     """The one tool that must be called."""
 
     type: Literal["function"]
     function: Named
+
+    def choice(self) -> Choice:
+        """Return what it says."""
+        return Choice("required", (self.function.name,))
+
+
+class SomeTools(Strict):
+    """Tools of those that are offered, and whether one of them must be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[OneTool], Field(min_length=1, max_length=MOST_TOOLS)]
+
+
+class AllowedTools(Chooses):
+    """The tools that may be called; the model reads of all that are offered."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: SomeTools
+
+    def choice(self) -> Choice:
+        """Return what it says."""
+        some = self.allowed_tools
+        return Choice(some.mode, tuple(tool.function.name for tool in some.tools))
 
 
 class Variables(Strict):
@@ -273,7 +323,7 @@ class Chat(Drawing):
     response_format: Format | None = None
     structured_outputs: Structured | None = None
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | OneTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | OneTool | AllowedTools | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: Annotated[str, Field(pattern="^[a-z]{1,16}$")] | None = None
     chat_template_kwargs: Variables | None = None
