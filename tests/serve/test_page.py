@@ -8,6 +8,7 @@ import shutil
 import pytest
 from live import KEY, Live, small
 
+from interlace.serve import streamed
 from interlace.serve.keys import Keys
 from interlace.serve.served import Served
 
@@ -29,6 +30,12 @@ def server():
     made = Live({name: Served(name, model, "2GB", 8, None) for name, model in models.items()}, Keys([]), 40)
     yield made
     made.close()
+
+
+@pytest.fixture(autouse=True)
+def comments(monkeypatch):
+    """Streams hold comments."""
+    monkeypatch.setattr(streamed, "SILENCE", 0.001)
 
 
 @pytest.fixture(scope="module")

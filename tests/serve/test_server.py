@@ -14,6 +14,7 @@ from interlace.base.errors import ConfigError
 from interlace.data.chat import Thought
 from interlace.generation.sampling import Sampling
 from interlace.generation.text import generate_tokens
+from interlace.serve import streamed
 from interlace.serve.app import Api
 from interlace.serve.guard import MOST_BODY, OPEN, nesting
 from interlace.serve.keys import Keys
@@ -409,6 +410,22 @@ def test_a_full_queue_says_when_to_come_again():
             assert found.status_code == 200
     finally:
         made.close()
+
+
+@pytest.mark.parametrize("silence", [0.02, 60])
+def test_a_silent_stream_says_that_it_goes_on(live, ask, client, says, monkeypatch, silence):
+    """In comments, which clients do not read; a call is one event, at its end."""
+    monkeypatch.setattr(streamed, "SILENCE", silence)
+    says("<tool_call>", end=False)
+    body = {**CHAT, "tools": [tool(parameters={"properties": {"a": {"type": "integer"}}})], "max_tokens": 300}
+    text = ask.post("/v1/chat/completions", json={**body, "stream": True}).text
+    assert (text.count(": the answer is being made\n\n") > 2) == (silence < 1)
+    assert all(part.startswith(("data: ", ": ")) for part in text.removesuffix("\n\n").split("\n\n"))
+    assert text.endswith("data: [DONE]\n\n")
+    with client.chat.completions.stream(**body) as events:
+        found = events.get_final_completion().choices[0]
+    whole = ask.post("/v1/chat/completions", json=body).json()["choices"][0]
+    assert (found.finish_reason, found.message.content or None) == (whole["finish_reason"], whole["message"]["content"])
 
 
 def test_many_clients_get_what_they_would_get_alone(live):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -12,12 +12,12 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as Http
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from interlace.generation.request import Request
 from interlace.serve import chat, completions, responses
-from interlace.serve.answers import DONE, Events, event
+from interlace.serve.answers import Events
 from interlace.serve.document import document
 from interlace.serve.errors import ApiError
 from interlace.serve.guard import FAILED, App, Guard, read_json
@@ -27,6 +27,7 @@ from interlace.serve.metrics import CONTENT_TYPE, Metrics
 from interlace.serve.schema import Chat, Completion, Detokenize, Tokenize, parsed
 from interlace.serve.served import Served
 from interlace.serve.store import Store
+from interlace.serve.streamed import Streamed
 
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -258,32 +259,7 @@ class Api:
 
     def streamed(self, requests: list[Request], events: Events) -> Response:
         """Return a stream; a client that leaves ends it."""
-        return _Stream(events, self.place(len(requests)))
-
-
-class _Stream(StreamingResponse):
-    """Events that hold places until they end, however they end."""
-
-    def __init__(self, events: Events, place: contextlib.AbstractContextManager[None]):
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(_told_errors(events), media_type="text/event-stream", headers=headers)
-        self._events, self._place = events, place
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Send the events."""
-        async with contextlib.aclosing(self._events):  # or they would go on until somebody collects them
-            with self._place:
-                await super().__call__(scope, receive, send)
-
-
-async def _told_errors(events: Events) -> AsyncIterator[bytes]:
-    """Yield events; an error ends them in words."""
-    try:
-        async for one in events:
-            yield one
-    except ApiError as error:
-        yield event(error.body())
-        yield DONE
+        return Streamed(events, self.place(len(requests)))
 
 
 async def _left(http: Http) -> None:

@@ -131,7 +131,8 @@ async function* events(response) {
     const lines = held.split("\n\n");
     held = lines.pop();
     for (const line of lines) {
-      const data = line.replace(/^data: /, "");
+      if (!line.startsWith("data: ")) continue; // a comment
+      const data = line.slice("data: ".length);
       if (data === "[DONE]") return;
       yield JSON.parse(data);
     }
