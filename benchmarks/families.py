@@ -4,7 +4,8 @@
 
 Each family has a model of 15 to 60 million parameters with the head sizes of its releases, saved by transformers and
 opened by both. Prefill: 1 x 1024 tokens, state kept, logits of the last. Decode: 32 greedy tokens after a prompt of
-256; and 32 of each of 16 rows after prompts of 16. Ours and theirs alternate; ratios are of medians, with quartiles.
+256, the time of the prompt included; the same tokens alone, as the time of 64 less that of 2 after a prompt of 16; and
+32 of each of 16 rows after prompts of 16. Ours and theirs alternate; ratios are of medians, with quartiles.
 Prints nothing unless the operators agree with the float64 recurrence first, and the two sides' logits with each
 other.
 """
@@ -22,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 import transformers
-from measure import compare, describe, require_truth
+from measure import compare, compare_differences, describe, require_truth
 
 import interlace
 from interlace.generation.batch import answers
@@ -137,6 +138,13 @@ def measure(name: str, dtype: torch.dtype, pairs: int) -> dict[str, Any]:
         lambda: theirs.generate(prompt, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False),
         pairs,
     )
+    short = prompt[:, :SHORT]
+    alone = compare_differences(
+        lambda count: list(generate_tokens(ours, short[0].tolist(), max_tokens=count, sampling=greedy)),
+        lambda count: theirs.generate(short, max_new_tokens=count, min_new_tokens=count, do_sample=False),
+        (2, 2 * NEW),
+        pairs,
+    )
     many = torch.randint(ours.config.vocabulary, (ROWS, SHORT))
     requests = [Request(tuple(row), NEW, greedy) for row in many.tolist()]
     rows = compare(
@@ -150,6 +158,7 @@ def measure(name: str, dtype: torch.dtype, pairs: int) -> dict[str, Any]:
         "difference": float((a - b).norm() / b.norm()),
         "prefill": {**prefill, "tokens_per_second": PROMPT / prefill["ours_seconds"]},
         "decode": {**decode, "tokens_per_second": NEW / decode["ours_seconds"]},
+        "alone": {**alone, "tokens_per_second": 1 / alone["ours_seconds"]},
         "rows": {**rows, "tokens_per_second": ROWS * NEW / rows["ours_seconds"]},
     }
 
@@ -168,13 +177,13 @@ def main() -> None:
     machine = describe(f"transformers {transformers.__version__}")
     print(machine, file=sys.stderr)
     results = []
-    heads = [("prefill tok/s", 13), ("decode tok/s", 12), (f"{ROWS} rows tok/s", 13)]
+    heads = [("prefill tok/s", 13), ("decode tok/s", 12), ("alone tok/s", 11), (f"{ROWS} rows tok/s", 13)]
     print(f"{'family':18} {'parameters':>11}  " + "  ".join(f"{head:>{w}} {'ratio':>18}" for head, w in heads))
     for name in arguments.only.split(","):
         r = measure(name, getattr(torch, arguments.dtype), arguments.pairs)
         results.append(r)
         cells = []
-        for part, (_, width) in zip(("prefill", "decode", "rows"), heads, strict=True):
+        for part, (_, width) in zip(("prefill", "decode", "alone", "rows"), heads, strict=True):
             x = r[part]
             spread = f"{x['ratio']:.2f} ({x['ratio_low']:.2f}-{x['ratio_high']:.2f})"
             cells.append(f"{x['tokens_per_second']:{width}.0f} {spread:>18}")

@@ -48,6 +48,23 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], pairs: int
     for _ in range(pairs):
         a.append(per_call(ours, calls[0]))
         b.append(per_call(theirs, calls[1]))
+    return _compared(a, b)
+
+
+def compare_differences(
+    ours: Callable[[int], object], theirs: Callable[[int], object], sizes: tuple[int, int], pairs: int
+) -> dict[str, float]:
+    """As `compare`, of what one more unit costs: the time of the larger size less that of the smaller, by unit."""
+    a, b, units = [], [], sizes[1] - sizes[0]
+    for turn in range(pairs + 1):
+        for work, found in ((ours, a), (theirs, b)):
+            small, large = (seconds(lambda size=size, work=work: work(size)) for size in sizes)
+            if turn:
+                found.append((large - small) / units)
+    return _compared(a, b)
+
+
+def _compared(a: list[float], b: list[float]) -> dict[str, float]:
     ratios = statistics.quantiles([y / x for x, y in zip(a, b, strict=True)], n=4)
     return {
         "ours_seconds": statistics.median(a),

@@ -100,6 +100,26 @@ struct SwiGLU {
   void *out, *d_gate, *d_up;      // out contiguous; the gradients rows apart as gate and up
 };
 
+struct DecayGate {
+  const void* x;                // [total, C], tokens `row` elements apart
+  const float *dt_bias, *A_log;  // [C], and [G] or null: only the step is wanted then
+  DType dtype;                  // of x
+  long total, C, G, row;
+  float low, high;
+  int threads;
+  float *log_decay, *step;      // [total, C], contiguous; null for what is not wanted
+};
+
+struct Rope {
+  const void* x;           // [total, heads, dim], tokens `row` elements apart, heads contiguous
+  const float *cos, *sin;  // [total, turning], both halves alike
+  DType dtype;
+  long total, heads, dim, turning, row;
+  float sign;              // of the angles
+  int threads;
+  void* out;               // contiguous
+};
+
 struct CrossEntropy {
   void* logits;            // [rows, D]; replaced by the gradient: (softmax - one-hot) factor, 0 where target is ignored
   const int64_t* targets;  // [rows]
@@ -201,6 +221,8 @@ struct Kernels {
   void (*rms_norm_backward)(const RMSNorm&);
   void (*swiglu_forward)(const SwiGLU&);
   void (*swiglu_backward)(const SwiGLU&);
+  void (*rope)(const Rope&);
+  void (*decay_gate)(const DecayGate&);
   void (*cross_entropy)(const CrossEntropy&);
   void (*linear)(const Linear&);
   void (*experts)(const Experts&);

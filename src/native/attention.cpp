@@ -3,6 +3,13 @@
 namespace INTERLACE_ISA {
 namespace {
 
+constexpr long TOKENS_AHEAD = 12;  // tokens: a head's rows lie apart, so that the processor does not foresee them
+
+template <class T>
+void fetch(const T* row, long n) {
+  for (long d = 0; d < n; d += 64 / long(sizeof(T))) __builtin_prefetch(row + d);
+}
+
 template <class T>
 void attention_step_of(const AttentionStep& x) {
   const long group = x.H / x.J, ldk = padded(x.K), ldv = padded(x.V);
@@ -25,12 +32,14 @@ void attention_step_of(const AttentionStep& x) {
       for (long d = 0; d < ldk; d += VW) store(q + g * ldk + d, x.scale * load(q + g * ldk + d));
     }
     memset(out, 0, group * ldv * sizeof(float));
-    for (long t = 0; t < held; t++)
+    for (long t = 0; t < held; t++) {
+      fetch(keys + (t + TOKENS_AHEAD) * key_row, x.K);
       for (long g = 0; g < group; g++) {
         vec total = {};
         along_row(x.K, [&](long d, auto part) { total += load(q + g * ldk + d) * load_part(keys + t * key_row, d, x.K, part); });
         scores[g * padded(visible) + t] = sum(total);
       }
+    }
     for (long g = 0; g < group; g++) {
       float *row = scores + g * padded(visible), peak = row[0];
       for (long t = 1; t < held; t++) peak = row[t] > peak ? row[t] : peak;
@@ -44,12 +53,14 @@ void attention_step_of(const AttentionStep& x) {
       const float inverse = 1.0f / sum(total);
       for (long t = 0; t < held; t += VW) store(row + t, inverse * load(row + t));
     }
-    for (long t = 0; t < held; t++)
+    for (long t = 0; t < held; t++) {
+      fetch(values + (t + TOKENS_AHEAD) * value_row, x.V);
       for (long g = 0; g < group; g++) {
         const float p = scores[g * padded(visible) + t];
         float* to = out + g * ldv;
         along_row(x.V, [&](long d, auto part) { store(to + d, load(to + d) + p * load_part(values + t * value_row, d, x.V, part)); });
       }
+    }
     for (long g = 0; g < group; g++) narrow(static_cast<T*>(x.out) + (n * x.H + j * group + g) * x.V, out + g * ldv, x.V);
   });
 }

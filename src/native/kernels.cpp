@@ -11,6 +11,7 @@
 
 #include "attention.cpp"
 #include "cross_entropy.cpp"
+#include "decay_gate.cpp"
 #include "gated_delta_chunk.h"
 #include "gated_delta.cpp"
 #include "kimi_delta.cpp"
@@ -19,6 +20,7 @@
 #include "experts.cpp"
 #include "mixer_step.cpp"
 #include "rms_norm.cpp"
+#include "rope.cpp"
 #include "selective_scan.cpp"
 #include "short_convolution.cpp"
 #include "swiglu.cpp"
@@ -45,6 +47,8 @@ const Kernels TABLE(INTERLACE_ISA) = {
     INTERLACE_ISA::rms_norm_backward,
     INTERLACE_ISA::swiglu_forward,
     INTERLACE_ISA::swiglu_backward,
+    INTERLACE_ISA::rope,
+    INTERLACE_ISA::decay_gate,
     INTERLACE_ISA::cross_entropy,
     INTERLACE_ISA::linear,
     INTERLACE_ISA::experts,

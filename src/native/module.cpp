@@ -233,6 +233,24 @@ void swiglu_backward(Address d_out, Address gate, Address up, int dtype, long ro
   active->swiglu_backward(x);
 }
 
+void decay_gate(std::vector<Address> in, std::vector<long> sizes, std::vector<float> limits, std::vector<Address> out) {
+  nb::gil_scoped_release released;
+  DecayGate x{};
+  x.x = pointer<void>(in[0]), x.dt_bias = pointer<float>(in[1]), x.A_log = pointer<float>(in[2]);
+  x.total = sizes[0], x.C = sizes[1], x.G = sizes[2], x.row = sizes[3], x.dtype = DType(sizes[4]), x.threads = int(sizes[5]);
+  x.low = limits[0], x.high = limits[1], x.log_decay = pointer<float>(out[0]), x.step = pointer<float>(out[1]);
+  active->decay_gate(x);
+}
+
+void rope(Address in, Address cos, Address sin, int dtype, std::vector<long> sizes, bool back, int threads, Address out) {
+  nb::gil_scoped_release released;
+  Rope x{};
+  x.x = pointer<void>(in), x.cos = pointer<float>(cos), x.sin = pointer<float>(sin), x.dtype = DType(dtype);
+  x.total = sizes[0], x.heads = sizes[1], x.dim = sizes[2], x.turning = sizes[3], x.row = sizes[4];
+  x.sign = back ? -1.0f : 1.0f, x.threads = threads, x.out = pointer<void>(out);
+  active->rope(x);
+}
+
 void cross_entropy(Address logits, Address targets, int dtype, long rows, long D, long ignored, float factor, int threads,
                    Address losses) {
   nb::gil_scoped_release released;
@@ -364,6 +382,8 @@ NB_MODULE(_native, m) {
   m.def("rms_norm_backward", &rms_norm_backward);
   m.def("swiglu", &swiglu);
   m.def("swiglu_backward", &swiglu_backward);
+  m.def("rope", &rope);
+  m.def("decay_gate", &decay_gate);
   m.def("cross_entropy", &cross_entropy);
   m.def("linear", &linear);
   m.def("linear_quantised", &linear_quantised);

@@ -48,6 +48,7 @@ def test_pretending_reports_every_section(tmp_path):
     assert not list(tmp_path.glob("gpu.json?*"))
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

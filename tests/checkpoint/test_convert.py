@@ -91,6 +91,7 @@ module.convert(sys.argv[1], sys.argv[2], shard_bytes=10_000)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_goes_on(folder, tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(tmp_path / "out")], check=False)
     assert done.returncode == -9
@@ -102,6 +103,7 @@ def test_a_killed_conversion_goes_on(folder, tmp_path):
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes(), file.name
 
 
+@pytest.mark.slow
 def test_other_work_is_not_gone_on_with(folder, tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, str(folder), str(tmp_path / "out")], check=False)
     assert convert(folder, tmp_path / "out", shard_bytes=10_000, dtype=torch.bfloat16).resumed == 0

@@ -104,6 +104,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, words, capsys, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_doctor_checks_every_operator(capsys, monkeypatch):
     from interlace.ops import selftest
 
@@ -118,6 +119,7 @@ def test_doctor_checks_every_operator(capsys, monkeypatch):
     assert "Do not trust" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_verb_imports_what_it_does_not_need(recipe, tmp_path):
     """torch's compiler takes two seconds, scipy one, sympy half a one: every verb that touches them would pay."""
     file, out, prompt = tmp_path / "r.toml", str(tmp_path / "run"), ["the quick", "--max-tokens", "2"]

@@ -205,6 +205,7 @@ def test_python_of_readme_runs(hybrid):
     assert names["state"].count == 3
 
 
+@pytest.mark.slow
 def test_python_of_its_own_page_runs_and_learns(hybrid):
     names = run_python("docs/python.md")
     assert names["losses"][-1] < names["losses"][0] - 0.5
@@ -218,6 +219,7 @@ def test_the_page_of_python_shows_what_people_look_for():
     assert [word for word in (*words, "interlace.save") if word not in page] == []
 
 
+@pytest.mark.slow
 def test_what_the_page_of_training_shows_runs(tmp_path, monkeypatch, capsys):
     """With a narrower model and fewer tokens."""
     monkeypatch.chdir(tmp_path)
@@ -305,6 +307,7 @@ def last_step(folder):
     return max(Path(folder, "checkpoints").iterdir(), key=lambda p: int(p.name.partition("-")[2]))
 
 
+@pytest.mark.slow
 def test_what_the_page_of_evaluating_shows_runs(hybrid, tmp_path, capsys):
     numbers(tmp_path)
     shutil.move("runs/quickstart/hybrid", "runs/mine")

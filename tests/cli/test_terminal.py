@@ -200,6 +200,7 @@ def test_a_document_holds_no_number_that_json_lacks(capsys):
     assert json.loads(capsys.readouterr().out) == {"loss": None, "all": [None, 1.5], "3": [None]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file that takes nothing")
 @pytest.mark.parametrize("json", [[], ["--json"]])
 def test_a_full_disk_behind_standard_output_is_a_sentence(checkpoint, json):
@@ -210,6 +211,7 @@ def test_a_full_disk_behind_standard_output_is_a_sentence(checkpoint, json):
     assert found.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_left_is_no_fault(checkpoint):
     command = f"{sys.executable} -W ignore -m interlace inspect {checkpoint} --json; echo $? >&2"
     found = subprocess.run(["bash", "-c", f"({command}) | true"], capture_output=True, text=True)

@@ -79,6 +79,7 @@ def test_reading_takes_less_than_what_is_read(tmp_path, name, before, member, af
     assert not said or f"{name}:1" in said or f"{name}:2" in said
 
 
+@pytest.mark.slow
 def test_a_row_of_a_distillation_is_bounded_too(tmp_path):
     path = bomb(tmp_path / "rows.jsonl.gz", b'{"question": "', b"a" * MEGA, 192, b'"}\n')
     grown, said = peak_mebibytes("[None for row in read_rows(one)]", path)
@@ -267,6 +268,7 @@ def test_a_conversation_is_too_long_whatever_key_makes_it_so(tmp_path, key):
         list(Sources([tmp_path / "rows.jsonl"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["[]", "[1]", '{"":{"":{"":{}}}}'])
 def test_the_longest_row_of_many_small_values_takes_less_than_a_gibibyte(tmp_path, value):
     """Measured on an eighth of it."""

@@ -191,6 +191,7 @@ def test_two_models_side_by_side(made, tmp_path, capsys):
     assert page.count("<details>") == 45
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_was_killed_goes_on_to_the_same_figures(made, tmp_path, monkeypatch):
     words = [made / "base", "--tasks", made / "choose.toml", made / "say.toml", "--suites", "recall", "--limit", "12"]
     monkeypatch.setattr("interlace.evaluate.ask.ROWS", 5)

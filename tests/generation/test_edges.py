@@ -322,14 +322,12 @@ def test_angles_are_right_to_a_millionth_up_to_a_million_positions(name, positio
 
 def test_scores_far_out_depend_on_the_distance_alone():
     """Query and key that stand 5 apart score the same at the start and at a million."""
-    from interlace.layers.rope import rotate
+    from interlace.ops import rope as turn
 
     query, key = torch.randn(2, 1, 1, 64)
     scores = []
     for first in (0, 131_072, 999_990):
-        turned = [
-            rotate(x, *rotary(torch.tensor([p]), RopeConfig(), 64)) for x, p in ((query, first + 5), (key, first))
-        ]
+        turned = [turn(x, *rotary(torch.tensor([p]), RopeConfig(), 64)) for x, p in ((query, first + 5), (key, first))]
         scores.append(float((turned[0] * turned[1]).sum()))
     assert scores == pytest.approx([scores[0]] * 3, abs=2e-5)  # 64 products, each right to about 1e-7
 

@@ -132,13 +132,16 @@ def test_training_evens_the_load():
         given = batch(model.config.vocabulary)
         trainer = Trainer.of(model, settings(balance_loss=1.0, balance_rate=0.05), 200)
         loads = []
-        for _ in range(40):
+        for step in range(40):
+            if step not in (0, 39):
+                trainer.step(given)
+                continue
             with torch.no_grad():
                 found = [x.busiest for x in model.train().read(given.tokens, given.segments).loads if x is not None]
             assert trainer.step(given).busiest == max(found)
             assert len(found) == len(mixtures)
             loads.append(sum(found) / len(found))
-        assert loads[-1] < 0.9 * loads[0], (correction, loads[::8])
+        assert loads[-1] < 0.9 * loads[0], (correction, loads)
 
 
 def test_experts_decay_and_corrections_do_not():

@@ -17,11 +17,13 @@ from interlace.base.segments import Segments
 from interlace.ops import (
     attention,
     cross_entropy_,
+    decay_gate,
     experts,
     gated_delta,
     gated_delta_step,
     linear,
     rms_norm,
+    rope,
     selftest,
     short_convolution,
     swiglu,
@@ -33,6 +35,7 @@ from interlace.ops.core.quantised import Rounding, quantise
 from interlace.ops.gated_delta import native as gated_delta_native
 from interlace.ops.gated_delta.cases import gated_delta_case
 from interlace.ops.short_convolution.cases import short_convolution_case
+from interlace.ops.short_convolution.dispatch import _columns, side_by_side
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native kernels here: {native.missing}")
 COMPILED = [name for name in selftest.OPERATORS if any(v.backend == "native" for v in selftest.variants(name))]
@@ -48,6 +51,7 @@ def in_a_process(code, **environment):
 # What selects them
 
 
+@pytest.mark.slow
 @every_instruction_set
 def test_the_environment_forces_an_instruction_set(instruction_set):
     done = in_a_process(
@@ -81,6 +85,7 @@ print(len(list(generate_tokens(pack_for_decoding(model), [1, 2], max_tokens=5)))
     assert done.stderr.count("backend 'native' cannot serve gated_delta (INTERLACE_NATIVE=off)") == 1
 
 
+@pytest.mark.slow
 def test_doctor_says_what_is_missing_and_what_it_costs():
     code = "from interlace.ops import selftest; selftest.LENGTHS = {'short': [3]}\n"
     code += "from interlace.cli.main import run; run(['doctor'])"
@@ -139,6 +144,7 @@ def holds(case, dtype):
         assert gradients is None or gradients <= selftest.TOLERANCE[dtype], name
 
 
+@pytest.mark.slow
 @DRAWN
 @given(lengths, st.integers(1, 3), st.integers(1, 3), sizes, sizes, st.booleans(), dtypes, st.integers(0, 99))
 def test_recurrences_of_any_shape(lengths, H, group, K, V, with_state, dtype, seed):
@@ -320,12 +326,61 @@ def test_nothing_at_all():
     """No rows, no channels to speak of, one tap: neither a crash nor a hang."""
     assert rms_norm(torch.zeros(0, 8), torch.ones(8), 1e-6, backend="native")[0].shape == (0, 8)
     assert swiglu(torch.zeros(0, 8), backend="native").shape == (0, 4)
+    assert rope(torch.zeros(0, 2, 8), torch.zeros(0, 4), torch.zeros(0, 4), backend="native").shape == (0, 2, 8)
+    assert [x.shape for x in decay_gate(torch.zeros(0, 8), torch.zeros(8), torch.zeros(2), backend="native")] == [
+        (0, 8),
+        (0, 8),
+    ]
     assert cross_entropy_(torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64), backend="native").shape == (0,)
     with torch.no_grad():
         assert linear(torch.zeros(0, 8), torch.zeros(5, 8), backend="native").shape == (0, 5)
     out, window = short_convolution(torch.ones(3, 1), torch.ones(1, 1), activation=None, backend="native")
     assert out.tolist() == [[1], [1], [1]]
     assert window.shape == (1, 0, 1)
+
+
+@every_instruction_set
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_heads_turn_where_they_lie(instruction_set, dtype):
+    """In a slice of a wider tensor, and out of the order of their heads; elements that do not turn keep their bits."""
+    mixed = torch.randn(9, 200).to(dtype)
+    cos, sin = (x.repeat(1, 2) for x in torch.randn(2, 9, 11))
+    with native.using(instruction_set):
+        for x in (mixed[:, 31:131].unflatten(1, (4, 25)), mixed[:, :150].view(9, 25, 6).transpose(1, 2)):
+            found = rope(x, cos, sin, backend="native")
+            want = rope(x.contiguous(), cos, sin, backend="plain")
+            torch.testing.assert_close(found, want, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+            assert torch.equal(found[..., 22:], x[..., 22:])
+
+
+@every_instruction_set
+def test_steps_of_gates_far_out(instruction_set):
+    """What is not a number stays so, and steps keep their digits however small."""
+    x = torch.tensor([[-torch.inf, -100.0, -80.0, -20.0, -1.0, 0.0, 1.0, 20.0, 1e30, torch.inf, torch.nan]])
+    with native.using(instruction_set):
+        for low, high in ((0.0, None), (0.5, 20.0)):
+            found = decay_gate(x, torch.zeros(11), torch.zeros(1), low=low, high=high, backend="native")
+            want = decay_gate(x.double(), torch.zeros(11).double(), torch.zeros(1).double(), low=low, high=high)
+            for one, other in zip(found, want, strict=True):
+                torch.testing.assert_close(one, other.float(), rtol=1e-6, atol=1e-37, equal_nan=True)
+
+
+def test_taps_beside_their_bias_are_not_copied():
+    weight, bias = torch.randn(6, 4), torch.randn(6)
+    beside = side_by_side(weight, bias)
+    x = torch.randn(5, 6)
+    assert [torch.equal(a, b) for a, b in zip(beside, (weight, bias), strict=True)] == [True, True]
+    assert torch.equal(*(short_convolution(x, w, bias=b)[0] for w, b in (beside, (weight, bias))))
+    with torch.no_grad():
+        assert _columns(*beside).data_ptr() == beside[0].data_ptr()
+    for w, b in (
+        (beside[0], beside[1].clone()),
+        (beside[0].clone(), beside[1]),
+        (beside[0], side_by_side(weight, bias)[1]),
+    ):
+        with torch.no_grad():
+            assert _columns(w, b).data_ptr() != beside[0].data_ptr()
+            assert torch.equal(_columns(w, b), torch.cat((weight, bias[:, None]), dim=1))
 
 
 def test_many_taps_are_refused():
@@ -393,6 +448,10 @@ def test_shapes_that_would_be_read_out_of_bounds_are_refused():
         cross_entropy_.__wrapped__(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int32))
     with pytest.raises(ShapeError, match="must hold something"):
         short_convolution(torch.zeros(3, 0), torch.zeros(0, 4))
+    x = torch.zeros(2, 1, 6)
+    for cos, sin in (((2, 4), (2, 6)), ((2, 8), (2, 8)), ((2, 3), (2, 3)), ((3, 4), (3, 4))):
+        with pytest.raises(ShapeError, match=r"rope: cos and sin .* with turning even"):
+            rope.__wrapped__(x, torch.zeros(cos), torch.zeros(sin))
     with pytest.raises(ShapeError, match=r"swiglu.*2 D"):
         swiglu(torch.zeros(3, 0))
     with pytest.raises(ShapeError, match="nothing to compute"):

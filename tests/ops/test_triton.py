@@ -66,6 +66,7 @@ def test_stretches_of_a_sequence_are_joined(monkeypatch, operator):
     assert worst(remembering(operator)) <= TOLERANCE[torch.float32]
 
 
+@pytest.mark.slow
 def test_joining_stretches_loses_nothing_of_bfloat16(monkeypatch):
     whole = worst(remembering("gated_delta"), torch.bfloat16)
     monkeypatch.setattr(delta_kernels, "period", lambda *_: 1)
@@ -113,6 +114,7 @@ def test_all_between_the_projections_of_a_layer(sizes):
     assert worst(mixer_case([3, 70, 1], *sizes)) <= TOLERANCE[torch.float32]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("state", "dtype"), [(True, torch.float32), (False, torch.bfloat16)], ids=str)
 def test_selective_scan_with_short_stretches(monkeypatch, state, dtype):
     """The interpreter scans token by token, so the law's own cases would take minutes."""

@@ -39,6 +39,7 @@ def apart():
         yield lambda function, *given, **more: process.submit(function, *given, **more).result()
 
 
+@pytest.mark.slow
 @pytest.mark.process
 def test_litellm(live, says, apart):
     says("the fox")

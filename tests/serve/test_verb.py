@@ -62,6 +62,7 @@ class Process:
         self.process.stderr.close()
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_page_run_and_sigterm_ends_answers_in_time(folder):
     server = Process(folder, "--port", "0", "--drain-seconds", "1")
     try:

@@ -20,7 +20,7 @@ from interlace.study.quickstart.plan import RATES
 from interlace.study.quickstart.report import sentence
 from interlace.study.quickstart.run import quickstart
 
-PLAN = {"steps": 24, "sweep_steps": 2, "precision": "float32", "batch_tokens": 1024}
+PLAN = {"steps": 12, "sweep_steps": 2, "precision": "float32", "batch_tokens": 1024}
 SPEEDS = {"transformer": 0.1, "hybrid": 0.1}
 
 WORKER = """
@@ -36,7 +36,7 @@ quickstart(1.0, Path(sys.argv[1]), Path(sys.argv[2]), watch)
 """
 
 
-def start(out, texts, steps=24):
+def start(out, texts, steps=12):
     """A run whose plan is made already, so that the test takes seconds and both runs do the same."""
     import tomli_w
 
@@ -70,21 +70,21 @@ def test_killed_and_started_again_it_ends_as_if_it_never_was(texts, tmp_path):
     subprocess.run([*command, whole, str(texts)], check=True, capture_output=True)
     worker = subprocess.Popen([*command, broken, str(texts)], stdout=subprocess.PIPE, text=True)
     for line in worker.stdout:
-        if line.split() == ["hybrid", "14"]:
+        if line.split() == ["hybrid", "7"]:
             worker.send_signal(signal.SIGKILL)
             break
     worker.stdout.close()
     assert worker.wait() == -signal.SIGKILL
     subprocess.run([*command, broken, str(texts)], check=True, capture_output=True)
     for name in ("transformer", "hybrid"):
-        files = [tmp_path / run / name / "checkpoints" / "step-24" / "model.safetensors" for run in ("whole", "broken")]
+        files = [tmp_path / run / name / "checkpoints" / "step-12" / "model.safetensors" for run in ("whole", "broken")]
         assert files[0].read_bytes() == files[1].read_bytes()
 
     results = json.loads((tmp_path / "broken" / "results.json").read_text())
     models = results["models"]
-    assert models["transformer"]["tokens"] == models["hybrid"]["tokens"] == 24 * 1024
+    assert models["transformer"]["tokens"] == models["hybrid"]["tokens"] == 12 * 1024
     scores = {n: m["held_out_bits_per_byte"] for n, m in models.items()}
-    assert results["winner"] is None  # 24 steps say nothing
+    assert results["winner"] is None  # 12 steps say nothing
     assert all(score > 0 for score in scores.values())
     assert len(results["learning_rates"]["scores"]) == 2 * len(RATES)
     assert (tmp_path / "broken" / "loss.png").read_bytes().startswith(b"\x89PNG")

@@ -121,6 +121,7 @@ def test_points_of_one_run_are_not_independent():
     assert widths["runs"] > 1.3 * widths["points"]
 
 
+@pytest.mark.slow
 def test_a_saving_in_closed_form_and_in_words():
     laws = {"transformer": BASE, "hybrid": Law(1.6, 110.0, 80.0, 0.25, 0.22)}
     assert token_saving(laws, "transformer", "hybrid", 1e9, 2e10) == pytest.approx((95 / 80) ** (1 / 0.22))
@@ -143,6 +144,7 @@ def test_a_loss_out_of_reach_is_no_saving():
     assert math.isinf(laws["hybrid"].tokens(1e9, 2.8))
 
 
+@pytest.mark.slow
 def test_nested_models_tell_what_differs():
     different_b = nested(ladder({"a": BASE, "b": Law(1.6, 110.0, 80.0, 0.25, 0.22)}, run_noise=0.002), {}, 1e-3, 60)
     assert [r["coefficients"] for r in different_b] == [10, 8, 7, 6, 5]

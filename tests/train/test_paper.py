@@ -95,6 +95,7 @@ def test_auto_takes_what_is_left():
         laid_out(ParallelSettings(shard="auto", tensor=3), 8)
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_plan(capsys, tmp_path):
     arguments = ["train", str(OLMO), "--dry-run", "--devices", "512", "--out", str(tmp_path / "run")]
     assert run(arguments) == 0

@@ -94,11 +94,16 @@ EQUAL = {
 }
 
 
-@pytest.mark.slow
+SOME = {name: [jobs[place % len(jobs)]] for place, (name, jobs) in enumerate(EQUAL.items())}
+
+
 @pytest.mark.parametrize("workers", [2, 4])
-def test_several_workers_compute_what_one_computes(workers, tmp_path):
-    """All jobs of one number of workers in turn: what they start, and what one computes, is shared."""
-    jobs = [(name, job) for name, jobs in EQUAL.items() for job in jobs if job["workers"] == workers]
+@pytest.mark.parametrize(
+    "equal", [pytest.param(SOME, marks=pytest.mark.slow), pytest.param(EQUAL, marks=pytest.mark.long)]
+)
+def test_several_workers_compute_what_one_computes(workers, equal, tmp_path):
+    """Jobs of one number of workers in turn: what they start, and what one computes, is shared."""
+    jobs = [(name, job) for name, jobs in equal.items() for job in jobs if job["workers"] == workers]
     for (name, job), found in zip(jobs, crew(tmp_path, [job for _, job in jobs]), strict=True):
         for what, most in MOST.items():
             assert found[what] < most, (name, what, job, found)

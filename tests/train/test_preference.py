@@ -235,6 +235,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(made, tmp_path, lora)
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
 
 
+@pytest.mark.slow
 def test_the_reference_of_another_process_is_the_same(made, tmp_path):
     recipe = tmp_path / "plan.json"
     recipe.write_text(json.dumps(made[1]))

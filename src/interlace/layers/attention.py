@@ -12,9 +12,10 @@ from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
 from interlace.layers.parts import Division, Parts, check_divides, check_no_bias, columns, rows
 from interlace.layers.projection import Projections
-from interlace.layers.rope import RopeConfig, rotate
+from interlace.layers.rope import RopeConfig
 from interlace.ops.attention.dispatch import attention
 from interlace.ops.core.attention_state import AttentionState
+from interlace.ops.rope.dispatch import rope
 
 
 class AttentionConfig(MixerConfig):
@@ -162,7 +163,7 @@ class Attention(Projections):
             query, key = self.query_norm(query), self.key_norm(key)
         if self.config.position == "rope":
             cos, sin = stream.rotary(self.rope_name, self.config.rope, self.dim)
-            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+            query, key = rope(query, cos, sin), rope(key, cos, sin)
         segments: Segments = stream.segments
         scale, window = self.config.scale, self.config.window
         mixed, state = attention(query, key, value, segments=segments, state=state, scale=scale, window=window)

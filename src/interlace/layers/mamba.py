@@ -10,13 +10,14 @@ from torch.nn.functional import silu
 from interlace.layers.base import MixerConfig, Stream
 from interlace.layers.norm import NormStyle
 from interlace.layers.parts import Division, Parts, check_divides, check_no_bias, columns, rows
-from interlace.layers.projection import Projections
+from interlace.layers.projection import Projections, same_memory
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
+from interlace.ops.core.quantised import Rounding
 from interlace.ops.decay_gate.dispatch import decay_gate
 from interlace.ops.selective_scan.dispatch import run
 from interlace.ops.selective_scan.operands import Scan
-from interlace.ops.short_convolution.dispatch import short_convolution
+from interlace.ops.short_convolution.dispatch import short_convolution, side_by_side
 
 
 class MambaConfig(MixerConfig):
@@ -99,6 +100,7 @@ class Mamba(Projections):
         self.A_log = nn.Parameter(torch.empty(c.inner, c.state_dim, dtype=torch.float32))
         self.dt_bias = nn.Parameter(torch.empty(c.inner, dtype=torch.float32))
         self.D = nn.Parameter(torch.ones(c.inner, dtype=torch.float32))
+        self._packed_A: tuple[Tensor, Tensor] | None = None  # A_log, and A of it
         if not self.convolution.is_meta:
             self.initialise()
 
@@ -111,6 +113,14 @@ class Mamba(Projections):
         self.convolution.uniform_(-1, 1).mul_(c.convolution**-0.5)
         if self.convolution_bias is not None:
             self.convolution_bias.zero_()
+
+    def pack(self, rounding: Rounding | None = None) -> None:
+        """Pack the weights for decoding, the convolution's too; compute A once."""
+        super().pack(rounding)
+        self._packed_A = self.A_log.detach(), -self.A_log.detach().exp()
+        if self.convolution_bias is not None:
+            both = side_by_side(self.convolution.detach(), self.convolution_bias.detach())
+            self.convolution.data, self.convolution_bias.data = both
 
     def fused(self) -> dict[str, Parts]:
         """Return the logical matrices of the weights that hold several, by parameter."""
@@ -134,7 +144,12 @@ class Mamba(Projections):
         step, B, C = self.project("selection", mixed).split(sizes, dim=-1)
         _, step = decay_gate(self.project("step", step), self.dt_bias)
         segments = stream.segments
-        scan = Scan(mixed, step, -self.A_log.exp(), B, C, segments.offsets, memory, segments.time or 0)
+        scan = Scan(mixed, step, self._A(), B, C, segments.offsets, memory, segments.time or 0)
         out, memory = run(scan, segments=segments)
-        out = (out + self.D.to(out.dtype) * mixed) * silu(gate)
+        out = torch.addcmul(out, self.D.to(out.dtype), mixed) * silu(gate)
         return self.project("output", out), RecurrentState(window, memory)
+
+    def _A(self) -> Tensor:
+        if self._packed_A is not None and not torch.is_grad_enabled() and same_memory(self.A_log, self._packed_A[0]):
+            return self._packed_A[1]
+        return -self.A_log.exp()

@@ -14,8 +14,9 @@ from interlace.layers.projection import Projections
 from interlace.layers.recurrent_state import RecurrentState
 from interlace.layers.timescale import draw_steps
 from interlace.ops.core.operands import Recurrence
+from interlace.ops.core.quantised import Rounding
 from interlace.ops.decay_gate.dispatch import decay_gate
-from interlace.ops.short_convolution.dispatch import short_convolution
+from interlace.ops.short_convolution.dispatch import short_convolution, side_by_side
 from interlace.ops.state_space.dispatch import run
 from interlace.ops.state_space.flops import flops_per_token_and_head
 
@@ -143,6 +144,13 @@ class Mamba2(Projections):
         if self.convolution_bias is not None:
             self.convolution_bias.zero_()
 
+    def pack(self, rounding: Rounding | None = None) -> None:
+        """Pack the weights for decoding, the convolution's too."""
+        super().pack(rounding)
+        if self.convolution_bias is not None:
+            both = side_by_side(self.convolution.detach(), self.convolution_bias.detach())
+            self.convolution.data, self.convolution_bias.data = both
+
     def fused(self) -> dict[str, Parts]:
         """Return the logical matrices of the weights that hold several, by parameter."""
         return {"input.weight": Parts((self.config.inner, *self.config.channels, self.config.heads))}
@@ -175,5 +183,5 @@ class Mamba2(Projections):
         log_decay, step = decay_gate(dt, self.dt_bias, self.A_log, low=c.min_step, high=c.max_step)
         inputs = (query, key, value, log_decay, step)
         out, memory = run(Recurrence.of(inputs, stream.segments, memory, scale=1.0), segments=stream.segments)
-        out = out + self.D.to(out.dtype)[:, None] * value
+        out = torch.addcmul(out, self.D.to(out.dtype)[:, None], value)
         return self.project("output", self.norm(out.flatten(1), gate)), RecurrentState(window, memory)

@@ -170,9 +170,9 @@ class Projections(nn.Module):
     def _replaced(self, packed: Packed, layers: list[nn.Linear]) -> bool:
         """Return whether a weight or bias was cast, moved, copied, replaced, added or removed since packing."""
         for layer, (weight, bias) in zip(layers, packed.parts, strict=True):
-            if not (_same(layer.weight, weight) if packed.rounding is None else layer.weight.shape[0] == 0):
+            if not (same_memory(layer.weight, weight) if packed.rounding is None else layer.weight.shape[0] == 0):
                 return True
-            if layer.bias is not bias and not _same(layer.bias, bias):  # both None, mostly
+            if layer.bias is not bias and not same_memory(layer.bias, bias):  # both None, mostly
                 return True
         return False
 
@@ -196,7 +196,7 @@ def _side_by_side(layers: Sequence[nn.Linear]) -> Tensor | None:
     )
 
 
-def _same(given: Tensor | None, part: Tensor | None) -> bool:
+def same_memory(given: Tensor | None, part: Tensor | None) -> bool:
     """Return whether both are the same numbers in the same memory."""
     if given is None or part is None:
         return given is part

@@ -111,16 +111,3 @@ def _dynamic(positions: Tensor, rope: RopeConfig, dim: int) -> Tensor:
     stretch = (positions + 1).clamp(min=rope.original_context) / rope.original_context
     base = rope.theta * (rope.factor * stretch - (rope.factor - 1)) ** (dim / max(dim - 2, 1))
     return base ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x [total, heads, dim] by the angles of its token; float32 arithmetic at least, x's dtype out.
-
-    Where the angles are fewer than dim, the first elements of each head turn and the rest stay.
-    """
-    turning = cos.shape[-1]
-    part = x[..., :turning]
-    low, high = part.chunk(2, dim=-1)
-    turned = torch.cat((-high, low), dim=-1)
-    turned = (part * cos.unsqueeze(1) + turned * sin.unsqueeze(1)).to(x.dtype)
-    return turned if turning == x.shape[-1] else torch.cat((turned, x[..., turning:]), dim=-1)

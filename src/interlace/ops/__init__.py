@@ -14,6 +14,7 @@ from interlace.ops.kimi_delta.dispatch import kimi_delta
 from interlace.ops.linear.dispatch import linear
 from interlace.ops.long_convolution.dispatch import long_convolution
 from interlace.ops.rms_norm.dispatch import rms_norm
+from interlace.ops.rope.dispatch import rope
 from interlace.ops.selective_scan.dispatch import selective_scan
 from interlace.ops.short_convolution.dispatch import short_convolution
 from interlace.ops.state_space.dispatch import state_space
@@ -30,6 +31,7 @@ __all__ = [
     "linear",
     "long_convolution",
     "rms_norm",
+    "rope",
     "selective_scan",
     "short_convolution",
     "state_space",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interlace.base.errors import ShapeError
 from interlace.ops.core import gpu, kernels
 from interlace.ops.core.backends import Backend, choose
+from interlace.ops.decay_gate import native
 from interlace.ops.decay_gate.plain import LARGEST, plain
 
 
@@ -15,8 +17,15 @@ def _refuses_gpu(x: Tensor, dt_bias: Tensor, A_log: Tensor | None, *_: object) -
     return kernels.refuses(x, dt_bias, A_log)
 
 
+def _refuses_cpu(x: Tensor, dt_bias: Tensor, A_log: Tensor | None, *_: object) -> str | None:
+    if dt_bias.dtype != torch.float32:
+        return f"the kernel writes float32, and dt_bias is {dt_bias.dtype}"
+    return kernels.refuses(x, dt_bias, A_log)
+
+
 BACKENDS = (
     gpu.backend("decay_gate", _refuses_gpu, lambda x, *_: (x.dtype, (x.shape[1],))),
+    kernels.backend(lambda: native.run, _refuses_cpu),
     Backend("plain", lambda: plain, slow_on=("cuda",)),
 )
 
@@ -39,7 +48,7 @@ def decay_gate(
         A_log: [G], the logarithm of each head's rate; C is a multiple of G. None: only the step is computed.
         low, high: limits of the step; no upper one if None.
         keep_step: whether the step is wanted beside log_decay.
-        backend: "auto", "triton" (float32 and bfloat16 on a GPU) or "plain".
+        backend: "auto", "triton" or "native" (float32 and bfloat16; on a GPU, on a CPU) or "plain".
 
     Returns:
         log_decay and step, [total, C] in dt_bias' dtype; one that is not wanted has no elements.

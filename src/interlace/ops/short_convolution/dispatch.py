@@ -22,6 +22,22 @@ def _refuses_triton(c: Convolution) -> str | None:
     return kernels.refuses(c.x, c.weight, c.state)
 
 
+def side_by_side(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return copies of both in one memory, as the operator reads them: it then copies neither in a call."""
+    columns = torch.cat((weight, bias.to(weight.dtype)[:, None]), dim=1)
+    return columns[:, :-1], columns[:, -1]
+
+
+def _columns(weight: Tensor, bias: Tensor) -> Tensor:
+    """Return [D, W + 1], the bias last."""
+    D, W = weight.shape
+    if weight.stride() == (W + 1, 1) and bias.stride() == (W + 1,) and not kernels.wants_graph(weight, bias):
+        there = bias.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr()
+        if there and bias.dtype == weight.dtype and bias.storage_offset() == weight.storage_offset() + W:
+            return weight.as_strided((D, W + 1), (W + 1, 1))
+    return torch.cat((weight, bias.to(weight.dtype)[:, None]), dim=1)
+
+
 BACKENDS = (
     gpu.backend("short_convolution", _refuses_triton, lambda c: (c.x.dtype, (c.history + 1,))),
     kernels.backend(lambda: native.run, native.refuses),
@@ -74,7 +90,7 @@ def short_convolution(
     if segments.across is not None:
         state = across.window(x, weight.shape[1] - 1, segments)
     check_devices("short_convolution", {"x": x, "weight": weight, "bias": bias, "state": state})
-    columns = weight if bias is None else torch.cat((weight, bias.to(weight.dtype)[:, None]), dim=1)
+    columns = weight if bias is None else _columns(weight, bias)
     more = (segments.offsets, state, activation == "silu", bias is not None, segments.time or 0)
     c = Convolution(x, columns, *more)
     return choose("short_convolution", BACKENDS, backend, c)(c)
