@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from interlace.ops.core import kernels
 from interlace.ops.core.kernels import DTYPES, address, floats, rows
-from interlace.ops.decay_gate.plain import plain
+from interlace.ops.decay_gate.plain import LARGEST, plain
 
 
 def run(
@@ -22,5 +24,6 @@ def run(
     )
     sizes = [*x.shape, 1 if A_log is None else A_log.shape[0], x.stride(0), DTYPES[x.dtype], torch.get_num_threads()]
     to = [kernels.NONE if y.numel() == 0 else address(y) for y in (log_decay, step)]
-    kernels.module().decay_gate([address(y) for y in (x, bias, rate)], sizes, [low, high], to)
+    limits = [low, high if high < LARGEST else math.inf]
+    kernels.module().decay_gate([address(y) for y in (x, bias, rate)], sizes, limits, to)
     return log_decay, step
