@@ -24,6 +24,7 @@ from interlace.data.tokens import Corpus
 from interlace.runs.progress import Watch, silent
 from interlace.train.recipe import DataSettings, Recipe
 from interlace.train.schedule import horizon_steps
+from interlace.train.teacher import check_teacher
 from interlace.train.trained import laid_out_model
 
 LOG = logging.getLogger("interlace")
@@ -212,6 +213,7 @@ def check_inputs(recipe: Recipe, text: Sources | None = None, later: bool = Fals
         describe(resolve(recipe.train.start, weights=False))
     if recipe.objective.reference:
         describe(resolve(recipe.objective.reference, weights=False))
+    check_teacher(recipe)
     laid_out_model(recipe.model, recipe.train)  # which names a layer to adapt that is not there
     if data.mixture:
         prepared = 0

@@ -16,6 +16,7 @@ from interlace.train.gauge import flops_share
 from interlace.train.memory import footprint
 from interlace.train.optimizer import routes
 from interlace.train.recipe import Recipe, TrainSettings
+from interlace.train.teacher import teacher_flops_per_token
 from interlace.train.trained import by_table, laid_out_model
 
 UTILISATION = 0.35  # share of the matrix-product rate that training reached here, CPU (docs/LOG.md)
@@ -110,6 +111,7 @@ def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
     steps = steps_of(recipe)
     tokens = steps * data.rows * length
     each = model.training_flops_per_token[length] * flops_share(recipe)
+    each += teacher_flops_per_token(recipe.objective.teacher, length)
     flops = each * tokens
     parts = footprint(recipe.model, length, place, precision, recipe.train)
     step, moved = parts.of(recipe), routed(recipe.model, recipe.train)
@@ -120,7 +122,7 @@ def estimate(recipe: Recipe, device: str = "cpu") -> TrainingEstimate:
         tokens=tokens,
         training_flops_per_token=each,
         training_flops=flops,
-        weight_bytes=step.weights + step.gradients,
+        weight_bytes=step.weights + step.gradients + step.teacher,
         activation_bytes=step.activations,
         peak_memory_bytes=step.peak,
         peak_memory_bytes_with_recompute=parts.of(recipe, recompute="block").peak,

@@ -32,6 +32,7 @@ from interlace.train.corpus import again, batches_of, check_fit, check_inputs, c
 from interlace.train.gauge import Gauge
 from interlace.train.memory import Footprint, explained, footprint
 from interlace.train.objectives.base import Objective
+from interlace.train.objectives.distill import Distill
 from interlace.train.objectives.next_token import NextToken
 from interlace.train.objectives.preference import Preference
 from interlace.train.recipe import FIXED, Recipe, filled, moved
@@ -39,6 +40,7 @@ from interlace.train.reference import prepare_reference, read_reference
 from interlace.train.saved import with_weights
 from interlace.train.schedule import horizon_steps
 from interlace.train.steps import take_steps
+from interlace.train.teacher import live_teacher
 from interlace.train.trained import set_trained
 from interlace.train.trainer import StepResult, Trainer
 from interlace.train.workers import Alone
@@ -187,7 +189,7 @@ def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str, worker
     alone = workers.count == 1
     model = build_model(recipe, corpus, device if alone else "cpu", precision if alone else "float32")
     workers.prepare(model)
-    objective = objective_of(recipe, run, corpus, alone)
+    objective = objective_of(recipe, run, corpus, precision, str(model.device), alone)
     trainer = Trainer.of(model, recipe.train, steps_of(recipe), precision, workers, objective)
     if newest is not None:
         trainer.resume(newest)
@@ -195,13 +197,18 @@ def _trainer(recipe: Recipe, run: TrainingRun, watch: Watch, device: str, worker
 
 
 def objective_of(
-    recipe: Recipe, run: TrainingRun, corpus: Corpus, alone: bool = True
+    recipe: Recipe, run: TrainingRun, corpus: Corpus, precision: str, device: str, alone: bool = True
 ) -> Callable[[NextToken], Objective]:
     """Return what makes a recipe's objective of that of next tokens; its reference is read from the run folder.
 
+    precision, device: of a teacher.
     alone: whether one worker trains. Several read a prompt before each answer: FSDP2 sums the gradients of one pass.
     """
     settings = recipe.objective.model_copy(update={"share_prompt": recipe.objective.share_prompt and alone})
+    if settings.kind == "distill":
+        teacher = live_teacher(recipe, run, corpus, precision, device)
+        how = settings.soft, settings.temperature, corpus.tokenizer.vocabulary
+        return lambda objective: Distill(teacher, *how, objective.precision, objective.unevenness)
     if not settings.of_pairs:
         return lambda objective: objective
     documents = len(corpus.splits["train"].borders) - 1

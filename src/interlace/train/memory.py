@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ from interlace.model.sizes import sizes
 from interlace.train.objectives.next_token import BLOCK_ELEMENTS, GPU_ELEMENTS
 from interlace.train.optimizer import HeldBytes, held_bytes
 from interlace.train.recipe import Recipe, TrainSettings
+from interlace.train.teacher import teacher_bytes
 from interlace.train.trained import laid_out_model, trained_alike
 
 USABLE = 0.95  # share of the memory that is there; the rest is lost between blocks of the allocator
@@ -66,6 +67,7 @@ class StepMemory:
         block: what the block that needs most takes beside that, while its gradients are computed.
         loss: logits, and gradients of the head and of what it reads.
         peak: the most at one moment; not all parts live at once.
+        teacher: of a run that distils, the teacher's weights and what it computes a batch in.
     """
 
     weights: int
@@ -74,6 +76,7 @@ class StepMemory:
     block: int
     loss: int
     peak: int
+    teacher: int = 0
 
     def to_dict(self) -> dict[str, int]:
         """Plain data."""
@@ -107,7 +110,9 @@ class Footprint:
         data, train = recipe.data, recipe.train
         tokens = changed.get("rows", data.rows) * changed.get("length", data.length)
         held = held_bytes(recipe.model, train, self.frozen_bytes)
-        return self.step(tokens, changed.get("recompute", train.recompute), train.accumulate, held)
+        found = self.step(tokens, changed.get("recompute", train.recompute), train.accumulate, held)
+        teacher = teacher_bytes(recipe.objective.teacher, -(-tokens // train.accumulate), self.element_bytes)
+        return replace(found, teacher=teacher, peak=found.peak + teacher)
 
     def step(
         self, tokens: int, recompute: str = "none", accumulate: int = 1, held: HeldBytes | None = None

@@ -236,32 +236,50 @@ class TrainSettings(Closed):
             raise ValueError('optimizer: adapters are trained by "adamw"; leave optimizer out')
 
 
+DISTILLED = ("teacher", "divergence", "mixture", "temperature", "soft")  # keys of the kind "distill" alone
+
+
 class ObjectiveSettings(Closed):
     """What training minimises.
 
     Attributes:
-        kind: "next_token", of texts and conversations; or of pairs of answers "dpo", "dpo_norm" (per token of each
-            answer), "ipo" or "simpo" (without a reference).
+        kind: "next_token" or "distill" (a teacher's distribution over the next token), of texts and conversations; or
+            of pairs of answers "dpo", "dpo_norm" (per token of each answer), "ipo" or "simpo" (without a reference).
         beta: how strongly a pair counts: the inverse of how far the model may move from the reference.
         margin: of "simpo", what the better answer must be ahead by; its gamma.
         label_smoothing: of "dpo" and "dpo_norm", share of the pairs that may be labelled the wrong way round.
         sft: weight of the nats per token of the better answer, which is then learnt as well.
         reference: the checkpoint whose log-probabilities count as before training; train.start if empty.
         share_prompt: whether a pair's prompt is read once for both answers; the results are the same but for rounding.
+        teacher: of "distill", the checkpoint that is learnt from; it has the tokenizer of the data.
+        divergence: of "distill", from the teacher p to the student q: "forward_kl" KL(p | q), "reverse_kl" KL(q | p),
+            "jensen_shannon" (mixture KL(p | m) + (1 - mixture) KL(q | m), m = mixture p + (1 - mixture) q), "skew_kl"
+            KL(p | mixture p + (1 - mixture) q), "skew_reverse_kl" KL(q | (1 - mixture) p + mixture q), or
+            "total_variation".
+        mixture: of the divergences that are of a mixture.
+        temperature: of both distributions in the divergence, which counts times its square.
+        soft: of "distill", weight of the divergence; the rest is that of the next tokens.
     """
 
-    kind: Literal["next_token", "dpo", "dpo_norm", "ipo", "simpo"] = "next_token"
+    kind: Literal["next_token", "distill", "dpo", "dpo_norm", "ipo", "simpo"] = "next_token"
     beta: float = Field(default=0.1, gt=0)
     margin: float = Field(default=0.0, ge=0)
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     sft: float = Field(default=0.0, ge=0)
     reference: str = ""
     share_prompt: bool = True
+    teacher: str = ""
+    divergence: Literal[
+        "forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl", "total_variation"
+    ] = "forward_kl"
+    mixture: float = Field(default=0.5, gt=0, lt=1)
+    temperature: float = Field(default=1.0, ge=0.01, le=100)
+    soft: float = Field(default=1.0, gt=0, le=1)
 
     @property
     def of_pairs(self) -> bool:
         """Whether it is of pairs of answers."""
-        return self.kind != "next_token"
+        return self.kind not in ("next_token", "distill")
 
     @property
     def has_reference(self) -> bool:
@@ -276,6 +294,18 @@ class ObjectiveSettings(Closed):
             raise ValueError('label_smoothing: is of kind = "dpo" and "dpo_norm"; leave it out')
         if self.reference and not self.has_reference:
             raise ValueError(f'reference: kind = "{self.kind}" has none; leave it out')
+        return self
+
+    @model_validator(mode="after")
+    def _distilled(self) -> ObjectiveSettings:
+        defaults = type(self).model_fields
+        changed = [name for name in DISTILLED if getattr(self, name) != defaults[name].default]
+        if self.kind != "distill" and changed:
+            raise ValueError(f'{changed[0]}: is of kind = "distill"; leave it out')
+        if self.kind == "distill" and not self.teacher:
+            raise ValueError('teacher: kind = "distill" learns from one; name a checkpoint')
+        if "mixture" in changed and self.divergence not in ("jensen_shannon", "skew_kl", "skew_reverse_kl"):
+            raise ValueError(f'mixture: divergence = "{self.divergence}" has none; leave it out')
         return self
 
 
@@ -359,8 +389,10 @@ class Recipe(Closed):
     def _beside_a_checkpoint(self) -> Recipe:
         if self.train.lora is not None and not (self.train.start or self.stage):
             raise ValueError("train.lora: adapts a checkpoint; set train.start to one")
-        if self.train.z_loss and self.objective.of_pairs:
-            raise ValueError("train.z_loss: is of next tokens, not of pairs of answers; leave it out")
+        if self.train.z_loss and self.objective.kind != "next_token":
+            raise ValueError(
+                f'train.z_loss: is of next tokens, not of objective.kind = "{self.objective.kind}"; leave it out'
+            )
         return self
 
     @model_validator(mode="after")

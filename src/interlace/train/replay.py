@@ -86,7 +86,8 @@ def replay(run: TrainingRun, step: int, device: str = "cpu", watch: Watch = sile
         recipe.train.precision, torch.device(device)
     )
     model = build_model(recipe, corpus, device, precision)
-    trainer = Trainer.of(model, recipe.train, steps, precision, objective=objective_of(recipe, run, corpus))
+    objective = objective_of(recipe, run, corpus, precision, device)
+    trainer = Trainer.of(model, recipe.train, steps, precision, objective=objective)
     before = [p for p in run.checkpoints() if (step_of(p) or 0) < step and is_whole(p)]
     if before:
         trainer.resume(before[-1])

@@ -162,6 +162,18 @@ def next_token_losses(
     return found
 
 
+def shares_of(batch: Batch, places: Tensor) -> Tensor:
+    """Return float32 [places]: how much each of a batch's targets counts; those of all its parts add up to 1.
+
+    places: int64, of the targets that are not IGNORE; on the CPU, as the batch is.
+    """
+    if batch.weights is None:
+        each = 1 / max(1.0, float(len(places)) if batch.whole is None else batch.whole)
+        return torch.full((len(places),), each)
+    _check_weights(batch.weights, batch.targets)
+    return _shares(batch.weights.cpu()[places], batch.whole)
+
+
 def _check_weights(weights: Tensor, targets: Tensor) -> None:
     if weights.shape != targets.shape:
         raise ShapeError(f"weights: must be one for each target, {list(targets.shape)}, got {list(weights.shape)}")

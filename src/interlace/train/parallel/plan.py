@@ -142,6 +142,10 @@ def laid_out(settings: ParallelSettings, workers: int) -> dict[str, int]:
 
 def _check_kind_of_work(recipe: Recipe, sizes: Mapping[str, int]) -> None:
     """Raise ConfigError for work that cannot be laid out so."""
+    if recipe.objective.kind == "distill" and (sizes["context"] > 1 or sizes["tensor"] > 1):
+        raise ConfigError(
+            "parallel: a teacher reads whole rows with whole weights; set context and tensor to 1, and use shard"
+        )
     if recipe.objective.of_pairs and sizes["context"] > 1:
         raise ConfigError("parallel.context: pairs of answers are not cut into stretches; set it to 1")
     if recipe.train.lora is not None and sizes["tensor"] > 1:
