@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class Batch:
         pairs: int64 [pairs], where the batch is of pairs of answers: their places in the split. `tokens` holds the
             prompt, the better and the worse answer of each, three segments in turn; `targets` are the tokens themselves
             where an assistant wrote them, and IGNORE elsewhere.
+        places: int64 [total], where each token lies in the split; None where there are several splits, and of pairs.
     """
 
     tokens: Tensor
@@ -42,6 +44,7 @@ class Batch:
     whole: float | None = None
     share: float = 1.0
     pairs: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def counted(self) -> float:
@@ -69,13 +72,14 @@ def parts(batch: Batch, count: int) -> list[Batch]:
         if a == b:
             nothing = torch.full((1,), IGNORE), Segments.from_lengths([1])
             weights = None if batch.weights is None else torch.zeros(1)
-            found.append(Batch(batch.tokens[:1], *nothing, weights, whole, 0.0, pairs))
+            places = None if batch.places is None else batch.places[:1]
+            found.append(Batch(batch.tokens[:1], *nothing, weights, whole, 0.0, pairs, places))
             continue
         own = slice(int(offsets[a]), int(offsets[b]))
         segments = Segments.from_offsets(offsets[a : b + 1] - offsets[a])
-        weights = None if batch.weights is None else batch.weights[own]
+        weights, places = (None if x is None else x[own] for x in (batch.weights, batch.places))
         share = (own.stop - own.start) / total
-        found.append(Batch(batch.tokens[own], batch.targets[own], segments, weights, whole, share, pairs))
+        found.append(Batch(batch.tokens[own], batch.targets[own], segments, weights, whole, share, pairs, places))
     return found
 
 
@@ -157,10 +161,11 @@ class Packs:
 
     def batch(self, step: int) -> Batch:
         """The batch of this step, counted from 0."""
-        tokens, targets, lengths, weights = [], [], [], []
+        tokens, targets, lengths, weights, places = [], [], [], [], []
         for document in self.chosen(step):
             start, size = int(self.starts[document]), int(self.sizes[document])
             read, goal = self._document(start, size)
+            places.append(np.arange(start, start + size))
             tokens.append(read)
             targets.append(goal)
             lengths.append(len(read))
@@ -171,6 +176,7 @@ class Packs:
             torch.from_numpy(np.concatenate(targets)),
             Segments.from_lengths(lengths),
             torch.from_numpy(np.concatenate(weights)) if weights else None,
+            places=torch.from_numpy(np.concatenate(places)),
         )
 
     def chosen(self, step: int) -> np.ndarray:
@@ -267,13 +273,23 @@ class Pairs(Packs):
         )
 
 
-def of_rows(rows: Iterable[Sequence[tuple[np.ndarray, np.ndarray]]]) -> Batch:
-    """Return the batch of some rows, each of which is given as (tokens, targets) of its pieces."""
+class Piece(NamedTuple):
+    """A piece of a document: its tokens, their targets, and where the first lies in the split."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+    first: int
+
+
+def of_rows(rows: Iterable[Sequence[Piece]], placed: bool = True) -> Batch:
+    """Return the batch of some rows, each of which is given by its pieces; placed: whether all are of one split."""
     pieces = [piece for row in rows for piece in row]
+    places = np.concatenate([np.arange(piece.first, piece.first + len(piece.tokens)) for piece in pieces])
     return Batch(
-        torch.from_numpy(np.concatenate([tokens for tokens, _ in pieces])),
-        torch.from_numpy(np.concatenate([targets for _, targets in pieces])),
-        Segments.from_lengths([len(tokens) for tokens, _ in pieces]),
+        torch.from_numpy(np.concatenate([piece.tokens for piece in pieces])),
+        torch.from_numpy(np.concatenate([piece.targets for piece in pieces])),
+        Segments.from_lengths([len(piece.tokens) for piece in pieces]),
+        places=torch.from_numpy(places) if placed else None,
     )
 
 
@@ -315,8 +331,8 @@ class Batches:
         epoch, index = divmod(step, self.per_epoch)
         return of_rows(self.row(epoch, n) for n in range(index * self.rows, (index + 1) * self.rows))
 
-    def row(self, epoch: int, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(tokens, targets) of each piece of a document in a row of an epoch, by its place in shuffled order."""
+    def row(self, epoch: int, index: int) -> list[Piece]:
+        """The pieces of documents in a row of an epoch, by its place in shuffled order."""
         self._shuffle(epoch)
         return self._row(int(self._row_order[index]))
 
@@ -330,8 +346,8 @@ class Batches:
         self._row_order = draw.permutation(self.rows_per_epoch)
         self._epoch = epoch
 
-    def _row(self, row: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(tokens, targets) of each piece of a document in this row."""
+    def _row(self, row: int) -> list[Piece]:
+        """The pieces of documents in this row."""
         pieces = []
         place, stop = row * self.length, (row + 1) * self.length
         while place < stop:
@@ -343,6 +359,6 @@ class Batches:
             more = place + size < end  # the document goes on in another row: its next token is known
             read = self.split.read(first, first + size + more)
             goal = read[1:] if more else np.append(read[1:], IGNORE)
-            pieces.append((read[:size], goal))
+            pieces.append(Piece(read[:size], goal, first))
             place += size
         return pieces

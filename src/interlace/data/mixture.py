@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from interlace.base.errors import DataError
-from interlace.data.batches import Batch, Batches, of_rows
+from interlace.data.batches import Batch, Batches, Piece, of_rows
 from interlace.data.tokens import TokenSplit
 
 BLOCK = 64  # rows that are shared out at a time, as the weights say
@@ -98,9 +98,10 @@ class Mixture:
         Raises:
             DataError: all sources have ended.
         """
-        return of_rows(self._row(n) for n in range(step * self.rows, (step + 1) * self.rows))
+        rows = (self._row(n) for n in range(step * self.rows, (step + 1) * self.rows))
+        return of_rows(rows, placed=len(self._sources) == 1)
 
-    def _row(self, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _row(self, number: int) -> list[Piece]:
         block, inside = divmod(number, BLOCK)
         if self._block is None or self._block[0] != block:
             self._block = (block, *self._drawn(block))

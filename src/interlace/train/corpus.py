@@ -22,6 +22,7 @@ from interlace.data.sources import Sources, is_hub
 from interlace.data.tokenizer import Tokenizer
 from interlace.data.tokens import Corpus
 from interlace.runs.progress import Watch, silent
+from interlace.train.cache.teacher import check_cache
 from interlace.train.recipe import DataSettings, Recipe
 from interlace.train.schedule import horizon_steps
 from interlace.train.teacher import check_teacher
@@ -214,6 +215,7 @@ def check_inputs(recipe: Recipe, text: Sources | None = None, later: bool = Fals
     if recipe.objective.reference:
         describe(resolve(recipe.objective.reference, weights=False))
     check_teacher(recipe)
+    check_cache(recipe)
     laid_out_model(recipe.model, recipe.train)  # which names a layer to adapt that is not there
     if data.mixture:
         prepared = 0

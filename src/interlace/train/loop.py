@@ -28,6 +28,7 @@ from interlace.runs.checkpoints import keep
 from interlace.runs.lock import hold_folder
 from interlace.runs.progress import Progress, Watch, silent
 from interlace.runs.training import TrainingRun
+from interlace.train.cache.teacher import cached_teacher
 from interlace.train.corpus import again, batches_of, check_fit, check_inputs, check_mixture, open_corpus, steps_of
 from interlace.train.gauge import Gauge
 from interlace.train.memory import Footprint, explained, footprint
@@ -206,7 +207,10 @@ def objective_of(
     """
     settings = recipe.objective.model_copy(update={"share_prompt": recipe.objective.share_prompt and alone})
     if settings.kind == "distill":
-        teacher = live_teacher(recipe, run, corpus, precision, device)
+        if settings.cache:
+            teacher: Any = cached_teacher(recipe, run, corpus, precision, device)
+        else:
+            teacher = live_teacher(recipe, run, corpus, precision, device)
         how = settings.soft, settings.temperature, corpus.tokenizer.vocabulary
         return lambda objective: Distill(teacher, *how, objective.precision, objective.unevenness)
     if not settings.of_pairs:

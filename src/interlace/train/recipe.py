@@ -236,7 +236,7 @@ class TrainSettings(Closed):
             raise ValueError('optimizer: adapters are trained by "adamw"; leave optimizer out')
 
 
-DISTILLED = ("teacher", "divergence", "mixture", "temperature", "soft")  # keys of the kind "distill" alone
+DISTILLED = ("teacher", "cache", "divergence", "mixture", "temperature", "soft")  # keys of the kind "distill" alone
 
 
 class ObjectiveSettings(Closed):
@@ -252,6 +252,8 @@ class ObjectiveSettings(Closed):
         reference: the checkpoint whose log-probabilities count as before training; train.start if empty.
         share_prompt: whether a pair's prompt is read once for both answers; the results are the same but for rounding.
         teacher: of "distill", the checkpoint that is learnt from; it has the tokenizer of the data.
+        cache: in its place, what `interlace distill logits` kept of one for this data. A cache of draws or of likeliest
+            tokens is of "forward_kl" at its own temperature; one of hidden states serves all.
         divergence: of "distill", from the teacher p to the student q: "forward_kl" KL(p | q), "reverse_kl" KL(q | p),
             "jensen_shannon" (mixture KL(p | m) + (1 - mixture) KL(q | m), m = mixture p + (1 - mixture) q), "skew_kl"
             KL(p | mixture p + (1 - mixture) q), "skew_reverse_kl" KL(q | (1 - mixture) p + mixture q), or
@@ -269,6 +271,7 @@ class ObjectiveSettings(Closed):
     reference: str = ""
     share_prompt: bool = True
     teacher: str = ""
+    cache: str = ""
     divergence: Literal[
         "forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl", "total_variation"
     ] = "forward_kl"
@@ -302,8 +305,8 @@ class ObjectiveSettings(Closed):
         changed = [name for name in DISTILLED if getattr(self, name) != defaults[name].default]
         if self.kind != "distill" and changed:
             raise ValueError(f'{changed[0]}: is of kind = "distill"; leave it out')
-        if self.kind == "distill" and not self.teacher:
-            raise ValueError('teacher: kind = "distill" learns from one; name a checkpoint')
+        if self.kind == "distill" and bool(self.teacher) == bool(self.cache):
+            raise ValueError('teacher: kind = "distill" learns from one; name a checkpoint, or a cache of one')
         if "mixture" in changed and self.divergence not in ("jensen_shannon", "skew_kl", "skew_reverse_kl"):
             raise ValueError(f'mixture: divergence = "{self.divergence}" has none; leave it out')
         return self

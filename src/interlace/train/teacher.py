@@ -13,6 +13,7 @@ from interlace.checkpoint.load import describe, load
 from interlace.data.tokens import Corpus
 from interlace.model.config import ModelConfig
 from interlace.model.memory import prefill_memory
+from interlace.model.model import HybridLM
 from interlace.model.sizes import sizes
 from interlace.runs.training import TrainingRun
 from interlace.train.objectives.distill import Live
@@ -68,6 +69,14 @@ def live_teacher(recipe: Recipe, run: TrainingRun, corpus: Corpus, precision: st
     known = fingerprint(settings.teacher)
     run.check("teacher", known, name)
     model = load(settings.teacher, dtype=getattr(torch, precision), device=device).eval().requires_grad_(False)
+    check_tokens(model, corpus, name)
+    if recipe.train.start and known == fingerprint(recipe.train.start):
+        LOG.warning("%s: is the checkpoint that training starts from; there is nothing to learn from it at first", name)
+    return Live(model, precision, settings.temperature, settings.divergence, settings.mixture)
+
+
+def check_tokens(model: HybridLM, corpus: Corpus, name: str) -> None:
+    """Raise ConfigError for a teacher, which messages call `name`, whose tokens are not those of the data."""
     tokens = corpus.tokenizer.vocabulary
     if model.tokenizer is not None and model.tokenizer.hash() != corpus.tokenizer.hash():
         raise ConfigError(
@@ -79,6 +88,3 @@ def live_teacher(recipe: Recipe, run: TrainingRun, corpus: Corpus, precision: st
             f"{name}: has {model.config.vocabulary:,} tokens, and the tokenizer {tokens:,}; name a teacher that was "
             "trained with it"
         )
-    if recipe.train.start and known == fingerprint(recipe.train.start):
-        LOG.warning("%s: is the checkpoint that training starts from; there is nothing to learn from it at first", name)
-    return Live(model, precision, settings.temperature, settings.divergence, settings.mixture)
