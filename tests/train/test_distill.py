@@ -13,6 +13,7 @@ import interlace
 from interlace.base.errors import CheckpointError, ConfigError, RunError
 from interlace.base.schema import validate
 from interlace.base.segments import Segments
+from interlace.checkpoint.tensors import read_header
 from interlace.data.batches import IGNORE, Batch
 from interlace.evaluate.training import train_and_report
 from interlace.model.memory import Alive
@@ -20,7 +21,7 @@ from interlace.model.presets import preset
 from interlace.train.estimate import estimate
 from interlace.train.loop import train
 from interlace.train.objectives import distill as distilling
-from interlace.train.objectives.distill import Distill, Drawn, Exact, Likeliest, Live, distilled_loss
+from interlace.train.objectives.distill import Distill, Drawn, Exact, Likeliest, Live, distilled_loss, projection_of
 from interlace.train.objectives.divergence import divergence
 from interlace.train.recipe import ObjectiveSettings, Recipe
 from interlace.train.replay import replay
@@ -339,3 +340,49 @@ def swapped_teacher(taught, tmp_path):
     shutil.rmtree(tmp_path / "teacher")
     interlace.save(teacher, tmp_path / "teacher")
     train(plan, tmp_path / "run", lambda corpus: lambda model: {})
+
+
+def test_hidden_states_are_matched_by_a_learnt_projection(taught, tmp_path):
+    """Their distance shrinks; the projection is part of a checkpoint, so that a run goes on to the same bits."""
+    plan = copy.deepcopy(taught)
+    plan["objective"] |= {"hidden": 0.5, "soft": 0.8}
+    plan["train"] |= {"optimizer": "muon", "learning_rate": 3e-3}
+    plan = validate(Recipe, plan, "")
+    whole = train(plan, tmp_path / "whole", lambda corpus: lambda model: {})
+    rows = [row for row in whole.metrics() if "hidden_distance" in row]
+    assert rows[-1]["hidden_distance"] < 0.9 * rows[0]["hidden_distance"]
+    parts = 0.2 * rows[0]["next_token_nats"] + 0.8 * 4 * rows[0]["divergence"] + 0.5 * rows[0]["hidden_distance"]
+    assert rows[0]["loss"] == pytest.approx(parts, rel=1e-5)
+
+    class Stop(Exception):
+        pass
+
+    def stop(now):
+        if now.label == "training" and now.done >= 9:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(plan, tmp_path / "run", lambda corpus: lambda model: {}, stop)
+    train(plan, tmp_path / "run", lambda corpus: lambda model: {})
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        both = [(tmp_path / run / "checkpoints" / "step-12" / name).read_bytes() for run in ("whole", "run")]
+        assert both[0] == both[1], name
+    found = read_header(tmp_path / "run" / "checkpoints" / "step-12" / "optimizer.safetensors")
+    assert "value/objective.projection" in found
+
+
+def test_the_distance_of_hidden_states_is_the_formula_s():
+    torch.manual_seed(1)
+    student, teacher = interlace.HybridLM(preset("tiny-hybrid")), interlace.HybridLM(preset("tiny-kimi"))
+    teacher.eval().requires_grad_(False)
+    projection = projection_of(student.config.width, teacher.config.width, 0, torch.device("cpu"))
+    tokens = torch.randint(61, (30,))
+    batch = Batch(tokens, tokens.roll(-1), Segments.from_lengths([12, 18]))
+    loss = Distill(Live(teacher), 0.0, tokens=61, hidden=2.0, projection=projection)(student, batch)
+    ours, theirs = (m.read(tokens, batch.segments).hidden.double() for m in (student, teacher))
+    apart = (ours @ projection.double().T - theirs).square().sum(-1) / theirs.square().sum(-1)
+    assert loss.more["hidden_distance"].item() == pytest.approx(apart.mean().item(), rel=1e-5)
+    want = torch.autograd.grad(2 * apart.mean(), projection)[0]
+    nats = cross_entropy(student.logits(student.read(tokens, batch.segments).hidden), batch.targets)
+    assert loss.value.item() == pytest.approx((nats + 2 * apart.mean()).item(), rel=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(loss.minimised, projection)[0], want, rtol=1e-4, atol=1e-6)

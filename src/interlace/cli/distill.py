@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from interlace.cli.output import Meter, count, duration, err, print_json, print_table, say
-from interlace.cli.values import Place, Whole
+from interlace.cli.output import Meter, count, duration, err, print_json, print_table, say, size
+from interlace.cli.values import Named, Place, Whole
 
 if TYPE_CHECKING:
     from interlace.distill.run import Snapshot
@@ -93,6 +94,86 @@ def generate(
     _print_steps(document)
     said = f"Run: {out}    next: interlace distill export {out} --out DIR; interlace distill report {out}"
     say(said, whole=True)
+
+
+@app.command
+def logits(
+    teacher: Named,
+    *,
+    data: Place,
+    out: Place,
+    kind: Literal["draws", "top_k", "hidden"] = "draws",
+    amount: Whole | None = None,
+    temperature: float = 1.0,
+    seed: Whole = 0,
+    part: str = "1/1",
+    device: str = "cpu",
+    dry_run: Flag = False,
+    json: Flag = False,
+) -> None:
+    """Keep what a teacher says of prepared data, for students that train by `[objective] kind = "distill"`.
+
+    The teacher reads each document once. Its distribution over every next token is kept: as tokens that are drawn
+    from it, which is unbiased; as the likeliest tokens, and the rest as one; or as the hidden state that its head
+    reads, which is the whole distribution. Killed and started again, the same command goes on.
+
+    Examples:
+
+        interlace distill logits runs/teacher --data data/mine --out data/mine-logits
+
+        interlace distill logits runs/teacher --data data/mine --out data/hidden --kind hidden --dry-run
+
+        interlace distill logits runs/teacher --data data/mine --out data/mine-logits --part 2/4 --device cuda
+
+    Parameters
+    ----------
+    teacher: str
+        A checkpoint: a folder, or a hub id. It has the tokenizer of the data.
+    data: Path
+        A folder that `interlace data prepare` wrote, or the data folder of a run.
+    out: Path
+        The folder to make.
+    kind: str
+        draws, top_k or hidden.
+    amount: int
+        Draws for each token (32 if not given), or the number of likeliest tokens (50), at most 255.
+    temperature: float
+        Of the teacher's softmax; training names the same.
+    seed: int
+        Of the draws.
+    part: str
+        K/N: the K-th of N processes that share the work, on one machine or several with one folder.
+    device: str
+        Where the teacher computes: cpu, cuda, ...
+    dry_run: bool
+        Print what the cache would take, and write nothing.
+    json: bool
+        Print one JSON document.
+    """
+    from interlace.base.errors import ConfigError
+    from interlace.base.files import user_path
+    from interlace.base.schema import validate
+    from interlace.train.cache.facts import AMOUNTS, Records
+    from interlace.train.cache.write import Writer
+
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", part)
+    if found is None or int(found[1]) > int(found[2]):
+        raise ConfigError(f"--part: must be K/N with K from 1 to N, such as 2/4, got {part!r}")
+    given = {"kind": kind, "amount": AMOUNTS[kind] if amount is None else amount}
+    writer = Writer(
+        teacher, user_path(data), validate(Records, {**given, "temperature": temperature, "seed": seed}, ""), device
+    )
+    size_ = writer.size()
+    document = {"records": size_.records, "bytes_per_record": size_.bytes_per_record, "bytes": size_.nbytes}
+    if not json:
+        say(f"{size_.records:,} tokens, {size_.bytes_per_record:.1f} bytes each: {size(size_.nbytes)}")
+    if not dry_run:
+        with Meter() as meter:
+            document["written"] = writer.run(user_path(out), (int(found[1]) - 1, int(found[2])), meter.update)
+    if json:
+        print_json(document)
+    elif not dry_run:
+        say(f'{document["written"]:,} tokens written    next: objective.kind = "distill", objective.cache = "{out}"')
 
 
 @app.command

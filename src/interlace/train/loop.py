@@ -33,9 +33,10 @@ from interlace.train.corpus import again, batches_of, check_fit, check_inputs, c
 from interlace.train.gauge import Gauge
 from interlace.train.memory import Footprint, explained, footprint
 from interlace.train.objectives.base import Objective
-from interlace.train.objectives.distill import Distill
+from interlace.train.objectives.distill import Distill, projection_of
 from interlace.train.objectives.next_token import NextToken
 from interlace.train.objectives.preference import Preference
+from interlace.train.objectives.spans import AcrossTokenizers, Aligner
 from interlace.train.recipe import FIXED, Recipe, filled, moved
 from interlace.train.reference import prepare_reference, read_reference
 from interlace.train.saved import with_weights
@@ -211,8 +212,19 @@ def objective_of(
             teacher: Any = cached_teacher(recipe, run, corpus, precision, device)
         else:
             teacher = live_teacher(recipe, run, corpus, precision, device)
+        if settings.align == "text":
+            other = Aligner(corpus.tokenizer, teacher.model.tokenizer)
+            weights = settings.soft, settings.temperature
+            return lambda objective: AcrossTokenizers(
+                teacher.model, other, *weights, objective.precision, objective.unevenness
+            )
         how = settings.soft, settings.temperature, corpus.tokenizer.vocabulary
-        return lambda objective: Distill(teacher, *how, objective.precision, objective.unevenness)
+        projection = None
+        if settings.hidden:
+            widths = recipe.model.width, teacher.width
+            projection = projection_of(*widths, recipe.train.seed, torch.device(device))
+        more = settings.hidden, projection
+        return lambda objective: Distill(teacher, *how, objective.precision, objective.unevenness, *more)
     if not settings.of_pairs:
         return lambda objective: objective
     documents = len(corpus.splits["train"].borders) - 1

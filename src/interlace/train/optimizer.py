@@ -109,6 +109,14 @@ class AdamW(Uncompiled, torch.optim.AdamW):
     step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
+def train_beside(optimizer: Any, parameters: list[Tensor]) -> None:
+    """Let AdamW train more parameters, which do not decay."""
+    adamw = optimizer.rest if isinstance(optimizer, Muon) else optimizer
+    adamw.add_param_group({"params": parameters, "weight_decay": 0.0})
+    if adamw is not optimizer:
+        optimizer.param_groups.append(adamw.param_groups[-1])
+
+
 def optimizer_of(
     model: nn.Module,
     settings: TrainSettings,

@@ -236,7 +236,8 @@ class TrainSettings(Closed):
             raise ValueError('optimizer: adapters are trained by "adamw"; leave optimizer out')
 
 
-DISTILLED = ("teacher", "cache", "divergence", "mixture", "temperature", "soft")  # keys of the kind "distill" alone
+# Keys of the kind "distill" alone.
+DISTILLED = ("teacher", "cache", "divergence", "mixture", "temperature", "soft", "hidden", "align")
 
 
 class ObjectiveSettings(Closed):
@@ -261,6 +262,11 @@ class ObjectiveSettings(Closed):
         mixture: of the divergences that are of a mixture.
         temperature: of both distributions in the divergence, which counts times its square.
         soft: of "distill", weight of the divergence; the rest is that of the next tokens.
+        hidden: of "distill", weight of the squared distance between what the teacher's head reads and a learnt
+            projection of what the student's reads, beside the square of the first's length.
+        align: of "distill", "tokens" for a teacher with the tokenizer of the data, or "text" for one with another:
+            both say how likely the same shortest stretches of text are, at whose ends both have a border. It is of
+            texts and of "forward_kl"; soft below 1 keeps the next tokens beside it.
     """
 
     kind: Literal["next_token", "distill", "dpo", "dpo_norm", "ipo", "simpo"] = "next_token"
@@ -277,7 +283,9 @@ class ObjectiveSettings(Closed):
     ] = "forward_kl"
     mixture: float = Field(default=0.5, gt=0, lt=1)
     temperature: float = Field(default=1.0, ge=0.01, le=100)
-    soft: float = Field(default=1.0, gt=0, le=1)
+    soft: float = Field(default=1.0, ge=0, le=1)
+    hidden: float = Field(default=0.0, ge=0)
+    align: Literal["tokens", "text"] = "tokens"
 
     @property
     def of_pairs(self) -> bool:
@@ -307,6 +315,10 @@ class ObjectiveSettings(Closed):
             raise ValueError(f'{changed[0]}: is of kind = "distill"; leave it out')
         if self.kind == "distill" and bool(self.teacher) == bool(self.cache):
             raise ValueError('teacher: kind = "distill" learns from one; name a checkpoint, or a cache of one')
+        if self.align == "text" and (self.cache or self.hidden or self.divergence != "forward_kl"):
+            raise ValueError('align: "text" needs a teacher in this process, divergence = "forward_kl", and hidden = 0')
+        if self.soft == 0 and not self.hidden:
+            raise ValueError("soft: is 0, so that nothing is learnt from the teacher; raise it, or hidden")
         if "mixture" in changed and self.divergence not in ("jensen_shannon", "skew_kl", "skew_reverse_kl"):
             raise ValueError(f'mixture: divergence = "{self.divergence}" has none; leave it out')
         return self

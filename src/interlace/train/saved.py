@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Saved:
         average: the moving average of the weights by parameter; None for none.
         facts: plain data, such as how many steps were taken.
         adapters: A and B of the model's adapters by parameter, where they are not those in the model.
+        beside: parameters of the objective by name, which are trained beside the model; their values lie with the
+            moments, as "value/NAME".
     """
 
     model: HybridLM
@@ -42,6 +44,7 @@ class Saved:
     average: Mapping[str, Tensor] | None
     facts: Mapping[str, Any]
     adapters: Mapping[str, Tensor] | None = None
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
     def copied(self) -> Saved:
         """Return a copy on the CPU, which the next steps do not change."""
@@ -100,20 +103,22 @@ def with_weights(model: HybridLM, weights: Mapping[str, Tensor], config: ModelCo
     return other
 
 
-def moments_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def moments_of(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's moments as "key/parameter"."""
     state = optimizer.state
     return {
         f"{key}/{name}": state[p][key]
-        for name, p in model.named_parameters()
+        for name, p in parameters.items()
         for key in MOMENTS
         if p in state and key in state[p]
     }
 
 
-def take_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor], step: int) -> None:
+def take_moments(
+    parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor], step: int
+) -> None:
     """Give the optimizer moments of "key/parameter", after so many steps."""
-    for name, p in model.named_parameters():
+    for name, p in parameters.items():
         state = {key: moments[f"{key}/{name}"] for key in MOMENTS if f"{key}/{name}" in moments}
         if "exp_avg" in state:
             state["step"] = torch.tensor(float(step), device=p.device)

@@ -69,7 +69,12 @@ def live_teacher(recipe: Recipe, run: TrainingRun, corpus: Corpus, precision: st
     known = fingerprint(settings.teacher)
     run.check("teacher", known, name)
     model = load(settings.teacher, dtype=getattr(torch, precision), device=device).eval().requires_grad_(False)
-    check_tokens(model, corpus, name)
+    if settings.align == "tokens":
+        check_tokens(model, corpus, name)
+    elif model.tokenizer is None:
+        raise ConfigError(f"{name}: has no tokenizer, so that no text can be aligned; set objective.align to tokens")
+    elif corpus.splits["train"].learnt is not None:
+        raise ConfigError('objective.align: "text" is of texts, and the data are conversations; set it to tokens')
     if recipe.train.start and known == fingerprint(recipe.train.start):
         LOG.warning("%s: is the checkpoint that training starts from; there is nothing to learn from it at first", name)
     return Live(model, precision, settings.temperature, settings.divergence, settings.mixture)
@@ -81,7 +86,8 @@ def check_tokens(model: HybridLM, corpus: Corpus, name: str) -> None:
     if model.tokenizer is not None and model.tokenizer.hash() != corpus.tokenizer.hash():
         raise ConfigError(
             f"{name}: has another tokenizer than the data, so that its probabilities are of other tokens; name a "
-            "teacher with the same tokenizer, or prepare the data with the teacher's (data.tokenizer)"
+            "teacher with the same tokenizer, prepare the data with the teacher's (data.tokenizer), or compare spans "
+            'of text (objective.align = "text")'
         )
     if model.config.vocabulary < tokens:
         raise ConfigError(

@@ -23,7 +23,7 @@ from interlace.train.blocks import through
 from interlace.train.guard import IN_A_ROW, Guard
 from interlace.train.objectives.base import Loss, Objective
 from interlace.train.objectives.next_token import NextToken
-from interlace.train.optimizer import optimizer_of
+from interlace.train.optimizer import optimizer_of, train_beside
 from interlace.train.recipe import TrainSettings
 from interlace.train.saved import Saved
 from interlace.train.schedule import Schedule
@@ -180,6 +180,7 @@ class Trainer:
         done: steps taken, bad ones included.
         average: the moving average of the weights, or None.
         workers: with whom it trains.
+        beside: parameters of the objective that are trained too, by name.
     """
 
     def __init__(
@@ -204,6 +205,9 @@ class Trainer:
         self.model, self.optimizer, self.objective, self.schedule = model, optimizer, objective, schedule
         self.clip, self.balance_rate, self.accumulate, self.done = clip, balance_rate, accumulate, 0
         self.workers, self.dropout_seed = workers or Alone(), dropout_seed
+        self.beside: dict[str, Tensor] = dict(getattr(objective, "beside", {}))
+        if self.beside:
+            train_beside(optimizer, list(self.beside.values()))
         self.guard = Guard(spike, model.device)
         self.average = Average(model, average, self.workers.local) if average else None
         self._deferred: bool | None = None
@@ -422,7 +426,9 @@ class Trainer:
         self.settle()
         facts = {"step": self.done, "guard": self.guard.to_dict()}
         average = None if self.average is None else self.average.tensors
-        return Saved(self.model, saved.moments_of(self.model, self.optimizer), average, facts)
+        moments = saved.moments_of(self._parameters(), self.optimizer)
+        moments |= {f"value/{name}": p.detach() for name, p in self.beside.items()}
+        return Saved(self.model, moments, average, facts)
 
     def write(self, folder: Path) -> None:
         """Write the model as any other checkpoint, and beside it what training needs to resume."""
@@ -435,5 +441,10 @@ class Trainer:
         guard = facts.get("guard", {"norms": [], "good": self.done, "bad": 0})  # not in folders from before it
         self.guard.resume(guard)
         average = None if self.average is None else self.average.tensors
-        moments = self.workers.read(folder, Saved(self.model, {}, average, facts))
-        saved.take_moments(self.model, self.optimizer, moments, guard["good"])  # AdamW does not count bad steps
+        moments = self.workers.read(folder, Saved(self.model, {}, average, facts, beside=self.beside))
+        saved.take_moments(self._parameters(), self.optimizer, moments, guard["good"])  # AdamW does not count bad steps
+        for name, p in self.beside.items():
+            p.data.copy_(moments[f"value/{name}"])
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {**dict(self.model.named_parameters()), **self.beside}

@@ -94,7 +94,7 @@ class Alone:
         read_weights(saved.model, folder, kept_parameters(saved.model))
         if saved.average is not None:  # one that was not kept before begins with the weights
             read_weights(saved.model, folder / AVERAGE if (folder / AVERAGE).is_dir() else folder, saved.average)
-        return read_moments(dict(saved.model.named_parameters()), folder)
+        return read_moments({**dict(saved.model.named_parameters()), **saved.beside}, folder)
 
     def finish(self, model: HybridLM) -> None:
         """Complete the gradients that this worker knows in part."""

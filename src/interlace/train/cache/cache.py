@@ -203,6 +203,11 @@ class Cached:
     kind: Kind = "forward_kl"
     mixture: float = 0.5
 
+    @property
+    def width(self) -> int:
+        """Of its hidden states."""
+        return self.cache.facts.width
+
     def __call__(self, batch: Batch, places: Tensor) -> Taught:
         """Look up what was said."""
         assert batch.places is not None

@@ -14,6 +14,7 @@ from interlace.base.schema import Closed, validate
 
 FILE = "cache.json"
 Kind = Literal["draws", "top_k", "hidden"]
+AMOUNTS = {"draws": 32, "top_k": 50, "hidden": 0}  # where none is named
 
 
 class Records(Closed):

@@ -25,6 +25,11 @@ def check_cache(recipe: Recipe) -> None:
         raise ConfigError("objective.cache: is of one source, and data.mixture has several; name a teacher instead")
     if records.kind == "hidden":
         return
+    if asked.hidden:
+        raise ConfigError(
+            f"objective.hidden: a cache of {records.kind} holds no hidden states; make one with --kind hidden, or name "
+            "a teacher instead"
+        )
     if asked.divergence != "forward_kl":
         raise ConfigError(
             f'objective.divergence: a cache of {records.kind} is of "forward_kl", not of "{asked.divergence}"; keep '

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from interlace.data.batches import IGNORE, Batch
@@ -26,6 +26,7 @@ from interlace.train.objectives.next_token import block_rows, shares_of
 
 SHARE = 4  # of a block of `next_token`: a dozen tensors of a block's size live at a time
 NUMBERS = ("next_token_nats", "divergence")  # that a step logs beside its loss
+HIDDEN, PROJECTION = "hidden_distance", "objective.projection"
 
 
 class Taught(Protocol):
@@ -208,6 +209,8 @@ class Distill:
         soft, temperature, tokens: as for `distilled_loss`.
         precision: "float32" or "bfloat16", of the matrix products.
         balance: the loss that evens the load of experts: see `NextToken.unevenness`.
+        hidden: weight of the squared distance of hidden states, as a share of the teacher's squared length.
+        projection: [teacher's width, student's], learnt, from the student's hidden states; None where `hidden` is 0.
     """
 
     teacher: Callable[[Batch, Tensor], Taught]
@@ -216,6 +219,13 @@ class Distill:
     tokens: int | None = None
     precision: str = "float32"
     balance: Callable[[HybridLM, Sequence[Load | None], float], Tensor | float] = lambda *_: 0.0
+    hidden: float = 0.0
+    projection: nn.Parameter | None = None
+
+    @property
+    def beside(self) -> dict[str, nn.Parameter]:
+        """What is trained beside the model, by name."""
+        return {} if self.projection is None else {PROJECTION: self.projection}
 
     def __call__(self, model: HybridLM, batch: Batch) -> Loss:
         """Return the loss of a batch."""
@@ -226,21 +236,34 @@ class Distill:
         targets = batch.targets.cpu()
         places = (targets != IGNORE).nonzero().squeeze(1)
         shares = shares_of(batch, places)
-        there = on_device(places, device)
+        there, shares = on_device(places, device), on_device(shares, device)
+        hidden, taught = read.hidden[there], self.teacher(batch, there)
         minimised, sums = distilled_loss(
-            read.hidden[there],
+            hidden,
             with_adapter(model.head),
             on_device(targets[places], device),
-            on_device(shares, device),
-            self.teacher(batch, there),
+            shares,
+            taught,
             soft=self.soft,
             temperature=self.temperature,
             tokens=self.tokens,
             dtype=dtype if low else None,
         )
         more = dict(zip(NUMBERS, sums.unbind(), strict=True))
+        if self.projection is not None:
+            assert isinstance(taught, Exact)
+            theirs = taught.hidden.float()
+            apart = (hidden.float() @ self.projection.T - theirs).square().sum(-1) / theirs.square().sum(-1)
+            distance = (shares * apart).sum()
+            minimised, more[HIDDEN] = minimised + self.hidden * distance, distance.detach()
         value = minimised.detach().float()
         return Loss(value, minimised + self.balance(model, read.loads, batch.share), read.loads, more)
+
+
+def projection_of(student: int, teacher: int, seed: int, device: torch.device) -> nn.Parameter:
+    """Return the projection of hidden states to another width that training begins with; it keeps their lengths."""
+    draw = torch.Generator().manual_seed(seed)
+    return nn.Parameter((torch.randn(teacher, student, generator=draw) / student**0.5).to(device))
 
 
 @dataclass(frozen=True)
@@ -258,6 +281,11 @@ class Live:
     temperature: float = 1.0
     kind: Kind = "forward_kl"
     mixture: float = 0.5
+
+    @property
+    def width(self) -> int:
+        """Of its hidden states."""
+        return self.model.config.width
 
     @torch.no_grad()
     def __call__(self, batch: Batch, places: Tensor) -> Taught:

@@ -142,6 +142,8 @@ def laid_out(settings: ParallelSettings, workers: int) -> dict[str, int]:
 
 def _check_kind_of_work(recipe: Recipe, sizes: Mapping[str, int]) -> None:
     """Raise ConfigError for work that cannot be laid out so."""
+    if recipe.objective.hidden and math.prod(sizes.values()) > 1:
+        raise ConfigError("objective.hidden: its projection is trained by one worker; set it to 0, or start one")
     if recipe.objective.kind == "distill" and (sizes["context"] > 1 or sizes["tensor"] > 1):
         raise ConfigError(
             "parallel: a teacher reads whole rows with whole weights; set context and tensor to 1, and use shard"
