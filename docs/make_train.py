@@ -135,6 +135,8 @@ A line of `metrics.jsonl` has:
 | `gated_delta.decay_mean`, ... | | where the held-out text was scored: what recurrent layers keep and write, by table |
 | `average_held_out_bits_per_byte`, ... | | the same scores of the averaged weights, with `train.average` |
 | `tasks.NAME`, `tasks.NAME_wins`, `tasks.NAME_losses` | score; items | of `train.tasks`, beside the model that the run starts from |
+| `next_token_nats`, `divergence` | nats per token | of distillation: the two parts of the loss |
+| `hidden_distance`, `aligned` | share; share of the tokens | of distillation: of hidden states, squared, and of what two tokenizers have in common |
 | `preferred`, `margin` | share of the pairs; | of preferences: how often, and by how much, the better answer is preferred |
 | `chosen_nats`, `rejected_nats` | nats per token | of preferences: of the better and the worse answers |
 | `held_out_wins`, `held_out_losses`, `held_out_margin` | pairs; pairs; | of held-out pairs, beside the reference |
@@ -290,7 +292,8 @@ interlace average runs/mine runs/slower --out runs/mean
 
 Rows of JSONL with a list of `messages` are conversations: the assistant's turns are learnt, and nothing else
 ([distill.md](distill.md#training-on-conversations)). Rows with `chosen` and `rejected` are pairs of answers, which
-`[objective]` says how to learn; adapters and preferences are in [finetune.md](finetune.md). To go on from a checkpoint, name it as `train.start` and leave
+`[objective]` says how to learn; adapters and preferences are in [finetune.md](finetune.md), a teacher's distribution in
+[distill.md](distill.md#a-teacher-whose-weights-you-have). To go on from a checkpoint, name it as `train.start` and leave
 `[model]` and `data.tokenizer` out:
 
 ```toml
@@ -355,6 +358,9 @@ UNITS = {
     "margin": "beta times nats per token",
     "label_smoothing": "share of the pairs",
     "sft": "times the loss",
+    "mixture": "share of the teacher",
+    "soft": "share of the loss",
+    "hidden": "times the loss",
     "limit": "rows",
     "shots": "rows",
     "tolerance": "relative",

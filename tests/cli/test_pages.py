@@ -327,14 +327,18 @@ def test_columns_of_metrics_are_those_that_the_page_lists(hybrid):
     rows = [json.loads(line) for line in Path("runs/quickstart/hybrid/metrics.jsonl").read_text().splitlines()]
     written = {key for row in rows for key in row if "." not in key}  # what tables of the model have is listed once
     assert listed - written == {
+        "aligned",
         "average_held_out_bits_per_byte",
         "busiest_expert",
         "chosen_nats",
+        "divergence",
         "diverged",
         "held_out_losses",
         "held_out_margin",
         "held_out_wins",
+        "hidden_distance",
         "margin",
+        "next_token_nats",
         "preferred",
         "rejected_nats",
         "skipped",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import re
 import shutil
 
 import numpy as np
@@ -15,6 +16,7 @@ from small import recipe_of, texts_in
 import interlace
 from interlace.base.errors import ConfigError, DataError, RunError
 from interlace.base.schema import validate
+from interlace.cli.main import run
 from interlace.data.batches import IGNORE, batches
 from interlace.data.tokens import Corpus
 from interlace.evaluate.training import train_and_report
@@ -39,8 +41,8 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     plain = recipe_of(texts_in(folder / "texts"))
     plain["train"]["tokens"] = 4 * 192
-    run = train_and_report(validate(Recipe, plain, ""), folder / "teacher")
-    found = {"teacher": str(run.newest_good()), "data": folder / "teacher" / "data", "plain": plain}
+    teacher = train_and_report(validate(Recipe, plain, ""), folder / "teacher")
+    found = {"teacher": str(teacher.newest_good()), "data": folder / "teacher" / "data", "plain": plain}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "SHARD_TOKENS", 700)
         patch.setattr(write, "borders_of", lambda split: borders_of(split, 700))
@@ -210,8 +212,8 @@ def plan_of(made, cache, **objective):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_learns_from_a_cache(made, tmp_path, kind):
-    run = train(validate(Recipe, plan_of(made, kind), ""), tmp_path / "run", lambda corpus: lambda model: {})
-    rows = [row for row in run.metrics() if "divergence" in row]
+    done = train(validate(Recipe, plan_of(made, kind), ""), tmp_path / "run", lambda corpus: lambda model: {})
+    rows = [row for row in done.metrics() if "divergence" in row]
     assert rows[-1]["divergence"] < rows[0]["divergence"]
     live = plan_of(made, kind)
     live["objective"] = {"kind": "distill", "teacher": made["teacher"]}
@@ -261,3 +263,26 @@ def test_other_asks_of_the_same_folder_are_refused(made, tmp_path):
     with pytest.raises(ConfigError, match="must be from 1 to 255"):
         Writer(made["teacher"], made["data"], Records(amount=0))
     assert json.loads((made["draws"] / "cache.json").read_text())["records"]["amount"] == 20
+
+
+def test_the_verb_says_what_a_cache_takes_and_makes_it(made, tmp_path, capsys):
+    ask = ["distill", "logits", made["teacher"], "--data", str(made["data"]), "--out", str(tmp_path / "cache")]
+    assert run([*ask, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\d[\d,]+ tokens, [\d.]+ bytes each: ", said)
+    assert not (tmp_path / "cache").exists()
+    assert run([*ask, "--kind", "top_k", "--amount", "5", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["bytes_per_record"] == 20
+    assert document["written"] == document["records"]
+    assert Cache(tmp_path / "cache").facts.records.amount == 5
+    for more, says in (
+        (["--part", "3/2"], "--part: must be K/N with K from 1 to N, such as 2/4, got '3/2'"),
+        (["--amount", "300"], "amount"),
+        (["--temperature", "0"], "temperature"),
+        (["--kind", "hidden", "--temperature", "2"], "hidden keeps the whole distribution"),
+        (["--device", "cuda:9"], "cuda"),
+        (["--amount", "7", "--kind", "top_k"], "holds a cache with another records"),
+    ):
+        assert run([*ask, *more]) != 0
+        assert says in capsys.readouterr().err

@@ -153,12 +153,14 @@ def logits(
     from interlace.base.errors import ConfigError
     from interlace.base.files import user_path
     from interlace.base.schema import validate
+    from interlace.model.device import check_device
     from interlace.train.cache.facts import AMOUNTS, Records
     from interlace.train.cache.write import Writer
 
     found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", part)
     if found is None or int(found[1]) > int(found[2]):
         raise ConfigError(f"--part: must be K/N with K from 1 to N, such as 2/4, got {part!r}")
+    check_device(device)
     given = {"kind": kind, "amount": AMOUNTS[kind] if amount is None else amount}
     writer = Writer(
         teacher, user_path(data), validate(Records, {**given, "temperature": temperature, "seed": seed}, ""), device

@@ -285,7 +285,7 @@ def check_kind(recipe: Recipe, kind: str) -> None:
         )
     if not recipe.objective.of_pairs and kind == "pair":
         raise ConfigError(
-            'objective.kind: the data are pairs of answers, which "next_token" does not learn; set it to "dpo", '
+            f'objective.kind: the data are pairs of answers, which "{objective}" does not learn; set it to "dpo", '
             '"dpo_norm", "ipo" or "simpo"; or data.kind = "conversations", where rows have messages too'
         )
 

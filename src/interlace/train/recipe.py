@@ -255,9 +255,9 @@ class ObjectiveSettings(Closed):
         teacher: of "distill", the checkpoint that is learnt from; it has the tokenizer of the data.
         cache: in its place, what `interlace distill logits` kept of one for this data. A cache of draws or of likeliest
             tokens is of "forward_kl" at its own temperature; one of hidden states serves all.
-        divergence: of "distill", from the teacher p to the student q: "forward_kl" KL(p | q), "reverse_kl" KL(q | p),
-            "jensen_shannon" (mixture KL(p | m) + (1 - mixture) KL(q | m), m = mixture p + (1 - mixture) q), "skew_kl"
-            KL(p | mixture p + (1 - mixture) q), "skew_reverse_kl" KL(q | (1 - mixture) p + mixture q), or
+        divergence: of "distill", from the teacher p to the student q: "forward_kl" KL(p, q), "reverse_kl" KL(q, p),
+            "jensen_shannon" (mixture KL(p, m) + (1 - mixture) KL(q, m), m = mixture p + (1 - mixture) q), "skew_kl"
+            KL(p, mixture p + (1 - mixture) q), "skew_reverse_kl" KL(q, (1 - mixture) p + mixture q), or
             "total_variation".
         mixture: of the divergences that are of a mixture.
         temperature: of both distributions in the divergence, which counts times its square.
