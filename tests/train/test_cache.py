@@ -20,7 +20,7 @@ from interlace.cli.main import run
 from interlace.data.batches import IGNORE, batches
 from interlace.data.tokens import Corpus
 from interlace.evaluate.training import train_and_report
-from interlace.train.cache import shards, write
+from interlace.train.cache import write
 from interlace.train.cache.cache import Cache, Cached
 from interlace.train.cache.facts import Records
 from interlace.train.cache.shards import borders_of, learnt_places
@@ -44,7 +44,6 @@ def made(tmp_path_factory):
     teacher = train_and_report(validate(Recipe, plain, ""), folder / "teacher")
     found = {"teacher": str(teacher.newest_good()), "data": folder / "teacher" / "data", "plain": plain}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD_TOKENS", 700)
         patch.setattr(write, "borders_of", lambda split: borders_of(split, 700))
         patch.setattr(write, "PART", 128)
         for kind, records in KINDS.items():

@@ -11,7 +11,7 @@ import array
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -143,7 +143,7 @@ class Snapshots:
         if grown:
             new = Stretch(begin, end, tuple(cache.stretch(row, begin, end) for cache in state.growing()))
             stretches = (*shared, new)
-        self._add(Snapshot(owner, rest.tokens, rest.state, stretches, logits, self._last))
+        self._add(replace(rest, stretches=stretches))
         self.make_room(self.limit_bytes)
         return self._last
 

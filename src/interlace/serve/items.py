@@ -13,7 +13,6 @@ from interlace.serve.schema import (
     MOST_TOOLS,
     MOST_TOP,
     Choice,
-    Chooses,
     Drawing,
     Function,
     NamedSchema,
@@ -108,7 +107,7 @@ class FlatTool(Offer):
         return Tool(type="function", function=Offer(**fields))
 
 
-class FlatChoice(Chooses):
+class FlatChoice(Strict):
     """The one function that must be called."""
 
     type: Literal["function"]
@@ -119,7 +118,7 @@ class FlatChoice(Chooses):
         return Choice("required", (self.name,))
 
 
-class FlatAllowed(Chooses):
+class FlatAllowed(Strict):
     """The functions that may be called; the model reads of all that are offered."""
 
     type: Literal["allowed_tools"]

@@ -17,7 +17,7 @@ from interlace.serve.dialogue import Made, Plan, Reader, Said, plan_of
 from interlace.serve.errors import ApiError
 from interlace.serve.flow import merged
 from interlace.serve.items import Ask, check_logprobs, checked_input, with_instructions
-from interlace.serve.schema import Choice, Chooses
+from interlace.serve.schema import Choice, Strict
 from interlace.serve.served import Served
 from interlace.serve.store import Store
 
@@ -257,7 +257,7 @@ def _begun(served: Served, asked: Ask, plan: Plan) -> dict[str, Any]:
         "presence_penalty": penalties.presence,
         "frequency_penalty": penalties.frequency,
         "text": {"format": _format(asked)},
-        "tool_choice": choice.model_dump() if isinstance(choice, Chooses) else choice or "auto",
+        "tool_choice": choice.model_dump() if isinstance(choice, Strict) else choice or "auto",
         "tools": tools,
         "top_logprobs": asked.top_logprobs or 0,
         "truncation": "disabled",

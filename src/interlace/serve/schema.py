@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
@@ -266,15 +266,14 @@ class Choice:
         return Choice(given or "auto") if given is None or isinstance(given, str) else given.choice()
 
 
-class Chooses(Strict):
+class Chooses(Protocol):
     """A `tool_choice` that names functions."""
 
     def choice(self) -> Choice:
         """Return what it says."""
-        raise NotImplementedError
 
 
-class OneTool(Chooses):
+class OneTool(Strict):
     """The one tool that must be called."""
 
     type: Literal["function"]
@@ -292,7 +291,7 @@ class SomeTools(Strict):
     tools: Annotated[list[OneTool], Field(min_length=1, max_length=MOST_TOOLS)]
 
 
-class AllowedTools(Chooses):
+class AllowedTools(Strict):
     """The tools that may be called; the model reads of all that are offered."""
 
     type: Literal["allowed_tools"]

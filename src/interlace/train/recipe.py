@@ -236,6 +236,7 @@ class TrainSettings(Closed):
             raise ValueError('optimizer: adapters are trained by "adamw"; leave optimizer out')
 
 
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl", "total_variation"]
 # Keys of the kind "distill" alone.
 DISTILLED = ("teacher", "cache", "divergence", "mixture", "temperature", "soft", "hidden", "align")
 
@@ -278,9 +279,7 @@ class ObjectiveSettings(Closed):
     share_prompt: bool = True
     teacher: str = ""
     cache: str = ""
-    divergence: Literal[
-        "forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl", "total_variation"
-    ] = "forward_kl"
+    divergence: Divergence = "forward_kl"
     mixture: float = Field(default=0.5, gt=0, lt=1)
     temperature: float = Field(default=1.0, ge=0.01, le=100)
     soft: float = Field(default=1.0, ge=0, le=1)

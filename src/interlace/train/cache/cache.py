@@ -23,7 +23,7 @@ from interlace.runs.lines import whole_lines
 from interlace.train.cache.facts import Facts
 from interlace.train.cache.shards import Layout, learnt_places
 from interlace.train.objectives.distill import Drawn, Exact, Likeliest, Taught
-from interlace.train.objectives.divergence import Kind
+from interlace.train.recipe import Divergence
 
 OPENED = 32  # shards whose records are at hand
 HEAD = "head.safetensors"
@@ -200,7 +200,7 @@ class Cached:
     split: TokenSplit
     head: Tensor | None = None
     temperature: float = 1.0
-    kind: Kind = "forward_kl"
+    kind: Divergence = "forward_kl"
     mixture: float = 0.5
 
     @property

@@ -18,7 +18,6 @@ from interlace.base.files import write_file
 from interlace.data.tokens import TokenSplit
 
 SHARD_TOKENS = 1 << 18  # at least, but for the last
-EACH = 256  # records: the place of the first draw of so many is kept
 ADVICE = "remove it, and run `interlace distill logits` again"
 
 

@@ -172,23 +172,24 @@ class Writer:
     def _hidden(self, split: TokenSplit, begin: int, end: int) -> Iterator[Tensor]:
         """Yield what the head reads of all tokens, some at a time: documents together, a long one in parts."""
         borders = np.asarray(split.borders)
-        first, stop = np.searchsorted(borders, (begin, end))
-        ends = [*borders[first + 1 : stop].tolist(), end]
+        first, last = np.searchsorted(borders, (begin, end))
+        ends = [*borders[first + 1 : last].tolist(), end]
         limit = self.model.config.max_positions or end - begin
-        group, place = list[int](), begin
+        group, start, place = list[int](), begin, begin
         for stop in ends:
             while place < stop:
                 size = min(stop - place, limit)
-                if group and sum(group) + size > PART:
-                    yield self._read(split, place - sum(group), group)
-                    group = []
+                if group and place - start + size > PART:
+                    yield self._read(split, start, group)
+                    group, start = [], place
                 if size > PART:
                     yield from self._in_parts(split, place, size)
+                    start += size
                 else:
                     group.append(size)
                 place += size
         if group:
-            yield self._read(split, place - sum(group), group)
+            yield self._read(split, start, group)
 
     def _read(self, split: TokenSplit, begin: int, lengths: list[int]) -> Tensor:
         tokens = torch.from_numpy(split.read(begin, begin + sum(lengths))).to(self.model.device)

@@ -7,7 +7,6 @@ where the vocabulary is larger.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,9 +19,10 @@ from interlace.layers.low_rank import with_adapter
 from interlace.layers.moe import Load
 from interlace.model.model import HybridLM
 from interlace.ops.core.tables import on_device
-from interlace.train.objectives.base import Loss
-from interlace.train.objectives.divergence import Kind, divergence
+from interlace.train.objectives.base import Loss, read_at
+from interlace.train.objectives.divergence import divergence
 from interlace.train.objectives.next_token import block_rows, shares_of
+from interlace.train.recipe import Divergence
 
 SHARE = 4  # of a block of `next_token`: a dozen tensors of a block's size live at a time
 NUMBERS = ("next_token_nats", "divergence")  # that a step logs beside its loss
@@ -53,7 +53,7 @@ class Exact:
     hidden: Tensor
     head: Tensor
     temperature: float = 1.0
-    kind: Kind = "forward_kl"
+    kind: Divergence = "forward_kl"
     mixture: float = 0.5
 
     def compare(self, rows: slice, student: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,8 +231,7 @@ class Distill:
         """Return the loss of a batch."""
         device, dtype = model.device, getattr(torch, self.precision)
         low = dtype != torch.float32
-        with torch.autocast(device.type, dtype=dtype) if low else nullcontext():
-            read = model.read(on_device(batch.tokens, device), batch.segments)
+        read = read_at(model, batch.tokens, batch.segments, self.precision)
         targets = batch.targets.cpu()
         places = (targets != IGNORE).nonzero().squeeze(1)
         shares = shares_of(batch, places)
@@ -279,7 +278,7 @@ class Live:
     model: HybridLM
     precision: str = "float32"
     temperature: float = 1.0
-    kind: Kind = "forward_kl"
+    kind: Divergence = "forward_kl"
     mixture: float = 0.5
 
     @property
@@ -290,10 +289,8 @@ class Live:
     @torch.no_grad()
     def __call__(self, batch: Batch, places: Tensor) -> Taught:
         """Read a batch."""
-        device, dtype = self.model.device, getattr(torch, self.precision)
-        low = dtype != torch.float32
-        with torch.autocast(device.type, dtype=dtype) if low else nullcontext():
-            hidden = self.model.read(on_device(batch.tokens, device), batch.segments).hidden[places]
+        hidden = read_at(self.model, batch.tokens, batch.segments, self.precision).hidden[places]
         head = with_adapter(self.model.head).detach()
-        hidden, head = (hidden.to(dtype), head.to(dtype)) if low else (hidden, head)
+        if self.precision != "float32":
+            hidden, head = (x.to(getattr(torch, self.precision)) for x in (hidden, head))
         return Exact(hidden, head, self.temperature, self.kind, self.mixture)

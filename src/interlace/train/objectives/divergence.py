@@ -6,16 +6,16 @@ All in logarithms: probabilities that underflow give neither NaN nor a gradient 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Kind = Literal["forward_kl", "reverse_kl", "jensen_shannon", "skew_kl", "skew_reverse_kl", "total_variation"]
+from interlace.train.recipe import Divergence
+
 LEAST = -1e4  # logarithm of a probability: a teacher that excludes a token makes no loss infinite
 
 
-def divergence(kind: Kind, teacher: Tensor, student: Tensor, mixture: float = 0.5) -> tuple[Tensor, Tensor]:
+def divergence(kind: Divergence, teacher: Tensor, student: Tensor, mixture: float = 0.5) -> tuple[Tensor, Tensor]:
     """Return each row's divergence in nats, [rows], and its gradient with respect to the student's logits, [rows, V].
 
     With p the teacher and q the student: "forward_kl" KL(p | q), Hinton et al., arXiv 1503.02531; "reverse_kl"

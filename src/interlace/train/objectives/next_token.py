@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from interlace.layers.moe import Load
 from interlace.model.model import HybridLM
 from interlace.ops.core.tables import on_device
 from interlace.ops.cross_entropy.dispatch import cross_entropy_
-from interlace.train.objectives.base import Loss
+from interlace.train.objectives.base import Loss, read_at
 
 BLOCK_ELEMENTS = 1 << 24  # logits that exist at a time on a CPU
 GPU_ELEMENTS = 1 << 28  # the same on a GPU: products of 1,024 rows and more, for vocabularies up to 2^18
@@ -213,10 +212,9 @@ class NextToken:
 
     def __call__(self, model: HybridLM, batch: Batch) -> Loss:
         """Return the mean nats per target of a batch."""
-        device, dtype = model.device, getattr(torch, self.precision)
+        dtype = getattr(torch, self.precision)
         low = dtype != torch.float32
-        with torch.autocast(device.type, dtype=dtype) if low else nullcontext():
-            read = model.read(on_device(batch.tokens, device), batch.segments)
+        read = read_at(model, batch.tokens, batch.segments, self.precision)
         minimised, value = next_token_losses(
             read.hidden,
             with_adapter(model.head),

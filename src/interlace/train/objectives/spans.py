@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +22,8 @@ from interlace.layers.low_rank import with_adapter
 from interlace.layers.moe import Load
 from interlace.model.model import HybridLM
 from interlace.ops.core.tables import on_device
-from interlace.train.objectives.base import Loss
+from interlace.train.objectives.base import Loss, read_at
+from interlace.train.objectives.distill import NUMBERS
 from interlace.train.objectives.log_probs import token_log_probs
 from interlace.train.objectives.next_token import shares_of
 
@@ -121,8 +121,7 @@ class AcrossTokenizers:
         """Return the loss of a batch."""
         device, dtype = model.device, getattr(torch, self.precision)
         low = dtype != torch.float32
-        with torch.autocast(device.type, dtype=dtype) if low else nullcontext():
-            read = model.read(on_device(batch.tokens, device), batch.segments)
+        read = read_at(model, batch.tokens, batch.segments, self.precision)
         targets = batch.targets.cpu()
         places = (targets != IGNORE).nonzero().squeeze(1)
         shares = on_device(shares_of(batch, places), device)
@@ -139,11 +138,7 @@ class AcrossTokenizers:
         counts = likely.new_zeros(len(theirs)).index_add(0, index, shares[there])  # a span counts as its tokens do
         divergence = (counts * apart).sum()
         minimised = (1 - self.soft) * nats + self.soft * self.temperature**2 * divergence
-        more = {
-            "next_token_nats": nats.detach(),
-            "divergence": divergence.detach(),
-            ALIGNED: shares[there].sum(),
-        }
+        more = dict(zip(NUMBERS, (nats.detach(), divergence.detach()), strict=True)) | {ALIGNED: shares[there].sum()}
         value = minimised.detach().float()
         return Loss(value, minimised + self.balance(model, read.loads, batch.share), read.loads, more)
 
@@ -167,8 +162,8 @@ class AcrossTokenizers:
         if not count:
             return found, torch.zeros(0, device=device)
         flat = torch.tensor([i for ids in pieces for i in ids], device=device)
-        with torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext():
-            hidden = self.teacher.read(flat, Segments.from_lengths([len(ids) for ids in pieces])).hidden
+        segments = Segments.from_lengths([len(ids) for ids in pieces])
+        hidden = read_at(self.teacher, flat, segments, self.precision).hidden
         belongs = torch.from_numpy(np.concatenate(spans)).to(device)
         rows = (belongs >= 0).nonzero().squeeze(1)
         likely = token_log_probs(hidden[rows - 1], with_adapter(self.teacher.head), flat[rows], dtype)
